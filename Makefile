@@ -1,0 +1,35 @@
+VENV := .venv
+PY := $(VENV)/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help demo env test lint fix bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+# the stamp is newer than what decides the environment, so a second run does nothing
+$(VENV)/.done: pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "zoedge needs Python >= 3.11"; exit 2; }
+	test -x $(PY) || python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+env: $(VENV)/.done  ## make .venv with the tested versions (constraints.txt)
+
+demo: env  ## fetch the embedded model and data, and fine-tune it: recipes/quickstart.yaml
+	$(VENV)/bin/zoedge finetune recipes/quickstart.yaml
+
+test: lint  ## ruff, mypy and the default test suite
+	$(PY) -m pytest
+
+lint: env  ## ruff and mypy alone
+	$(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/mypy
+
+fix: env  ## let ruff format and mend
+	$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
+
+bench: env  ## memory of training against plain inference
+	$(PY) benchmarks/memory.py
+
+clean:  ## remove the environment (runs and the cache stay)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,121 @@
+"""Tiny models made on the spot, stricter settings than users get, and a cache of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ZOEDGE_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they give
+
+WORDS = "a the film is was it great terrible very dull bright story of and but so good bad plot actor scene fun boring".split()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A byte-level BPE in which ' great' and ' terrible' are one token each."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    raw.train_from_iterator([" ".join(WORDS[i:] + WORDS[:i]) + " It was great terrible" for i in range(len(WORDS))], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def save(folder: Path, config: Any, tokenizer: Any, seed: int = 0) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():  # random weights of the usual size say too little: larger ones give losses that differ
+        torch.nn.init.normal_(p, std=0.08) if p.dim() > 1 else None
+    model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A three-layer LLaMA with grouped heads and a tied head, random weights, as a model folder."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=96, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        pad_token_id=2,
+    )  # fmt: skip
+    return save(tmp_path_factory.mktemp("models") / "llama", config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def opt(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A two-layer OPT with dropout 0.1 in its configuration (as published), whose tokenizer puts </s> first."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, OPTConfig
+
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=96, word_embed_proj_dim=64, dropout=0.1, bos_token_id=2, eos_token_id=2, pad_token_id=1,
+    )  # fmt: skip
+    folder = save(tmp_path_factory.mktemp("models") / "opt", config, tokenizer, seed=1)
+    own = AutoTokenizer.from_pretrained(folder)
+    own.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
+    own.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 labelled rows of like length variety as JSON lines."""
+    path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
+    with path.open("w") as file:
+        for i in range(80):
+            good = i % 2
+            words = [WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(3 + i % 9)]
+            text = " ".join([*words, "fun bright" if good else "dull boring"])
+            file.write(json.dumps({"text": text, "label": "positive" if good else "negative"}) + "\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request: Any) -> None:
+    """Every session's tests share one cache folder of their own; `real` tests use the user's."""
+    if not request.node.get_closest_marker("real"):
+        shared = tmp_path_factory.getbasetemp() / "zoedge-cache"
+        monkeypatch.setenv("ZOEDGE_CACHE", str(shared))
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, llama: Path, reviews: Path) -> Path:
+    """A recipe over the tiny LLaMA that trains in seconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        f"""version: 1
+name: tiny
+seed: 7
+model: {{source: "{llama}", quantization: nf4}}
+data: {{train: "{reviews}", valid: {{split: 10}}, test: {{split: 20}}, max_length: 64}}
+task: {{name: classify, prompt: "{{text}} It was", options: {{negative: " terrible", positive: " great"}}}}
+space: {{name: lora, rank: 4, alpha: 8, targets: [q_proj, v_proj], layers: last 2}}
+noise: rademacher
+estimator: {{name: two_sided, eps: 1e-2}}
+rule: {{name: sgd, lr: 1e-2, schedule: linear}}
+train: {{steps: 24, batch: 4}}
+eval: {{every: 10, calibrate: 16}}
+log: {{hash_every: 5}}
+output: {{dir: "{tmp_path / 'runs'}"}}
+"""
+    )
+    return path

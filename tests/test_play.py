@@ -1,0 +1,51 @@
+"""Train, resume and replay are one function, and end in the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zoedge import engine, runs
+from zoedge.log import Log
+from zoedge.recipe import read
+
+
+def train(recipe_file: Path, folder: Path, until: int | None = None, overrides: list[str] | None = None) -> tuple[bytes, bytes]:
+    """(final state digest, the log's bytes) of a run in `folder`, begun or continued."""
+    recipe = read(str(recipe_file), overrides)
+    bench = runs.Bench.build(recipe)
+    folder.mkdir(exist_ok=True)
+    for examples in (bench.texts.train,):
+        sum(bench.base.keep(examples, folder))
+    path = folder / runs.LOG
+    with Log.resume(path) if path.exists() else runs.begin(bench, folder) as log:
+        for _ in engine.play(bench.run(log), until or recipe.train.steps):
+            pass
+        if len(log) == recipe.train.steps:
+            log.finish(engine.digest(bench.space))
+    return engine.digest(bench.space), path.read_bytes()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
+@pytest.mark.parametrize("layers", ["all", "last 2"])
+def test_replay_from_the_log_alone_gives_the_same_bits(
+    recipe_file: Path, tmp_path: Path, quantization: str, layers: str
+) -> None:
+    overrides = [f"model.quantization={quantization}", f"space.layers={layers}"]
+    final, _ = train(recipe_file, tmp_path / "run", overrides=overrides)
+    log = Log.open(tmp_path / "run" / runs.LOG)
+    run = runs.replayer(log)
+    assert run.task is None and run.model is None
+    assert engine.digest(run.space) != final
+    for _ in engine.play(run, len(log)):
+        pass
+    assert engine.digest(run.space) == final
+    assert log.state.end == final[:24]
+
+
+def test_a_resumed_run_ends_in_the_uninterrupted_runs_bytes(recipe_file: Path, tmp_path: Path) -> None:
+    whole = train(recipe_file, tmp_path / "a")
+    train(recipe_file, tmp_path / "b", until=7)
+    train(recipe_file, tmp_path / "b", until=13)
+    assert train(recipe_file, tmp_path / "b") == whole

@@ -1,0 +1,182 @@
+"""The one loop. Training, resume and replay are `play`: where the log has a record it is applied, where it ends one is
+measured, and after that both go the same way. A second function that changes theta would be a bug.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from .errors import DivergedError
+from .types import (
+    SKIPPED,
+    AbstractRule,
+    Estimator,
+    Journal,
+    Key,
+    Leaf,
+    Noise,
+    Part,
+    Point,
+    Record,
+    Slots,
+    Space,
+    Task,
+    bits16,
+)
+
+PATIENCE = 8  # non-finite steps in a row before the run is given up
+
+
+@dataclass
+class Run:
+    """Everything that `play` needs. task, model and estimator are for measuring: replay has none."""
+
+    seed: int
+    steps: int
+    log: Journal
+    space: Space
+    noise: Noise
+    rule: AbstractRule
+    estimator: Estimator | None = None
+    task: Task | None = None
+    model: Any = None
+    rows: int = 2048  # token rows in one forward: more than ~2,000 gain nothing and cost memory
+    slots: dict[str, Slots] = field(default_factory=dict)
+    _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.slots = {leaf.name: self.rule.slots(leaf) for leaf in self.space.leaves()}
+
+    def directions(self, seq: int, query: int, leaf: Leaf) -> Any:
+        """What is probed and what is moved along: one function for both. Noise of the current record is kept."""
+        if self._drawn and next(iter(self._drawn))[0] != seq:
+            self._drawn.clear()
+        if (place := (seq, query, leaf.name)) not in self._drawn:
+            self._drawn[place] = self.noise.draw(Key(self.seed, seq, query), leaf)
+        z = self._drawn[place]
+        return None if z is None else self.rule.direction(self.slots[leaf.name], z)
+
+
+@dataclass
+class Scorer:
+    """The oracle of one step: turns points into losses of the step's batch, as many points in a forward as fit."""
+
+    run: Run
+    batch: Any
+    step: int
+    steps: int
+    seq: int
+    asked: list[float] = field(default_factory=list)
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        held = max(1, min(self.run.space.width, self.run.rows // max(1, self.batch.tokens)))
+        found: list[float] = []
+        for i in range(0, len(points), held):
+            some = [partial(self._delta, point) for point in points[i : i + held]]
+            with self.run.space.visit(some):
+                assert self.run.task is not None
+                scores = self.run.task.score(self.run.model, self.batch, len(some))
+            # a sum in example order, correctly rounded: the same however the batch was cut
+            found += [math.fsum(row) / len(row) for row in scores.tolist()]
+        self.asked += found
+        return found
+
+    def _delta(self, point: Point, leaf: Leaf) -> Any:
+        delta = None
+        for c, query in point:
+            if (z := self.run.directions(self.seq, query, leaf)) is not None:
+                delta = z * c if delta is None else delta + z * c
+        return delta
+
+
+def measure(run: Run, step: int) -> Record:
+    """The half that needs the model: a step's record. Changes nothing."""
+    assert run.task is not None and run.estimator is not None
+    batch = run.task.batch(step)
+    oracle = Scorer(run, batch, step, run.steps, run.log.next_seq)
+    lr = run.rule.rate(step, run.steps)
+    g, flags = run.estimator.measure(oracle, run.log), 0  # type: ignore[arg-type]
+    try:
+        weights = tuple(map(bits16, g))
+        for w in weights:
+            bits16(lr * w)
+    except (ValueError, OverflowError):
+        weights, flags = (0.0,) * len(g), SKIPPED
+    return Record(step, oracle.seq, lr, weights, tuple(oracle.asked), flags, batch.check, run.rule.decay(lr))
+
+
+def advance(run: Run, record: Record) -> None:
+    """The half that needs only the log: theta and slots after a record."""
+    if record.flags & SKIPPED:
+        return
+    for leaf in run.space.leaves():
+        zs = (run.directions(record.seq, query, leaf) for query in range(len(record.g)))
+        delta = run.rule.update(run.slots[leaf.name], zs, record)
+        run.space.add(leaf, delta, record.decay)
+
+
+def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
+    """Train, resume and replay: every record of start .. until - 1 in order, each applied before it is yielded."""
+    skipped = 0
+    for step in range(start, until):
+        record = run.log[step] if step < len(run.log) else run.log.append(measure(run, step))
+        advance(run, record)
+        run.log.seal(step + 1, partial(digest, run.space))
+        yield record
+        skipped = skipped + 1 if record.flags & SKIPPED else 0
+        if skipped >= PATIENCE:
+            raise DivergedError(
+                f"The loss is not finite at steps {step + 1 - skipped}..{step}. The log is safe up to there. Lower rule.lr "
+                "or estimator.eps, or set model.compute_dtype: float32, and start a new run."
+            )
+
+
+def digest(space: Space) -> bytes:
+    """SHA-256 over the float32 master's bytes, in manifest order."""
+    whole = hashlib.sha256()
+    for leaf in space.leaves():
+        whole.update(host(leaf.value))
+    return whole.digest()
+
+
+def capacity(estimator: Estimator, steps: int) -> int:
+    """Directions that a log slot must hold for an estimator: found by asking it, on an oracle of zeros."""
+
+    class Counter:
+        step, asked = 0, 0
+
+        def losses(self, points: Sequence[Point]) -> list[float]:
+            self.asked += len(points)
+            return [0.0] * len(points)
+
+    counter: Any = Counter()
+    counter.steps = steps
+    return max(len(estimator.measure(counter, [])), -(-counter.asked // 2))
+
+
+def selftest(noise: Noise, rule: AbstractRule, zeros: Any) -> bytes:
+    """SHA-256 of golden noise and golden updates, computed where `zeros` ([1024] float32) lies.
+
+    A device whose digest is another than the header's would not replay the same bits.
+    """
+    leaf = Leaf("selftest", 128, zeros, (Part("selftest", 128, (32, 32)),))
+    whole, slots, value = hashlib.sha256(), rule.slots(leaf), zeros
+    for step in range(3):
+        z = noise.draw(Key(0x5EED, step, 0), leaf)
+        if z is None:
+            continue
+        whole.update(host(z))
+        record = Record(step, step, bits16(1e-3), (bits16((-1) ** step * 0.7310585 / (step + 1)),), ())
+        value = value * rule.decay(record.lr) + rule.update(slots, [rule.direction(slots, z)], record)
+        whole.update(host(value))
+    return whole.digest()
+
+
+def host(array: Any) -> memoryview:
+    """The bytes of a tensor or an array."""
+    return memoryview(array.cpu().numpy() if hasattr(array, "cpu") else array).cast("B")

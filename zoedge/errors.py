@@ -1,0 +1,69 @@
+"""One sentence an error, and the exit code that a script can rely on. Anything else that is raised is a bug of ours."""
+
+from __future__ import annotations
+
+
+class ZoedgeError(Exception):
+    """Its text is shown to the user as it stands: what was found, where, and what to do. Never a traceback."""
+
+    exit_code = 2
+
+
+class UsageError(ZoedgeError):
+    """The command line or the recipe."""
+
+
+class DataError(ZoedgeError):
+    """The data, the model's files, or a run that will not fit."""
+
+    exit_code = 3
+
+
+class IdentityError(ZoedgeError):
+    """The log belongs to another base, tokenizer, data or recipe."""
+
+    exit_code = 4
+
+
+class DamagedError(ZoedgeError):
+    """A log (or an export) whose bytes are not what was written."""
+
+    exit_code = 5
+
+
+class LockedError(ZoedgeError):
+    """Another process is using the run."""
+
+    exit_code = 6
+
+
+class DivergedError(ZoedgeError):
+    """Training left the finite numbers."""
+
+    exit_code = 7
+
+
+class ReplayError(ZoedgeError):
+    """Replay arrived at other bits than the log says."""
+
+    exit_code = 8
+
+
+class StorageError(ZoedgeError):
+    """The disk refused a write or a sync. Never retried: the kernel may have dropped the page."""
+
+    exit_code = 74
+
+
+def nearest(word: str, choices: object) -> str:
+    """ - did you mean 'x'? (or nothing), to be appended to a sentence."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]
+    return f" - did you mean '{found[0]}'?" if found else ""
+
+
+def plain(text: str, limit: int = 120) -> str:
+    """User data made safe to print: control characters escaped, cut to `limit` characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
+    return shown if len(text) <= limit else shown[:limit] + "..."

@@ -1,0 +1,20 @@
+"""g = (f(theta + eps z) - f(theta - eps z)) / (2 eps queries) a query: SPSA, MeZO Definition 1 (arXiv 2305.17333)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..types import Natural, Oracle, Positive, Record
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """eps: the smoothing radius. queries: directions a step, averaged (n-SPSA)."""
+
+    eps: Positive = 3e-3
+    queries: Natural = 1
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        losses = oracle.losses([((sign * self.eps, q),) for q in range(self.queries) for sign in (1.0, -1.0)])
+        return [(up - down) / (2.0 * self.eps * self.queries) for up, down in zip(losses[::2], losses[1::2])]

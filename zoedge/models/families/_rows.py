@@ -1,0 +1,24 @@
+"""The last block needs its queries only where the loss reads: keys and values everywhere, the rest at the scored rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def gather(h: Tensor, rows: Tensor) -> Tensor:
+    """[S, T, H] at rows [S, R] -> [S, R, H]."""
+    return h.gather(1, rows[:, :, None].expand(-1, -1, h.shape[-1]))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """Causal attention of the queries at `rows` alone. q [S, heads, R, D], k and v [S, groups, T, D] -> [S, R, heads D]."""
+    seen = torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
+    out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).flatten(2)
+
+
+def split(x: Tensor, size: int) -> Tensor:
+    """[S, T, heads size] -> [S, heads, T, size]."""
+    return x.unflatten(-1, (-1, size)).transpose(1, 2)

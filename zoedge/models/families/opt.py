@@ -1,0 +1,50 @@
+"""The facts of the OPT family: learned positions offset by two, ReLU, biases, norms before or after, projections (350M)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._rows import attend, gather, split
+
+BLOCKS = "model.decoder.layers"
+
+
+def embed(model: Any, ids: Tensor) -> Tensor:
+    decoder = model.model.decoder
+    h = decoder.embed_tokens(ids)
+    if decoder.project_in is not None:
+        h = decoder.project_in(h)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    # no mask: sequences are padded on the right, so a real token's position is its index
+    return h + decoder.embed_positions(None, position_ids=positions)
+
+
+def context(model: Any, h: Tensor) -> dict[str, Any]:
+    return {}
+
+
+def last(block: Any, h: Tensor, rows: Tensor, **_: Any) -> Tensor:
+    """The block's output at rows [S, R] alone: [S, R, H]."""
+    a, before = block.self_attn, block.do_layer_norm_before
+    x = block.self_attn_layer_norm(h) if before else h
+    k, v = split(a.k_proj(x), a.head_dim), split(a.v_proj(x), a.head_dim)
+    q = split(a.q_proj(gather(x, rows)), a.head_dim)
+    h = gather(h, rows) + a.out_proj(attend(q, k, v, rows, a.scaling))
+    h = h if before else block.self_attn_layer_norm(h)
+    x = block.final_layer_norm(h) if before else h
+    h = h + block.fc2(block.activation_fn(block.fc1(x)))
+    return h if before else block.final_layer_norm(h)
+
+
+def final(model: Any, h: Tensor) -> Tensor:
+    decoder = model.model.decoder
+    if decoder.final_layer_norm is not None:
+        h = decoder.final_layer_norm(h)
+    return h if decoder.project_out is None else decoder.project_out(h)
+
+
+def head(model: Any) -> nn.Linear:
+    return model.lm_head

@@ -1,0 +1,213 @@
+"""Loading and quantising, with every trap of the libraries below stepped over (see docs/traps.md).
+
+Quantised weights are kept in the cache: quantising costs time and a peak of memory once, the next load has neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import DataError
+from ..log import canonical
+from ..sources import cache, resolve_model, sha256
+from .base import DTYPES, Base, facts_of, release
+
+if TYPE_CHECKING:
+    from ..recipe import Model
+
+ALLOWED = (".safetensors",)
+
+
+def device_of(spec: Model) -> torch.device:
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        built = "this torch is a CPU-only build" if torch.version.cuda is None else "no CUDA device is visible"
+        raise DataError(f"model.device: cuda, but {built}. Use device: cpu, or install torch with CUDA.")
+    if spec.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(spec.device)
+
+
+def dtype_of(spec: Model, device: torch.device) -> torch.dtype:
+    """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16.
+
+    fp32 on CPUs because a step's signal is a difference of two losses, and because bf16 is no rule of speed there: on
+    one machine 3x faster, on another (Xeon with avx512_bf16, no AMX) 165 against 300 GFLOP/s.
+    """
+    if spec.compute_dtype != "auto":
+        return DTYPES[spec.compute_dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def identity(folder: Path, spec: Model) -> bytes:
+    """SHA-256 over the sorted (name, size, sha256) of configuration and weights, and the quantisation."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in ALLOWED or p.name == "config.json")
+    manifest = [[p.name, p.stat().st_size, sha256(p)] for p in files]
+    scheme = [spec.quantization, spec.double_quant and spec.quantization in ("nf4", "fp4")]
+    return hashlib.sha256(canonical([manifest, scheme])).digest()
+
+
+def tokenizer_digest(tokenizer: Any) -> bytes:
+    """What decides the ids: the tokenizer's own file, the special tokens, the chat template."""
+    backend = tokenizer.backend_tokenizer.to_str()
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
+    return hashlib.sha256(canonical([backend, special, tokenizer.chat_template or ""])).digest()
+
+
+def load(spec: Model) -> Base:
+    """The base of a recipe: frozen, quantised, in exactly the mode that training scores with.
+
+    DataError: missing or random tensors, pickled weights, an unknown family, no such source.
+    """
+    folder = resolve_model(spec.source, spec.revision)
+    device = device_of(spec)
+    dtype = dtype_of(spec, device)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    check_files(folder)
+    digest = identity(folder, spec)
+    if spec.quantization != "none":
+        folder = quantised(folder, spec, digest)
+    model = from_pretrained(folder, device, dtype if spec.quantization == "none" else "auto")
+    tame(model, dtype)
+    release()
+    return Base(model, load_tokenizer(folder), facts_of(model.config), dtype, device, digest, folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if not tokenizer.is_fast:
+        raise DataError(f"{folder}: no fast tokenizer (tokenizer.json). Convert it with transformers first.")
+    return tokenizer
+
+
+def check_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise DataError(f"model.source: {folder} has no config.json: not a model folder.")
+    if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
+        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
+        extra = f" It has {pickled[0]}, a pickle, which can run code and is never loaded." if pickled else ""
+        raise DataError(f"model.source: {folder} has no .safetensors weights.{extra}")
+
+
+def from_pretrained(folder: Path, device: torch.device, dtype: Any, config: Any = None) -> Any:
+    """transformers' loader without its silences: no pickles, no remote code, no random tensors, no progress bars."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as chatter
+
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    options = {} if config is None else {"quantization_config": config}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        str(folder), **options, dtype=dtype, use_safetensors=True, local_files_only=True,
+        device_map={"": 0} if device.type == "cuda" else None, output_loading_info=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, info.get(what) or ())):
+            raise DataError(
+                f"model.source: {folder}: {len(found)} tensors are {what.split('_')[0]} ({', '.join(found[:3])}): "
+                "transformers would fill them with random values. Use a complete checkpoint."
+            )
+    return model.requires_grad_(False)
+
+
+def scheme(spec: Model) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_use_double_quant=spec.double_quant,
+        bnb_4bit_compute_dtype=torch.float32,
+    )  # fmt: skip
+
+
+def quantised(folder: Path, spec: Model, digest: bytes) -> Path:
+    """The cache's folder of these weights in this quantisation, made on first use."""
+    from transformers import AutoConfig
+
+    if getattr(AutoConfig.from_pretrained(str(folder), local_files_only=True), "quantization_config", None):
+        raise DataError(f"model.source: {folder} is quantised already. Name the 16-bit model, or set quantization: none.")
+    target = cache("quantised") / f"{digest.hex()[:16]}-{spec.quantization}"
+    if not (target / "zoedge.json").is_file():
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        model = from_pretrained(folder, device_of(spec), "auto", scheme(spec))
+        model.save_pretrained(draft)
+        load_tokenizer(folder).save_pretrained(draft)
+        (draft / "zoedge.json").write_text(json.dumps({"base": digest.hex(), "source": spec.source}))
+        del model
+        release()
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    return target
+
+
+def tame(model: Any, dtype: torch.dtype) -> None:
+    """Make every forward the function that training differentiates.
+
+    Evaluation mode everywhere except in bitsandbytes' modules, which repack their weights in evaluation mode on CPUs
+    with AVX512-BF16 and compute in bf16 from then on; no dropout anywhere; int8 without quantised activations. Tables of
+    tokens stay in the storage type (only rows of them are read), everything else small is in the compute type.
+    """
+    import bitsandbytes as bnb
+
+    model.eval()
+    tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.train()
+            module.support_avx512bf16_for_cpu = False
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.train()
+            module.forward = Int8(module)
+    for p in model.parameters():
+        if p.is_floating_point() and id(p) not in tables and type(p) is nn.Parameter:
+            p.data = p.data.to(dtype)
+    model.get_input_embeddings().register_forward_hook(lambda m, args, y: y.to(dtype))
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
+    model.generation_config.max_length = None
+
+
+class Int8:
+    """y = x (CB * SCB / 127)': an int8 Linear that dequantises and leaves the activations alone, on every device."""
+
+    def __init__(self, module: Any):
+        self.module = module
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, weight_of(self.module, x.dtype), self.bias(x.dtype))
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        return None if self.module.bias is None else self.module.bias.to(dtype)
+
+
+def weight_of(module: nn.Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weight [out, in] as the forward uses it, dequantised."""
+    import bitsandbytes as bnb
+
+    weight: Any = module.weight
+    if isinstance(module, bnb.nn.Linear4bit):
+        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        codes = weight.CB if weight.CB is not None else module.state.CB if module.state.CB is not None else weight.data
+        scale = weight.SCB if weight.SCB is not None else module.state.SCB
+        return (codes.float() * (scale.float()[:, None] / 127.0)).to(dtype)
+    return weight.data.to(dtype)

@@ -1,0 +1,26 @@
+"""z = +1 or -1 with equal chance: one random bit an element, exact on every device (Spall 1992; GA_sign of S2P)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..types import Key, Leaf
+from ._philox import lookup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# row b: the signs of byte b's bits, lowest first, 1 -> +1. A byte a look-up is 8 elements a gather.
+BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+SIGNS = (BITS * 2.0 - 1.0).astype("<f4").tobytes()
+
+
+@dataclass(frozen=True)
+class Rademacher:
+    scheme = 1  # frozen: the noise id in a log's header
+
+    def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        return lookup(key, leaf.offset, leaf.value, 8, SIGNS, 8)

@@ -1,0 +1,273 @@
+"""A run's folder, and how its parts are put together: from a recipe to train, from a log alone to replay.
+
+    runs/NAME/   run.zlog       the only checkpoint
+                 recipe.yaml    every setting, defaults included
+                 metrics.jsonl  for people and plots; nothing reads it back for training
+                 adapter/       the export
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .engine import Run, capacity, digest, selftest
+from .errors import DamagedError, DataError, IdentityError, StorageError, UsageError, plain
+from .load import by_id
+from .log import DIGESTS, Header, Log, canonical, write_durably
+from .recipe import Data, Recipe, Split, check, dump
+
+LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
+
+
+# -- folders
+
+
+def log_of(run: str) -> Path:
+    """The log that a user means by a run's folder, a log's path, or a run's name under runs/."""
+    for path in (Path(run), Path("runs") / run):
+        if path.is_dir() and (path / LOG).exists():
+            return path / LOG
+        if path.is_file():
+            return path
+    raise UsageError(f"No run '{plain(run)}': no such log, and no folder with a {LOG}.")
+
+
+def folder_of(recipe: Recipe) -> Path:
+    return Path(recipe.output.dir) / recipe.name
+
+
+def claim(folder: Path) -> None:
+    """Make a run's folder and prove that it can be written, before anything slow begins."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
+        probe.unlink()
+    except OSError as e:
+        raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
+
+
+def note(folder: Path, **fields: Any) -> None:
+    """A line of metrics.jsonl. Losing one loses nothing."""
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(fields) + "\n")
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    if (folder / METRICS).is_file():
+        for line in (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue  # a line cut by a kill
+    return found
+
+
+# -- parts
+
+
+@dataclass
+class Texts:
+    """The tokenised rows of a run; dropped and truncated counts by set."""
+
+    train: Any
+    valid: Any
+    test: Any
+    counts: dict[str, dict[str, int]]
+
+
+def read_rows(data: Data) -> tuple[list[Any], dict[str, list[Any]], int]:
+    """(training rows, {valid, test}, bad lines dropped). Rows whose text is in valid or test are not trained on."""
+    from .sources import resolve_text
+    from .tasks._rows import read, share
+
+    rows, faults = read(*resolve_text(data.train), data.skip_bad_lines)
+    parts: dict[str, list[Any]] = {}
+    for which in ("test", "valid"):
+        place = getattr(data, which)
+        if isinstance(place, Split):
+            rows, parts[which] = share(rows, place.split, which)
+        elif place is not None:
+            parts[which], more = read(*resolve_text(place), data.skip_bad_lines)
+            faults += more
+    names = {ours: theirs for ours, theirs in data.fields.items()}
+    for row in (*rows, *(r for part in parts.values() for r in part)):
+        for ours, theirs in names.items():
+            if theirs in row.fields:
+                row.fields[ours] = row.fields[theirs]
+    if data.limit and data.limit < len(rows):
+        _, rows = share(rows, data.limit, "limit")
+    return rows, parts, len(faults)
+
+
+def texts(recipe: Recipe, tokenizer: Any, context: int) -> Texts:
+    if recipe.data.max_length > context:
+        limit = context
+    else:
+        limit = recipe.data.max_length
+    rows, parts, bad = read_rows(recipe.data)
+    sets: dict[str, Any] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for which, some in {"train": rows, **parts}.items():
+        sets[which], counts[which] = recipe.task.encode(some, tokenizer, limit, recipe.data.on_overflow)
+    counts["train"]["bad lines"] = bad
+    return Texts(sets["train"], sets.get("valid"), sets.get("test"), counts)
+
+
+@dataclass
+class Bench:
+    """What measuring needs: the base, the data, the task, and the space attached to the base."""
+
+    recipe: Recipe
+    base: Any
+    texts: Texts
+    task: Any
+    space: Any
+
+    @classmethod
+    def build(cls, recipe: Recipe) -> Bench:
+        from .models.loading import load
+
+        base = load(recipe.model)
+        found = texts(recipe, base.tokenizer, base.context_length)
+        task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
+        sites = base.sites(recipe.space.layers, recipe.space.targets)
+        space = recipe.space.attach(base.model, sites, recipe.seed, recipe.noise, base.dtype)
+        return cls(recipe, base, found, task, space)
+
+    def header(self) -> Header:
+        from .models.loading import tokenizer_digest
+
+        recipe = self.recipe
+        first = self.space.leaves()[0].value
+        return Header(
+            block=canonical({"recipe": recipe.resolved(), "space": self.space.describe()}),
+            directions=capacity(recipe.estimator, recipe.train.steps),
+            noise=recipe.noise.scheme,
+            rule=recipe.rule.rule,
+            seed=recipe.seed,
+            elements=sum(leaf.value.numel() for leaf in self.space.leaves()),
+            hash_every=recipe.log.hash_every,
+            sync_every=recipe.log.sync_every,
+            recipe=hashlib.sha256(canonical(recipe.semantic())).digest(),
+            base=self.base.digest,
+            tokenizer=tokenizer_digest(self.base.tokenizer),
+            data=self.texts.train.digest(),
+            manifest=manifest(self.space),
+            initial=digest(self.space),
+            selftest=selftest(recipe.noise, recipe.rule, first.new_zeros(1024)),
+        )
+
+    def run(self, log: Log) -> Run:
+        r = self.recipe
+        return Run(
+            r.seed, r.train.steps, log, self.space, r.noise, r.rule, r.estimator, self.task, self.base, r.train.rows
+        )
+
+
+def manifest(space: Any) -> bytes:
+    """SHA-256 over the ordered (name, offset, shape, dtype) of everything trained."""
+    rows = [[p.name, p.offset, list(p.shape), "float32"] for leaf in space.leaves() for p in leaf.parts]
+    return hashlib.sha256(canonical(rows)).digest()
+
+
+def environment(base: Any) -> dict[str, Any]:
+    """What the forward's bits may depend on; its digest is the log's SESSION record."""
+    import platform
+
+    import bitsandbytes
+    import torch
+    import transformers
+
+    device = torch.cuda.get_device_name(0) if base.device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "torch": torch.__version__, "transformers": transformers.__version__, "bitsandbytes": bitsandbytes.__version__,
+        "device": f"{base.device.type} {device}", "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(), "compute": str(base.dtype), "linear": "train mode, others eval, dropout 0",
+        "attention": base.model.config._attn_implementation,
+    }  # fmt: skip
+
+
+# -- opening
+
+
+def begin(bench: Bench, folder: Path) -> Log:
+    """A new run: recipe.yaml and the log's header, both durable."""
+    write_durably(folder / RECIPE, dump(bench.recipe).encode())
+    return Log.create(folder / LOG, bench.header())
+
+
+def differences(log: Header, now: Header) -> list[str]:
+    """What of a run's identity is another now, in words that name the field."""
+    found = []
+    if log.recipe != now.recipe:
+        old, new = log.about["recipe"], now.about["recipe"]
+        for path, a, b in changed(old, new):
+            found.append(f"{path} {a} -> {b}")
+        found = found or [f"recipe ({log.recipe[:4].hex()}.. -> {now.recipe[:4].hex()}..)"]
+    words = {
+        "base": "the base model (model.source, quantization)", "tokenizer": "the tokenizer",
+        "data": "data.train content", "manifest": "the trained tensors", "initial": "their initial values",
+        "selftest": "this device's arithmetic (self-test)",
+    }  # fmt: skip
+    for name in DIGESTS[1:]:
+        a, b = getattr(log, name), getattr(now, name)
+        if a != b:
+            found.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
+    return found
+
+
+def changed(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if path + key not in ("name", "output", "eval"):
+                yield from changed(old.get(key), new.get(key), f"{path}{key}." if isinstance(old.get(key), dict) else path + key)
+    elif old != new:
+        yield path, old, new
+
+
+def same(log: Header, now: Header, run: Path) -> None:
+    """IdentityError unless the log is of this base, tokenizer, data, recipe and arithmetic."""
+    if found := differences(log, now):
+        raise IdentityError(
+            f"Cannot resume {run}: what was trained on changed: {', '.join(found)}. Undo the change, or start a new run "
+            "(another name, or --run-dir)."
+        )
+
+
+def recipe_of(header: Header, where: str) -> Recipe:
+    """The recipe inside a log, checked as strictly as a user's."""
+    try:
+        table = header.about["recipe"]
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
+    return check(table, {}, f"{where} (its recipe)")
+
+
+def replayer(log: Log, device: str = "cpu") -> Run:
+    """The half of a run that needs no model and no data, from the log alone. IdentityError: arithmetic or noise differ."""
+    recipe = recipe_of(log.header, str(log.path))
+    header = log.header
+    for kind, attribute, number, made in (
+        ("noise", "scheme", header.noise, recipe.noise),
+        ("rule", "rule", header.rule, recipe.rule),
+    ):
+        if getattr(made, attribute) != number:
+            raise IdentityError(f"{log.path}: the header says {by_id(kind, attribute, number)}, its recipe another {kind}.")
+    space = recipe.space.blank(header.about["space"], header.seed, recipe.noise, device)
+    first = space.leaves()[0].value
+    for what, ours, theirs in (
+        ("trained tensors", manifest(space), header.manifest),
+        ("initial values", digest(space), header.initial),
+        ("arithmetic (self-test)", selftest(recipe.noise, recipe.rule, first.new_zeros(1024)), header.selftest),
+    ):
+        if ours != theirs:
+            raise IdentityError(f"{log.path}: this machine's {what} are not the log's: it would replay other bits.")
+    return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule)

@@ -1,0 +1,144 @@
+"""W + alpha/rank * B A on chosen Linear modules (LoRA, Hu et al., arXiv 2106.09685), A and B in one float32 vector.
+
+The base stays as it is: a forward hook on each base Linear, over any quantisation, adds the low-rank term. All points of
+a step are held at once: the batch is tiled point by point, each base matrix is read once, and the low-rank term is one
+batched product grouped by point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..types import INIT, Key, Leaf, Natural, Noise, Part, Positive, bits16
+
+
+@dataclass(frozen=True)
+class Lora:
+    """rank, alpha: the term is alpha/rank * B A. targets: module names, or all. layers: all, 'last k' or a list.
+
+    train: both trains A and B; b keeps A at its random start, which halves the dimension and makes the term linear.
+    """
+
+    rank: Natural = 8
+    alpha: Positive = 16.0
+    targets: list[str] | Literal["all"] = "all"
+    layers: list[int] | str = "all"
+    train: Literal["both", "b"] = "both"
+
+    def attach(self, model: nn.Module, sites: dict[str, nn.Linear], seed: int, noise: Noise, dtype: torch.dtype) -> Held:
+        """The space over a model. sites: name -> the Linear modules to adapt, in the model's order."""
+        shapes = [(name, m.out_features, m.in_features) for name, m in sites.items()]
+        held = self.blank({"shapes": shapes}, seed, noise, next(iter(sites.values())).weight.device)
+        held.hook(sites, dtype)
+        return held
+
+    def blank(self, description: dict[str, Any], seed: int, noise: Noise, device: torch.device | str = "cpu") -> Held:
+        """The same space from a log's description alone: no model."""
+        return Held(self, description["shapes"], seed, noise, torch.device(device))
+
+
+class Held:
+    """A LoRA space with its master. `value`: [elements] float32, module by module, A [rank, in] then B [out, rank]."""
+
+    width = 64  # points in one forward; Run.rows caps it by tokens
+
+    def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: Noise, device: torch.device):
+        self.options = options
+        self.shapes = {str(name): (int(out), int(wide)) for name, out, wide in shapes}
+        self.scale = options.alpha / options.rank
+        parts, fixed, offset, still = [], [], 0, 0
+        for name, (out, wide) in self.shapes.items():
+            a, b = (options.rank, wide), (out, options.rank)
+            if options.train == "both":
+                parts.append(Part(f"{name}.lora_A", offset, a))
+                offset += math.prod(a)
+            else:
+                fixed.append(Part(f"{name}.lora_A", still, a))
+                still += math.prod(a)
+            parts.append(Part(f"{name}.lora_B", offset, b))
+            offset += math.prod(b)
+        self.value = torch.zeros(offset, device=device)
+        self.fixed = torch.zeros(still, device=device)
+        self._leaves = (Leaf("lora", 0, self.value, tuple(parts)),)
+        self._fixed = Leaf("lora_A", 0, self.fixed, tuple(fixed))
+        for leaf in (*self._leaves, self._fixed):
+            self._start(leaf, seed, noise)
+        self._dtype = torch.float32
+        self._still = self.fixed
+        self._points: Tensor | None = None
+        self._buffer = torch.empty(0, 0)
+
+    def _start(self, leaf: Leaf, seed: int, noise: Noise) -> None:
+        """A ~ noise / sqrt(in), B = 0: the noise's own stream, so a log alone rebuilds it."""
+        z = noise.draw(Key(seed, 0, 0, INIT), leaf) if leaf.value.numel() else None
+        for part in leaf.parts:
+            if part.name.endswith("lora_A") and z is not None:
+                place = slice(part.offset, part.offset + math.prod(part.shape))
+                leaf.value[place] = z[place] * bits16(1 / math.sqrt(part.shape[1]))
+
+    def leaves(self) -> Sequence[Leaf]:
+        return self._leaves
+
+    def describe(self) -> dict[str, Any]:
+        return {"shapes": [[name, *shape] for name, shape in self.shapes.items()]}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every adapter matrix by name, as views of the master."""
+        for leaf in (self._fixed, *self._leaves):
+            for name, offset, shape in leaf.parts:
+                yield name, leaf.value[offset : offset + math.prod(shape)].view(shape)
+
+    def add(self, leaf: Leaf, delta: Tensor, decay: float) -> None:
+        if decay != 1.0:
+            leaf.value.mul_(decay)
+        leaf.value.add_(delta)
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        if len(self._buffer) < len(deltas):
+            self._buffer = torch.empty(len(deltas), len(self.value), dtype=self._dtype, device=self.value.device)
+        points = self._buffer[: len(deltas)]
+        (leaf,) = self._leaves
+        for point, make in zip(points, deltas):
+            delta = make(leaf)
+            point.copy_(leaf.value if delta is None else leaf.value + delta)
+        self._points = points
+        try:
+            yield
+        finally:
+            self._points = None
+
+    def hook(self, sites: dict[str, nn.Linear], dtype: torch.dtype) -> None:
+        """Make the base's Linear modules add their term while points are held; dtype: the compute dtype."""
+        self._dtype, self._still = dtype, self.fixed.to(dtype)
+        for name, module in sites.items():
+            module.register_forward_hook(self._term(name))
+
+    def _term(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        places = {part.name: part for part in (*self._fixed.parts, *self._leaves[0].parts)}
+        a, b = places[f"{name}.lora_A"], places[f"{name}.lora_B"]
+        shared = self.options.train == "b"
+
+        def matrices(held: Tensor, part: Part) -> Tensor:  # [points, *shape], a view
+            return held[:, part.offset : part.offset + math.prod(part.shape)].unflatten(1, part.shape)
+
+        def add_term(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            if self._points is None:
+                return y
+            copies, x = len(self._points), args[0]
+            x = x.reshape(copies, -1, x.shape[-1])
+            down = matrices(self._still.expand(copies, -1) if shared else self._points, a)
+            up = matrices(self._points, b)
+            low = torch.bmm(x, down.transpose(1, 2))
+            # in place: y is the base product, fresh and contiguous, rows grouped by point
+            y.view(copies, -1, y.shape[-1]).baddbmm_(low, up.transpose(1, 2), alpha=self.scale)
+            return y
+
+        return add_term

@@ -1,0 +1,113 @@
+"""Tokenised examples and batches: one sequence or several an example, and where the loss reads."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ._rows import shuffled
+
+WINDOW = 8
+
+@dataclass(eq=False)
+class Examples:
+    """sequences an example: `per`. tokens: ids of each sequence. rows: positions whose next token is scored, a sequence.
+
+    targets: the tokens wanted there (where per is 1: every option's token, the same in all). labels: the right option of each example. names: where each example stands.
+    """
+
+    per: int
+    tokens: list[list[int]] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
+    targets: list[list[int]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def digest(self) -> bytes:
+        """SHA-256 over the tokenised examples in order: what is trained on, whatever file it came from."""
+        whole = hashlib.sha256(struct.pack("<II", self.per, len(self)))
+        for part in (*self.tokens, *self.rows, *self.targets, self.labels):
+            whole.update(struct.pack(f"<I{len(part)}I", len(part), *part))
+        return whole.digest()
+
+    def collate(self, chosen: Sequence[int]) -> Batch:
+        """A batch of examples, padded on the right to its longest sequence."""
+        index = [i * self.per + j for i in chosen for j in range(self.per)]
+        longest = max(len(self.tokens[i]) for i in index)
+        width = max(len(self.rows[i]) for i in index)
+        ids = torch.zeros(len(index), longest, dtype=torch.long)
+        rows = torch.zeros(len(index), width, dtype=torch.long)
+        wanted = max(len(self.targets[i]) for i in index)
+        targets = torch.full((len(index), wanted), -1, dtype=torch.long)
+        for s, i in enumerate(index):
+            ids[s, : len(self.tokens[i])] = torch.tensor(self.tokens[i])
+            rows[s, : len(self.rows[i])] = torch.tensor(self.rows[i])
+            targets[s, : len(self.targets[i])] = torch.tensor(self.targets[i])
+        labels = torch.tensor([self.labels[i] for i in chosen])
+        lengths = torch.tensor([len(self.tokens[i]) for i in index])
+        check = 0
+        for tensor in (ids, lengths, rows, targets, labels):
+            check = zlib.crc32(tensor.numpy().tobytes(), check)
+        return Batch(self, index, ids, rows, targets, labels, check)
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def head(self, count: int) -> Examples:
+        """The first `count` examples."""
+        n = min(count, len(self))
+        some = (x[: n * self.per] for x in (self.tokens, self.rows, self.targets))
+        return Examples(self.per, *some, self.labels[:n], self.names[:n])
+
+    def plan(self, size: int, seed: int, step: int) -> list[int]:
+        """The examples of a step: a pure function of (seed, step)."""
+        per_epoch = max(1, len(self) // size)
+        return self._epoch(size, seed, step // per_epoch)[step % per_epoch]
+
+    @lru_cache(maxsize=2)  # noqa: B019
+    def _epoch(self, size: int, seed: int, epoch: int) -> list[list[int]]:
+        """An epoch's batches: random windows of WINDOW batches, cut by length (a third less padding), then mixed."""
+        order = shuffled(len(self), seed, epoch)
+        while len(order) < size:
+            order += order
+        batches = []
+        for i in range(0, len(order) - size + 1, size * WINDOW):
+            window = sorted(order[i : i + size * WINDOW], key=self._length)
+            batches += [window[j : j + size] for j in range(0, len(window) - size + 1, size)]
+        return [batches[i] for i in shuffled(len(batches), seed, ~epoch)]
+
+    def _length(self, i: int) -> int:
+        return max(map(len, self.tokens[i * self.per : (i + 1) * self.per]))
+
+    def sorted_batches(self, size: int) -> list[list[int]]:
+        """All examples once, like lengths together, `size` a batch."""
+        order = sorted(range(len(self)), key=self._length)
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+@dataclass(eq=False)
+class Batch:
+    """ids [S, T], rows [S, R], targets [S, R or options] (-1 where absent), labels [B]; S = B * sequences an example."""
+
+    examples: Examples
+    index: list[int]
+    ids: Tensor
+    rows: Tensor
+    targets: Tensor
+    labels: Tensor
+    check: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.numel()

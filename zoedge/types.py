@@ -1,0 +1,198 @@
+"""The words of zoedge, and how they fit together.
+
+    task -> score -> estimator -> Record          measuring: needs the model, the batch, a GPU's moods
+    Record -> log                                 the waist: a few floats, durable before they are used
+    log -> rule -> space                          advancing: needs the log alone, exact on any machine
+    noise.draw(key, leaf) feeds both halves       the direction moved along is the direction probed
+
+    theta[t+1], slots[t+1] = advance(theta[t], slots[t], record[t])     and nothing else changes theta
+
+This module imports nothing of ours and no torch: every array below is duck-typed, so that the same noise and the same
+rule run on torch tensors (training, replay) and on numpy arrays (the second implementation that `verify` compares with).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
+
+from annotated_types import Ge, Gt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SKIPPED, CLIPPED, SPLIT = 1, 2, 4  # Record.flags: non-finite losses, clipped g, micro-batched after out-of-memory
+Positive = Annotated[float, Gt(0)]
+Natural = Annotated[int, Ge(1)]
+PROBE, INIT = 0, 1  # Key.stream: directions of steps, initial values; streams never overlap
+
+
+def bits16(x: float) -> float:
+    """`x` rounded half-to-even to 16 significant bits; |x| < 2**-100 becomes 0 (some devices flush subnormals).
+
+    A 16-bit coefficient times noise of at most 8 significant bits is exact in float32, so `p + c*z` has the same bits
+    fused or not, on every device.
+    """
+    if not math.isfinite(x):
+        raise ValueError(f"cannot round {x} to 16 bits")
+    if abs(x) < 2.0**-100:
+        return 0.0
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(round(math.ldexp(mantissa, 16)), exponent - 16)
+
+
+class Key(NamedTuple):
+    """Names one random direction. seed: 64 bits; seq, query, stream: 32 bits each."""
+
+    seed: int
+    seq: int
+    query: int
+    stream: int = PROBE
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One trained tensor: a float32 master and its place in the run's vector.
+
+    value: 1-D [n] float32; offset: its first element's index in the vector of all trained elements;
+    parts: the named matrices inside `value`, for noise that needs their shapes (offset counts as above).
+    """
+
+    name: str
+    offset: int
+    value: Tensor
+    parts: tuple[Part, ...] = ()
+
+
+class Part(NamedTuple):
+    """A named matrix inside a leaf: `value[offset - leaf.offset :][: numel]` viewed as `shape`."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+
+
+class Record(NamedTuple):
+    """What one step leaves behind. `lr` and `g` have 16 significant bits and are what is applied; the rest informs."""
+
+    step: int
+    seq: int  # slot in the log; keys the noise, so a rewound step never reuses a direction
+    lr: float
+    g: tuple[float, ...]  # a weight a query
+    losses: tuple[float, ...]  # float32, in the order the estimator asked for them
+    flags: int = 0
+    check: int = 0  # crc32 of the batch
+    decay: float = 1.0  # theta is multiplied by this first
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """-lr * g a query, in float64, rounded to 16 bits: what multiplies a direction."""
+        return tuple(bits16(-(self.lr * g)) for g in self.g)
+
+
+Point = Sequence[tuple[float, int]]  # theta + sum c * z[query]; () is theta itself
+Slots = dict[str, Any]
+
+
+class Noise(Protocol):
+    def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
+        """The direction named by `key` on `leaf`: [n] float32 of at most 8 significant bits. None: the leaf rests."""
+
+
+class Oracle(Protocol):
+    """What an estimator may ask. All answers are host floats."""
+
+    step: int
+    steps: int
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        """Mean loss of the step's batch at each point, in float64; as many points in one forward as fit."""
+
+
+class Estimator(Protocol):
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> Sequence[float]:
+        """A weight g a query: the gradient estimate is sum g[q] * z[q]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractRule(ABC):
+    """g and z -> delta, one leaf at a time. Elementwise +, -, *, / alone, one operation a kernel; subclasses are final.
+
+    lr: the step size. schedule: how it falls to zero over the run. weight_decay: theta *= 1 - lr * weight_decay.
+    """
+
+    lr: Positive = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """The step size of `step` of `steps`, rounded to 16 bits. It is logged: cosines differ between machines."""
+        left = {
+            "constant": 1.0,
+            "linear": 1.0 - step / steps,
+            "cosine": 0.5 + 0.5 * math.cos(math.pi * step / steps),
+        }[self.schedule]
+        return bits16(self.lr * left)
+
+    def decay(self, lr: float) -> float:
+        return bits16(1.0 - lr * self.weight_decay)
+
+    def slots(self, leaf: Leaf) -> Slots:
+        """The rule's own state for a leaf, at step 0."""
+        return {}
+
+    def direction(self, slots: Slots, z: Tensor) -> Tensor:
+        """What noise `z` stands for: probed and moved along."""
+        return z
+
+    @abstractmethod
+    def update(self, slots: Slots, zs: Iterable[Tensor], record: Record) -> Tensor:
+        """What to add to the leaf: [n] float32. zs: a direction a query, drawn when asked for."""
+
+
+class Space(Protocol):
+    """What is trained. Owns the float32 master; `add` is the only mutation of theta in the package."""
+
+    width: int  # how many points it can hold in one forward
+
+    def leaves(self) -> Sequence[Leaf]: ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON from which `blank` rebuilds the same space without the model: names, shapes, order."""
+
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> AbstractContextManager[None]:
+        """While open, the model holds theta + delta a point. On leaving, also by an exception: the same bits as before."""
+
+    def add(self, leaf: Leaf, delta: Tensor, decay: float) -> None:
+        """leaf = leaf * decay + delta, in that order, rounding after each."""
+
+
+class Batch(Protocol):
+    check: int  # crc32 of token ids, lengths and labels
+    tokens: int  # padded rows of one copy in a forward
+
+    def __len__(self) -> int: ...
+
+
+class Task(Protocol):
+    def batch(self, step: int) -> Batch:
+        """Pure in (seed, step): no cursor, no epoch state."""
+
+    def score(self, model: Any, batch: Any, copies: int) -> Any:
+        """[copies, examples] losses in float64: cross-entropy or 1 - F1 alike."""
+
+
+class Journal(Protocol):
+    """What the loop needs of a log (log.py, or a packed log)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, step: int) -> Record: ...
+    def __iter__(self) -> Iterator[Record]: ...
+    def append(self, record: Record) -> Record: ...
+    def seal(self, step: int, digest: Callable[[], bytes]) -> None: ...
+    @property
+    def next_seq(self) -> int: ...
