@@ -28,7 +28,9 @@ def tokenizer() -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=500, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    raw.train_from_iterator([" ".join(WORDS[i:] + WORDS[:i]) + " It was great terrible" for i in range(len(WORDS))], trainer)
+    raw.train_from_iterator(
+        [" ".join(WORDS[i:] + WORDS[:i]) + " It was great terrible" for i in range(len(WORDS))], trainer
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
@@ -115,7 +117,7 @@ rule: {{name: sgd, lr: 1e-2, schedule: linear}}
 train: {{steps: 24, batch: 4}}
 eval: {{every: 10, calibrate: 16}}
 log: {{hash_every: 5}}
-output: {{dir: "{tmp_path / 'runs'}"}}
+output: {{dir: "{tmp_path / "runs"}"}}
 """
     )
     return path

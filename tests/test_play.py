@@ -11,7 +11,9 @@ from zoedge.log import Log
 from zoedge.recipe import read
 
 
-def train(recipe_file: Path, folder: Path, until: int | None = None, overrides: list[str] | None = None) -> tuple[bytes, bytes]:
+def train(
+    recipe_file: Path, folder: Path, until: int | None = None, overrides: list[str] | None = None
+) -> tuple[bytes, bytes]:
     """(final state digest, the log's bytes) of a run in `folder`, begun or continued."""
     recipe = read(str(recipe_file), overrides)
     bench = runs.Bench.build(recipe)

@@ -29,6 +29,7 @@ from .types import (
     bits16,
 )
 
+LARGEST = 2.0**64  # a weight beyond it is no estimate, and would leave float32
 PATIENCE = 8  # non-finite steps in a row before the run is given up
 
 
@@ -103,9 +104,9 @@ def measure(run: Run, step: int) -> Record:
     g, flags = run.estimator.measure(oracle, run.log), 0  # type: ignore[arg-type]
     try:
         weights = tuple(map(bits16, g))
-        for w in weights:
-            bits16(lr * w)
     except (ValueError, OverflowError):
+        weights = (math.inf,)
+    if any(abs(w) > LARGEST for w in weights):
         weights, flags = (0.0,) * len(g), SKIPPED
     return Record(step, oracle.seq, lr, weights, tuple(oracle.asked), flags, batch.check, run.rule.decay(lr))
 
@@ -132,7 +133,7 @@ def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
         if skipped >= PATIENCE:
             raise DivergedError(
                 f"The loss is not finite at steps {step + 1 - skipped}..{step}. The log is safe up to there. Lower rule.lr "
-                "or estimator.eps, or set model.compute_dtype: float32, and start a new run."
+                "or estimator.eps, or set model.compute_dtype: fp32, and start a new run."
             )
 
 

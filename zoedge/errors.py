@@ -56,7 +56,7 @@ class StorageError(ZoedgeError):
 
 
 def nearest(word: str, choices: object) -> str:
-    """ - did you mean 'x'? (or nothing), to be appended to a sentence."""
+    """- did you mean 'x'? (or nothing), to be appended to a sentence."""
     from difflib import get_close_matches
 
     found = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]

@@ -29,7 +29,8 @@ def part(kind: str, word: str) -> type[Any]:
     folder = FOLDERS[kind]
     if word not in words(folder):
         raise UsageError(f"{kind}: no '{word}'. There is: {', '.join(words(folder))}{nearest(word, words(folder))}")
-    return getattr(module(folder, word), "".join(w.capitalize() for w in word.split("_")))
+    made: type[Any] = getattr(module(folder, word), "".join(w.capitalize() for w in word.split("_")))
+    return made
 
 
 def by_id(kind: str, attribute: str, number: int) -> str:

@@ -5,10 +5,10 @@ Header: 512 bytes + block, padded with zeros to a multiple of 512.
     off  size  field
       0     8  magic 89 5A 4F 45 0D 0A 1A 0A
       8   2+2  format major (1), minor (0). Another major: refused; a newer minor: readable, not writable
-     12     4  header_len: 512 + block, a multiple of 512, <= 512 + 1 MiB
-     16     4  block_len: canonical JSON (UTF-8, sorted keys, floats as hexadecimal strings), <= header_len - 512
-     20     2  slot_size: 64, 128, 256, 512 or 1024
-     22     2  K: directions a slot can hold; 1 <= K, 40 + 12 K <= slot_size
+     12     4  header_len: 512 + block_len rounded up to a multiple of 512, <= 512 + 1 MiB
+     16     4  block_len: one object of canonical JSON (UTF-8, sorted keys, floats as hexadecimal strings)
+     20     2  slot_size: 64, 128, 256, 512 or 1024, the smallest that holds K
+     22     2  K: directions a slot can hold; 1 <= K <= 82, 40 + 12 K <= slot_size
      24     4  noise scheme id      28  4  rule id (both frozen for ever)
      32    16  run id               48  8  run seed            56  8  trained elements
      64     4  hash_every           68  4  sync_every, 1..4096
@@ -23,45 +23,55 @@ Slot i, at header_len + i * slot_size:
       0     1  kind: 1 STEP, 2 HASH, 3 SESSION, 4 REWIND, 5 END, 6 NOTE (0 is never valid: zero-fill is recognisable)
       1     1  flags: 1 skipped, 2 clipped, 4 micro-batched after out-of-memory
       2   1+1  n directions, m losses (m <= 2 K)
-      4     4  seq = i               8  4  step
-     12     4  crc32 of the batch   16  4  decay, float32     20  4  lr, float32
+      4     4  seq = i               8  4  step: how many steps are effective before this slot; REWIND: the target
+     12     4  crc32 of the batch   16  4  decay, float32     20  4  lr, float32       (STEP; the others: zero)
      24  12 K  STEP: triple q is g[q], losses[2q], losses[2q+1], float32; absent values are zero
                HASH, SESSION, END, NOTE: bytes 24..47 are the first 24 bytes of a SHA-256; REWIND: zero
      ..        zero
     -16    16  c[i] = sha256(c[i-1] + the slot's other bytes)[:16]
 
-g, lr and decay are authoritative; they have at most 16 significant bits. A HASH of step s is the state after s steps; a
-REWIND to step s drops all effective steps >= s; END holds the final state. A slot MUST be durable before it is applied.
+g, lr and decay are authoritative. g and lr have at most 16 significant bits, and are 0 or at least 2**-100; decay is
+any float32 in (0, 1] (it multiplies in a kernel of its own: a short significand would gain nothing, and 16 bits cannot
+tell 1 - 5e-6 from 1). A HASH of step s is the state after s steps; a REWIND to step s drops the effective steps >= s
+and the states after them; END holds the final state. With sync_every 1 a slot is
+durable before it is applied; else the newest sync_every slots can be lost.
 
-Reading trusts nothing: there is no length field to allocate by, every slot is checked against the chain. A tail is *torn*
-(an unfinished write; cut off, kept aside as .torn) only if the file ends inside a slot, or its first bad slot is all zero
-and among the last sync_every slots. Anything else that fails is *damage*, refused with slot, byte offset and step.
+Reading trusts nothing: there is no length field to allocate by, every slot is checked against the chain. A tail is
+*torn* (an unfinished write; cut off, kept aside as .torn) only if the file ends inside a slot, or the first slot off the
+chain is among the last sync_every slots and was not wholly written: one of its 512-byte sectors (or all of it, if it is
+smaller) is zero. Anything else that fails is *damage*, refused with slot, byte offset and step.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
+import stat
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import DamagedError, LockedError, ReplayError, StorageError
-from .types import Record
+from .errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
+from .types import SKIPPED, Record, bits16
 
 MAGIC = b"\x89ZOE\r\n\x1a\n"
 MAJOR, MINOR = 1, 0
 STEP, HASH, SESSION, REWIND, END, NOTE = range(1, 7)
 BLOCK_LIMIT = 1 << 20
+SECTOR = 512  # what a disk writes whole or not at all; only slots of 1024 bytes straddle two
 SLOT_SIZES = (64, 128, 256, 512, 1024)
 _FIXED = struct.Struct("<8sHHIIHHII16sQQII24x32s32s32s32s32s32s32s160x")
 _SLOT = struct.Struct("<BBBBIIIff")
+FLOAT32 = 2.0**128 - 2.0**103  # what rounds to infinity in float32
 HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-][0-9]+")
 DIGESTS = ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest")
 
@@ -80,11 +90,11 @@ def canonical(value: Any) -> bytes:
 
 
 def uncanonical(block: bytes) -> Any:
-    """The inverse of `canonical`: strings that are hexadecimal floats become floats again."""
+    """The inverse of `canonical`: strings that are hexadecimal floats, as it writes them, become floats again."""
 
     def rich(v: Any) -> Any:
         if isinstance(v, str) and HEX_FLOAT.fullmatch(v):
-            return float.fromhex(v)
+            return x if (x := float.fromhex(v)).hex() == v else v
         if isinstance(v, dict):
             return {k: rich(x) for k, x in v.items()}
         return [rich(x) for x in v] if isinstance(v, list) else v
@@ -112,24 +122,50 @@ class Header:
     initial: bytes
     selftest: bytes
     run_id: bytes = b""
+    minor: int = MINOR
+    where: str = field(default="the log", compare=False, repr=False)  # for messages
 
     @property
     def slot_size(self) -> int:
-        return next(s for s in SLOT_SIZES if 40 + 12 * self.directions <= s)
+        for size in SLOT_SIZES:
+            if 40 + 12 * self.directions <= size:
+                return size
+        raise UsageError(
+            f"{self.directions} directions a step do not fit a log's slot: 82 at most. Lower estimator.queries."
+        )
+
+    @property
+    def length(self) -> int:
+        """Bytes of the header: where slot 0 begins."""
+        return 512 + -(-len(self.block) // 512) * 512
 
     @property
     def about(self) -> dict[str, Any]:
         """The block, decoded: the resolved recipe, the space's description, the model's source."""
-        return uncanonical(self.block)
+        try:
+            value = uncanonical(self.block)
+            if isinstance(value, dict) and canonical(value) == self.block:  # no duplicate keys, no NaN, one reading
+                return value
+            what = "not one object of canonical JSON"
+        except (ValueError, OverflowError, RecursionError) as e:
+            what = type(e).__name__
+        raise DamagedError(f"{self.where}: the header's block cannot be read: {what}.")
 
     def encode(self) -> bytes:
-        length = 512 + -(-len(self.block) // 512) * 512
-        fixed = _FIXED.pack(
-            MAGIC, MAJOR, MINOR, length, len(self.block), self.slot_size, self.directions, self.noise, self.rule,
-            self.run_id or self.identity(), self.seed, self.elements, self.hash_every, self.sync_every,
-            *(getattr(self, name) for name in DIGESTS),
-        )  # fmt: skip
-        return (fixed + hashlib.sha256(fixed + self.block).digest() + self.block).ljust(length, b"\0")
+        """The header's bytes. What could not be read back as itself is not written: ValueError, or a ZoedgeError."""
+        try:
+            whole = replace(self, run_id=self.run_id or self.identity())
+            fixed = _FIXED.pack(
+                MAGIC, MAJOR, self.minor, self.length, len(self.block), self.slot_size, self.directions, self.noise,
+                self.rule, whole.run_id, self.seed, self.elements, self.hash_every, self.sync_every,
+                *(getattr(self, name) for name in DIGESTS),
+            )  # fmt: skip
+        except struct.error as e:
+            raise ValueError(f"a number of the header does not fit its field: {e}") from None
+        raw = (fixed + hashlib.sha256(fixed + self.block).digest() + self.block).ljust(self.length, b"\0")
+        if Header.decode(raw, self.where) != (whole, len(raw)):
+            raise ValueError("a digest of the header is not 32 bytes, or its run id not 16")
+        return raw
 
     def identity(self) -> bytes:
         """The run id: what is trained, on what, from where. Two runs of one recipe on one machine write one log."""
@@ -146,14 +182,14 @@ class Header:
             if not ok:
                 raise DamagedError(f"{where}: not a readable zoedge log: {what}.")
 
-        require(len(raw) >= 512, f"{len(raw)} bytes are too few for a header")
+        require(len(raw) >= 512, f"{len(raw)} bytes are too few for a header (a run cut at its start? Then delete it)")
         require(raw[:8] == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
         (_, major, minor, length, block_len, slot, k, noise, rule, run_id, seed, n, every, sync, *digests) = (
             _FIXED.unpack(raw[:480])
         )
         require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
-        require(length % 512 == 0 and 512 <= length <= 512 + BLOCK_LIMIT, f"header length {length}")
-        require(block_len <= length - 512, f"block length {block_len} of {length - 512}")
+        require(block_len <= BLOCK_LIMIT, f"a block of {block_len} bytes")
+        require(length == 512 + -(-block_len // 512) * 512, f"a header of {length} bytes for a block of {block_len}")
         require(len(raw) >= length, f"the header is {length} bytes and the file ends after {len(raw)}")
         block = raw[512 : 512 + block_len]
         require(hashlib.sha256(raw[:480] + block).digest() == raw[480:512], "the header's digest does not match")
@@ -161,7 +197,8 @@ class Header:
         require(not any(raw[72:96]) and not any(raw[320:480]), "reserved bytes are not zero")
         require(k >= 1 and slot in SLOT_SIZES and 40 + 12 * k <= slot, f"{k} directions in slots of {slot} bytes")
         require(1 <= sync <= 4096 and every >= 1, f"sync_every {sync}, hash_every {every}")
-        header = cls(block, k, noise, rule, seed, n, every, sync, *digests, run_id=run_id)
+        named = dict(zip(DIGESTS, digests), run_id=run_id)
+        header = cls(block, k, noise, rule, seed, n, every, sync, minor=minor, where=where, **named)
         require(header.slot_size == slot, f"slots of {slot} bytes for {k} directions")
         return header, length
 
@@ -179,42 +216,46 @@ class State:
     """The log's slots folded into what they mean: an effective record a step, and what is known of the state."""
 
     records: list[Record] = field(default_factory=list)
-    hashes: dict[int, bytes] = field(default_factory=dict)  # state after so many steps
+    hashes: dict[int, bytes] = field(default_factory=dict)  # state after so many steps; END's is one of them
     session: bytes = b""  # digest of the newest environment
     sessions: int = 0
     rewinds: int = 0
     end: bytes | None = None
 
-    def fold(self, slot: Slot) -> str:
-        """Take one slot in; returns what is wrong with it, or ''."""
+    def refuse(self, slot: Slot) -> str:
+        """What is wrong with `slot` as the next one, or ''."""
+        done = len(self.records)
         if self.end is not None:
             return "there is a record after END"
+        if slot.kind == REWIND and slot.step >= done:
+            return f"a rewind to step {slot.step} stands after {done} steps"
+        if slot.kind != REWIND and slot.step != done:
+            return f"it says that it stands after {slot.step} steps, and stands after {done}"
+        if slot.kind in (HASH, END) and self.hashes.get(done, slot.digest) != slot.digest:
+            return f"two states are logged after {done} steps"
+        return ""
+
+    def fold(self, slot: Slot) -> str:
+        """Take one slot in; returns what is wrong with it, or ''."""
+        if wrong := self.refuse(slot):
+            return wrong
         if slot.kind == STEP:
-            if slot.step != len(self.records):
-                return f"step {slot.step} follows step {len(self.records) - 1}"
             assert slot.record is not None
             self.records.append(slot.record)
-        elif slot.kind == HASH:
-            if slot.step != len(self.records):
-                return f"a state hash of step {slot.step} stands after {len(self.records)} steps"
-            self.hashes[slot.step] = slot.digest
         elif slot.kind == SESSION:
             self.session, self.sessions = slot.digest, self.sessions + 1
         elif slot.kind == REWIND:
-            if slot.step >= len(self.records):
-                return f"a rewind to step {slot.step} stands after {len(self.records)} steps"
             del self.records[slot.step :]
             self.hashes = {s: d for s, d in self.hashes.items() if s <= slot.step}
             self.rewinds += 1
-        elif slot.kind == END:
-            if slot.step != len(self.records):
-                return f"END of step {slot.step} stands after {len(self.records)} steps"
-            self.end = slot.digest
+        elif slot.kind in (HASH, END):
+            self.hashes[slot.step] = slot.digest
+            self.end = slot.digest if slot.kind == END else None
         return ""
 
 
 def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None = None, digest: bytes = b"") -> bytes:
-    """A slot without its chain value: size - 16 bytes."""
+    """A slot without its chain value: size - 16 bytes. Losses beyond float32 become infinite, as by a cast."""
     if record is None:
         head = _SLOT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
         return (head + digest[:24]).ljust(size - 16, b"\0")
@@ -223,13 +264,21 @@ def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None
     triples = [0.0] * (3 * max(n, -(-m // 2)))
     triples[: 3 * n : 3] = record.g
     for i, loss in enumerate(record.losses):
-        triples[3 * (i // 2) + 1 + i % 2] = loss
+        triples[3 * (i // 2) + 1 + i % 2] = loss if abs(loss) < FLOAT32 else loss * math.inf
     return (head + struct.pack(f"<{len(triples)}f", *triples)).ljust(size - 16, b"\0")
 
 
-def significant(x: float) -> bool:
-    """Is x finite, with at most 16 significant bits?"""
-    return math.isfinite(x) and math.ldexp(math.frexp(x)[0], 16).is_integer()
+def unfit(record: Record, k: int) -> str:
+    """What is wrong with a step's numbers in slots for `k` directions, or ''."""
+    if not 1 <= len(record.g) <= k:
+        return f"{len(record.g)} directions are not 1..{k}"
+    if record.flags & ~7:
+        return f"unknown flags {record.flags}"
+    if not all(math.isfinite(x) and bits16(x) == x for x in (*record.g, record.lr)):
+        return "a weight is not finite, below 2**-100, or has more than 16 significant bits"
+    if not 0 < record.decay <= 1:
+        return f"decay {record.decay} is not in (0, 1]"
+    return "a skipped step has a weight" if record.flags & SKIPPED and any(record.g) else ""
 
 
 def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
@@ -240,26 +289,38 @@ def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
     if kind != STEP:
         wrong = any(raw[1:4]) or any(raw[12:24]) or any(raw[48:-16]) or (kind == REWIND and any(raw[24:48]))
         return Slot(kind, seq, step, None, raw[24:48]), "padding is not zero" if wrong else ""
-    if not 1 <= n <= k or m > 2 * k:
-        return Slot(kind, seq, step, None, b""), f"{n} directions and {m} losses do not fit {k}"
     count = max(n, -(-m // 2))
-    triples = struct.unpack_from(f"<{3 * count}f", raw, 24)
-    g = triples[0 : 3 * n : 3]
-    pairs = [x for q in range(count) for x in triples[3 * q + 1 : 3 * q + 3]]
-    slot = Slot(kind, seq, step, Record(step, seq, lr, g, tuple(pairs[:m]), flags, check, decay), b"")
-    if flags & ~7:
-        return slot, f"unknown flags {flags}"
-    if not all(map(significant, (*g, lr, decay))) or not 0 < decay <= 1:
-        return slot, "a weight is not finite or has more than 16 significant bits"
-    if flags & 1 and any(g):
-        return slot, "a skipped step has a weight"
-    if any(triples[3 * n :: 3]) or any(pairs[m:]) or any(raw[24 + 12 * count : -16]):
-        return slot, "padding is not zero"
-    return slot, ""
+    if count > k:
+        return Slot(kind, seq, step, None, b""), f"{n} directions and {m} losses do not fit {k}"
+    words = struct.unpack_from(f"<{3 * count}f", raw, 24)
+    losses = [words[3 * (i // 2) + 1 + i % 2] for i in range(m)]
+    record = Record(step, seq, lr, words[0 : 3 * n : 3], tuple(losses), flags, check, decay)
+    wrong = unfit(record, k)
+    absent = [
+        *range(24 + 12 * n, 24 + 12 * count, 12),
+        *(28 + 12 * (i // 2) + 4 * (i % 2) for i in range(m, 2 * count)),
+    ]
+    if any(raw[24 + 12 * count : -16]) or any(any(raw[at : at + 4]) for at in absent):  # bytes, not values: -0.0 is one
+        wrong = wrong or "padding is not zero"
+    return Slot(kind, seq, step, record, b""), wrong
 
 
 def chain(previous: bytes, body: bytes) -> bytes:
     return hashlib.sha256(previous + body).digest()[:16]
+
+
+def unfinished(raw: bytes) -> bool:
+    """Is a sector of this slot still zero? In a whole slot the first has its kind and the last its chain value."""
+    return not all(any(raw[i : i + SECTOR]) for i in range(0, len(raw), SECTOR))
+
+
+def agree(where: object, step: int, known: bytes, digest: Callable[[], bytes]) -> None:
+    """ReplayError unless `digest()`, the SHA-256 of the state after `step` steps, begins with what the log says."""
+    if known != (found := digest()[:24]):
+        raise ReplayError(
+            f"{where}: after step {step} the state is {found[:6].hex()}.. and the log says {known[:6].hex()}..: "
+            "replay differs. `zoedge verify --replay` names the first step, tensor and element."
+        )
 
 
 class Log:
@@ -277,17 +338,27 @@ class Log:
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Log:
-        """A new log at `path`, durable with its directory entry before this returns. FileExistsError if there is one."""
+        """A new log at `path`, durable with its directory entry when this returns. FileExistsError if there is one."""
         raw = header.encode()
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        log = cls(path, header, fd, True)
-        log._lock()
         try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except FileExistsError:
+            raise
+        except OSError as e:
+            raise StorageError(f"{path}: cannot create the log: {e.strerror}.") from e
+        log = cls(path, header, fd, True)
+        try:
+            log._lock()
             _write_all(fd, raw)
             os.fsync(fd)
             sync_directory(path.parent)
-        except OSError as e:
-            raise StorageError(f"{path}: cannot write the log: {e.strerror}.") from e
+        except BaseException as e:
+            os.close(fd)
+            with suppress(OSError):
+                path.unlink()
+            if isinstance(e, OSError):
+                raise StorageError(f"{path}: cannot write the log: {e.strerror}.") from e
+            raise
         log._chain = raw[480:496]
         return log
 
@@ -299,71 +370,79 @@ class Log:
     @classmethod
     def resume(cls, path: Path) -> Log:
         """For appending: LockedError if another process has it; a torn tail is moved to `.torn` and cut off."""
-        log = cls._scan(path, os.O_RDWR)
-        if log.torn:
-            size = os.fstat(log._fd).st_size
-            tail = os.pread(log._fd, log.torn, size - log.torn)
-            try:
-                with open(path.with_suffix(".torn"), "ab") as aside:
-                    aside.write(tail)
-                    aside.flush()
-                    os.fsync(aside.fileno())
-                os.ftruncate(log._fd, size - log.torn)
-                os.fsync(log._fd)
-            except OSError as e:
-                raise StorageError(f"{path}: cannot cut the torn tail off: {e.strerror}.") from e
-        os.lseek(log._fd, 0, os.SEEK_END)
-        return log
+        return cls._scan(path, os.O_RDWR)
 
     @classmethod
     def _scan(cls, path: Path, mode: int) -> Log:
-        try:
-            fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as e:
-            raise StorageError(f"{path}: cannot open the log: {e.strerror}.") from e
+        fd = open_file(path, mode)
         try:
             head = os.pread(fd, 512 + BLOCK_LIMIT, 0)
-            header, length = Header.decode(head, str(path))
+            header, _ = Header.decode(head, str(path))
             log = cls(path, header, fd, mode == os.O_RDWR)
             if log.writable:
-                if struct.unpack_from("<H", head, 10)[0] > MINOR:
+                if header.minor > MINOR:
                     raise DamagedError(f"{path}: written by a newer zoedge; this one can read it, not extend it.")
                 log._lock()
             log._chain = head[480:496]
-            log._read(length)
-            return log
-        except BaseException:
+            log._read()
+            if log.writable:
+                log._mend()
+        except BaseException as e:
             os.close(fd)
+            if isinstance(e, OSError):
+                raise StorageError(f"{path}: cannot read or mend the log: {e.strerror}.") from e
             raise
+        if not log.writable:
+            log.close()
+        return log
 
-    def _read(self, offset: int) -> None:
-        size, end = self.header.slot_size, os.fstat(self._fd).st_size
+    def _read(self) -> None:
+        size, offset, end = self.header.slot_size, self.header.length, os.fstat(self._fd).st_size
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(offset)
-            while len(raw := file.read(size)) == size:
-                value = chain(self._chain, raw[:-16])
-                wrong = "" if value == raw[-16:] else "its chain value does not match"
-                if not wrong:
+            # `end` is fixed: another process may be writing this run
+            while end - offset >= size and len(raw := file.read(size)) == size:
+                value, wrong = chain(self._chain, raw[:-16]), ""
+                if value != raw[-16:]:
+                    if unfinished(raw) and -(-(end - offset) // size) <= self.header.sync_every:
+                        break
+                    wrong = "its chain value does not match"
+                else:
                     slot, wrong = decode_slot(raw, self.header.directions)
                     wrong = wrong or ("" if slot.seq == self.seq else f"it says it is slot {slot.seq}")
                     wrong = wrong or self.state.fold(slot)
                 if wrong:
-                    left = -(-(end - offset) // size)
-                    if not any(raw) and left <= self.header.sync_every:
-                        break
                     raise DamagedError(
-                        f"{self.path}: damaged at slot {self.seq} (byte {offset}, after step {len(self) - 1}): {wrong}. "
-                        f"Steps 0..{len(self) - 1} are intact: `zoedge replay {self.path} --to-step N` rebuilds a state "
-                        "before the damage from a copy cut there."
+                        f"{self.path}: damaged at slot {self.seq} (byte {offset}, after {len(self)} steps): {wrong}. "
+                        f"What stands before it is intact: `head -c {offset} {self.path}` is a log that replays."
                     )
                 self._chain, self.seq, offset = value, self.seq + 1, offset + size
         self.torn = end - offset
+
+    def _mend(self) -> None:
+        """Cut a torn tail off, and make the rest durable: a killed process may have left it in the kernel's cache."""
+        if self.torn:
+            aside = os.open(
+                self.path.with_suffix(".torn"),
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
+                0o644,
+            )
+            try:
+                _write_all(aside, os.pread(self._fd, self.torn, self.size))
+                os.fsync(aside)
+            finally:
+                os.close(aside)
+            os.ftruncate(self._fd, self.size)
+        os.fsync(self._fd)
+        os.lseek(self._fd, self.size, os.SEEK_SET)
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockedError(f"{self.path}: another zoedge process is writing this run. Wait for it, or stop it.") from None
+            raise LockedError(
+                f"{self.path}: another zoedge process is writing this run. Wait for it, or stop it."
+            ) from None
 
     # -- reading
 
@@ -387,26 +466,29 @@ class Log:
 
     @property
     def size(self) -> int:
-        return os.fstat(self._fd).st_size - self.torn
+        """Bytes of the header and the whole slots."""
+        return self.header.length + self.seq * self.header.slot_size
 
     # -- writing
 
     def append(self, record: Record) -> Record:
-        """Make a step durable; returns it as it will be read back (losses rounded to float32)."""
+        """Make a step durable; returns it as it will be read back (losses rounded to float32).
+
+        StorageError: it is not logged and MUST NOT be applied; nothing more will be written. ValueError: a bug of ours.
+        """
+        if record.seq != self.seq:  # its direction was drawn for another slot
+            raise ValueError(f"refusing to log slot {self.seq}: the record was measured for slot {record.seq}")
         slot = self._put(STEP, record.step, record)
         assert slot.record is not None
         return slot.record
 
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
         """`digest()` is the SHA-256 of the state after `step` steps: logged if it is due, compared if it is known."""
-        known = self.state.hashes.get(step)
-        if known is None and self.writable and step == len(self) and step % self.header.hash_every == 0:
+        due = self.writable and step == len(self) and step % self.header.hash_every == 0
+        if (known := self.state.hashes.get(step)) is not None:
+            agree(self.path, step, known, digest)
+        elif due:
             self._put(HASH, step, digest=digest())
-        elif known is not None and known != (found := digest()[:24]):
-            raise ReplayError(
-                f"{self.path}: after step {step} the state is {found[:6].hex()}.. and the log says {known[:6].hex()}..: "
-                "replay differs. `zoedge verify --replay` names the first step, tensor and element."
-            )
 
     def session(self, digest: bytes) -> bool:
         """Record the environment if it is another than the last; an unchanged one leaves no trace, so that a run that
@@ -421,44 +503,62 @@ class Log:
         self._put(REWIND, step)
 
     def finish(self, digest: bytes) -> None:
-        """END: the final state's SHA-256. Nothing can follow."""
+        """END: the final state's SHA-256. Nothing can follow. ReplayError: the log says another state."""
+        if (known := self.state.hashes.get(len(self))) is not None:
+            agree(self.path, len(self), known, lambda: digest)
         if self.state.end is None:
             self._put(END, len(self), digest=digest)
-        elif self.state.end != digest[:24]:
-            raise ReplayError(f"{self.path}: the final state is not the one that END says.")
 
     def _put(self, kind: int, step: int, record: Record | None = None, digest: bytes = b"") -> Slot:
-        body = encode_slot(self.header.slot_size, kind, self.seq, step, record, digest)
+        if not self.writable:
+            raise StorageError(
+                f"{self.path}: step {step} was not logged: the log is not open for writing, or a write has failed."
+            )
+        try:
+            body = encode_slot(self.header.slot_size, kind, self.seq, step, record, digest)
+        except (struct.error, OverflowError) as e:
+            raise ValueError(f"refusing to log slot {self.seq}: {e}") from None
         slot, wrong = decode_slot(body + bytes(16), self.header.directions)
-        if wrong or (wrong := self.state.fold(slot)):
+        if wrong := wrong or self.state.refuse(slot):
             raise ValueError(f"refusing to log slot {self.seq}: {wrong}")
         value = chain(self._chain, body)
+        self.writable = False  # whatever interrupts from here on, Ctrl-C too, leaves a tail that nothing may follow
         try:
             _write_all(self._fd, body + value)
-            self._unsynced += 1
-            if self._unsynced >= self.header.sync_every or kind == END:
-                self.sync()
         except OSError as e:
-            self.writable = False
             raise StorageError(
-                f"{self.path}: the log could not be written at step {step}: {e.strerror}. Everything before it is safe; "
+                f"{self.path}: the log could not be written at step {step}: {e.strerror}. What was synced is safe; "
                 "free space (or mend the disk) and `zoedge resume`."
             ) from e
-        self._chain, self.seq = value, self.seq + 1
+        self._unsynced += 1
+        if self._unsynced >= self.header.sync_every or kind == END:
+            self.sync()
+        self.state.fold(slot)
+        self._chain, self.seq, self.writable = value, self.seq + 1, True
         return slot
 
     def sync(self) -> None:
-        datasync(self._fd)
-        self._unsynced = 0
+        """Make all that was appended durable. After a failed sync nothing is tried again: the page may be dropped."""
+        writable, self.writable = self.writable, False
+        try:
+            datasync(self._fd)
+        except OSError as e:
+            raise StorageError(
+                f"{self.path}: the log could not be synced: {e.strerror}. What was synced before is safe; mend the "
+                "disk and `zoedge resume`."
+            ) from e
+        self._unsynced, self.writable = 0, writable
 
     def close(self) -> None:
+        """Sync what is not synced yet, and free the lock."""
         if self._fd >= 0:
             try:
                 if self.writable and self._unsynced:
                     self.sync()
             finally:
-                os.close(self._fd)
-                self._fd = -1
+                self.writable = False
+                fd, self._fd = self._fd, -1
+                os.close(fd)
 
     def __enter__(self) -> Log:
         return self
@@ -467,10 +567,24 @@ class Log:
         self.close()
 
 
+def open_file(path: Path, mode: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file, no symlink; a pipe does not make us wait."""
+    try:
+        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as e:
+        raise StorageError(f"{path}: cannot open the log: {e.strerror}.") from e
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageError(f"{path}: cannot open the log: not a regular file.")
+    return fd
+
+
 def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        if not (written := os.write(fd, view)):
+            raise OSError(errno.EIO, "a write made no progress")
+        view = view[written:]
 
 
 def datasync(fd: int) -> None:
@@ -491,7 +605,7 @@ def sync_directory(path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """All of `data` at `path`, or nothing: temporary file, fsync, rename, directory fsync."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")  # not the pid: in a container it repeats
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
@@ -501,6 +615,9 @@ def write_durably(path: Path, data: bytes) -> None:
             os.close(fd)
         os.replace(temporary, path)
         sync_directory(path.parent)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
+    except BaseException as e:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(e, OSError):
+            raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
+        raise

@@ -6,26 +6,47 @@ A section's keys are the fields of the class that uses it, and each default is w
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from .errors import UsageError, ZoedgeError, nearest, plain
 from .load import FOLDERS, part
 
 LIMIT, DEPTH = 64 << 10, 16
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Place = tuple[int, int]  # line, column, from 1
+Place = tuple[int, int]  # line, column, from 1; (0, 0) is a key=value
 Path_ = tuple[Any, ...]
+Marks = dict[Path_, Place]
+Fault = Callable[[Path_, str], None]
+
+
+def folder_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise ValueError("a name: letters, digits, '.', '_' and '-', at most 64, a letter or a digit first")
+    return value
+
+
+def rows_or_share(value: int | float) -> int | float:
+    if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+        raise ValueError("a number of rows (200) or a share of them (0.1)")
+    return value
+
+
+Name = Annotated[str, AfterValidator(folder_name)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    """A table of the recipe. A validator's ValueError says what the value should have been: "X is not ..."."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Model(Section):
@@ -43,11 +64,14 @@ class Model(Section):
 class Split(Section):
     """So many rows (or that share of them), taken by a hash of their text: equal texts never stand on both sides."""
 
-    split: int | float = Field(gt=0)
+    split: Annotated[int | float, AfterValidator(rows_or_share)]
 
 
 class Data(Section):
-    """Which rows. train, valid, test: a .jsonl, .csv or .parquet file, a packaged text, or a hub id."""
+    """Which rows. train, valid, test: a .jsonl, .csv or .parquet file, a packaged text, a hub id (ORG/SET:SPLIT).
+
+    fields: the names that the task uses -> those of the file.
+    """
 
     train: str
     valid: str | Split | None = None
@@ -79,7 +103,7 @@ class LogOptions(Section):
     """How often to sync, and to log the state's hash."""
 
     sync_every: int = Field(1, ge=1, le=4096)
-    hash_every: int = Field(100, ge=1)
+    hash_every: int = Field(100, ge=1, lt=2**32)
 
 
 class Output(Section):
@@ -92,22 +116,35 @@ class Output(Section):
 SECTIONS: dict[str, type[Section]] = {
     "model": Model, "data": Data, "train": Train, "eval": Eval, "log": LogOptions, "output": Output,
 }  # fmt: skip
-REQUIRED = ("version", "model", "data")
-FOREIGN = {
-    "learning_rate": "rule.lr", "lr": "rule.lr", "lr_scheduler": "rule.schedule", "lr_scheduler_type": "rule.schedule",
-    "lr_schedule": "rule.schedule", "optimizer": "rule", "optim": "rule", "zo_eps": "estimator.eps", "eps": "estimator.eps",
-    "epsilon": "estimator.eps", "num_perturbations": "estimator.queries", "queries": "estimator.queries",
-    "lora_r": "space.rank", "r": "space.rank", "lora_rank": "space.rank", "lora_alpha": "space.alpha",
-    "lora_target_modules": "space.targets", "target_modules": "space.targets", "lora_layers": "space.layers",
-    "num_layers": "space.layers", "base_model": "model.source", "model_name_or_path": "model.source",
-    "model_name": "model.source", "load_in_4bit": "model.quantization: nf4", "load_in_8bit": "model.quantization: int8",
-    "dtype": "model.compute_dtype", "torch_dtype": "model.compute_dtype", "iters": "train.steps",
-    "max_steps": "train.steps", "num_steps": "train.steps", "num_epochs": "train.steps (steps, not epochs)",
+REQUIRED = {  # and an example of each
+    "version": "version: 1",
+    "model": "model: {source: smollm2-135m-instruct}",
+    "data": "data: {train: rows.jsonl}",
+}
+DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "space": "lora", "task": "classify"}
+FOREIGN = {  # other tools' words, at whatever level they are written
+    "learning_rate": "rule.lr", "lr_scheduler": "rule.schedule", "lr_scheduler_type": "rule.schedule",
+    "lr_schedule": "rule.schedule", "scheduler": "rule.schedule", "optimizer": "rule", "optim": "rule",
+    "zo_eps": "estimator.eps", "epsilon": "estimator.eps", "num_perturbations": "estimator.queries",
+    "perturbation": "noise", "lora_r": "space.rank", "r": "space.rank", "lora_rank": "space.rank",
+    "lora_alpha": "space.alpha", "lora_target_modules": "space.targets", "target_modules": "space.targets",
+    "lora_layers": "space.layers", "num_layers": "space.layers", "layers_to_transform": "space.layers",
+    "base_model": "model.source", "model_name_or_path": "model.source", "model_name": "model.source",
+    "model_id": "model.source", "model.name": "model.source", "model.path": "model.source",
+    "load_in_4bit": "model.quantization: nf4", "load_in_8bit": "model.quantization: int8",
+    "bnb_4bit_quant_type": "model.quantization", "quantization_bit": "model.quantization",
+    "bnb_4bit_use_double_quant": "model.double_quant", "bnb_4bit_compute_dtype": "model.compute_dtype",
+    "dtype": "model.compute_dtype", "torch_dtype": "model.compute_dtype", "bf16": "model.compute_dtype: bf16",
+    "fp16": "model.compute_dtype: fp16", "iters": "train.steps", "max_steps": "train.steps",
+    "num_steps": "train.steps", "epochs": "train.steps (steps, not epochs)",
+    "num_epochs": "train.steps (steps, not epochs)", "num_train_epochs": "train.steps (steps, not epochs)",
     "micro_batch_size": "train.batch", "batch_size": "train.batch", "per_device_train_batch_size": "train.batch",
-    "max_seq_length": "data.max_length", "sequence_len": "data.max_length", "cutoff_len": "data.max_length",
-    "dataset": "data.train", "datasets": "data.train", "train_file": "data.train", "val_set_size": "data.valid: {split: N}",
-    "eval_steps": "eval.every", "steps_per_eval": "eval.every", "output_dir": "output.dir", "adapter_path": "output.dir",
-    "val_data": "data.valid", "template": "task.prompt", "labels": "task.options", "perturbation": "noise",
+    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length", "dataset": "data.train", "datasets": "data.train", "train_file": "data.train",
+    "train_data": "data.train", "data_path": "data.train", "data.path": "data.train", "data.name": "data.train",
+    "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
+    "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
+    "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
 }  # fmt: skip
 
 
@@ -140,7 +177,7 @@ class Recipe:
         return table
 
     def semantic(self) -> dict[str, Any]:
-        """What decides the numbers. Not: names, folders, how often to look, where files lie (their content is digested)."""
+        """What decides the numbers. Not: names, folders, how often to look, where files lie (contents are digested)."""
         table = self.resolved()
         for key in ("name", "output", "eval"):
             del table[key]
@@ -163,19 +200,19 @@ def word_of(value: Any) -> str:
 
 
 class Strict(yaml.SafeLoader):
-    """YAML 1.2's floats and booleans; no anchors, aliases, tags, merge keys, duplicates; at most DEPTH deep."""
+    """YAML 1.2's floats and booleans; no anchors, aliases or tags; at most DEPTH deep."""
 
     def __init__(self, text: str, where: str):
         super().__init__(text)
         self.where, self.depth = where, 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         at = f"{self.where}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise UsageError(f"{at}: anchors and aliases are not read. Write the value out.")
         if getattr(event, "tag", None):
-            raise UsageError(f"{at}: the tag {event.tag} is not read. Remove it.")
+            raise UsageError(f"{at}: the tag {plain(event.tag)} is not read. Remove it.")
         self.depth += 1
         if self.depth > DEPTH:
             raise UsageError(f"{at}: nested more than {DEPTH} deep.")
@@ -184,56 +221,88 @@ class Strict(yaml.SafeLoader):
         return node
 
 
-Strict.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in found if tag.endswith((":null",))]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Strict.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-Strict.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
-Strict.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$", re.I),
-    list("-+0123456789."),
+class Writer(yaml.SafeDumper):
+    """Quotes what Strict would read as something else than a text, and never writes an anchor."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+Writer.add_representer(str, Writer.represent_str)  # PyYAML writes U+0085 and U+2028 in quotes that read them as a space
+
+
+NULL, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{word}" for word in ("null", "bool", "int", "float"))
+SCALARS = (  # 012 is neither octal nor a number: it is a text, and is refused where a number is wanted
+    (NULL, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (BOOL, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (INT, r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    (FLOAT, r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+0123456789.")),
+    (FLOAT, r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
 )
+Strict.yaml_implicit_resolvers = {}
+for tag, regexp, first in SCALARS:
+    for kind in (Strict, Writer):
+        kind.add_implicit_resolver(tag, re.compile(f"^(?:{regexp})$"), first)
 
 
-def read_yaml(text: str, where: str) -> tuple[Any, dict[Path_, Place]]:
+def read_yaml(text: str, where: str) -> tuple[Any, Marks]:
     """(value, path -> place) of strict YAML. UsageError with file:line:column."""
-    if len(text.encode()) > LIMIT:
-        raise UsageError(f"{where}: larger than {LIMIT >> 10} KiB: not a recipe.")
-    loader = Strict(text, where)
-    marks: dict[Path_, Place] = {}
+    marks: Marks = {}
     try:
+        loader = Strict(text, where)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as e:
-        mark = e.problem_mark or e.context_mark
+        mark, what = e.problem_mark or e.context_mark, e.problem or e.context or "?"
+        what = f"{e.context} {what}" if what.startswith("but ") else what
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UsageError(f"{where}{at}: not valid YAML: {e.problem or e.context}.") from None
-    except yaml.YAMLError as e:
-        raise UsageError(f"{where}: not valid YAML: {plain(str(e))}") from None
-    return (build(node, (), marks, where, loader) if node is not None else None), marks
+        raise UsageError(f"{where}{at}: not valid YAML: {plain(what)}.") from None
+    except yaml.reader.ReaderError as e:
+        line, column = text.count("\n", 0, e.position) + 1, e.position - text.rfind("\n", 0, e.position)
+        raise UsageError(f"{where}:{line}:{column}: the character U+{ord(text[e.position]):04X} is not read.") from None
+    return (build(node, (), marks, where) if node is not None else None), marks
 
 
-def build(node: Any, path: Path_, marks: dict[Path_, Place], where: str, loader: Strict) -> Any:
-    marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
+def build(node: Any, path: Path_, marks: Marks, where: str) -> Any:
+    here = (node.start_mark.line + 1, node.start_mark.column + 1)
+    marks.setdefault(path, here)
     if isinstance(node, yaml.SequenceNode):
-        return [build(n, (*path, i), marks, where, loader) for i, n in enumerate(node.value)]
+        return [build(n, (*path, i), marks, where) for i, n in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
-        table: dict[Any, Any] = {}
+        table: dict[str, Any] = {}
         for k, v in node.value:
             at = (k.start_mark.line + 1, k.start_mark.column + 1)
             if not isinstance(k, yaml.ScalarNode):
                 raise UsageError(f"{where}:{at[0]}:{at[1]}: a key must be a word.")
-            key = k.value
-            if key in table:
-                raise UsageError(f"{where}:{at[0]}:{at[1]}: '{plain(key)}' stands twice.")
-            marks[(*path, key)] = at
-            table[key] = build(v, (*path, key), marks, where, loader)
+            whole(k.value, where, at)
+            if k.value in table:
+                raise UsageError(f"{where}:{at[0]}:{at[1]}: '{plain(k.value)}' stands twice. Remove one.")
+            marks[(*path, k.value)] = at
+            table[k.value] = build(v, (*path, k.value), marks, where)
         return table
-    value = loader.construct_object(node)
-    if node.tag.endswith(":float"):
-        value = float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
-    return value
+    value: str = node.value
+    if node.tag == NULL:
+        return None
+    if node.tag == BOOL:
+        return value.lower() == "true"
+    if node.tag == INT and len(value) < 1000:  # Python refuses to read (and to print) much longer ones
+        return int(value)
+    if node.tag in (INT, FLOAT):
+        return float(value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return whole(value, where, here)
+
+
+def whole(text: str, where: str, at: Place) -> str:
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UsageError(f"{where}:{at[0]}:{at[1]}: half a character (a lone surrogate). Write it whole.")
+    return text
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `read` reads back to the same recipe."""
+    return yaml.dump(recipe.resolved(), Dumper=Writer, sort_keys=False, allow_unicode=True, width=120)
 
 
 # -- from YAML to a recipe
@@ -243,12 +312,12 @@ def find(name: str) -> Path:
     """A recipe's file: a path, else a shipped recipe's name."""
     if Path(name).is_file():
         return Path(name)
-    shipped_names = {p.stem: p for p in shipped()}
-    if (stem := name.removesuffix(".yaml")) in shipped_names:
-        return shipped_names[stem]
+    known = {p.stem: p for p in shipped()}
+    if (stem := name.removesuffix(".yaml")) in known:
+        return known[stem]
     raise UsageError(
-        f"No recipe '{name}': no such file, and not a shipped one ({', '.join(shipped_names)})"
-        f"{nearest(stem, shipped_names)}"
+        f"No recipe '{plain(name)}': no such file, and not a shipped one ({', '.join(known)})"
+        f"{nearest(Path(stem).name, known) or '.'}"
     )
 
 
@@ -264,146 +333,232 @@ def shipped() -> list[Path]:
 def read(name: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe from a file (or a shipped name) and `key=value` overrides. UsageError lists every mistake at once."""
     path = find(name)
-    raw = path.read_bytes()[: LIMIT + 1]
     try:
-        text = raw.decode("utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(LIMIT + 1)
+        text = raw.decode("utf-8-sig") if len(raw) <= LIMIT else ""
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be read: {e.strerror}.") from None
     except UnicodeDecodeError as e:
-        raise UsageError(f"{path}: not UTF-8 text (byte {e.start}).") from None
+        raise UsageError(f"{path}:{raw.count(10, 0, e.start) + 1}: not UTF-8 text (byte {e.start}).") from None
+    if len(raw) > LIMIT:
+        raise UsageError(f"{path}: larger than {LIMIT >> 10} KiB: not a recipe.")
     table, marks = read_yaml(text, str(path))
     if not isinstance(table, dict):
         raise UsageError(f"{path}: a recipe is a table of keys and values; see `zoedge recipes show quickstart`.")
+    wrong: list[str] = []
     for override in overrides or []:
-        apply(table, marks, override)
-    table.setdefault("name", re.sub(r"[^A-Za-z0-9._-]", "-", path.stem))
-    return check(table, marks, str(path))
+        try:
+            apply(table, marks, override)
+        except UsageError as e:
+            wrong.append(f"{path} (key=value): {e}")
+    if table.get("name") is None:
+        table["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:64] or "run"
+    return check(table, marks, str(path), wrong)
 
 
-def apply(table: dict[str, Any], marks: dict[Path_, Place], override: str) -> None:
+def apply(table: dict[str, Any], marks: Marks, override: str) -> None:
     """Set `a.b=value`; the value is YAML. A bare word is turned into a table where a key of it is set."""
     key, equals, text = override.partition("=")
-    path = tuple(key.split("."))
-    if not equals or not all(path):
-        raise UsageError(f"'{override}' is not key=value, such as rule.lr=1e-3.")
-    value, _ = read_yaml(text, f"'{override}'") if text.strip() else (None, {})
-    for word in path[:-1]:
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path) or len(path) > DEPTH:
+        raise UsageError(f"'{plain(override)}' is not key=value, such as rule.lr=1e-3.")
+    try:
+        value, _ = read_yaml(text, plain(override))
+    except UsageError as e:
+        raise UsageError(f"{e} Quotes make it a text: {plain(key)}='\"...\"'.") from None
+    for i, word in enumerate(path[:-1]):
         inner = table.get(word)
-        if inner is None:
-            inner = {}
-        elif isinstance(inner, str) and word in FOLDERS:
+        if isinstance(inner, str) and word in FOLDERS and i == 0:
             inner = {"name": inner}
+        elif inner is None:
+            inner = {}
         elif not isinstance(inner, dict):
-            raise UsageError(f"'{override}': {word} is not a table of keys.")
+            raise UsageError(f"'{plain(override)}': {plain('.'.join(path[: i + 1]))} is not a table of keys.")
         table[word] = inner
         table = inner
     table[path[-1]] = value
-    for i in range(len(path), 0, -1):
-        marks[path[:i]] = (0, 0)
+    for known in [m for m in marks if m[: len(path)] == path]:
+        del marks[known]
+    for i in range(1, len(path)):
+        marks.setdefault(path[:i], (0, 0))
+    marks[path] = (0, 0)
 
 
-def check(table: dict[str, Any], marks: dict[Path_, Place], where: str) -> Recipe:
-    """The recipe of a table; every mistake is collected before one UsageError is raised."""
-    wrong: list[tuple[Place, str]] = []
+def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str] = ()) -> Recipe:
+    """The recipe of a table; every mistake is collected, beside those in `wrong`, before one UsageError is raised."""
+    if not isinstance(table, dict) or deep(table):  # a log's recipe has not come through read_yaml
+        raise UsageError(f"{where}: not a table of keys and values, at most {DEPTH} deep.")
+    found: list[tuple[Place, str]] = [((0, 0), text) for text in wrong]
+    given = {key: value for key, value in table.items() if value is not None}
 
     def fault(path: Path_, what: str) -> None:
         place = next((marks[path[:i]] for i in range(len(path), -1, -1) if path[:i] in marks), (0, 0))
-        at = f"{where}:{place[0]}:{place[1]}" if place[0] else f"{where} (key=value)"
-        wrong.append((place, f"{at}: {what}"))
+        at = f"{where}:{place[0]}:{place[1]}" if place[0] else f"{where} (key=value)" if marks else where
+        found.append((place, f"{at}: {what}" + ("" if what.endswith(("?", ".")) else ".")))
 
-    known = ("version", "name", "seed", *SECTIONS, *FOLDERS)
-    for key in table:
-        if key not in known:
-            fault((key,), unknown("", key, known))
-    for key in REQUIRED:
-        if key not in table:
-            fault((), f"{key}: missing." + (" Write 'version: 1'." if key == "version" else ""))
-    if "version" in table and table["version"] != 1:
-        fault(("version",), f"version: {table['version']!r} is not one that this zoedge reads (1).")
     parts: dict[str, Any] = {}
-    for key, kind in {"name": TypeAdapter(Name), "seed": TypeAdapter(Annotated[int, Field(ge=0, lt=2**64, strict=True)])}.items():
-        parts[key] = validated(kind, table.get(key, 0 if key == "seed" else "run"), (key,), fault)
+    classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault) for key in FOLDERS}
+    names = {key: list(section.model_fields) for key, section in SECTIONS.items()}
+    names |= {key: ["name", *(schema(made).model_fields if made else ())] for key, (made, _) in classes.items()}
+    names |= {"data.valid": list(Split.model_fields), "data.test": list(Split.model_fields)}
+    names[""] = ["version", "name", "seed", *SECTIONS, *FOLDERS]
+
+    def validated(kind: Any, value: Any, path: Path_) -> Any:
+        try:  # as JSON, whose lists pydantic also takes for tuples
+            return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+        except ValidationError as e:
+            for place, what in mistakes(e, value):
+                place = (*path, *place)
+                if what == UNKNOWN:
+                    fault(place, unknown(place, names))
+                elif what == ABSENT and len(place) == 2 and path[0] in REQUIRED:
+                    fault(place, f"{dotted(place)}: missing - such as '{REQUIRED[path[0]]}'")
+                else:
+                    fault(place, f"{dotted(place)}: {what}")
+        return None
+
+    for key in table:
+        if key not in names[""]:
+            fault((key,), unknown((key,), names))
+    for key, example in REQUIRED.items():
+        if key not in given:
+            fault((), f"{key}: missing - write '{example}'")
+    if "version" in given and (given["version"] != 1 or type(given["version"]) is not int):
+        fault(("version",), f"version: {shown(given['version'])} is not read by this zoedge - write 'version: 1'")
+    parts["name"] = validated(Name, given.get("name", "run"), ("name",))
+    parts["seed"] = validated(Seed, given.get("seed", 0), ("seed",))
     for key, section in SECTIONS.items():
-        if key in table or key not in REQUIRED:
-            value = table.get(key)
-            parts[key] = validated(TypeAdapter(section), {} if value is None else value, (key,), fault)
-    for kind in FOLDERS:
-        parts[kind] = build_part(kind, table.get(kind, DEFAULTS[kind]), fault)
-    if wrong:
-        raise UsageError("\n".join(text for _, text in sorted(wrong)))
+        if key in given or key not in REQUIRED:
+            parts[key] = validated(section, given.get(key, {}), (key,))
+    for key, (made, options) in classes.items():
+        if made and (checked := validated(schema(made), options, (key,))):
+            try:
+                parts[key] = made(**vars(checked))
+            except (ValueError, ZoedgeError) as e:
+                fault((key, str(e).partition(":")[0]), f"{key}.{e}")
+    if found:
+        raise UsageError("\n".join(text for _, text in sorted(found)))
     return Recipe(**parts)
 
 
-DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "space": "lora", "task": "classify"}
+def deep(value: Any, left: int = DEPTH) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left < 0 or any(deep(v, left - 1) for v in inner)
 
 
-def build_part(kind: str, value: Any, fault: Any) -> Any:
-    """A part from `word` or `{name: word, ...fields}`."""
+def build_part(kind: str, value: Any, fault: Fault) -> tuple[Any, dict[str, Any]]:
+    """(class or None, options) of a part from `word` or `{name: word, ...options}`."""
     options = {"name": value} if isinstance(value, str) else value
     if not isinstance(options, dict) or not isinstance(word := options.get("name", DEFAULTS[kind]), str):
-        fault((kind,), f"{kind}: write a word, or a table such as {{name: {DEFAULTS[kind]}, ...}}.")
-        return None
+        fault((kind,), f"{kind}: {shown(value)} is not a word, or a table such as {{name: {DEFAULTS[kind]}, ...}}")
+        return None, {}
     try:
-        made = part(kind, word)
+        return part(kind, word), {k: v for k, v in options.items() if k != "name"}
     except ZoedgeError as e:
         fault((kind, "name"), str(e))
-        return None
-    rest = {k: v for k, v in options.items() if k != "name"}
-    checked = validated(TypeAdapter(schema(made)), rest, (kind,), fault)
-    try:
-        return checked and made(**vars(checked))
-    except ValueError as e:
-        fault((kind,), f"{kind}.{e}.")
-    return None
+        for key in options:
+            if key in FOREIGN:
+                fault((kind, key), unknown((kind, key), {}))
+        return None, {}
 
 
+@lru_cache
 def schema(made: type[Any]) -> type[Section]:
     """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances."""
     hints = get_type_hints(made, include_extras=True)
-    columns: Any = {
-        f.name: (hints[f.name], Field(f.default) if f.default is not MISSING else Field(default_factory=f.default_factory))
-        for f in fields(made)
-    }
+    columns: dict[str, Any] = {}
+    for f in fields(made):
+        if f.default_factory is not MISSING:
+            columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))
+        else:
+            columns[f.name] = (hints[f.name], ... if f.default is MISSING else f.default)
     return create_model(made.__name__, __base__=Section, **columns)
 
 
-def validated(kind: TypeAdapter[Any], value: Any, path: Path_, fault: Any) -> Any:
-    try:
-        return kind.validate_python(value)
-    except ValidationError as e:
-        for error in merged(e):
-            place = (*path, *error["loc"])
-            name = ".".join(str(p) for p in place)
-            if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                names = list(kind._type.model_fields)
-                fault(place, unknown(".".join(map(str, place[:-1])), str(place[-1]), names))
-            elif error["type"] in ("missing", "missing_argument"):
-                fault(path, f"{name}: missing.")
-            else:
-                fault(place, f"{name}: {plain(repr(error['input']))}: {error['msg'][:1].lower()}{error['msg'][1:]}.")
-    except ZoedgeError as e:
-        fault(path, f"{'.'.join(map(str, path))}: {e}")
-    return None
+# -- sentences
+
+UNKNOWN, ABSENT = "extra_forbidden", "missing"
+WANTED = {  # pydantic's kinds of error: "VALUE is not ..."
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+    "finite_number": "a finite number", "bool_type": "true or false", "string_type": "a text", "list_type": "a list",
+    "tuple_type": "a list", "dict_type": "a table of keys", "model_type": "a table of keys",
+    "greater_than": "greater than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}", "literal_error": "{expected}", "value_error": "{error}",
+}  # fmt: skip
 
 
-def merged(e: ValidationError) -> Iterator[dict[str, Any]]:
-    """pydantic's errors, those of the branches of one union as one."""
+def dotted(path: Path_) -> str:
+    return plain(".".join(map(str, path)))
+
+
+def shown(value: Any) -> str:
+    """A value as the recipe would write it."""
+    if isinstance(value, str):
+        return f"'{plain(value, 60)}'"
+    text: str = yaml.dump(value, Dumper=Writer, default_flow_style=True, width=LIMIT)
+    return plain(text.strip().removesuffix("\n..."), 60)
+
+
+def mistakes(e: ValidationError, value: Any) -> Iterator[tuple[Path_, str]]:
+    """(path, sentence) of pydantic's errors; those of the branches of one union as one."""
     groups: dict[Path_, list[Any]] = {}
     for error in e.errors(include_url=False):
-        loc = tuple(p for p in error["loc"] if not isinstance(p, str) or re.fullmatch(r"[a-z_][a-z_0-9 -]*", p))
-        loc = tuple(p for p in loc if p not in ("str", "int", "float") and not str(p).startswith(("literal", "list", "dict")))
-        groups.setdefault(loc, []).append(error)
-    for loc, errors in groups.items():
-        text = " or ".join(dict.fromkeys(x["msg"].removeprefix("Value error, ") for x in errors))
-        yield {**errors[0], "loc": loc, "msg": text}
+        place, at = [], value
+        for word in error["loc"]:  # also names branches of unions, which are no keys of the user's
+            if (isinstance(at, dict) and word in at) or (isinstance(at, list) and isinstance(word, int)):
+                at = at[word]  # type: ignore[index]
+                place.append(word)
+        if error["type"] == ABSENT:
+            place.append(error["loc"][-1])
+        groups.setdefault(tuple(place), []).append(error)
+    for path, errors in groups.items():
+        if any(len(other) > len(path) and other[: len(path)] == path for other in groups):
+            continue  # the branch that was meant has the answer
+        kinds = [error["type"] for error in errors]
+        if UNKNOWN in kinds:
+            yield path, UNKNOWN
+        elif ABSENT in kinds:
+            yield path, ABSENT
+        else:
+            yield path, f"{shown(errors[0]['input'])} {wanted(errors)}"
 
 
-def unknown(section: str, key: str, names: Any) -> str:
+def wanted(errors: list[Any]) -> str:
+    """is not ... or ..., of the branches' errors about one value."""
+    value, phrases, choices = errors[0]["input"], [], []
+    for error in errors:
+        kind, context = error["type"], {k: bound(v) for k, v in error.get("ctx", {}).items()}
+        phrases.append(WANTED[kind].format(**context) if kind in WANTED else f"as wanted ({error['msg']})")
+        if kind == "literal_error":
+            choices += re.findall(r"'([^']*)'", context["expected"])
+    text = "is not " + " or ".join(dict.fromkeys(phrases))
+    if isinstance(value, str) and (near := nearest(value, choices)):
+        return text + near
+    if isinstance(value, str) and WANTED["list_type"] in phrases:
+        return f"{text} - write [{plain(value)}]"
+    if isinstance(value, float) and value.is_integer() and phrases == [WANTED["int_type"]]:
+        return f"{text} - write {int(value)}"
+    return text
+
+
+def bound(value: Any) -> str:
+    """A limit as people write it: 0 for 0.0, 2**64 for its twenty digits."""
+    if isinstance(value, int) and value > 2**32 and value & (value - 1) == 0:
+        return f"2**{value.bit_length() - 1}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def unknown(path: Path_, names: dict[str, list[str]]) -> str:
     """An unknown key's sentence: another tool's name is answered with ours, a typo with the nearest."""
-    full = f"{section}.{key}" if section else key
-    if key in FOREIGN and FOREIGN[key].partition(":")[0] != full:
-        return f"{plain(full)}: unknown key - zoedge calls this '{FOREIGN[key]}'."
-    return f"{plain(full)}: unknown key{nearest(key, names) or ' - there is: ' + ', '.join(map(str, names)) + '.'}"
-
-
-def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    return yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=120)
+    full, key = dotted(path), str(path[-1])
+    word = key.lower().replace("-", "_")
+    ours = FOREIGN.get(full) or FOREIGN.get(word)
+    if ours and ours.partition(":")[0] != full:
+        return f"{full}: unknown key - zoedge calls this '{ours}'"
+    here = names.get(dotted(path[:-1]), [])
+    near = nearest(key, here)
+    if not near:  # the right word in the wrong place
+        homes = [f"{section}.{key}".lstrip(".") for section, keys in names.items() if word in keys and word != "name"]
+        near = f" - did you mean '{homes[0]}'?" if len(homes) == 1 else ""
+    return f"{full}: unknown key{near or (' - there is: ' + ', '.join(here) if here else '')}"

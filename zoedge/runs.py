@@ -1,9 +1,9 @@
 """A run's folder, and how its parts are put together: from a recipe to train, from a log alone to replay.
 
-    runs/NAME/   run.zlog       the only checkpoint
-                 recipe.yaml    every setting, defaults included
-                 metrics.jsonl  for people and plots; nothing reads it back for training
-                 adapter/       the export
+runs/NAME/   run.zlog       the only checkpoint
+             recipe.yaml    every setting, defaults included
+             metrics.jsonl  for people and plots; nothing reads it back for training
+             adapter/       the export
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from .engine import Run, capacity, digest, selftest
-from .errors import DamagedError, DataError, IdentityError, StorageError, UsageError, plain
+from .errors import DamagedError, IdentityError, StorageError, UsageError, plain
 from .load import by_id
-from .log import DIGESTS, Header, Log, canonical, write_durably
-from .recipe import Data, Recipe, Split, check, dump
+from .log import DIGESTS, Header, Log, canonical, sync_directory, write_durably
+from .recipe import Recipe, check, dump
 
 LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
 
@@ -49,6 +49,7 @@ def claim(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
         probe.unlink()
+        sync_directory(folder.parent)
     except OSError as e:
         raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
 
@@ -83,42 +84,16 @@ class Texts:
     counts: dict[str, dict[str, int]]
 
 
-def read_rows(data: Data) -> tuple[list[Any], dict[str, list[Any]], int]:
-    """(training rows, {valid, test}, bad lines dropped). Rows whose text is in valid or test are not trained on."""
-    from .sources import resolve_text
-    from .tasks._rows import read, share
+def texts(recipe: Recipe, tokenizer: Any, limit: int) -> Texts:
+    """The recipe's rows, tokenised. DataError: whatever is wrong with a file, a row or a label."""
+    from .tasks._rows import sets
 
-    rows, faults = read(*resolve_text(data.train), data.skip_bad_lines)
-    parts: dict[str, list[Any]] = {}
-    for which in ("test", "valid"):
-        place = getattr(data, which)
-        if isinstance(place, Split):
-            rows, parts[which] = share(rows, place.split, which)
-        elif place is not None:
-            parts[which], more = read(*resolve_text(place), data.skip_bad_lines)
-            faults += more
-    names = {ours: theirs for ours, theirs in data.fields.items()}
-    for row in (*rows, *(r for part in parts.values() for r in part)):
-        for ours, theirs in names.items():
-            if theirs in row.fields:
-                row.fields[ours] = row.fields[theirs]
-    if data.limit and data.limit < len(rows):
-        _, rows = share(rows, data.limit, "limit")
-    return rows, parts, len(faults)
-
-
-def texts(recipe: Recipe, tokenizer: Any, context: int) -> Texts:
-    if recipe.data.max_length > context:
-        limit = context
-    else:
-        limit = recipe.data.max_length
-    rows, parts, bad = read_rows(recipe.data)
-    sets: dict[str, Any] = {}
-    counts: dict[str, dict[str, int]] = {}
+    rows, parts, more = sets(recipe.data, recipe.task.fields())
+    found, counts = {}, {}
     for which, some in {"train": rows, **parts}.items():
-        sets[which], counts[which] = recipe.task.encode(some, tokenizer, limit, recipe.data.on_overflow)
-    counts["train"]["bad lines"] = bad
-    return Texts(sets["train"], sets.get("valid"), sets.get("test"), counts)
+        found[which], counts[which] = recipe.task.encode(some, tokenizer, limit, recipe.data.on_overflow)
+    counts["train"] |= more
+    return Texts(found["train"], found.get("valid"), found.get("test"), counts)
 
 
 @dataclass
@@ -131,12 +106,17 @@ class Bench:
     task: Any
     space: Any
 
+    @property
+    def limit(self) -> int:
+        """Tokens of a sequence at most: past its context LLaMA computes garbage without an error, OPT raises."""
+        return min(self.recipe.data.max_length, self.base.context_length)
+
     @classmethod
     def build(cls, recipe: Recipe) -> Bench:
         from .models.loading import load
 
         base = load(recipe.model)
-        found = texts(recipe, base.tokenizer, base.context_length)
+        found = texts(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
         task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
         sites = base.sites(recipe.space.layers, recipe.space.targets)
         space = recipe.space.attach(base.model, sites, recipe.seed, recipe.noise, base.dtype)
@@ -156,7 +136,7 @@ class Bench:
             elements=sum(leaf.value.numel() for leaf in self.space.leaves()),
             hash_every=recipe.log.hash_every,
             sync_every=recipe.log.sync_every,
-            recipe=hashlib.sha256(canonical(recipe.semantic())).digest(),
+            recipe=recipe_digest(recipe),
             base=self.base.digest,
             tokenizer=tokenizer_digest(self.base.tokenizer),
             data=self.texts.train.digest(),
@@ -204,14 +184,21 @@ def begin(bench: Bench, folder: Path) -> Log:
     return Log.create(folder / LOG, bench.header())
 
 
+def recipe_digest(recipe: Recipe) -> bytes:
+    return hashlib.sha256(canonical(recipe.semantic())).digest()
+
+
+def same_recipe(log: Header, recipe: Recipe, run: Path) -> None:
+    """IdentityError unless the log was begun by a recipe that decides the same numbers; no model is needed to tell."""
+    if log.recipe != recipe_digest(recipe):
+        refuse(run, [f"{path} {a} -> {b}" for path, a, b in changed(log.about["recipe"], recipe.resolved())])
+
+
 def differences(log: Header, now: Header) -> list[str]:
     """What of a run's identity is another now, in words that name the field."""
     found = []
     if log.recipe != now.recipe:
-        old, new = log.about["recipe"], now.about["recipe"]
-        for path, a, b in changed(old, new):
-            found.append(f"{path} {a} -> {b}")
-        found = found or [f"recipe ({log.recipe[:4].hex()}.. -> {now.recipe[:4].hex()}..)"]
+        found += [f"{path} {a} -> {b}" for path, a, b in changed(log.about["recipe"], now.about["recipe"])]
     words = {
         "base": "the base model (model.source, quantization)", "tokenizer": "the tokenizer",
         "data": "data.train content", "manifest": "the trained tensors", "initial": "their initial values",
@@ -228,7 +215,9 @@ def changed(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if path + key not in ("name", "output", "eval"):
-                yield from changed(old.get(key), new.get(key), f"{path}{key}." if isinstance(old.get(key), dict) else path + key)
+                yield from changed(
+                    old.get(key), new.get(key), f"{path}{key}." if isinstance(old.get(key), dict) else path + key
+                )
     elif old != new:
         yield path, old, new
 
@@ -236,10 +225,25 @@ def changed(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]
 def same(log: Header, now: Header, run: Path) -> None:
     """IdentityError unless the log is of this base, tokenizer, data, recipe and arithmetic."""
     if found := differences(log, now):
-        raise IdentityError(
-            f"Cannot resume {run}: what was trained on changed: {', '.join(found)}. Undo the change, or start a new run "
-            "(another name, or --run-dir)."
-        )
+        refuse(run, found)
+
+
+def refuse(run: Path, found: list[str]) -> None:
+    raise IdentityError(
+        f"Cannot resume {run}: what was trained on changed: {', '.join(found)}. Undo the change, or start a new run "
+        "(another name, or --run-dir)."
+    )
+
+
+def same_base(log: Header, now: Header, run: str) -> None:
+    """IdentityError unless a trained state means on this base what it meant when it was trained."""
+    off = [
+        w
+        for w in differences(log, now)
+        if w.startswith(("the base", "the tokenizer", "the trained", "their", "this dev"))
+    ]
+    if off:
+        raise IdentityError(f"{run} does not belong to what is here now: {', '.join(off)}.")
 
 
 def recipe_of(header: Header, where: str) -> Recipe:
@@ -260,8 +264,15 @@ def replayer(log: Log, device: str = "cpu") -> Run:
         ("rule", "rule", header.rule, recipe.rule),
     ):
         if getattr(made, attribute) != number:
-            raise IdentityError(f"{log.path}: the header says {by_id(kind, attribute, number)}, its recipe another {kind}.")
-    space = recipe.space.blank(header.about["space"], header.seed, recipe.noise, device)
+            raise IdentityError(
+                f"{log.path}: the header says {by_id(kind, attribute, number)}, its recipe another {kind}."
+            )
+    about = header.about.get("space")
+    if recipe.space.elements(about) != header.elements:  # before anything is allocated by it
+        raise DamagedError(
+            f"{log.path}: its description of what is trained is not one of {header.elements:,} elements."
+        )
+    space = recipe.space.blank(about, header.seed, recipe.noise, device)
     first = space.leaves()[0].value
     for what, ours, theirs in (
         ("trained tensors", manifest(space), header.manifest),

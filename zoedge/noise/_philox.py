@@ -1,8 +1,8 @@
 """Philox4x32-10: 128 random bits as a pure function of (seed, seq, query, stream, block).
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the same words as Triton's `tl.philox`.
-counter = (block, stream, query, seq), key = (seed low, seed high), all 32 bits. Two implementations that share no code
-path: torch int64 (products wrap, so the high half is masked after the shift) and numpy uint64.
+counter = (block, stream, query, seq), key = (seed low, seed high), all 32 bits. Two implementations: torch int64
+(products wrap, so the high half is masked after the shift) and numpy uint64.
 """
 
 from __future__ import annotations
@@ -22,15 +22,11 @@ LOW = 0xFFFFFFFF
 
 def _rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int, number: Any) -> tuple[Any, Any, Any, Any]:
     """Ten rounds on arrays of 32-bit words held in 64 bits; `number` makes a scalar of the array's own type."""
-    m0, m1, low, half = number(MULTIPLIERS[0]), number(MULTIPLIERS[1]), number(LOW), number(32)
+    m0, m1, low, half = map(number, (*MULTIPLIERS, LOW, 32))
     for _ in range(10):
         p0, p1 = c0 * m0, c2 * m1
-        c0, c1, c2, c3 = (
-            (p1 >> half) & low ^ c1 ^ number(k0),
-            p1 & low,
-            (p0 >> half) & low ^ c3 ^ number(k1),
-            p0 & low,
-        )
+        c0, c2 = (p1 >> half) & low ^ c1 ^ number(k0), (p0 >> half) & low ^ c3 ^ number(k1)
+        c1, c3 = p1 & low, p0 & low
         k0, k1 = (k0 + WEYL[0]) & LOW, (k1 + WEYL[1]) & LOW
     return c0, c1, c2, c3
 
@@ -62,26 +58,22 @@ def words_numpy(key: Key, first: int, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _table_torch(table: bytes, width: int, device: torch.device) -> torch.Tensor:
-    values = torch.frombuffer(bytearray(table), dtype=torch.float32).view(-1, width)
-    return values.to(device)
+    return torch.frombuffer(bytearray(table), dtype=torch.float32).view(-1, width).to(device)
 
 
 def lookup(key: Key, offset: int, like: Any, bits: int, table: bytes, width: int) -> Any:
     """Elements offset .. offset + len(like) of a stream in which each `bits` random bits index a row of `table`.
 
-    bits: 8 or 16. table: float32 bytes of 2**bits rows of `width` values. like: the tensor or array that decides length,
-    device and library. Returns [len(like)] float32.
+    bits: 8 or 16. table: float32 bytes of 2**bits rows of `width` values. like: the tensor or array that decides
+    length, device and library. Returns [len(like)] float32.
     """
     block = 128 // bits * width  # elements a counter
-    first, n = offset // block, like.shape[0]
-    count = -(-(offset + n) // block) - first
-    start = offset - first * block
+    first, start = divmod(offset, block)
+    stop = start + like.shape[0]
+    count = -(-stop // block)
     if isinstance(like, np.ndarray):
         index = words_numpy(key, first, count).reshape(-1).view(f"<u{bits // 8}")
-        return np.frombuffer(table, dtype=np.float32).reshape(-1, width)[index].reshape(-1)[start : start + n]
-    packed = words_torch(key, first, count, like.device).view(-1)
-    if bits == 8:
-        index = packed.view(torch.uint8).to(torch.int32)
-    else:
-        index = packed.view(torch.int16).to(torch.int32) & 0xFFFF
-    return _table_torch(table, width, like.device).index_select(0, index).view(-1)[start : start + n]
+        return np.frombuffer(table, dtype=np.float32).reshape(-1, width)[index].reshape(-1)[start:stop]
+    packed = words_torch(key, first, count, like.device).view(-1).view(torch.uint8 if bits == 8 else torch.int16)
+    row = packed.to(torch.int32) & (2**bits - 1)
+    return _table_torch(table, width, like.device).index_select(0, row).view(-1)[start:stop]

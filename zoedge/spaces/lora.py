@@ -1,8 +1,8 @@
 """W + alpha/rank * B A on chosen Linear modules (LoRA, Hu et al., arXiv 2106.09685), A and B in one float32 vector.
 
-The base stays as it is: a forward hook on each base Linear, over any quantisation, adds the low-rank term. All points of
-a step are held at once: the batch is tiled point by point, each base matrix is read once, and the low-rank term is one
-batched product grouped by point.
+The base stays as it is: a forward hook on each base Linear, over any quantisation, adds the low-rank term. All points
+of a step are held at once: the batch is tiled point by point, each base matrix is read once, and the low-rank term is
+one batched product grouped by point.
 """
 
 from __future__ import annotations
@@ -32,12 +32,24 @@ class Lora:
     layers: list[int] | str = "all"
     train: Literal["both", "b"] = "both"
 
-    def attach(self, model: nn.Module, sites: dict[str, nn.Linear], seed: int, noise: Noise, dtype: torch.dtype) -> Held:
+    def attach(
+        self, model: nn.Module, sites: dict[str, nn.Linear], seed: int, noise: Noise, dtype: torch.dtype
+    ) -> Held:
         """The space over a model. sites: name -> the Linear modules to adapt, in the model's order."""
         shapes = [(name, m.out_features, m.in_features) for name, m in sites.items()]
         held = self.blank({"shapes": shapes}, seed, noise, next(iter(sites.values())).weight.device)
         held.hook(sites, dtype)
         return held
+
+    def elements(self, description: Any) -> int:
+        """How many elements `blank` would train; -1: not a description of this space."""
+        try:
+            sizes = [
+                self.rank * (out + (wide if self.train == "both" else 0)) for _, out, wide in description["shapes"]
+            ]
+            return sum(sizes) if all(isinstance(x, int) and x > 0 for x in sizes) else -1
+        except (TypeError, KeyError, ValueError):
+            return -1
 
     def blank(self, description: dict[str, Any], seed: int, noise: Noise, device: torch.device | str = "cpu") -> Held:
         """The same space from a log's description alone: no model."""

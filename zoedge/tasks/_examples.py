@@ -16,11 +16,13 @@ from ._rows import shuffled
 
 WINDOW = 8
 
+
 @dataclass(eq=False)
 class Examples:
-    """sequences an example: `per`. tokens: ids of each sequence. rows: positions whose next token is scored, a sequence.
+    """per: sequences an example. tokens: ids of each sequence. rows: positions in it whose next token is scored.
 
-    targets: the tokens wanted there (where per is 1: every option's token, the same in all). labels: the right option of each example. names: where each example stands.
+    targets: the tokens wanted there (where per is 1: every option's token, the same in all sequences). labels: the
+    right option of each example. names: where each example stands.
     """
 
     per: int
@@ -64,24 +66,27 @@ class Examples:
     def head(self, count: int) -> Examples:
         """The first `count` examples."""
         n = min(count, len(self))
-        some = (x[: n * self.per] for x in (self.tokens, self.rows, self.targets))
-        return Examples(self.per, *some, self.labels[:n], self.names[:n])
+        tokens, rows, targets = (x[: n * self.per] for x in (self.tokens, self.rows, self.targets))
+        return Examples(self.per, tokens, rows, targets, self.labels[:n], self.names[:n])
 
     def plan(self, size: int, seed: int, step: int) -> list[int]:
-        """The examples of a step: a pure function of (seed, step)."""
+        """The examples of a step: a pure function of (seed, step); each at most once an epoch (or a batch)."""
         per_epoch = max(1, len(self) // size)
         return self._epoch(size, seed, step // per_epoch)[step % per_epoch]
 
     @lru_cache(maxsize=2)  # noqa: B019
     def _epoch(self, size: int, seed: int, epoch: int) -> list[list[int]]:
-        """An epoch's batches: random windows of WINDOW batches, cut by length (a third less padding), then mixed."""
+        """An epoch's batches: random windows of WINDOW batches, cut by length (a third less padding), then mixed.
+
+        What does not fill a batch is left out before the cut: after it, the longest would be, epoch by epoch.
+        """
         order = shuffled(len(self), seed, epoch)
-        while len(order) < size:
-            order += order
+        order *= -(-size // len(order))
+        del order[len(order) // size * size :]
         batches = []
-        for i in range(0, len(order) - size + 1, size * WINDOW):
+        for i in range(0, len(order), size * WINDOW):
             window = sorted(order[i : i + size * WINDOW], key=self._length)
-            batches += [window[j : j + size] for j in range(0, len(window) - size + 1, size)]
+            batches += [window[j : j + size] for j in range(0, len(window), size)]
         return [batches[i] for i in shuffled(len(batches), seed, ~epoch)]
 
     def _length(self, i: int) -> int:
@@ -95,7 +100,7 @@ class Examples:
 
 @dataclass(eq=False)
 class Batch:
-    """ids [S, T], rows [S, R], targets [S, R or options] (-1 where absent), labels [B]; S = B * sequences an example."""
+    """ids [S, T], rows [S, R], targets [S, R or options] (-1: absent), labels [B]; S = B * sequences an example."""
 
     examples: Examples
     index: list[int]

@@ -1,12 +1,13 @@
 """Choose among fixed options after a prompt: loss = CE(softmax(mean log p of each option's tokens), label).
 
-MeZO's classification (arXiv 2305.17333, App. E; train_as_classification). Where every option is one token, an example is
-one sequence and only the option columns of the head are computed; the softmax over them is the same.
+MeZO's classification (arXiv 2305.17333, App. E; train_as_classification). Where every option is one token, an example
+is one sequence and only the option columns of the head are computed; the softmax over them is the same.
 """
 
 from __future__ import annotations
 
 import string
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..errors import DataError, nearest, plain
 from ._examples import Batch, Examples
-from ._rows import Row, many, text_of
+from ._rows import Row, as_text, file_of, many, natural, require, text_of
 
 
 @dataclass(frozen=True)
@@ -30,75 +31,90 @@ class Classify:
         if len(self.options) < 2 or len(set(self.options.values())) < len(self.options):
             raise ValueError("options: at least two, all different")
         try:
-            names = [name for _, name, spec, conversion in string.Formatter().parse(self.prompt) if name is not None]
+            parsed = [found[1:] for found in string.Formatter().parse(self.prompt) if found[1] is not None]
         except ValueError as e:
-            raise ValueError(f"prompt: {e}") from None
-        if not names or not all(n.isidentifier() for n in names):
+            raise ValueError(f"prompt: {str(e).lower()}. Write fields as {{text}}, and a brace itself twice") from None
+        if not parsed or not all(name and name.isidentifier() and not (spec or how) for name, spec, how in parsed):
             raise ValueError("prompt: write fields as {text}; at least one")
 
     def fields(self) -> list[str]:
-        return [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None]
+        """The row's fields that the prompt is made of."""
+        return list(dict.fromkeys(found[1] for found in string.Formatter().parse(self.prompt) if found[1] is not None))
 
     def render(self, row: Row) -> str:
-        return self.prompt.format(**{name: text_of(row, name, "") for name in self.fields()}).strip(" ")
+        return self.prompt.format(**{name: text_of(row, name) for name in self.fields()}).strip(" ")
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, empty options."""
-        names, words = list(self.options), list(self.options.values())
-        faults: list[DataError] = []
-        prompts, labels, kept = [], [], []
-        for row in rows:
-            try:
-                label = text_of(row, self.label, "")
-                if label not in self.options:
-                    raise DataError(
-                        f'{row.where}: label "{plain(label)}" is not one of task.options ({", ".join(names)})'
-                        f"{nearest(label, names)}"
-                    )
-                prompts.append(self.render(row))
-                labels.append(names.index(label))
-                kept.append(row.where)
-            except DataError as e:
-                faults.append(e)
-        many(faults)
-        heads = tokenizer(prompts).input_ids
-        fulls = [tokenizer([p + w for p in prompts]).input_ids for w in words]
+        require(rows, self.fields(), self.label)
+        words = list(self.options.values())
+        prompts, labels = self.rendered(rows)
+        heads, starts = tokenise(tokenizer, prompts)
+        fulls = [tokenise(tokenizer, [p + w for p in prompts])[0] for w in words]
         single = all(full[i][:-1] == head for full in fulls for i, head in enumerate(heads))
         single = single and all(len({ids[-1] for ids in full}) == 1 for full in fulls)
-        examples, counts = Examples(1 if single else len(words)), {"truncated": 0, "dropped": 0}
-        too_long: list[int] = []
-        for i, head in enumerate(heads):
+        examples = Examples(1 if single else len(words))
+        lengths: list[int] = []
+        for row, label, head, start, *full in zip(rows, labels, heads, starts, *fulls):
             if single:
-                sequences = [(head, 1, [full[i][-1] for full in fulls])]
+                sequences = [(head, 1, [ids[-1] for ids in full])]
             else:  # the option is what the verbalised text adds in length (MeZO); its last token needs no forward
-                sizes = [len(full[i]) - len(head) for full in fulls]
+                sizes = [len(ids) - len(head) for ids in full]
                 if min(sizes) < 1:
-                    raise DataError(f"task.options: '{words[sizes.index(min(sizes))]}' adds no token after the prompt.")
-                sequences = [(full[i][:-1], n, full[i][-n:]) for full, n in zip(fulls, sizes)]
-            longest = max(len(ids) for ids, _, _ in sequences)
-            if longest > limit:
-                too_long.append(longest)
-                if overflow == "drop":
-                    counts["dropped"] += 1
+                    word = plain(words[sizes.index(min(sizes))])
+                    raise DataError(f"task.options: '{word}' adds no token after the prompt of {row.where}.")
+                sequences = [(ids[:-1], n, ids[-n:]) for ids, n in zip(full, sizes)]
+            lengths.append(max(len(ids) for ids, _, _ in sequences))
+            if (cut := lengths[-1] - limit) > 0:
+                if overflow != "truncate":
                     continue
-                counts["truncated"] += 1
-                special = 1 if head and head[0] in tokenizer.all_special_ids else 0
-                sequences = [(ids[:special] + ids[len(ids) - limit + special :], n, t) for ids, n, t in sequences]
+                if len(head) - cut <= start:
+                    raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
+                # from the prompt's start, the same tokens for every option; what the tokenizer puts first stays
+                sequences = [(ids[:start] + ids[start + cut :], n, targets) for ids, n, targets in sequences]
             for ids, n, targets in sequences:
                 examples.tokens.append(ids)
                 examples.rows.append(list(range(len(ids) - n, len(ids))))
                 examples.targets.append(targets)
-            examples.labels.append(labels[i])
-            examples.names.append(kept[i])
-        if too_long and overflow == "error":
-            share = 100 * len(too_long) / len(heads)
+            examples.labels.append(label)
+            examples.names.append(row.where)
+        long = [row.where for row, length in zip(rows, lengths) if length > limit]
+        if long and overflow == "error":
             raise DataError(
-                f"{len(too_long):,} of {len(heads):,} samples ({share:.1f} %) are longer than {limit} tokens (longest "
-                f"{max(too_long)}). Raise data.max_length, or set data.on_overflow: truncate (from the left) | drop."
+                f"{len(long):,} of {len(rows):,} samples ({100 * len(long) / len(rows):.1f} %) are longer than "
+                f"{limit:,} tokens (p99 = {sorted(lengths)[int(0.99 * (len(rows) - 1))]:,}, longest {max(lengths):,}, "
+                f"first {min(long, key=natural)}). Raise data.max_length, as far as the model's context goes, or set "
+                "data.on_overflow: truncate (the prompt, from the left) | drop."
             )
         if not len(examples):
-            raise DataError(f"No sample is left: all {len(heads):,} are longer than {limit} tokens.")
-        return examples, counts
+            raise DataError(f"No sample is left: all {len(rows):,} are longer than {limit:,} tokens.")
+        cut = overflow == "truncate"
+        return examples, {"truncated": len(long) if cut else 0, "dropped": 0 if cut else len(long)}
+
+    def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
+        """(prompts, labels). DataError lists every row whose fields or label are not as wanted."""
+        names = list(self.options)
+        seen = Counter(as_text(row.fields.get(self.label)) for row in rows)
+        if not seen.keys() & self.options.keys():
+            raise DataError(
+                f"{file_of(rows)}: no row's label is one of task.options ({', '.join(map(plain, names))}). There is: "
+                f"{', '.join(f'{plain(word)} ({n:,} rows)' for word, n in seen.most_common(8))}. Name them in task.options: "
+                f"{{{', '.join(f'{plain(word)}: ...' for word in sorted(seen)[:2])}}}."
+            )
+        faults: list[DataError] = []
+        prompts, labels = [], []
+        for row in rows:
+            try:
+                label = text_of(row, self.label)
+                if label not in self.options:
+                    there = ", ".join(map(plain, names)) + f"){nearest(label, names) or '.'}"
+                    raise DataError(f'{row.where}: label "{plain(label)}" is not one of task.options ({there}')
+                prompts.append(self.render(row))
+                labels.append(names.index(label))
+            except DataError as e:
+                faults.append(e)
+        many(faults)
+        return prompts, labels
 
     def over(self, train: Examples, seed: int, size: int) -> Classification:
         return Classification(self, train, seed, size)
@@ -120,7 +136,7 @@ class Classification:
         """Log-probabilities of the options, up to a constant an example: [copies, B, options], float64 on the host."""
         h = model.hidden(batch, copies)
         if batch.examples.per == 1:
-            scores = model.logits(h[:, 0], batch.targets[0])
+            scores: Tensor = model.logits(h[:, 0], batch.targets[0])
         else:
             wanted = batch.targets.repeat(copies, 1)
             found = model.log_likelihood(h, wanted.clamp(min=0)).cpu().double()
@@ -131,4 +147,18 @@ class Classification:
     def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
         """Cross-entropy over the options: [copies, B], float64."""
         log_p = torch.log_softmax(self.outputs(model, batch, copies), dim=-1)
-        return -log_p.gather(-1, batch.labels.expand(copies, -1)[..., None])[..., 0]
+        right: Tensor = log_p.gather(-1, batch.labels.expand(copies, -1)[..., None])[..., 0]
+        return -right
+
+
+def tokenise(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[int]]:
+    """(ids, how many the tokenizer puts first) of each text, without what some tokenizers append: that is no option."""
+    found = tokenizer(texts, return_special_tokens_mask=True)
+    sequences, starts = [], []
+    for ids, special in zip(found.input_ids, found.special_tokens_mask):
+        end = len(ids)
+        while end and special[end - 1]:
+            end -= 1
+        sequences.append(ids[:end])
+        starts.append(next((i for i, mark in enumerate(special) if not mark), end))
+    return sequences, starts

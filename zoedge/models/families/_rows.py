@@ -1,4 +1,4 @@
-"""The last block needs its queries only where the loss reads: keys and values everywhere, the rest at the scored rows."""
+"""The last block needs queries only where the loss reads: keys and values everywhere, the rest at the scored rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def gather(h: Tensor, rows: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
-    """Causal attention of the queries at `rows` alone. q [S, heads, R, D], k and v [S, groups, T, D] -> [S, R, heads D]."""
+    """Causal attention of the queries at `rows` alone: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D]."""
     seen = torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
     out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)

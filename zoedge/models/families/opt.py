@@ -1,4 +1,4 @@
-"""The facts of the OPT family: learned positions offset by two, ReLU, biases, norms before or after, projections (350M)."""
+"""The facts of the OPT family: learned positions offset by two, ReLU, biases, norms before or after, projections."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1068 @@
+"""The log: byte for byte what its page says; whole or refused, whatever happens to file, disk or process."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import math
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zoedge.log as module
+from zoedge.errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
+from zoedge.log import DIGESTS, HASH, NOTE, REWIND, SESSION, STEP, Header, Log, State
+from zoedge.types import CLIPPED, SKIPPED, Record, bits16
+
+SHA = [bytes([i]) * 32 for i in range(256)]
+Op = Callable[[Log], Any]
+
+
+def header(k: int = 2, sync_every: int = 1, hash_every: int = 2, seed: int = 7, block: bytes = b"{}") -> Header:
+    digests = {name: SHA[i] for i, name in enumerate(DIGESTS, 1)}
+    return Header(block, k, 1, 1, seed, 1024, hash_every, sync_every, **digests)
+
+
+def step(log: Log, g: tuple[float, ...] = (1.5,), losses: tuple[float, ...] = (0.75, 0.5), **more: Any) -> Record:
+    return log.append(Record(len(log), log.next_seq, 2.0**-10, g, losses, **more))
+
+
+def note(log: Log) -> None:
+    log._put(NOTE, len(log), digest=SHA[0xCC])
+
+
+OPS: list[Op] = [  # a slot each, every kind, with a rewind over a state hash
+    lambda log: log.session(SHA[0xAA]),
+    step,
+    lambda log: step(log, (-0.25, 3.0), (0.5, 0.625, 2.0), flags=CLIPPED, check=5, decay=0.9990234375),
+    lambda log: log.seal(2, lambda: SHA[0xBB]),
+    lambda log: step(log, (0.0,), (math.nan, math.inf), flags=SKIPPED),
+    lambda log: step(log, (0.125, -7.0), ()),
+    lambda log: log.seal(4, lambda: SHA[0xBA]),
+    lambda log: log.rewind(3),
+    note,
+    lambda log: step(log, (2.0**-100, 1.9999389648437500), (0.5,)),
+    lambda log: log.seal(4, lambda: SHA[0xBD]),
+    step,
+    lambda log: log.finish(SHA[0xBE]),
+]
+
+
+def write(path: Path, head: Header, ops: list[Op] = OPS) -> bytes:
+    with Log.create(path, head) as log:
+        for op in ops:
+            op(log)
+    return path.read_bytes()
+
+
+def put(path: Path, data: bytes) -> None:
+    """`data` at `path`; not truncated to nothing first, after which ext4 makes the next close wait for the disk."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.pwrite(fd, data, 0)
+    os.ftruncate(fd, len(data))
+    os.close(fd)
+
+
+def states(head: Header, raw: bytes) -> list[State]:
+    """What the log means after 0, 1, .. slots, from the slots that a whole log is known to have."""
+    found, size = [State()], head.slot_size
+    for at in range(head.length, len(raw), size):
+        state = State(**{k: v.copy() if hasattr(v, "copy") else v for k, v in vars(found[-1]).items()})
+        slot, wrong = module.decode_slot(raw[at : at + size], head.directions)
+        assert not wrong and not state.fold(slot)
+        found.append(state)
+    return found
+
+
+def same(a: State, b: State) -> bool:
+    return repr(a) == repr(b)  # nan losses are not equal to themselves
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the disk."""
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.fixture
+def fds() -> Iterator[None]:
+    """The test leaves as many files open as it found."""
+    before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    yield
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- the bytes
+
+ZEROS = "00" * 32
+EXAMPLE = {
+    "magic, 1.0, header_len, block_len, slot_size, K, noise, rule": """
+        89 5a 4f 45 0d 0a 1a 0a 01 00 00 00 00 04 00 00 2b 00 00 00 40 00 02 00 01 00 00 00 01 00 00 00""",
+    "run id, seed, elements": """
+        50 27 28 42 d4 c3 18 ae aa 60 bc d8 2f f8 ad 17 ef cd ab 89 67 45 23 01 00 04 00 00 00 00 00 00""",
+    "hash_every, sync_every, reserved": "02 00 00 00 01 00 00 00" + "00" * 24,
+    "recipe": "01" * 32, "base": "02" * 32, "tokenizer": "03" * 32, "data": "04" * 32, "manifest": "05" * 32,
+    "initial": "06" * 32, "selftest": "07" * 32, "reserved": ZEROS * 5,
+    "sha256": "90 8b 7e 59 91 e3 cb fb 61 2a 6b 59 1b 03 b8 4e 82 99 1e 66 8f ff a0 9e a4 a0 1e 89 fd 69 3a 32",
+    '{"lr":"0x1.8000000000000p-1","name":"zo\xe9"}': """
+        7b 22 6c 72 22 3a 22 30 78 31 2e 38 30 30 30 30 30 30 30 30 30 30 30 30 70 2d 31 22 2c 22 6e 61
+        6d 65 22 3a 22 7a 6f c3 a9 22 7d""" + "00" * 21 + ZEROS * 14,
+    "SESSION": """
+        03 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 aa aa aa aa aa aa aa aa
+        aa aa aa aa aa aa aa aa aa aa aa aa aa aa aa aa eb 05 4f c8 f4 83 9f 6d 3e f8 a4 2e 27 6e f5 cb""",
+    "STEP 0": """
+        01 00 01 02 01 00 00 00 00 00 00 00 26 39 f4 cb 00 00 80 3f 00 00 80 3a 00 00 c0 3f 00 00 40 3f
+        00 00 00 3f 00 00 00 00 00 00 00 00 00 00 00 00 e3 0c 4c 9c b4 e1 21 f8 e6 67 c2 e9 23 6d 48 d9""",
+    "STEP 1, clipped, with weight decay, two directions, three losses": """
+        01 02 02 03 02 00 00 00 01 00 00 00 01 00 00 00 72 f9 7f 3f 00 00 00 3a 00 00 80 be 00 00 00 3f
+        00 00 20 3f 00 00 40 40 00 00 00 40 00 00 00 00 3d 54 33 f8 f8 4e 0b d3 d5 a7 79 0f 5c 66 9b 4c""",
+    "HASH": """
+        02 00 00 00 03 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 bb bb bb bb bb bb bb bb
+        bb bb bb bb bb bb bb bb bb bb bb bb bb bb bb bb 94 4e 8f 92 89 3c 94 34 e0 47 e3 c5 31 b8 8e 1a""",
+    "STEP 2, skipped: losses nan and inf": """
+        01 01 01 02 04 00 00 00 02 00 00 00 02 00 00 00 00 00 80 3f 00 00 80 39 00 00 00 00 00 00 c0 7f
+        00 00 80 7f 00 00 00 00 00 00 00 00 00 00 00 00 f2 5d 4b 25 96 3e dd fb f0 c6 77 71 e2 3e 7e 06""",
+    "REWIND to step 2": """
+        04 00 00 00 05 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+        00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 3c 44 35 c5 15 5c 16 b0 45 c1 17 66 18 9d 2c ec""",
+    "NOTE": """
+        06 00 00 00 06 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 cc cc cc cc cc cc cc cc
+        cc cc cc cc cc cc cc cc cc cc cc cc cc cc cc cc 8a 98 4e 35 5a 66 6e 08 c6 c3 47 25 f8 c3 bb 1b""",
+    "END": """
+        05 00 00 00 07 00 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 bb bb bb bb bb bb bb bb
+        bb bb bb bb bb bb bb bb bb bb bb bb bb bb bb bb 89 fe 0a 52 4a 5c 3c ed 02 ff ca 96 e9 82 22 46""",
+}  # fmt: skip
+BYTES = bytes.fromhex("".join(EXAMPLE.values()))
+
+
+def test_the_bytes(tmp_path: Path) -> None:
+    block = module.canonical({"name": "zo\xe9", "lr": 0.75})
+    head = replace(header(block=block), seed=0x0123456789ABCDEF)
+    with Log.create(tmp_path / "run.zlog", head) as log:
+        log.session(SHA[0xAA])
+        log.append(Record(0, 1, 2.0**-10, (1.5,), (0.75, 0.5), 0, 0xCBF43926))
+        log.append(Record(1, 2, 2.0**-11, (-0.25, 3.0), (0.5, 0.625, 2.0), CLIPPED, 1, 0.9999))
+        log.seal(2, lambda: SHA[0xBB])
+        log.append(Record(2, 4, 2.0**-12, (0.0,), (math.nan, math.inf), SKIPPED, 2))
+        log.rewind(2)
+        note(log)
+        log.finish(SHA[0xBB])
+        assert log.size == len(BYTES) and log.fingerprint == BYTES[-16:].hex()
+    assert (tmp_path / "run.zlog").read_bytes() == BYTES
+    back = Log.open(tmp_path / "run.zlog")
+    assert back.header == replace(head, run_id=BYTES[32:48]) and back.header.encode() == BYTES[:1024]
+    assert back.header.about == {"name": "zo\xe9", "lr": 0.75}
+    assert list(back) == [
+        Record(0, 1, 2.0**-10, (1.5,), (0.75, 0.5), 0, 0xCBF43926),
+        Record(
+            1,
+            2,
+            2.0**-11,
+            (-0.25, 3.0),
+            (0.5, 0.625, 2.0),
+            CLIPPED,
+            1,
+            struct.unpack("<f", struct.pack("<f", 0.9999))[0],
+        ),
+    ]
+    assert back.state.hashes == {2: SHA[0xBB][:24]} and back.state.end == SHA[0xBB][:24]
+    assert (back.state.sessions, back.state.rewinds, back.seq, back.torn) == (1, 1, 8, 0)
+
+
+def test_the_chain_is_what_the_page_says() -> None:
+    """Recomputed with hashlib alone."""
+    assert hashlib.sha256(BYTES[:480] + BYTES[512 : 512 + 43]).digest() == BYTES[480:512]
+    link = BYTES[480:496]
+    for at in range(1024, len(BYTES), 64):
+        link = hashlib.sha256(link + BYTES[at : at + 48]).digest()[:16]
+        assert link == BYTES[at + 48 : at + 64]
+
+
+def test_header_offsets_are_the_tables() -> None:
+    """Each field changes the bytes that the docstring's table gives it, and no others before the digest."""
+    base = replace(header(), run_id=bytes(16))
+    raw, table = base.encode(), module.__doc__ or ""
+    fields: dict[str, tuple[int, int, str, Any]] = {
+        "minor": (8, 4, "2+2  format", 0x0101), "directions": (22, 2, "K: directions", 1),
+        "noise": (24, 4, "noise scheme id", 2**32 - 1), "rule": (28, 4, "rule id", 2**32 - 1),
+        "run_id": (32, 16, "run id", SHA[255][:16]), "seed": (48, 8, "run seed", 2**64 - 1),
+        "elements": (56, 8, "trained elements", 2**64 - 1), "hash_every": (64, 4, "hash_every", 2**32 - 1),
+        "sync_every": (68, 4, "sync_every", 4096), "recipe": (96, 32, "sha256 of the recipe", SHA[255]),
+        "base": (128, 32, "base identity", SHA[255]), "tokenizer": (160, 32, "tokenizer digest", SHA[255]),
+        "data": (192, 32, "data digest", SHA[255]), "manifest": (224, 32, "parameter manifest", SHA[255]),
+        "initial": (256, 32, "initial state", SHA[255]), "selftest": (288, 32, "self-test", SHA[255]),
+    }  # fmt: skip
+    for name, (at, size, words, value) in fields.items():
+        assert re.search(rf"\b{at} +({size} +)?{re.escape(words)}", table), name
+        other = replace(base, **{name: value}).encode()
+        changed = {i for i in range(480) if raw[i] != other[i]}
+        assert changed and changed <= set(range(at, at + size)), name
+    for at, size, words in ((0, 8, "magic"), (12, 4, "header_len"), (16, 4, "block_len"), (20, 2, "slot_size"),
+                            (72, 24, "zero"), (320, 160, "zero"), (480, 32, "sha256 of bytes 0..479")):  # fmt: skip
+        assert re.search(rf"\b{at} +{size} +{words}", table), words
+    assert struct.unpack_from("<II", replace(base, block=bytes(513)).encode(), 12) == (512 + 1024, 513)
+
+
+def test_slot_size_follows_from_the_directions() -> None:
+    sizes = {64: (1, 2), 128: (3, 7), 256: (8, 18), 512: (19, 39), 1024: (40, 82)}
+    for size, (least, most) in sizes.items():
+        assert all(header(k).slot_size == size for k in range(least, most + 1))
+        assert 40 + 12 * most <= size < 40 + 12 * (most + 1)
+    with pytest.raises(UsageError, match=r"83 directions .* 82 at most. Lower estimator.queries"):
+        header(83).encode()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"directions": 0}, {"hash_every": 0}, {"sync_every": 0}, {"sync_every": 4097}, {"hash_every": 2**32},
+              {"block": bytes(2**20 + 1)}, {"seed": -1}, {"base": b"short"}, {"base": bytes(33)}, {"run_id": b"short"}]
+)  # fmt: skip
+def test_a_header_that_could_not_be_read_is_not_written(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, DamagedError)):
+        Log.create(tmp_path / "run.zlog", replace(header(), **wrong))
+    assert not list(tmp_path.iterdir())
+
+
+WEIGHTS = st.floats(width=32, allow_nan=False, allow_infinity=False).map(bits16).filter(lambda x: abs(x) < 2.0**128)
+LOSSES = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> tuple[Header, list[tuple[Any, ...]]]:
+    """A header and what to log: mostly steps."""
+    k = draw(st.integers(1, 9) | st.sampled_from([18, 19, 39, 40, 82]))
+    head = header(k, draw(st.sampled_from([1, 2, 4096])), draw(st.integers(1, 3)), draw(st.integers(0, 2**64 - 1)))
+    ops: list[tuple[Any, ...]] = []
+    for kind in draw(st.lists(st.sampled_from([STEP] * 6 + [SESSION, REWIND, NOTE]), max_size=12)):
+        if kind == STEP:
+            flags = draw(st.integers(0, 7))
+            g = draw(st.lists(st.just(0.0) if flags & SKIPPED else WEIGHTS, min_size=1, max_size=k))
+            losses = draw(st.lists(LOSSES, max_size=2 * k))
+            decay = draw(st.floats(width=32, min_value=2.0**-140, max_value=1.0))
+            ops.append((STEP, draw(WEIGHTS), tuple(g), tuple(losses), flags, draw(st.integers(0, 2**32 - 1)), decay))
+        else:
+            ops.append((kind, draw(st.integers(0, 20))))
+    return head, ops
+
+
+def single(x: float) -> float:
+    """float32, as IEEE 754 rounds: beyond its range infinite."""
+    return (
+        x * math.inf
+        if math.isfinite(x) and abs(x) >= 2.0**128 - 2.0**103
+        else struct.unpack("<f", struct.pack("<f", x))[0]
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(scripts())
+def test_what_is_logged_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, script: tuple[Header, list[Any]]
+) -> None:
+    head, ops = script
+    path = tmp_path_factory.mktemp("log") / "run.zlog"
+    kept: list[Record] = []
+    with pytest.MonkeyPatch.context() as patch, Log.create(path, head) as log:
+        patch.setattr(os, "fdatasync", lambda fd: None)
+        for kind, *more in ops:
+            if kind == STEP:
+                lr, g, losses, flags, check, decay = more
+                wanted = Record(len(log), log.next_seq, lr, g, tuple(map(single, losses)), flags, check, decay)
+                kept.append(log.append(wanted._replace(losses=losses)))
+                assert repr(kept[-1]) == repr(wanted) and kept[-1].coefficients == wanted.coefficients
+                log.seal(len(log), lambda: SHA[len(kept)])
+            elif kind == REWIND and more[0] < len(log):
+                log.rewind(more[0])
+                del kept[more[0] :]
+            elif kind == SESSION:
+                log.session(SHA[more[0]])
+        log.finish(SHA[len(kept)])
+    assert path.stat().st_size == head.length + log.seq * head.slot_size
+    back = Log.open(path)
+    assert same(back.state, log.state) and repr(list(back)) == repr(kept)
+    assert back.fingerprint == log.fingerprint and back.header == log.header.decode(log.header.encode(), "")[0]
+
+
+def test_20000_steps_fit_in_1_300_000_bytes(tmp_path: Path, fast: None) -> None:
+    shapes = [[f"model.layers.{i}.self_attn.{m}_proj", 576, 576] for i in range(4) for m in "qkvogud"]
+    head = header(1, 1, 100, block=module.canonical({"recipe": {"text": "x" * 1600}, "space": {"shapes": shapes}}))
+    with Log.create(tmp_path / "run.zlog", head) as log:
+        log.session(SHA[1])
+        for i in range(20_000):
+            log.append(Record(i, log.seq, bits16(1e-3 * (1 - i / 20_000)), (bits16(math.sin(i)),), (0.5, 0.25), 0, i))
+            log.seal(i + 1, lambda: SHA[2])
+        log.finish(SHA[2])
+    assert log.size == head.length + 64 * 20_202 <= 1_300_000
+    assert (tmp_path / "run.zlog").stat().st_size == log.size and len(Log.open(tmp_path / "run.zlog")) == 20_000
+
+
+# -- damage
+
+
+@pytest.mark.parametrize("k, count", [(2, 1024 + 13 * 64 + 1), (3, 1024 + 13 * 128 + 1)])
+def test_cut_at_every_byte(tmp_path: Path, fast: None, k: int, count: int, fds: None) -> None:
+    """1,857 and 2,689 offsets: exact whole-record prefix; resumed, it becomes the log that was never cut."""
+    head = header(k, block=module.canonical({"a": "b"}))
+    raw = write(tmp_path / "whole.zlog", head)
+    meant, path, size, checked = states(head, raw), tmp_path / "run.zlog", head.slot_size, 0
+    for cut in range(len(raw) + 1):
+        put(path, raw[:cut])
+        checked += 1
+        if cut < head.length:
+            with pytest.raises(DamagedError):
+                Log.open(path)
+            continue
+        whole, torn = divmod(cut - head.length, size)
+        log = Log.open(path)
+        assert (log.seq, log.torn, log.size) == (whole, torn, cut - torn) and same(log.state, meant[whole])
+        aside = path.with_suffix(".torn")
+        aside.unlink(missing_ok=True)
+        with Log.resume(path) as log:
+            assert path.stat().st_size == log.size == cut - torn
+            assert (aside.read_bytes() if torn else b"") == raw[cut - torn : cut] and aside.exists() == bool(torn)
+            for op in OPS[whole:]:
+                op(log)
+        assert path.read_bytes() == raw
+    assert checked == count
+
+
+@pytest.mark.parametrize("k, sync_every, count", [(2, 1, 14_848), (3, 16, 21_504)])
+def test_every_flipped_bit_is_refused(
+    tmp_path: Path, fast: None, k: int, sync_every: int, count: int, fds: None
+) -> None:
+    """Every bit of header, block, padding and slots; a slot's flip is named with its slot and offset."""
+    head = header(k, sync_every)
+    raw = write(tmp_path / "run.zlog", head)
+    fd, refused = os.open(tmp_path / "run.zlog", os.O_RDWR), 0
+    for at, bit in itertools.product(range(len(raw)), range(8)):
+        os.pwrite(fd, bytes([raw[at] ^ 1 << bit]), at)
+        with pytest.raises(DamagedError) as e:
+            Log.open(tmp_path / "run.zlog")
+        if at >= head.length:
+            slot = (at - head.length) // head.slot_size
+            assert f"slot {slot} (byte {head.length + slot * head.slot_size}, " in str(e.value)
+        os.pwrite(fd, raw[at : at + 1], at)
+        refused += 1
+    os.close(fd)
+    assert refused == 8 * len(raw) == count
+    assert Log.open(tmp_path / "run.zlog").state.end is not None
+
+
+def test_flips_that_cannot_be_told(tmp_path: Path, fast: None) -> None:
+    """In the torn part of a file a flip is one more way to be torn: the prefix is the same. All 320 bits of it."""
+    head = header()
+    raw = write(tmp_path / "run.zlog", head)[: head.length + 5 * 64 + 40]
+    want = states(head, raw[:-40])[5]
+    for at, bit in itertools.product(range(len(raw) - 40, len(raw)), range(8)):
+        put(tmp_path / "run.zlog", raw[:at] + bytes([raw[at] ^ 1 << bit]) + raw[at + 1 :])
+        log = Log.open(tmp_path / "run.zlog")
+        assert log.torn == 40 and same(log.state, want)
+
+
+def test_moved_slots_are_refused(tmp_path: Path, fast: None) -> None:
+    """Deleted, repeated, swapped, and from another run; the one that cannot be told is a cut at a slot's boundary."""
+    head = header()
+    raw = write(tmp_path / "a.zlog", head)
+    start, own = raw[: head.length], [raw[i : i + 64] for i in range(head.length, len(raw), 64)]
+    n, path = len(own), tmp_path / "bad.zlog"
+    cases = [own[:i] + own[i + 1 :] for i in range(n - 1)]
+    cases += [own[: i + 1] + own[i:] for i in range(n)] + [[*own, slot] for slot in own]
+    cases += [[own[{i: j, j: i}.get(k, k)] for k in range(n)] for i, j in itertools.combinations(range(n), 2)]
+    for other in (header(seed=8), header()):  # another run, and another run of the same recipe: both part at slot 1
+        theirs = write(tmp_path / f"{other.seed}.zlog", other, [OPS[0], lambda log: step(log, (1.25,)), *OPS[2:]])
+        slots = [theirs[i : i + 64] for i in range(head.length, len(theirs), 64)]
+        cases += [[*own[:i], slots[i], *own[i + 1 :]] for i in range(1, n - 1)]
+        cases += [own[:i] + slots[i:] for i in range(2, n)] + [slots[:i] + own[i:] for i in range(2, n)]
+    for case in cases:
+        put(path, start + b"".join(case))
+        with pytest.raises(DamagedError):
+            Log.open(path)
+    assert len(cases) == 12 + 13 + 13 + 78 + 2 * (11 + 11 + 11)
+    path.write_bytes(start + b"".join(own[:-1]))
+    log = Log.open(path)
+    assert log.torn == 0 and log.state.end is None and log.fingerprint != Log.open(tmp_path / "a.zlog").fingerprint
+
+
+@pytest.mark.parametrize("k", [2, 39, 40])
+@pytest.mark.parametrize("sync_every", [1, 4, 4096])
+def test_zeros_are_torn_only_within_sync_every(tmp_path: Path, fast: None, k: int, sync_every: int) -> None:
+    head = header(k, sync_every)
+    raw = write(tmp_path / "run.zlog", head)
+    size, path, n = head.slot_size, tmp_path / "zero.zlog", len(OPS)
+    meant = states(head, raw)
+
+    def check(data: bytes, first: int, what: str) -> None:
+        put(path, data)
+        if n - first <= sync_every and what == "unwritten":
+            log = Log.open(path)
+            assert log.torn == len(data) - log.size and log.seq == first and same(log.state, meant[first])
+        else:
+            with pytest.raises(DamagedError, match=f"slot {first} "):
+                Log.open(path)
+
+    for first in range(n):
+        at = head.length + first * size
+        check(raw[:at] + bytes(len(raw) - at), first, "unwritten")
+        check(raw[:at] + bytes(size) + raw[at + size :], first, "unwritten")  # a later sector came first
+        check(raw[:at] + b"\1" + bytes(size - 1) + raw[at + size :], first, "unwritten" if size == 1024 else "damage")
+        half = "unwritten" if size == 1024 else "damage"  # sectors of 512 bytes: only such a slot can be half written
+        check(raw[:at] + bytes(size // 2) + raw[at + size // 2 :], first, half)
+        check(raw[: at + size // 2] + bytes(size // 2) + raw[at + size :], first, half)
+        check(raw[: at + 8] + bytes(size - 8) + raw[at + size :], first, half)
+        check(raw[: at + 8] + b"\xff" * (size - 8) + raw[at + size :], first, "damage")
+
+
+@pytest.mark.parametrize("k, sync_every, count", [(2, 3, 56), (2, 12, 904), (7, 6, 476), (40, 3, 1_300)])
+def test_every_crash_state_loses_only_what_was_not_synced(
+    tmp_path: Path, fast: None, k: int, sync_every: int, count: int
+) -> None:
+    """Any subset of the unsynced sectors, any size of the file: all that was synced, and a prefix of what was not."""
+    head = header(k, sync_every)
+    raw = write(tmp_path / "run.zlog", head, OPS[:-1])
+    meant, path, size, tried = states(head, raw), tmp_path / "crash.zlog", head.slot_size, 0
+    last = (len(raw) - head.length) // size
+    for synced in range(last - sync_every, last + 1):
+        edge = head.length + synced * size
+        sectors = range(edge // 512 * 512, len(raw), 512)
+        for end in range(edge, len(raw) + 1, max(16, size // 16)):
+            here = [s for s in sectors if s < end]
+            for lost in itertools.chain.from_iterable(itertools.combinations(here, i) for i in range(len(here) + 1)):
+                data = bytearray(raw[:end])
+                for sector in lost:
+                    data[max(sector, edge) : min(sector + 512, end)] = bytes(min(sector + 512, end) - max(sector, edge))
+                put(path, data)
+                log = Log.open(path)
+                assert synced <= log.seq <= last and same(log.state, meant[log.seq])
+                tried += 1
+    assert tried == count
+
+
+FORGED: dict[str, tuple[int, bytes]] = {
+    "another major": (8, b"\2\0"), "a header of 4 GiB": (12, b"\0\xfe\xff\xff"), "a header of 512": (12, b"\0\2\0\0"),
+    "a header of 1 MiB and more": (12, struct.pack("<I", 512 + 2**20 + 512)), "an odd header": (12, b"\1\4\0\0"),
+    "a larger header": (12, b"\0\6\0\0"), "no header": (12, b"\0\0\0\0"), "a block of 4 GiB": (16, b"\xff" * 4),
+    "a block that does not fit": (16, b"\1\2\0\0"), "slots of 0": (20, b"\0\0"), "slots of 65535": (20, b"\xff\xff"),
+    "slots too large": (20, b"\x80\0"), "slots too small": (22, b"\3\0"), "K = 0": (22, b"\0\0"),
+    "K = 65535": (22, b"\xff\xff"), "K = 83 in 1024": (20, b"\0\4\x53\0"), "sync_every 0": (68, b"\0" * 4),
+    "sync_every 4097": (68, struct.pack("<I", 4097)), "sync_every 4 G": (68, b"\xff" * 4),
+    "hash_every 0": (64, b"\0" * 4), "reserved 72": (72, b"\1"), "reserved 95": (95, b"\x80"),
+    "reserved 320": (320, b"\1"), "reserved 479": (479, b"\1"), "padding": (1023, b"\1"), "magic": (0, b"\x88"),
+}  # fmt: skip
+
+
+def forge(raw: bytes, at: int, data: bytes, head: int = 1024) -> bytes:
+    """`raw` with `data` at `at`, and every digest made right again: header, then slots (of 64 bytes)."""
+    new = bytearray(raw)
+    new[at : at + len(data)] = data
+    (size,) = struct.unpack_from("<I", new, 16)
+    new[480:512] = hashlib.sha256(new[:480] + new[512 : 512 + size]).digest()
+    link = bytes(new[480:496])
+    for i in range(head, len(new), 64):
+        new[i + 48 : i + 64] = link = hashlib.sha256(link + new[i : i + 48]).digest()[:16]
+    return bytes(new)
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_forged_headers(tmp_path: Path, what: str, fds: None) -> None:
+    (tmp_path / "run.zlog").write_bytes(forge(BYTES, *FORGED[what]))
+    tracemalloc.start()
+    try:
+        for opener in (Log.open, Log.resume):
+            with pytest.raises(DamagedError):
+                opener(tmp_path / "run.zlog")
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_newer_minor_is_read_and_not_extended(tmp_path: Path) -> None:
+    (tmp_path / "run.zlog").write_bytes(forge(BYTES, 10, b"\1\0"))
+    log = Log.open(tmp_path / "run.zlog")
+    assert len(log) == 2 and log.header.encode() == forge(BYTES, 10, b"\1\0")[:1024]
+    with pytest.raises(DamagedError, match="newer zoedge"):
+        Log.resume(tmp_path / "run.zlog")
+
+
+S = 1024 + 64  # the first STEP; then: one with two directions, HASH, skipped, REWIND, NOTE, END
+FORGED_SLOTS: dict[str, tuple[int, bytes]] = {
+    "kind 0": (S, b"\0"), "kind 7": (S, b"\7"), "kind 255": (S, b"\xff"), "flag 8": (S + 1, b"\x08"),
+    "n = 0": (S + 2, b"\0"), "n > K": (S + 2, b"\3"), "n = 255": (S + 2, b"\xff"), "m > 2 K": (S + 3, b"\5"),
+    "m = 255": (S + 3, b"\xff"), "another seq": (S + 4, b"\2"), "a step that is left out": (S + 8, b"\1"),
+    "decay 0": (S + 16, bytes(4)), "decay > 1": (S + 16, b"\1\0\x80\x3f"), "decay < 0": (S + 16, b"\0\0\x80\xbf"),
+    "decay nan": (S + 16, b"\0\0\xc0\x7f"), "lr inf": (S + 20, b"\0\0\x80\x7f"), "lr nan": (S + 20, b"\0\0\xc0\x7f"),
+    "lr of 17 bits": (S + 20, b"\x80\0\x80\x3a"), "g nan": (S + 24, b"\0\0\xc0\x7f"),
+    "g -inf": (S + 24, b"\0\0\x80\xff"), "g of 24 bits": (S + 24, b"\1\0\xc0\x3f"),
+    "g subnormal": (S + 24, b"\0\0\x40\0"), "g below 2**-100": (S + 24, struct.pack("<f", 2.0**-101)),
+    "an absent g": (S + 36, b"\1"), "an absent g of -0": (S + 39, b"\x80"), "an absent loss": (S + 44, b"\1"),
+    "an absent loss of -0": (S + 64 + 47, b"\x80"), "a second weight of n = 1": (S + 2 + 64, b"\1"),
+    "a skipped step's weight": (S + 3 * 64 + 26, b"\x80\x3f"), "HASH flags": (S + 2 * 64 + 1, b"\1"),
+    "HASH of another step": (S + 2 * 64 + 8, b"\1"), "HASH check": (S + 2 * 64 + 12, b"\1"),
+    "SESSION step": (1024 + 8, b"\1"), "SESSION lr": (1024 + 22, b"\x80"), "REWIND forward": (S + 4 * 64 + 8, b"\3"),
+    "REWIND digest": (S + 4 * 64 + 24, b"\1"), "NOTE of another step": (S + 5 * 64 + 8, b"\1"),
+    "END of another step": (S + 6 * 64 + 8, b"\3"), "END is not the HASH of its step": (S + 6 * 64 + 24, b"\xbc"),
+    "END before the end": (S + 5 * 64, b"\5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FORGED_SLOTS)
+def test_forged_slots(tmp_path: Path, what: str) -> None:
+    """With a right chain, a slot is still refused if no writer could have written it."""
+    (tmp_path / "run.zlog").write_bytes(forge(BYTES, *FORGED_SLOTS[what]))
+    with pytest.raises(DamagedError, match="damaged at slot"):
+        Log.open(tmp_path / "run.zlog")
+
+
+def test_the_forger_can_forge(tmp_path: Path) -> None:
+    (tmp_path / "run.zlog").write_bytes(forge(BYTES, S + 24, struct.pack("<f", -7.0)))
+    assert Log.open(tmp_path / "run.zlog")[0].g == (-7.0,)  # tamper-evident (the fingerprint), not a signature
+
+
+def test_only_damagederror_comes_out_of_a_header() -> None:
+    """30,000 seeded mutations, half of them with the digest made right."""
+    chance, refused = random.Random(1), 0
+    for i in range(30_000):
+        raw = bytearray(BYTES[: chance.choice((1024, 1024, 1024, chance.randrange(1100)))])
+        for _ in range(chance.randrange(1, 5)):
+            if raw:
+                at = chance.randrange(min(len(raw), chance.choice((96, 512, 1024))))
+                raw[at : at + chance.choice((1, 2, 4))] = chance.randbytes(chance.choice((1, 2, 4)))
+        data = forge(bytes(raw), 0, b"") if i % 2 and len(raw) >= 512 else bytes(raw)
+        try:
+            header_, length = Header.decode(data, "f")
+        except DamagedError:
+            refused += 1
+            continue
+        assert header_.encode() == data[:length]
+        try:
+            header_.about  # noqa: B018
+        except DamagedError:
+            refused += 1
+    assert 15_000 < refused < 30_000
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=1200), st.booleans())
+def test_only_damagederror_comes_out_of_any_bytes(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes, magic: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.zlog"
+    path.write_bytes(BYTES[:8] + raw if magic else raw)
+    with pytest.raises(DamagedError):
+        Log.open(path)
+
+
+BLOCKS = [
+    b"", b"[]", b"1", b'"a"', b"null", b"{", b'{"a":1,"a":2}', b'{ "a":1}', b'{"b":1,"a":2}', b'{"a":NaN}', b"{}\0",
+    b'{"a":-Infinity}', b'{"a":"\xff"}', b"[" * 99_999, b'{"a":' * 99_999, b"\xff\xfe", b"\xef\xbb\xbf{}", b'{"a":1.5}',
+    b'{"a":' * 900 + b"1" + b"}" * 900, b'{"a":' + b"9" * 5000 + b"}", b'{"a":"\\ud800"}', b'{"a":"\\u0061"}',
+    b'{"a":1e999}', b'{"a":"0x1.8p+99999999"}', b'{"a":"0x1.0000000000000p+1024"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("i", range(len(BLOCKS)))
+def test_a_block_that_is_not_an_object_is_refused_when_it_is_read(tmp_path: Path, i: int) -> None:
+    path = tmp_path / "run.zlog"
+    Log.create(path, header(block=BLOCKS[i])).close()
+    log = Log.open(path)
+    with pytest.raises(DamagedError, match=f"{re.escape(str(path))}: the header's block cannot be read"):
+        log.header.about  # noqa: B018
+
+
+def test_words_that_look_like_floats() -> None:
+    """A string in Python's own spelling of a float is the one thing that does not come back as it went in."""
+    for word, back in (("0x1.8p+1", "0x1.8p+1"), ("0x1.8000000000000p+1", 3.0), ("nan", "nan"), ("-0x0.0p+0", -0.0)):
+        assert header(block=module.canonical({"a": word})).about == {"a": back}
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(TEXT, JSON, max_size=4))
+def test_canonical_json_is_read_back(value: dict[str, Any]) -> None:
+    block = module.canonical(value)
+    assert module.canonical(dict(reversed(value.items()))) == block and header(block=block).about == value
+    assert module.canonical(header(block=block).about) == block  # also -0.0 and 1 against 1.0
+
+
+# -- one writer, one file
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from zoedge.errors import LockedError
+from zoedge.log import Log
+try:
+    log = Log.resume(Path(sys.argv[1]))
+except LockedError as e:
+    sys.exit(e.exit_code)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_at_once(tmp_path: Path, fds: None) -> None:
+    path = tmp_path / "run.zlog"
+    with Log.create(path, header()) as log:
+        step(log)
+        for _ in range(3):
+            with pytest.raises(LockedError, match="another zoedge process"):
+                Log.resume(path)
+        assert subprocess.run([sys.executable, "-c", HOLDER, str(path)], check=False, timeout=30).returncode == 6
+        assert len(Log.open(path)) == 1  # reading needs no lock
+        step(log)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with pytest.raises(LockedError):
+        Log.resume(path)
+    holder.kill()
+    holder.wait(30)
+    holder.stdout.close()
+    with Log.resume(path) as log:  # the kernel freed the lock
+        step(log)
+    assert len(Log.open(path)) == 3
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from zoedge.log import Log
+from zoedge.types import Record
+with Log.resume(Path(sys.argv[1])) as log:
+    while True:
+        log.append(Record(len(log), log.next_seq, 0.5, (float(len(log) % 1000),), (0.5, 0.25)))
+        log.seal(len(log), lambda: bytes(32))
+        print(len(log), flush=True)
+"""
+
+
+@pytest.mark.parametrize("sync_every", [1, 8])
+def test_sigkill_loses_no_acknowledged_step(tmp_path: Path, sync_every: int) -> None:
+    path, chance = tmp_path / "run.zlog", random.Random(sync_every)
+    Log.create(path, header(sync_every=sync_every, hash_every=5)).close()
+    for _ in range(4):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        said = [int(writer.stdout.readline()) for _ in range(chance.randrange(1, 200))]
+        writer.send_signal(signal.SIGKILL)
+        said += [int(line) for line in writer.stdout.read().split("\n")[:-1]]
+        writer.wait(30)
+        writer.stdout.close()
+        log = Log.open(path)
+        assert said[-1] <= len(log) <= said[-1] + 1
+        assert [r.g[0] for r in log] == [float(i % 1000) for i in range(len(log))]
+
+
+def test_only_regular_files_are_opened(tmp_path: Path, fds: None) -> None:
+    path = tmp_path / "run.zlog"
+    write(path, header())
+    (tmp_path / "link.zlog").symlink_to(path)
+    (tmp_path / "nowhere.zlog").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe.zlog")
+    for name in ("link.zlog", "nowhere.zlog", "pipe.zlog", ".", "absent.zlog", "absent/run.zlog", "run.zlog/x"):
+        for opener in (Log.open, Log.resume):
+            with pytest.raises(StorageError, match="cannot open the log") as e:
+                opener(tmp_path / name)
+            assert e.value.exit_code == 74
+    for name in ("run.zlog", "link.zlog", "nowhere.zlog"):
+        with pytest.raises(FileExistsError):
+            Log.create(tmp_path / name, header())
+    with pytest.raises(StorageError, match="cannot create"):
+        Log.create(tmp_path / "absent" / "run.zlog", header())
+    assert not (tmp_path / "absent").exists()
+
+
+def test_the_torn_file_is_not_a_way_out(tmp_path: Path, fds: None) -> None:
+    """A symlink in its place is not followed, and then nothing is cut."""
+    path = tmp_path / "run.zlog"
+    raw = write(path, header())[:-1]
+    path.write_bytes(raw)
+    (tmp_path / "run.torn").symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError):
+        Log.resume(path)
+    assert path.read_bytes() == raw and not (tmp_path / "victim").exists()
+
+
+def test_reading_a_log_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size was taken before another process went on: what is read is a prefix, and nothing is torn."""
+    path, dup = tmp_path / "run.zlog", os.dup
+    with Log.create(path, header()) as log:
+        step(log)
+        monkeypatch.setattr(os, "dup", lambda fd: (step(log), dup(fd))[1])
+        seen = Log.open(path)
+        assert (len(seen), seen.torn, seen.size) == (1, 0, log.size - 64)
+
+
+# -- the disk fails
+
+
+class Disk:
+    """Counts what reaches the disk, and fails at one call: after `short` bytes, with `number`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.writes = self.syncs = 0
+        self.fail_write = self.fail_sync = -1
+        self.short, self.error = 0, OSError(errno.EIO, "injected")
+        self._write = os.write
+        patch.setattr(os, "write", self.write)
+        patch.setattr(os, "fdatasync", self.sync)
+        patch.setattr(os, "fsync", lambda fd: None)
+
+    def write(self, fd: int, data: bytes) -> int:
+        self.writes += 1
+        if self.writes - 1 != self.fail_write:
+            return self._write(fd, data)
+        if self.short:
+            short, self.short = self.short, 0
+            self.fail_write += 1  # the rest fails
+            return self._write(fd, data[:short])
+        raise self.error
+
+    def sync(self, fd: int) -> None:
+        self.syncs += 1
+        if self.syncs - 1 == self.fail_sync:
+            raise self.error
+
+
+def refused(log: Log) -> None:
+    """Nothing more is written."""
+    size = log.path.stat().st_size
+    assert not log.writable
+    state = log.state.hashes.get(len(log), SHA[9])
+    for op in (step, note, lambda log: log.rewind(0), lambda log: log.session(SHA[9]), lambda log: log.finish(state)):
+        with pytest.raises(StorageError):
+            op(log)  # type: ignore[operator]
+    log.seal(len(log), lambda: state)
+    assert log.path.stat().st_size == size
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_every_failed_write_leaves_a_whole_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fast: None, fds: None
+) -> None:
+    """13 slots x 64 short lengths x 3 errors = 2,496 failures; resumed, each log becomes the one without."""
+    head, tried = header(), 0
+    raw = write(tmp_path / "whole.zlog", head)
+    meant, path = states(head, raw), tmp_path / "run.zlog"
+    for call, short in itertools.product(range(len(OPS)), range(64)):
+        put(path, raw[: head.length])
+        with monkeypatch.context() as patch, Log.resume(path) as log:
+            disk = Disk(patch)
+            disk.fail_write, disk.short, disk.error = call, short, OSError(number, os.strerror(number))
+            with pytest.raises(StorageError, match=os.strerror(number)) as e:
+                for op in OPS:
+                    op(log)
+            assert e.value.exit_code == 74 and log.seq == call and same(log.state, meant[call])
+            if short % 21 == 0:
+                refused(log)
+            made = disk.writes
+        assert disk.writes == made and path.read_bytes() == raw[: head.length + 64 * call + short]
+        log = Log.open(path)
+        assert (log.seq, log.torn) == (call, short) and same(log.state, meant[call])
+        if short % 9 == 0:
+            with monkeypatch.context() as patch, Log.resume(path) as log:
+                Disk(patch)
+                for op in OPS[call:]:
+                    op(log)
+            assert path.read_bytes() == raw
+        path.with_suffix(".torn").unlink(missing_ok=True)
+        tried += 1
+    assert tried == 832
+
+
+def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, real = write(tmp_path / "whole.zlog", header()), os.write
+    for most in range(1, 65):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda fd, data: real(fd, data[:most]))
+            patch.setattr(os, "fdatasync", lambda fd: None)
+            patch.setattr(os, "fsync", lambda fd: None)
+            assert write(tmp_path / f"{most}.zlog", header()) == raw
+    with Log.create(tmp_path / "run.zlog", header()) as log, monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: 0)
+        with pytest.raises(StorageError):
+            step(log)
+
+
+@pytest.mark.parametrize("sync_every", [1, 3, 100])
+def test_every_failed_sync_is_fatal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync_every: int, fds: None
+) -> None:
+    """A failed fdatasync is not tried again, what it was for is not in the log's state, and close does not sync."""
+    head = header(sync_every=sync_every)
+    raw = write(tmp_path / "whole.zlog", head)
+    meant, path = states(head, raw), tmp_path / "run.zlog"
+    calls = {1: 13, 3: 5, 100: 1}[sync_every]  # END syncs whatever sync_every says
+    for call in range(calls):
+        put(path, raw[: head.length])
+        with monkeypatch.context() as patch:
+            log = Log.resume(path)
+            disk = Disk(patch)
+            disk.fail_sync = call
+            with pytest.raises(StorageError, match="could not be synced: injected") as e:
+                for op in OPS:
+                    op(log)
+            assert e.value.exit_code == 74 and same(log.state, meant[log.seq])
+            assert log.seq == min((call + 1) * sync_every, len(OPS)) - 1
+            refused(log)
+            log.close()
+            log.close()
+            assert disk.syncs == call + 1
+        assert Log.open(path).seq == log.seq + 1  # whole; durable or not, only the disk knows
+    assert calls
+
+
+def test_a_failed_sync_at_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fds: None) -> None:
+    log = Log.create(tmp_path / "run.zlog", header(sync_every=9))
+    step(log)
+    disk = Disk(monkeypatch)
+    disk.fail_sync = 0
+    with pytest.raises(StorageError):
+        log.close()
+    log.close()
+    refused(log)
+    assert disk.syncs == 1
+    with Log.resume(tmp_path / "run.zlog") as log:
+        disk.fail_sync = 1
+        with pytest.raises(StorageError):
+            log.sync()
+        refused(log)
+    assert disk.syncs == 2
+
+
+def test_ctrl_c_within_a_write_closes_the_log_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the write and the bookkeeping: a slot that followed would be chained to the wrong one."""
+    for name in ("write", "fdatasync"):
+        path, real = tmp_path / f"{name}.zlog", getattr(os, name)
+        with Log.create(path, header()) as log, monkeypatch.context() as patch:
+            step(log)
+
+            def interrupted(*args: Any, real: Any = real) -> None:
+                real(*args)
+                raise KeyboardInterrupt
+
+            patch.setattr(os, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                step(log)
+            patch.undo()
+            refused(log)
+        assert len(Log.open(path)) == 2
+        with Log.resume(path) as log:
+            step(log)
+        assert len(Log.open(path)) == 3
+
+
+@pytest.mark.parametrize("name, create", [("write", True), ("fsync", True), ("fsync", False), ("ftruncate", False)])
+def test_a_disk_that_fails_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, create: bool, fds: None
+) -> None:
+    path = tmp_path / "run.zlog"
+    raw = b"" if create else write(path, header())[:-1]
+    path.write_bytes(raw) if raw else None
+
+    def fail(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail)
+        with pytest.raises(StorageError) as e:
+            Log.create(path, header()) if create else Log.resume(path)
+        assert e.value.exit_code == 74
+    assert path.read_bytes() == raw if raw else not path.exists()  # no half header stands in the way of the next try
+    with Log.resume(path) if raw else Log.create(path, header()) as log:
+        assert log.seq == (12 if raw else 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file size limit")
+def test_a_real_limit_of_the_file_size(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel itself write short, then fail: in the middle of slot 9."""
+    path = tmp_path / "run.zlog"
+    Log.create(path, header(hash_every=100)).close()
+    limited = (
+        "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (1633, 1633))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + WRITER
+    )
+    argv = [sys.executable, "-c", limited, str(path)]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert "StorageError" in done.stderr and done.stdout.split()[-1] == "9"
+    log = Log.open(path)
+    assert (len(log), log.torn) == (9, 33)
+    with Log.resume(path) as log:
+        step(log)
+
+
+# -- durable before it is applied
+
+
+@pytest.mark.parametrize("sync_every", [1, 3])
+def test_a_record_is_durable_when_append_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync_every: int
+) -> None:
+    events: list[str] = []
+    write_, fdatasync, fsync = os.write, os.fdatasync, os.fsync
+    monkeypatch.setattr(os, "write", lambda fd, data: (events.append("write"), write_(fd, data))[1])
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (events.append("sync"), fdatasync(fd))[1])
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd))[1])
+    log = Log.create(tmp_path / "run.zlog", header(sync_every=sync_every, hash_every=100))
+    assert events == ["write", "fsync", "fsync"]  # the file, then its directory
+    for i in range(1, 8):
+        events.clear()
+        step(log)
+        assert events == (["write", "sync"] if i % sync_every == 0 else ["write"])
+    events.clear()
+    log.close()
+    assert events == ([] if sync_every == 1 else ["sync"])
+    events.clear()
+    with Log.resume(tmp_path / "run.zlog") as log:
+        assert events == [
+            "fsync"
+        ]  # a killed process may have left slots in the kernel's cache: durable before replayed
+        events.clear()
+        log.finish(SHA[1])
+        assert events == ["write", "sync"]
+        events.clear()
+    assert not events
+
+
+# -- what slots mean
+
+
+def test_rewind(tmp_path: Path) -> None:
+    path = tmp_path / "run.zlog"
+    with Log.create(path, header(hash_every=2)) as log:
+        for i in range(6):
+            step(log, (float(i),))
+            log.seal(i + 1, lambda: SHA[i])
+        assert log.state.hashes.keys() == {2, 4, 6} and log.next_seq == 9
+        for target in (6, 7, 2**32 - 1):
+            with pytest.raises(ValueError, match="rewind"):
+                log.rewind(target)
+        log.rewind(3)
+        assert [r.g[0] for r in log] == [0, 1, 2] and log.state.hashes.keys() == {2} and log.next_seq == 10
+        assert step(log, (9.0,)).seq == 10 and len({r.seq for r in log}) == 4
+        log.seal(4, lambda: SHA[99])
+        assert log.state.hashes[4] == SHA[99][:24]
+        log.rewind(0)
+        assert not len(log) and not log.state.hashes and log.next_seq == 13
+        step(log, (8.0,))
+    back = Log.open(path)
+    assert [(r.step, r.seq, r.g[0]) for r in back] == [(0, 13, 8.0)] and back.state.rewinds == 2
+
+
+def test_nothing_follows_end(tmp_path: Path) -> None:
+    path = tmp_path / "run.zlog"
+    raw = write(path, header())
+    with Log.resume(path) as log:
+        for op in (step, note, lambda log: log.rewind(0), lambda log: log.session(SHA[1])):
+            with pytest.raises(ValueError, match="after END"):
+                op(log)  # type: ignore[operator]
+        log.finish(SHA[0xBE])
+        with pytest.raises(ReplayError):
+            log.finish(SHA[0])
+        assert not log.session(SHA[0xAA])
+    assert path.read_bytes() == raw
+
+
+def test_seal_logs_what_is_due_and_compares_what_is_known(tmp_path: Path) -> None:
+    path, asked = tmp_path / "run.zlog", []
+
+    def state(i: int) -> Callable[[], bytes]:
+        return lambda: (asked.append(i), SHA[i])[1]
+
+    with Log.create(path, header(hash_every=2)) as log:
+        step(log)
+        log.seal(1, state(1))
+        assert not asked and not log.state.hashes
+        step(log)
+        log.seal(2, state(2))
+        log.seal(2, state(2))  # known now: compared
+        assert asked == [2, 2] and log.seq == 3
+        with pytest.raises(ReplayError, match=r"run.zlog: after step 2 the state is 070707.* says 020202") as e:
+            log.seal(2, state(7))
+        assert e.value.exit_code == 8
+        for _ in range(3):
+            step(log)
+        log.seal(4, state(4))  # due, but the log is beyond it
+        assert 4 not in log.state.hashes
+        with pytest.raises(ValueError, match="stands after"):
+            log._put(HASH, 4, digest=SHA[1])
+        log.finish(SHA[5])
+        with pytest.raises(ReplayError):
+            log.seal(5, state(6))  # END's state is compared as well
+        log.seal(5, state(5))
+    log, asked[:] = Log.open(path), []
+    for i in range(6):
+        log.seal(i, state(i))
+    assert asked == [2, 5] and path.stat().st_size == log.size
+    with Log.create(tmp_path / "b.zlog", header(hash_every=1)) as log:
+        step(log)
+        log.seal(1, state(1))
+        with pytest.raises(ReplayError):
+            log.finish(SHA[2])  # another final state than the one after its last step
+        log.rewind(0)
+    log = Log.open(tmp_path / "b.zlog")
+    log.seal(0, state(0))  # read-only: nothing is due
+    assert not log.state.hashes
+
+
+def test_sessions_are_logged_when_they_change(tmp_path: Path) -> None:
+    path = tmp_path / "run.zlog"
+    with Log.create(path, header()) as log:
+        assert log.session(SHA[1]) and not log.session(SHA[1])
+    with Log.resume(path) as log:
+        assert not log.session(SHA[1]) and log.session(SHA[2]) and log.session(SHA[1])
+    assert Log.open(path).state.sessions == 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"g": (1 + 2.0**-16,)}, {"g": ()}, {"g": (1.0,) * 3}, {"g": (math.nan,)}, {"g": (1e39,)}, {"lr": 1e-3},
+              {"g": (1.0,) * 300}, {"losses": (0.5,) * 5}, {"lr": math.inf}, {"decay": 0.0}, {"decay": 1.5},
+              {"flags": 8}, {"flags": 256}, {"flags": SKIPPED}, {"step": 3}, {"step": -1}, {"seq": 3}, {"check": 2**32},
+              {"check": -1}]
+)  # fmt: skip
+def test_a_record_that_would_not_be_read_is_not_written(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with Log.create(tmp_path / "run.zlog", header()) as log:
+        step(log)
+        good = Record(1, 1, 0.5, (1.0,), (0.5,))
+        with pytest.raises(ValueError, match="refusing to log slot 1"):
+            log.append(good._replace(**wrong))
+        assert log.append(good) == good
+    assert len(Log.open(tmp_path / "run.zlog")) == 2
+
+
+def test_a_log_opened_for_reading_is_not_written(tmp_path: Path) -> None:
+    write(tmp_path / "run.zlog", header(), OPS[:3])
+    refused(Log.open(tmp_path / "run.zlog"))
+
+
+def test_write_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fds: None) -> None:
+    path = tmp_path / "file"
+    module.write_durably(path, b"one")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "injected")))
+        with pytest.raises(StorageError, match="injected"):
+            module.write_durably(path, b"two")
+    assert path.read_bytes() == b"one" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    module.write_durably(path, b"two")
+    assert path.read_bytes() == b"two" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(StorageError):
+        module.write_durably(tmp_path / "absent" / "file", b"")

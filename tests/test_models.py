@@ -1,0 +1,458 @@
+"""The forward that scores equals transformers' own, and leaves nothing behind.
+
+Reference: the same folder loaded by transformers in float32, each Linear's weight replaced by the dequantised codes of
+a fresh bitsandbytes load; our loader, hooks and kernels have no part in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import save
+
+from zoedge.errors import DataError, StorageError
+from zoedge.models.base import Base, chosen_layers
+from zoedge.models.loading import dtype_of, from_pretrained, load, scheme, weight_of
+from zoedge.noise.rademacher import Rademacher
+from zoedge.recipe import Model
+from zoedge.spaces.lora import Held, Lora
+from zoedge.tasks._examples import Batch, Examples
+from zoedge.tasks.classify import Classification, Classify
+from zoedge.types import Leaf
+
+FAMILIES = ("llama", "llama_untied_half", "opt", "opt_350m")
+SCHEMES = (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True), ("none", True))
+VOCABULARY = 349
+# Largest |difference| of logits of size 1.3-2.8, float32. Measured 0.0 to 1.7e-6 over three instruction sets; a wrong
+# mask, position or scale is 1e-2 or more.
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, llama: Path, opt: Path) -> dict[str, Path]:
+    """conftest's two, and: an untied LLaMA stored in float16 without grouped heads; an OPT built as OPT-350M is."""
+    from transformers import LlamaConfig, OPTConfig
+
+    root = tmp_path_factory.mktemp("families")
+    sizes = dict(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=96, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    untied = LlamaConfig(**sizes, intermediate_size=128, tie_word_embeddings=False, dtype="float16")
+    after = OPTConfig(**sizes, ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False, dropout=0.1)
+    return {
+        "llama": llama,
+        "llama_untied_half": save(root / "untied", untied, tokenizer, seed=2),
+        "opt": opt,
+        "opt_350m": save(root / "350m", after, tokenizer, seed=3),
+    }
+
+
+Get = Callable[..., Base]
+
+
+@pytest.fixture(scope="module")
+def loaded(folders: dict[str, Path]) -> Get:
+    """(family, quantization, double_quant) -> its base, loaded once. Called inside tests, where the cache is theirs."""
+
+    @lru_cache
+    def get(family: str, quantization: str = "nf4", double_quant: bool = True) -> Base:
+        return load(Model(source=str(folders[family]), quantization=quantization, double_quant=double_quant))
+
+    return get
+
+
+@pytest.fixture
+def clean(loaded: Get) -> Iterator[Get]:
+    """The same bases, handed back without trunk, cut and hooks."""
+    used: list[Base] = []
+
+    def get(*what: Any) -> Base:
+        used.append(loaded(*what))
+        return used[-1]
+
+    yield get
+    for base in used:
+        base.kept.clear()
+        base.cut = 0
+        for module in base.model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not base.model.get_output_embeddings():
+                module._forward_hooks.clear()
+
+
+def random_examples(lengths: list[int], per: int = 1, seed: int = 0) -> Examples:
+    """Sequences of random tokens; the loss reads the last place, the middle and the first."""
+    random = torch.Generator().manual_seed(seed)
+    found = Examples(per)
+    for i, length in enumerate(lengths):
+        found.tokens.append(torch.randint(3, VOCABULARY, (length,), generator=random).tolist())
+        found.rows.append([length - 1, length // 2, 0] if length > 2 else [length - 1])
+        found.targets.append([7, 11])
+        if i % per == 0:
+            found.labels.append(i % 2)
+            found.names.append(f"here:{i}")
+    return found
+
+
+LENGTHS = [41, 7, 23, 60, 1, 15]
+
+
+def reference(folder: Path, spec: Model) -> Any:
+    """transformers' own model in float32, eager attention, with the dequantised weights."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager").eval()
+    if spec.quantization != "none":
+        fresh = from_pretrained(folder, torch.device("cpu"), "auto", scheme(spec))
+        replaced = [n for n, m in fresh.named_modules() if type(m).__module__.startswith("bitsandbytes")]
+        assert len(replaced) >= 12
+        for name in replaced:
+            model.get_submodule(name).weight.data = weight_of(fresh.get_submodule(name))
+    return model
+
+
+def plain_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """The full forward with an attention mask: [S, T, V]."""
+    mask = torch.zeros_like(batch.ids)
+    for s, i in enumerate(batch.index):
+        mask[s, : len(batch.examples.tokens[i])] = 1
+    with torch.no_grad():
+        return model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
+
+
+def at_rows(full: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return full.gather(1, batch.rows[..., None].expand(-1, -1, full.shape[-1]))
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    "family,quantization,double",
+    [(f, *s) for f in FAMILIES for s in (SCHEMES if f in ("llama", "opt") else (SCHEMES[0], SCHEMES[3]))],
+)
+def test_scored_rows_equal_the_plain_forward(
+    clean: Get, folders: dict[str, Path], family: str, quantization: str, double: bool
+) -> None:
+    base = clean(family, quantization, double)
+    spec = Model(source=str(folders[family]), quantization=quantization, double_quant=double)
+    assert dtype_of(spec, base.device) == base.dtype == torch.float32
+    batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
+    full = at_rows(plain_logits(reference(folders[family], spec), batch), batch)
+    assert full.shape[-1] == VOCABULARY and full.abs().max() > 1
+    h = base.hidden(batch, 1)
+    assert far(base.logits(h, torch.arange(VOCABULARY)), full) < CLOSE
+    assert far(base.logits(h, torch.tensor([300, 5, 11])), full[..., [300, 5, 11]]) < CLOSE
+    targets = torch.randint(0, VOCABULARY, batch.rows.shape, generator=torch.Generator().manual_seed(1))
+    want = torch.log_softmax(full.double(), -1).gather(-1, targets[..., None])[..., 0]
+    assert far(base.log_likelihood(h, targets).double(), want) < CLOSE
+
+
+def test_the_vocabulary_in_chunks_is_the_whole(clean: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = clean("llama")
+    batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
+    h, targets = base.hidden(batch, 1), torch.arange(18).view(6, 3) * 20
+    whole = base.log_likelihood(h, targets)
+    for columns in (348, 100, 7):
+        monkeypatch.setattr("zoedge.models.base.COLUMNS", columns)
+        assert far(base.log_likelihood(h, targets), whole) < CLOSE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_and_company_do_not_matter(clean: Get, family: str) -> None:
+    base, examples = clean(family), random_examples(LENGTHS)
+    together = base.hidden(examples.collate(range(len(LENGTHS))), 1)
+    backwards = base.hidden(examples.collate(range(len(LENGTHS))[::-1]), 1)
+    assert far(backwards.flip(0), together) < CLOSE
+    for i in range(len(LENGTHS)):
+        alone = base.hidden(examples.collate([i]), 1)  # no padding at all
+        assert far(alone[0], together[i, : alone.shape[1]]) < CLOSE
+    other = examples.collate(range(len(LENGTHS)))
+    for s, ids in enumerate(examples.tokens):
+        other.ids[s, len(ids) :] = 123  # what stands in the padding is nobody's business
+    assert torch.equal(base.hidden(other, 1), together)
+
+
+def test_opt_positions_start_at_two(clean: Get) -> None:
+    base = clean("opt", "none")
+    decoder = base.model.model.decoder
+    h = base.facts.embed(base.model, torch.tensor([[5, 6, 7]]))
+    want = decoder.embed_tokens.weight[[5, 6, 7]] + decoder.embed_positions.weight[[2, 3, 4]]
+    assert torch.equal(h[0], want)
+
+
+def test_the_tokenizers_first_token_is_kept(clean: Get, folders: dict[str, Path], tmp_path: Path) -> None:
+    """OPT's tokenizer puts </s> first: every sequence has it, and a truncated one keeps it."""
+    from zoedge.tasks._rows import Row
+
+    base, task = clean("opt"), Classify(options={"n": " terrible", "p": " great"})
+    rows = [Row("a:1", {"text": "a bright" + " film" * 3 * k, "label": "p"}) for k in (1, 9)]
+    for limit in (90, 20):
+        examples, counts = task.encode(rows, base.tokenizer, limit, "truncate")
+        assert counts["truncated"] == (limit == 20)
+        assert [ids[0] for ids in examples.tokens] == [2, 2] and max(map(len, examples.tokens)) <= limit
+        assert examples.tokens[1][-3:] == base.tokenizer(" film It was").input_ids[-3:]
+    assert clean("llama").tokenizer("a film").input_ids[0] != 1  # and none is added where the tokenizer adds none
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [[0], [59, 3, 3], [5, 0, 41, 17]])
+def test_the_last_block_at_scored_rows_is_the_full_block(clean: Get, family: str, rows: list[int]) -> None:
+    base = clean(family)
+    h = torch.randn(3, 60, 64, generator=torch.Generator().manual_seed(4))
+    at = torch.tensor([rows, rows[::-1], rows])
+    context = base.facts.context(base.model, h)
+    with torch.inference_mode():
+        full = base.blocks[-1](h, attention_mask=None, **context)
+        few = base.facts.last(base.blocks[-1], h, at, **context)
+    assert few.shape == (3, len(rows), 64)
+    assert far(few, full.gather(1, at[..., None].expand(-1, -1, 64))) < CLOSE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_trunk_cache_is_exact_at_every_cut(clean: Get, family: str, tmp_path: Path) -> None:
+    base = clean(family, "int8") if family == "opt" else clean(family)
+    alike, mixed = random_examples([24] * 6), random_examples(LENGTHS)
+    depth = len(base.blocks)
+    for cut in range(depth):
+        base.sites(list(range(cut, depth)), "all")
+        assert base.cut == cut and not base.kept
+        batches = [alike.collate(range(6)), mixed.collate(range(6)), mixed.collate([3, 1])]
+        without = [base.hidden(b, 2) for b in batches]
+        done = [sum(base.keep(e, tmp_path)) for e in (alike, mixed)]
+        assert done == [len(LENGTHS), len(LENGTHS)] if cut else done == [0, 0] and not base.kept
+        found = [base.hidden(b, 2) for b in batches]
+        assert torch.equal(found[0], without[0]), "equal shapes: the same bits"
+        assert max(map(far, found, without)) < CLOSE
+
+
+def test_the_trunk_file_gives_back_what_was_written(clean: Get, tmp_path: Path) -> None:
+    """And what lies beyond a sequence's end is zero: a masked key must be finite."""
+    base, examples = clean("llama"), random_examples(LENGTHS)
+    base.sites("last 1", "all")
+    assert sum(base.keep(examples, tmp_path)) == len(LENGTHS)
+    kept = base.kept[id(examples)]
+    assert kept.examples is examples, "else another object could get its id()"
+    for chunk, ids in kept.chunks():
+        states = base.trunk(ids)
+        read = kept.read(chunk, 70)
+        for row, back, i in zip(states, read, chunk):
+            assert torch.equal(back[: LENGTHS[i]], row[: LENGTHS[i]]) and not back[LENGTHS[i] :].any()
+    assert list(tmp_path.iterdir()) == [], "the file has no name"
+
+
+def test_a_full_disk_is_a_sentence(clean: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    base, examples = clean("llama"), random_examples(LENGTHS)
+    base.sites("last 1", "all")
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(StorageError, match=r"trunk cache \(37,632 bytes\): No space left"):
+        list(base.keep(examples, tmp_path))
+    assert not base.kept
+
+
+@pytest.mark.parametrize("compute,bound", [("bf16", 0.1), ("fp16", 0.02)])
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+def test_half_precision_computes_the_same_up_to_rounding(
+    clean: Get, folders: dict[str, Path], tmp_path: Path, compute: str, bound: float, quantization: str
+) -> None:
+    """Losses are float64 of float32 logits in every type; the trunk is exact in it, too."""
+    exact = clean("llama", quantization)
+    half = load(Model(source=str(folders["llama"]), quantization=quantization, compute_dtype=compute))
+    batch = random_examples([24] * 6).collate(range(6))
+    columns, logits = torch.arange(VOCABULARY), []
+    for base in (exact, half):
+        with attach(base, "last 2").visit(deltas(2)):
+            logits.append(base.logits(base.hidden(batch, 2), columns))
+    assert logits[1].dtype == torch.float32 and 0 < far(*logits) < bound
+    before = half.hidden(batch, 1)
+    assert before.dtype == half.dtype and sum(half.keep(batch.examples, tmp_path)) == 6
+    assert torch.equal(half.hidden(batch, 1), before)
+
+
+def attach(base: Base, layers: Any = "all", targets: Any = "all", **options: Any) -> Held:
+    """A space whose master is random everywhere: B = 0 would hide half of it."""
+    space = Lora(rank=4, alpha=8.0, **options).attach(
+        base.model, base.sites(layers, targets), 5, Rademacher(), base.dtype
+    )
+    space.value += torch.randn(space.value.shape, generator=torch.Generator().manual_seed(6)) * 0.05
+    return space
+
+
+def deltas(count: int, size: float = 0.05) -> list[Callable[[Leaf], torch.Tensor | None]]:
+    def make(seed: int, leaf: Leaf) -> torch.Tensor:
+        return torch.randn(leaf.value.shape, generator=torch.Generator().manual_seed(seed)) * size
+
+    return [partial(make, seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("train", ["both", "b"])
+def test_points_together_equal_points_alone(clean: Get, family: str, quantization: str, train: str) -> None:
+    """Each point's rows go through the same kernels, in batches of other sizes: measured 0.0 to 1e-6."""
+    base = clean(family, quantization)
+    space, some = attach(base, train=train), [*deltas(3), lambda leaf: None]
+    batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
+    with space.visit(some):
+        together = base.hidden(batch, 4).view(4, len(LENGTHS), 3, -1)
+    alone = []
+    for one in some:
+        with space.visit([one]):
+            alone.append(base.hidden(batch, 1))
+    assert far(together, torch.stack(alone)) < CLOSE
+    assert min(far(alone[0], x) for x in alone[1:]) > 0.01, "the points do differ"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
+@pytest.mark.parametrize("train", ["both", "b"])
+def test_the_hook_is_w_plus_alpha_over_rank_b_a(
+    clean: Get, folders: dict[str, Path], family: str, quantization: str, train: str
+) -> None:
+    base = clean(family, quantization)
+    targets = ["q_proj", "v_proj", "fc1"] if family.startswith("opt") else ["q_proj", "v_proj", "down_proj"]
+    space = attach(base, "last 2", targets, train=train)
+    model = reference(folders[family], Model(source=str(folders[family]), quantization=quantization))
+    matrices = dict(space.tensors())
+    assert len(matrices) == 2 * len(space.shapes) == 12
+    for name in space.shapes:
+        with torch.no_grad():
+            model.get_submodule(name).weight += 8.0 / 4 * matrices[f"{name}.lora_B"] @ matrices[f"{name}.lora_A"]
+    batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
+    with space.visit([lambda leaf: None]):
+        found = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
+    bare = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
+    want = at_rows(plain_logits(model, batch), batch)
+    assert far(found, want) < CLOSE and far(bare, want) > 0.01
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
+def test_visiting_leaves_no_trace(clean: Get, quantization: str) -> None:
+    """Master, model and outputs keep their bits over many visits, also when the forward raises half-way."""
+    base = clean("llama", quantization)
+    space = attach(base)
+    batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
+
+    def everything() -> dict[str, bytes]:
+        found = {"master": space.value, "A": space.fixed, "bare": base.hidden(batch, 1)}
+        with space.visit([lambda leaf: None]):
+            found["here"] = base.hidden(batch, 1)
+        found |= {name: t for name, t in base.model.state_dict().items() if isinstance(t, torch.Tensor)}
+        return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in found.items()}
+
+    places = [p.data_ptr() for p in base.model.parameters()]
+    before = everything()
+    for count in (1, 5, 2):
+        with space.visit(deltas(count)):
+            base.hidden(batch, count)
+
+    class Midway(Exception):
+        pass
+
+    def fall(*_: Any) -> None:
+        raise Midway
+
+    handle = base.blocks[1].register_forward_pre_hook(fall)
+    for broken in (deltas(2), [*deltas(1), fall]):
+        with pytest.raises(Midway), space.visit(broken):
+            base.hidden(batch, 2)
+    handle.remove()
+    assert everything() == before
+    assert [p.data_ptr() for p in base.model.parameters()] == places
+
+
+def test_there_is_never_a_second_base(clean: Get) -> None:
+    """Over steps the base's storage stays where it is, and no tensor of a weight's size outlives a forward."""
+    import gc
+
+    base = clean("llama")
+    space = attach(base)
+    batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
+
+    def held() -> tuple[list[int], int]:
+        gc.collect()
+        places = [p.data_ptr() for p in base.model.parameters()]
+        alive = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in gc.get_objects()
+            if type(t) is torch.Tensor
+        }
+        return places, sum(alive.values())
+
+    with space.visit(deltas(2)):
+        base.hidden(batch, 2)
+    first = held()
+    for _ in range(3):
+        with space.visit(deltas(2)):
+            base.hidden(batch, 2)
+        space.add(space.leaves()[0], torch.ones_like(space.value), 0.5)
+    assert held() == first
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_options_of_several_tokens_are_mean_log_p(clean: Get, folders: dict[str, Path], family: str) -> None:
+    """per > 1: an option's score is the mean log p of its tokens, computed here one option at a time."""
+    from zoedge.tasks._rows import Row
+
+    base = clean(family)
+    task = Classify(options={"bad": " not very good", "good": " great", "so": " dull boring"})
+    texts = ["the film is bright", "a plot", "bad scene and terrible actor of the story"]
+    rows = [Row(f"a:{i}", {"text": t, "label": "good"}) for i, t in enumerate(texts)]
+    examples, _ = task.encode(rows, base.tokenizer, 90, "error")
+    assert examples.per == 3 and len(examples.tokens) == 9
+    scores = Classification(task, examples, 0, 3).outputs(base, examples.collate([0, 1, 2]), 2)
+    assert torch.equal(scores[0], scores[1])
+    model = reference(folders[family], Model(source=str(folders[family])))
+    for i, text in enumerate(texts):
+        prompt = base.tokenizer(f"{text} It was").input_ids
+        for j, option in enumerate(task.options.values()):
+            ids = base.tokenizer(f"{text} It was{option}").input_ids
+            with torch.no_grad():
+                log_p = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+            each = [log_p[k - 1, ids[k]].item() for k in range(len(prompt), len(ids))]
+            assert abs(scores[0, i, j].item() - math.fsum(each) / len(each)) < CLOSE
+
+
+def test_one_token_options_give_the_loss_of_the_whole_vocabulary_restricted(clean: Get) -> None:
+    """per = 1 and per > 1 are two ways to one loss: the softmax over options drops what the options share."""
+    base = clean("llama")
+    single = random_examples(LENGTHS)
+    several = Examples(2, labels=single.labels)
+    for s in range(len(LENGTHS)):
+        single.rows[s] = [LENGTHS[s] - 1]
+        for target in single.targets[s]:
+            several.tokens.append(single.tokens[s])
+            several.rows.append(single.rows[s])
+            several.targets.append([target])
+    losses = [Classification(Classify(), e, 0, 6).score(base, e.collate(range(6)), 1) for e in (single, several)]
+    assert far(*losses) < CLOSE
+
+
+@pytest.mark.parametrize(
+    "layers,chosen", [("all", [0, 1, 2]), ("last 1", [2]), ("last 3", [0, 1, 2]), ([2, 0], [0, 2])]
+)
+def test_layers(layers: Any, chosen: list[int]) -> None:
+    assert chosen_layers(layers, 3) == chosen
+
+
+@pytest.mark.parametrize("layers", ["last 0", "last 4", "last", "first 1", "last -1", [], [3], [-1], [1, 1]])
+def test_layers_that_are_not_there(layers: Any) -> None:
+    with pytest.raises(DataError, match=r"space\.layers"):
+        chosen_layers(layers, 3)
+
+
+def test_targets_that_are_not_there(clean: Get) -> None:
+    with pytest.raises(DataError, match=r"no module named 'q_prj' in LlamaForCausalLM.*did you mean 'q_proj'"):
+        clean("llama").sites("all", ["q_prj"])
+    with pytest.raises(DataError, match=r"space\.targets"):
+        clean("llama").sites("all", [])

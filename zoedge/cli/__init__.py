@@ -1,0 +1,56 @@
+"""The command line. Each command is a few lines over the package; what it needs is imported when it runs, because
+`zoedge --help` must answer without torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from ..errors import ZoedgeError
+
+app = typer.Typer(
+    name="zoedge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Fine-tune large language models where memory ends: forward passes only, checkpoints of kilobytes.",
+)  # fmt: skip
+
+
+def main() -> None:
+    """The entry point: one sentence and an exit code for what can go wrong; tracebacks only with --debug."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except ZoedgeError as e:
+        if debug:
+            raise
+        print(f"zoedge: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+    except Exception as e:
+        usage = getattr(e, "format_message", None)  # click's own errors
+        if debug and usage is None:
+            raise
+        if usage is not None:
+            print(f"zoedge: {usage()}", file=sys.stderr)
+            sys.exit(2)
+        what = str(e).strip() or type(e).__name__
+        print(
+            f"zoedge: {type(e).__name__}: {what}\nThis is a bug. `--debug` shows where; please report it.",
+            file=sys.stderr,
+        )
+        sys.exit(70)
+
+
+from . import training, logs, models, recipes  # noqa: E402, F401, I001 - the order of --help
+
+if __name__ == "__main__":
+    main()

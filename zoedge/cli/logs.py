@@ -1,0 +1,171 @@
+"""replay, verify and log show | export | diff: everything that needs a log and no model."""
+
+from __future__ import annotations
+
+import json as json_
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import app
+
+log = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
+app.add_typer(log, name="log")
+Run = Annotated[str, typer.Argument(help="a run's folder or name, a .zlog, or a packed .zpack")]
+
+
+def opened(run: str) -> Any:
+    """The log of a run, raw or packed."""
+    from ..log import Log
+    from ..packed import MAGIC, Packed
+    from ..runs import log_of
+
+    path = log_of(run)
+    with path.open("rb") as file:
+        packed = file.read(len(MAGIC)) == MAGIC
+    return Packed.open(path) if packed else Log.open(path)
+
+
+@app.command()
+def replay(
+    run: Run,
+    to_step: Annotated[int | None, typer.Option(help="the state after so many steps; default: all")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("rebuilt"),
+    device: str = "cpu",
+) -> None:
+    """Rebuild the adapter from the log alone: no model, no data, no forward pass."""
+    import time
+
+    from .. import engine, export, runs
+    from ..errors import UsageError
+
+    journal = opened(run)
+    steps = len(journal) if to_step is None else to_step
+    if not 0 <= steps <= len(journal):
+        raise UsageError(f"--to-step {steps}: the log has {len(journal):,} steps.")
+    made, began = runs.replayer(journal, device), time.monotonic()
+    for _ in engine.play(made, steps):
+        pass
+    rate = steps / max(time.monotonic() - began, 1e-9)
+    recipe = runs.recipe_of(journal.header, run)
+    folder = export.peft(made, journal, recipe, out, steps=steps)
+    typer.echo(
+        f"{steps:,} steps at {rate:,.0f} a second; state {engine.digest(made.space).hex()[:16]}; adapter {folder}"
+    )
+
+
+@app.command()
+def verify(
+    run: Run,
+    against: Annotated[str | None, typer.Option(help="a recipe: compare base, data and batches too")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="replay and compare every logged state")] = False,
+    adapter: Annotated[Path | None, typer.Option(help="an exported adapter: compare it bit for bit")] = None,
+) -> None:
+    """Prove that a log is whole, and that it gives what it says."""
+    from .. import verify as levels
+    from ..log import Log
+    from ..recipe import read
+
+    journal = opened(run)
+    if isinstance(journal, Log):
+        told("1 log", levels.integrity(journal))
+    else:
+        told("1 log", [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"])
+    if against:
+        told("2 inputs", levels.inputs(journal, read(against)))
+    if replay or adapter:
+        made, said = levels.states(journal)
+        told("3 replay", said)
+        if adapter:
+            told("4 adapter", levels.adapter(made, journal, adapter))
+    typer.echo("verified")
+
+
+def told(level: str, lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(f"{level:10} {line}")
+        level = ""
+
+
+@log.command("show")
+def show(
+    run: Run,
+    last: Annotated[int, typer.Option("-n", help="how many of the last steps")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="the header and every step, one JSON object a line")] = False,
+) -> None:
+    """The header and the last steps."""
+    journal = opened(run)
+    h = journal.header
+    about = {
+        "format": "1.0", "run_id": (h.run_id or h.identity()).hex(), "seed": h.seed, "trained": h.elements,
+        "steps": len(journal), "hash_every": h.hash_every, "finished": journal.state.end is not None,
+        "fingerprint": journal.fingerprint,
+    }  # fmt: skip
+    if json:
+        typer.echo(json_.dumps({**about, **h.about}))
+        for record in journal:
+            typer.echo(json_.dumps(record._asdict()))
+        return
+    for key, value in about.items():
+        typer.echo(f"{key:12} {value}")
+    for name in ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest"):
+        typer.echo(f"{name:12} sha256 {getattr(h, name).hex()[:16]}..")
+    typer.echo(f"\n{'step':>7} {'seq':>7} {'lr':>10} {'g':>12}  losses")
+    for r in list(journal)[-last:] if last else []:
+        losses = " ".join(f"{x:.5f}" for x in r.losses)
+        typer.echo(f"{r.step:7} {r.seq:7} {r.lr:10.3e} {r.g[0]:12.5f}  {losses}{'  skipped' if r.flags & 1 else ''}")
+
+
+@log.command("export")
+def export_log(
+    run: Run,
+    out: Annotated[Path, typer.Option("-o", "--out", help="the file")],
+    packed: Annotated[
+        bool, typer.Option("--packed", help="a few bytes a step, replays to the same bits; default: CSV")
+    ] = False,
+) -> None:
+    """A copy for sharing (--packed) or for a spreadsheet (CSV)."""
+    import csv
+    import io
+
+    from ..errors import UsageError
+    from ..log import Log, write_durably
+    from ..packed import pack
+
+    journal = opened(run)
+    if out.exists():
+        raise UsageError(f"{out} is there already; name another file.")
+    if packed:
+        if not isinstance(journal, Log):
+            raise UsageError(f"{run} is packed already.")
+        data = pack(journal)
+    else:
+        text = io.StringIO()
+        rows = csv.writer(text)
+        rows.writerow(["step", "seq", "lr", "decay", "flags", "g", "losses"])
+        for r in journal:
+            rows.writerow(
+                [r.step, r.seq, r.lr, r.decay, r.flags, " ".join(map(repr, r.g)), " ".join(map(repr, r.losses))]
+            )
+        data = text.getvalue().encode()
+    write_durably(out, data)
+    typer.echo(f"{out}: {len(data):,} bytes, {len(data) / max(1, len(journal)):.2f} a step")
+
+
+@log.command("diff")
+def diff(a: Run, b: Run) -> None:
+    """Where two runs part: headers, then the first step that differs."""
+    from ..runs import differences
+
+    one, two = opened(a), opened(b)
+    for what in differences(one.header, two.header):
+        typer.echo(f"header: {what}")
+    for r, s in zip(one, two):
+        if (r.lr, r.g, r.flags, r.decay) != (s.lr, s.g, s.flags, s.decay):
+            typer.echo(f"step {r.step}: lr {r.lr} g {r.g}  |  lr {s.lr} g {s.g}")
+            raise typer.Exit(1)
+    if len(one) != len(two):
+        typer.echo(f"{len(one):,} and {len(two):,} steps, equal up to the shorter")
+        raise typer.Exit(1)
+    typer.echo(f"{len(one):,} equal steps")

@@ -1,0 +1,153 @@
+"""export, eval, generate, quantize and doctor: everything that loads a model."""
+
+from __future__ import annotations
+
+import json as json_
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import app
+from .logs import Run, opened
+
+
+def rebuilt(run: str) -> tuple[Any, Any]:
+    """(bench, log) of a run or an exported adapter: the base loaded anew, the space moved to where the log ends."""
+    from .. import engine, runs
+
+    journal = opened(run)
+    recipe = runs.recipe_of(journal.header, run)
+    bench = runs.Bench.build(recipe)
+    runs.same_base(journal.header, bench.header(), run)
+    for _ in engine.play(bench.run(journal), len(journal)):
+        pass
+    return bench, journal
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(help="peft | merged")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="the folder; default: beside the log")] = None,
+    dtype: Annotated[str, typer.Option(help="of a merged model: fp16 | fp32 | bf16")] = "fp16",
+    check: Annotated[bool, typer.Option("--check", help="load it in a fresh process and compare logits")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="write it although most of the update is lost in rounding")
+    ] = False,
+) -> None:
+    """The trained model for other programs: a PEFT adapter, or merged weights."""
+    from .. import export as exports
+    from ..errors import UsageError
+
+    if to not in ("peft", "merged") or dtype not in ("fp16", "fp32", "bf16"):
+        raise UsageError(f"--to is peft or merged, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
+    bench, journal = rebuilt(run)
+    folder = out or journal.path.parent / ("adapter" if to == "peft" else "merged")
+    if to == "peft":
+        exports.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path)
+        typer.echo(f"adapter {folder}")
+    else:
+        report = exports.merged(bench.recipe, bench.space, folder, dtype, force, log=journal)
+        typer.echo(f"merged {folder}\n{report}")
+    if check:
+        typer.echo(f"fresh process: largest difference of logits {exports.check(to, folder, bench):.3g}")
+
+
+@app.command("eval")
+def eval_(
+    run: Run,
+    data: Annotated[str | None, typer.Option(help="a file or packaged text; default: the run's test rows")] = None,
+    limit: Annotated[int | None, typer.Option(help="at most so many rows")] = None,
+    json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Accuracy of a run on labelled rows, raw and calibrated, with zero-shot beside it."""
+    from dataclasses import asdict
+
+    from .. import engine, evaluate, runs
+    from ..display import percent
+    from ..errors import DataError
+    from ..sources import resolve_text
+    from ..tasks._rows import mixed, read, renamed
+
+    journal = opened(run)
+    recipe = runs.recipe_of(journal.header, run)
+    bench = runs.Bench.build(recipe)
+    runs.same_base(journal.header, bench.header(), run)
+    examples = bench.texts.test or bench.texts.valid
+    if data:
+        rows, _ = read(*resolve_text(data))
+        examples, _ = recipe.task.encode(
+            mixed(renamed(rows, recipe.data.fields), recipe.task.fields()),
+            bench.base.tokenizer,
+            bench.limit,
+            recipe.data.on_overflow,
+        )
+    if examples is None:
+        raise DataError(f"{run} has no test rows: name some with --data FILE.")
+    examples = examples.head(limit) if limit else examples
+
+    def score() -> Any:
+        bias = evaluate.label_bias(bench.space, bench.task, bench.base, recipe.eval.calibrate)
+        return evaluate.evaluate(bench.space, bench.task, bench.base, examples, bias)
+
+    found = {"zero-shot": score()}
+    for _ in engine.play(bench.run(journal), len(journal)):
+        pass
+    found[f"after {len(journal):,} steps"] = score()
+    if json:
+        typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
+        return
+    typer.echo(f"{'':22}{'raw':>10}{'calibrated':>12}{'loss':>9}")
+    for name, s in found.items():
+        typer.echo(f"{name:22}{percent(s.accuracy):>10}{percent(s.calibrated):>12}{s.loss:>9.4f}")
+    typer.echo(f"on {s.count:,} rows; always the commonest label: {percent(s.majority)}")
+
+
+@app.command()
+def generate(
+    run: Run,
+    prompt: Annotated[str, typer.Option("-p", "--prompt")],
+    tokens: Annotated[int, typer.Option(help="at most so many new tokens")] = 40,
+    compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer beside it")] = False,
+) -> None:
+    """What the tuned model says next (greedy)."""
+    bench, _ = rebuilt(run)
+    if compare_base:
+        typer.echo(f"base:  {bench.base.generate(prompt, tokens)}")
+    with bench.space.visit([lambda leaf: None]):
+        text = bench.base.generate(prompt, tokens)
+    typer.echo(f"tuned: {text}" if compare_base else text)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="a folder, a packaged model, or a hub id")],
+    to: Annotated[str, typer.Option(help="nf4 | fp4 | int8")] = "nf4",
+    double_quant: bool = True,
+) -> None:
+    """Make the pre-quantised cache of a model, so that the first run starts at once."""
+    from ..errors import UsageError
+    from ..models.loading import prepare
+    from ..recipe import Model
+
+    if to not in ("nf4", "fp4", "int8"):
+        raise UsageError(f"--to: '{to}' is not nf4, fp4 or int8.")
+    folder, _ = prepare(Model(source=model, quantization=to, double_quant=double_quant))
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    typer.echo(f"{folder}: {size / 1e6:,.0f} MB")
+
+
+@app.command()
+def doctor(json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Versions, processor, memory, disk, cache, and a self-test of the arithmetic that replay rests on."""
+    from ..doctor import examine
+
+    report, well = examine()
+    if json:
+        typer.echo(json_.dumps({**report, "well": well}))
+    else:
+        for key, value in report.items():
+            typer.echo(f"{key:14} {value}")
+        typer.echo("all well" if well else "something is wrong: see above")
+    raise typer.Exit(0 if well else 8)

@@ -1,0 +1,117 @@
+"""finetune and resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import app
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="errors alone")]
+Plain = Annotated[bool, typer.Option("--plain", help="lines instead of the live panel")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
+
+
+def style(quiet: bool, plain: bool, json: bool) -> str:
+    return "json" if json else "quiet" if quiet else "plain" if plain else "auto"
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as rule.lr=1e-3", metavar="[KEY=VALUE]...")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on where the run's log ends; never: refuse an existing run")
+    ] = "auto",
+    run_dir: Annotated[Path | None, typer.Option(help="the run's folder instead of output.dir/name")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check the recipe, print it with all defaults, and stop")
+    ] = False,
+    quiet: Quiet = False,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Train by forward passes only, as a recipe says."""
+    from ..errors import UsageError
+    from ..recipe import dump, read
+    from ..runs import folder_of
+
+    if resume not in ("auto", "never"):
+        raise UsageError(f"--resume: '{resume}' is not auto or never. To go on with a run: zoedge resume {resume}")
+    checked = read(recipe, overrides)
+    if dry_run:
+        typer.echo(dump(checked), nl=False)
+        return
+    go(checked, run_dir or folder_of(checked), resume == "auto", style(quiet, plain, json))
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="a run's folder or name")],
+    quiet: Quiet = False,
+    plain: Plain = False,
+    json: Json = False,
+) -> None:
+    """Go on with a run: replay its log, prove the states, then train on."""
+    from ..log import Log
+    from ..runs import log_of, recipe_of
+
+    path = log_of(run)
+    with Log.open(path) as log:
+        recipe = recipe_of(log.header, str(path))
+    go(recipe, path.parent, True, style(quiet, plain, json))
+
+
+def go(recipe: Any, folder: Path, resume: bool, how: str) -> None:
+    from ..display import display
+    from ..train import train
+
+    show = display(how)
+    try:
+        outcome = train(recipe, folder, show, resume)
+    finally:
+        show.close()
+    summary(outcome, show)
+
+
+def summary(o: Any, show: Any) -> None:
+    """What was reached, where it lies, and what to type next."""
+    from ..display import Json, clock, percent
+
+    if isinstance(show, Json):
+        fields = {
+            "folder": str(o.folder),
+            "fingerprint": o.fingerprint,
+            "log_bytes": o.size,
+            "seconds": round(o.seconds, 1),
+        }
+        show.put("finished", **fields, before=o.before and vars(o.before), after=o.after and vars(o.after))
+        return
+    lines = [""]
+    if o.after:
+        lines.append(f"{'':22}{'raw':>10}{'calibrated':>12}{'loss':>9}")
+        for name, s in (("zero-shot", o.before), (f"after {o.steps:,} steps", o.after)):
+            if s:
+                lines.append(f"{name:22}{percent(s.accuracy):>10}{percent(s.calibrated):>12}{s.loss:>9.4f}")
+        lines.append(f"on {o.after.count:,} held-out rows; always the commonest label: {percent(o.after.majority)}")
+    lines += [
+        "",
+        f"log      {o.folder}/run.zlog   {o.size:,} bytes for {o.steps:,} steps",
+        f"         fingerprint {o.fingerprint}",
+    ]
+    if o.adapter:
+        lines.append(f"adapter  {o.adapter}")
+    lines += [
+        f"time     {clock(o.seconds)}",
+        "",
+        "next:",
+        f"  zoedge replay {o.folder} -o rebuilt          # the adapter again, from the log alone",
+        f"  zoedge verify {o.folder} --replay --adapter {o.adapter or 'ADAPTER'}",
+        f'  zoedge generate {o.folder} -p "A film that made me smile. It was"',
+        f"  zoedge export {o.folder} --to merged --check",
+    ]
+    show.say("\n".join(lines))

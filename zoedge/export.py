@@ -1,0 +1,727 @@
+"""What other programs load: a plain PEFT LoRA adapter, or the model with the adapter merged in.
+
+    FOLDER/   adapter_config.json, adapter_model.safetensors   (peft)    float32, PEFT's names, payload digest inside
+              config.json, model*.safetensors                  (merged)  no quantization_config: 16 or 32-bit weights
+              tokenizer files, README.md
+              zoedge.json   written last: what it is of (base, log, state, payload), and that it is complete
+
+A folder appears whole or not at all: it is written beside its place under another name, file by file and synced, then
+renamed. Only what carries our marker is ever replaced. No file names a path of the machine that wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .engine import Run, digest
+from .errors import (
+    DamagedError,
+    DataError,
+    DivergedError,
+    IdentityError,
+    ReplayError,
+    StorageError,
+    UsageError,
+    ZoedgeError,
+    plain,
+)
+from .log import sync_directory, write_durably
+from .models.base import COLUMNS, DTYPES, Base
+from .recipe import Model, Recipe
+from .spaces.lora import Held
+
+MARKER, CONFIG, WEIGHTS, CARD = "zoedge.json", "adapter_config.json", "adapter_model.safetensors", "README.md"
+PREFIX, SUFFIX = "base_model.model.", ".weight"  # PEFT's key is PREFIX + our name + SUFFIX
+HEADER_LIMIT, TEXT_LIMIT = 8 << 20, 8 << 20
+NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+SHARD = 256 << 20  # bytes of a merged file; it is held twice while it is written, as tensors and as bytes
+ROWS = 1 << 22  # elements that are compared in float64 at a time
+KEPT = 0.5  # the least share of an update that a merge must keep
+
+
+# -- folders
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A draft beside `folder` that takes its place if the block succeeds. UsageError: something else is there."""
+    folder = Path(os.path.abspath(folder))
+    replaceable(folder)
+    draft, former = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder, "tmp")
+        draft.mkdir()
+    except OSError as e:
+        raise StorageError(f"{folder}: cannot write there: {e.strerror}. Name another folder.") from e
+    try:
+        yield draft
+        try:
+            if folder.exists():
+                os.rename(folder, former)
+            try:
+                os.rename(draft, folder)
+            except OSError:
+                if former.exists():
+                    os.rename(former, folder)
+                raise
+            sync_directory(folder.parent)
+        except OSError as e:
+            raise StorageError(f"{folder}: cannot put the export in its place: {e.strerror}.") from e
+        sweep(folder, "old")
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def replaceable(folder: Path) -> None:
+    """UsageError unless nothing of others would be lost: no folder, an empty one, or an export and nothing else."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder} is there and is not a folder. Name another one.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        known = {*marker(folder)["files"], MARKER}
+    except DamagedError:
+        raise UsageError(
+            f"{folder} is there and is not an export of zoedge (no {MARKER}). Name another folder."
+        ) from None
+    if foreign := sorted(p.name for p in folder.iterdir() if p.name not in known):
+        raise UsageError(
+            f"{folder} holds what zoedge did not write ({plain(foreign[0])}). Move it, or name another folder."
+        )
+
+
+def sweep(folder: Path, what: str) -> None:
+    """Remove what this process, or one that died, left beside `folder`."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.{what}-([0-9]{{1,9}})")
+    for path in folder.parent.iterdir():
+        if (found := pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            if (pid := int(found[1])) != os.getpid():
+                try:
+                    os.kill(pid, 0)
+                    continue
+                except ProcessLookupError:
+                    pass
+                except PermissionError:
+                    continue
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def text(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def marker(folder: Path) -> dict[str, Any]:
+    """A complete export's zoedge.json. DamagedError: there is none (export interrupted?), or not one of ours."""
+    path = folder / MARKER
+    if not path.is_file():
+        raise DamagedError(f"{folder}: no {MARKER}: not a complete zoedge export. `zoedge export` writes one.")
+    found = table(path)
+    names = found.get("files")
+    good = (
+        found.get("kind") in ("peft", "merged") and isinstance(names, list) and all(isinstance(n, str) for n in names)
+    )
+    if found.get("zoedge") != 1 or not good:
+        raise DamagedError(f"{path}: not the marker of an export that this version reads.")
+    return found
+
+
+def table(path: Path) -> dict[str, Any]:
+    """A small JSON file's table. DamagedError if it is none."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(TEXT_LIMIT + 1)
+        found = json.loads(raw) if len(raw) <= TEXT_LIMIT else None
+    except (OSError, ValueError, RecursionError) as e:
+        raise DamagedError(f"{path}: cannot be read ({type(e).__name__}).") from None
+    if not isinstance(found, dict):
+        raise DamagedError(f"{path}: not a table, or larger than {TEXT_LIMIT >> 20} MiB.")
+    return found
+
+
+# -- what both kinds say of themselves
+
+
+def public(source: str) -> str:
+    """A source as it may be published: a hub id or a packaged name as it is, of a folder the last component alone."""
+    path = Path(source).expanduser()
+    if HUB_ID.fullmatch(source) and not path.is_dir():
+        return source
+    return os.path.basename(os.path.abspath(path)).rpartition("\\")[2] or "base"
+
+
+def about(kind: str, recipe: Recipe, space: Held, base: bytes, log: Any, steps: int | None) -> dict[str, Any]:
+    """The marker's fields but payload and files. ReplayError: the log knows another state of step `steps`.
+
+    Without `steps`: the last step of which the log knows this state; of a log without an END, its length.
+    """
+    state, fingerprint = digest(space), None
+    if log is not None:
+        fingerprint, end = log.fingerprint, log.state.end
+        known = log.state.hashes | ({} if end is None else {len(log): end})
+        if steps is None:
+            found = [step for step, known_as in known.items() if known_as == state[:24]]
+            steps = max(found) if found else len(log) if end is None else None
+        elif known.get(steps, state[:24]) != state[:24]:
+            raise ReplayError(f"The state to be exported is not the one that the log says of step {steps}.")
+    spec = recipe.model
+    return {
+        "zoedge": 1, "kind": kind, "base": base.hex(), "source": public(spec.source), "revision": spec.revision,
+        "quantization": spec.quantization, "double_quant": spec.double_quant, "recipe": recipe.name, "steps": steps,
+        "log": fingerprint, "state": state.hex(),
+    }  # fmt: skip
+
+
+def held(space: Any) -> Held:
+    if not isinstance(space, Held):
+        raise UsageError(f"The space '{type(space).__module__.rpartition('.')[2]}' is not LoRA: it has no such export.")
+    if not all(bool(value.isfinite().all()) for _, value in space.tensors()):
+        raise DivergedError("The trained tensors are not finite: nothing to export. Replay to an earlier step.")
+    return space
+
+
+def tokenizer_files(folder: Path | None) -> Iterator[tuple[str, bytes]]:
+    """The tokenizer's files and chat template."""
+    from .models.loading import load_tokenizer
+
+    if folder is None:
+        return
+    with tempfile.TemporaryDirectory() as draft:
+        load_tokenizer(folder).save_pretrained(draft)
+        for path in sorted(Path(draft).iterdir()):
+            raw = path.read_bytes()
+            yield path.name, text(scrubbed(json.loads(raw))) if path.name == "tokenizer_config.json" else raw
+
+
+def scrubbed(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what it remembers of the machine that wrote it: transformers notes how and whence a file was loaded."""
+    here = ("is_local", "local_files_only")
+    paths = {k for k, v in config.items() if isinstance(v, str) and os.path.isabs(v) and not k.endswith("_token")}
+    return {k: v for k, v in config.items() if k not in paths and k not in here}
+
+
+LOADING = {
+    "nf4": "load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant={double_quant}",
+    "fp4": "load_in_4bit=True, bnb_4bit_quant_type='fp4', bnb_4bit_use_double_quant={double_quant}",
+    "int8": "load_in_8bit=True, llm_int8_threshold=0.0",
+}
+
+
+def card(facts: dict[str, Any], dtype: str = "") -> bytes:
+    """The model card: what it is, of which base and log, and how to load it."""
+    source, quantized = facts["source"], facts["quantization"] in LOADING
+    scheme = LOADING.get(facts["quantization"], "").format(**facts)
+    named = f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""
+    if facts["kind"] == "peft":
+        title, library = "LoRA adapter", "peft"
+        at = f", revision={facts['revision']!r}" if facts["revision"] else ""
+        option = f", quantization_config=BitsAndBytesConfig({scheme})" if quantized else ""
+        lines = [
+            f"from transformers import AutoModelForCausalLM{', BitsAndBytesConfig' if quantized else ''}",
+            "from peft import PeftModel",
+            f"base = AutoModelForCausalLM.from_pretrained({source!r}{at}{option})"
+            + ("" if named else "  # its folder"),
+            "model = PeftModel.from_pretrained(base, FOLDER)",
+        ]
+    else:
+        title, library = f"merged model, {dtype}", "transformers"
+        lines = [
+            "from transformers import AutoModelForCausalLM",
+            "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+        ]
+    double = ", double quantisation" if facts["quantization"] in ("nf4", "fp4") and facts["double_quant"] else ""
+    rows = [
+        ("base", f"{plain(source)}{' at ' + plain(facts['revision']) if facts['revision'] else ''}"),
+        ("base sha256", facts["base"]),
+        ("quantisation in training", facts["quantization"] + double),
+        ("recipe", facts["recipe"]),
+        ("steps", facts["steps"]),
+        ("log fingerprint", facts["log"]),
+        ("state sha256", facts["state"]),
+    ]
+    said = "".join(f"- {name}: {value}\n" for name, value in rows if value is not None)
+    return (
+        f"---\nlibrary_name: {library}\n{named}tags:\n- zoedge\n- zeroth-order\n---\n\n# {facts['recipe']}: {title}\n\n"
+        f"Fine-tuned with zoedge by forward passes alone.\n\n{said}\n```python\n" + "\n".join(lines) + "\n```\n"
+    ).encode()
+
+
+# -- the adapter
+
+
+def peft(
+    run: Run, log: Any, recipe: Recipe, folder: Path, tokenizer_from: Path | None = None, steps: int | None = None
+) -> Path:
+    """Write the space at its current value as a PEFT adapter. log: gives base and fingerprint; steps: after how many.
+
+    UsageError: `folder` holds something else, or the space is no LoRA. DivergedError: not finite. StorageError: disk.
+    """
+    space = held(run.space)
+    facts = about("peft", recipe, space, log.header.base, log, steps)
+    tensors = {f"{PREFIX}{name}{SUFFIX}": value.detach().cpu().clone() for name, value in space.tensors()}
+    raw, payload = serialised(tensors)
+    data = labelled(raw, payload=payload, log=log.fingerprint)
+    options = space.options
+    config = settings(options.rank, options.alpha, list(space.shapes))
+    config |= {"base_model_name_or_path": facts["source"], "revision": facts["revision"]}
+    files = {CONFIG: text(config), **dict(tokenizer_files(tokenizer_from)), CARD: card(facts), WEIGHTS: data}
+    shapes = [[name, *shape] for name, shape in space.shapes.items()]
+    facts["lora"] = {"rank": options.rank, "alpha": options.alpha, "train": options.train, "shapes": shapes}
+    with replacing(folder) as draft:
+        for name, raw in files.items():
+            write_durably(draft / name, raw)
+        write_durably(draft / MARKER, text({**facts, "payload": payload, "files": list(files)}))
+    return folder
+
+
+def settings(rank: int, alpha: float, modules: Sequence[str]) -> dict[str, Any]:
+    """adapter_config.json but the base's name: constants, and the shortest targets that PEFT takes for `modules` alone.
+
+    Last names with layers_to_transform, which PEFT looks for inside `layers.N.` only; full names if the modules are not
+    the product of names and layers.
+    """
+    places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
+    found = [(int(p[1]), p[2]) for p in places if p]
+    layers, names = sorted({n for n, _ in found}), sorted({w for _, w in found})
+    product = len(found) == len(modules) == len(layers) * len(names) == len(set(found))
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": 0.0,
+        "target_modules": names if product else list(modules), "layers_to_transform": layers if product else None,
+        "layers_pattern": "layers" if product else None, "bias": "none", "fan_in_fan_out": False, "use_rslora": False,
+        "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+    }  # fmt: skip
+
+
+def serialised(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
+    """(a safetensors file, the SHA-256 of its tensor payload)."""
+    raw = safetensors.torch.save(tensors, {"format": "pt"})
+    return raw, hashlib.sha256(memoryview(raw)[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
+
+
+def labelled(raw: bytes, **metadata: str) -> bytes:
+    """A safetensors file with more metadata, in sorted order: the library's own has none (13 orders in 20 calls)."""
+    start = 8 + int.from_bytes(raw[:8], "little")
+    table = json.loads(raw[8:start])
+    table["__metadata__"] |= metadata
+    header = json.dumps(table, separators=(",", ":"), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + raw[start:]
+
+
+def load_adapter(
+    folder: Path, space: Held | None = None, base: bytes | None = None, fingerprint: str | None = None
+) -> dict[str, Tensor]:
+    """An exported adapter's float32 tensors under the space's own names (`space.tensors()`), all of them or an error.
+
+    Trusts nothing: marker, digest of the payload, names, shapes, finite values, and the configuration by which PEFT
+    would read it must agree with each other, and with space, base (its digest) and log fingerprint where given.
+    DamagedError: the files are not what was written. IdentityError: they are, and of something else.
+    """
+    facts = marker(folder)
+    if facts["kind"] != "peft":
+        raise IdentityError(f"{folder} is a merged model, not an adapter.")
+    for what, wanted in (("base", None if base is None else base.hex()), ("log", fingerprint)):
+        if wanted is not None and facts.get(what) != wanted:
+            raise IdentityError(
+                f"{folder} is of another {what}: {plain(str(facts.get(what)), 16)}, not {wanted[:16]}..."
+            )
+    lora = Facts.read(facts.get("lora"), folder)
+    if space is not None:
+        ours = Facts(space.options.rank, space.options.alpha, dict(space.shapes))
+        agree(folder, ours.tensors(), lora.tensors())
+        if ours.alpha != lora.alpha:
+            raise IdentityError(f"{folder}: its alpha is {lora.alpha}, not {ours.alpha}.")
+    config = table(folder / CONFIG)
+    for key, value in settings(lora.rank, lora.alpha, list(lora.shapes)).items():
+        if config.get(key) != value:
+            raise DamagedError(
+                f"{folder / CONFIG}: {key} is {plain(repr(config.get(key)))}, and was written as {value!r}."
+            )
+    expected = lora.tensors()
+    raw = bounded(folder / WEIGHTS, HEADER_LIMIT + 8 + 4 * sum(a * b for a, b in expected.values()))
+    header, start = header_of(raw, folder / WEIGHTS)
+    said = header.pop("__metadata__", {})
+    payload = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
+    if not payload == said.get("payload") == facts.get("payload"):
+        raise DamagedError(f"{folder / WEIGHTS}: its bytes are not what was written (payload sha256 {payload[:16]}..).")
+    if said.get("log") != facts.get("log"):
+        raise DamagedError(f"{folder / WEIGHTS}: it is of another log than its {MARKER} says.")
+    if odd := [k for k in header if not (k.startswith(PREFIX) and k.endswith(SUFFIX))]:
+        raise IdentityError(f"{folder / WEIGHTS}: '{odd[0]}' is no name of PEFT's for a tensor of this adapter.")
+    named = {key.removeprefix(PREFIX).removesuffix(SUFFIX): tuple(entry["shape"]) for key, entry in header.items()}
+    agree(folder, expected, named)
+    try:
+        tensors = safetensors.torch.load(raw)
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as e:
+        raise DamagedError(f"{folder / WEIGHTS}: {plain(str(e))}.") from None
+    found = {name: tensors[f"{PREFIX}{name}{SUFFIX}"] for name in expected}
+    for name, value in found.items():
+        if not bool(value.isfinite().all()):
+            raise DamagedError(f"{folder / WEIGHTS}: {name} holds values that are not finite.")
+    return found
+
+
+class Facts(NamedTuple):
+    """What decides an adapter's tensors: rank, alpha, and (out, in) of each module by name."""
+
+    rank: int
+    alpha: float
+    shapes: dict[str, tuple[int, int]]
+
+    @classmethod
+    def read(cls, said: Any, folder: Path) -> Facts:
+        try:
+            facts = cls(
+                int(said["rank"]), float(said["alpha"]), {str(n): (int(o), int(i)) for n, o, i in said["shapes"]}
+            )
+            good = facts.rank > 0 and all(o > 0 < i and NAME.fullmatch(n) for n, (o, i) in facts.shapes.items())
+        except (TypeError, KeyError, ValueError, OverflowError):
+            good = False
+        if not good:
+            raise DamagedError(f"{folder / MARKER}: its description of the adapter cannot be read.")
+        return facts
+
+    def tensors(self) -> dict[str, tuple[int, int]]:
+        """Every tensor's shape by name."""
+        found = {}
+        for name, (out, wide) in self.shapes.items():
+            found[f"{name}.lora_A"], found[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
+        return found
+
+
+def agree(folder: Path, wanted: dict[str, tuple[int, int]], found: dict[str, Any]) -> None:
+    """IdentityError unless the same names have the same shapes."""
+    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    if missing or extra:
+        parts = [f"{len(s)} {how} ({plain(min(s))})" for s, how in ((missing, "missing"), (extra, "unknown")) if s]
+        raise IdentityError(f"{folder} is not an adapter of this space: of {len(wanted)} tensors, {', '.join(parts)}.")
+    for name, shape in wanted.items():
+        if tuple(found[name]) != shape:
+            raise IdentityError(f"{folder}: {name} is {list(found[name])}, not {list(shape)}.")
+
+
+def bounded(path: Path, limit: int) -> bytes:
+    """A file of at most `limit` bytes."""
+    try:
+        if not path.is_file():
+            raise DamagedError(f"{path}: no such file.")
+        if (size := path.stat().st_size) > limit:
+            raise DamagedError(f"{path}: {size:,} bytes, where at most {limit:,} make sense.")
+        return path.read_bytes()
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be read: {e.strerror}.") from e
+
+
+def header_of(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
+    """(a safetensors header, where the payload starts), checked for what the library lets pass.
+
+    It takes the last of duplicate keys and any name, such as ../../x; offsets and sizes it checks itself.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key stands there twice")
+        return found
+
+    size = int.from_bytes(raw[:8], "little")
+    if size > min(HEADER_LIMIT, len(raw) - 8):
+        raise DamagedError(f"{path}: a header of {size:,} bytes in a file of {len(raw):,}.")
+    try:
+        header = json.loads(raw[8 : 8 + size], object_pairs_hook=once)
+    except (ValueError, RecursionError) as e:
+        raise DamagedError(f"{path}: its header cannot be read: {plain(str(e))}.") from None
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise DamagedError(f"{path}: its header is not a table.")
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if not NAME.fullmatch(name):
+            raise DamagedError(f"{path}: '{plain(name)}' is not a tensor's name.")
+        if not isinstance(entry, dict) or entry.get("dtype") != "F32" or not isinstance(entry.get("shape"), list):
+            raise DamagedError(f"{path}: {name} is not a float32 tensor.")
+    return header, 8 + size
+
+
+# -- merged weights
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge wrote. kept: the share of each module's update that survived the cast; size: bytes of weights."""
+
+    folder: Path
+    dtype: str
+    kept: dict[str, float]
+    size: int
+
+    @property
+    def least(self) -> tuple[str, float]:
+        return min(self.kept.items(), key=lambda item: item[1])
+
+    def __str__(self) -> str:
+        name, least = self.least
+        middle = sorted(self.kept.values())[len(self.kept) // 2]
+        return (
+            f"{self.dtype}, {self.size / 1e6:,.1f} MB; of its {len(self.kept)} updates, {middle:.4%} (median) "
+            f"survive rounding, {least:.4%} at least ({name})"
+        )
+
+
+def merged(
+    recipe: Recipe, space: Any, folder: Path, dtype: str = "fp16", force: bool = False, base_folder: Path | None = None,
+    log: Any = None, steps: int | None = None,
+) -> Merge:  # fmt: skip
+    """Write W + alpha/rank * B A as a plain model, W dequantised from what was trained on; nothing is quantised again.
+
+    The sum is float32, then cast to `dtype` (fp16, bf16, fp32), as is every other tensor. The base is loaded anew on
+    the CPU (a used one may give garbage, docs/traps.md) and never held twice: besides it, one shard (256 MB, or one
+    larger tensor), as tensors and as bytes. base_folder: where the base is, if not where the recipe says. log: whose
+    base this must be.
+
+    Of each update U = alpha/rank * B A,  kept = 1 - |cast(W + U) - (W + U)| / |U|  in Frobenius norms and float64: 1 if
+    nothing is lost (or U = 0), 0 or less if rounding is as large as the update. DataError if it is below 0.5 and not
+    `force`, if a value overflows, or the disk is too small. IdentityError: the base is not the log's. UsageError:
+    `folder` holds something else.
+    """
+    from .models.loading import load
+
+    space = held(space)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: '{dtype}' is not {', '.join(DTYPES)}.")
+    replaceable(Path(os.path.abspath(folder)))
+    spec = recipe.model.model_copy(update={"device": "cpu", "compute_dtype": "fp32"})
+    base = load(spec.model_copy(update={"source": str(base_folder)}) if base_folder else spec)
+    if log is not None and base.digest != log.header.base:
+        raise IdentityError(
+            f"The base in {base.path} is not the one that was trained on (sha256 {log.header.base[:4].hex()}.. -> "
+            f"{base.digest[:4].hex()}..)."
+        )
+    facts = about("merged", recipe, space, base.digest, log, steps)
+    facts["dtype"] = dtype
+    shards = list(sharded(weights(base.model), DTYPES[dtype].itemsize))
+    size = sum(x.numel for shard in shards for x in shard) * DTYPES[dtype].itemsize
+    merge = Merger(space, dtype, force)
+    merge.expect({x.name: x.shape for shard in shards for x in shard})
+    payloads: dict[str, str] = {}
+    placed: dict[str, str] = {}
+    with replacing(folder) as draft:
+        if (free := shutil.disk_usage(draft).free) < size + (64 << 20):
+            raise DataError(f"{folder}: the merged model needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.")
+        files = [*plain_config(base, DTYPES[dtype]), *tokenizer_files(base.path), (CARD, card(facts, dtype))]
+        for name, raw in files:
+            write_durably(draft / name, raw)
+        for i, shard in enumerate(shards):
+            name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+            raw, payloads[name] = serialised({x.name: merge(x) for x in shard})
+            write_durably(draft / name, raw)
+            del raw
+            placed |= {x.name: name for x in shard}
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": size}, "weight_map": placed}
+            write_durably(draft / "model.safetensors.index.json", text(index))
+        names = sorted(p.name for p in draft.iterdir())
+        write_durably(draft / MARKER, text({**facts, "payload": payloads, "kept": merge.kept, "files": names}))
+    return Merge(folder, dtype, merge.kept, size)
+
+
+class Weight(NamedTuple):
+    """A tensor to be written: its shape, and how to get it in float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def numel(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+
+def weights(model: nn.Module) -> Iterator[Weight]:
+    """Every parameter once, tied ones under their first name, those of Linear modules dequantised when read."""
+    from .models.loading import weight_of
+
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        for key, value in module.named_parameters(recurse=False):
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(module, nn.Linear) and key == "weight":
+                shape: tuple[int, ...] = (module.out_features, module.in_features)
+                yield Weight(f"{prefix}.{key}", shape, partial(weight_of, module))
+            else:
+                yield Weight(f"{prefix}.{key}", tuple(value.shape), partial(value.data.to, torch.float32))
+
+
+def sharded(found: Iterable[Weight], width: int) -> Iterator[list[Weight]]:
+    """Consecutive weights of at most SHARD bytes together, `width` bytes an element."""
+    shard: list[Weight] = []
+    for x in found:
+        if shard and sum(y.numel for y in (*shard, x)) * width > SHARD:
+            yield shard
+            shard = []
+        shard.append(x)
+    yield shard
+
+
+class Merger:
+    """Adds the updates and casts; `kept` fills as it goes."""
+
+    def __init__(self, space: Held, dtype: str, force: bool):
+        self.scale, self.matrices = space.scale, dict(space.tensors())
+        self.shapes = {f"{name}.weight": shape for name, shape in space.shapes.items()}
+        self.dtype, self.force = dtype, force
+        self.kept: dict[str, float] = {}
+
+    def expect(self, found: dict[str, tuple[int, ...]]) -> None:
+        """IdentityError unless the base has every adapted module, in its shape."""
+        for name, shape in self.shapes.items():
+            if found.get(name) != shape:
+                raise IdentityError(f"The base has no {name} of {list(shape)}: it is not the one that was trained on.")
+
+    def __call__(self, x: Weight) -> Tensor:
+        value = x.read()
+        if x.name in self.shapes:
+            name = x.name.removesuffix(".weight")
+            a, b = (self.matrices[f"{name}.lora_{which}"].detach().cpu() for which in "AB")
+            update = (b @ a).mul_(self.scale)
+            out = (value + update).to(DTYPES[self.dtype])
+            self.kept[name] = kept = survived(value, update, out)
+            if kept < KEPT and not self.force:
+                raise DataError(
+                    f"In {self.dtype}, {max(0.0, kept):.0%} of the update of {name} survives rounding. Use --dtype "
+                    "fp32, or keep the adapter apart (--to peft); --force writes it all the same."
+                )
+        else:
+            out = value.to(DTYPES[self.dtype])
+        if not bool(out.isfinite().all()):
+            raise DataError(f"{x.name} does not fit {self.dtype} (values overflow). Use --dtype fp32.")
+        return out.contiguous()
+
+
+def survived(value: Tensor, update: Tensor, out: Tensor) -> float:
+    """1 - |out - (value + update)| / |update|, in float64, some rows at a time. [out, in] each."""
+    rows, lost, whole = max(1, ROWS // value.shape[1]), 0.0, 0.0
+    for i in range(0, len(value), rows):
+        u = update[i : i + rows].double()
+        lost += (out[i : i + rows].double() - (value[i : i + rows].double() + u)).square().sum().item()
+        whole += u.square().sum().item()
+    return 1.0 - math.sqrt(lost / whole) if whole else 1.0
+
+
+def plain_config(base: Base, dtype: torch.dtype) -> Iterator[tuple[str, bytes]]:
+    """config.json and generation_config.json of an ordinary, unquantised model."""
+    config = {**table(base.path / "config.json"), "dtype": str(dtype).removeprefix("torch.")}
+    for key in ("quantization_config", "torch_dtype"):
+        config.pop(key, None)
+    yield "config.json", text(scrubbed(config))
+    own = base.path / "generation_config.json"
+    said = table(own) if own.is_file() else json.loads(base.model.generation_config.to_json_string())
+    yield own.name, text(scrubbed(said))
+
+
+# -- the proof
+
+
+def check(kind: str, folder: Path, bench: Any) -> float:
+    """Largest |difference| of logits between an export, loaded in a fresh process, and `bench`'s trained model here.
+
+    peft: the base loaded as for training, then PeftModel.from_pretrained. merged: AutoModelForCausalLM in float32.
+    Two models are in memory meanwhile, one a process. bench: recipe, base, space. DataError: it does not load.
+    """
+    return compare([(kind, folder, bench)])[0]
+
+
+def compare(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
+    """`check` of several exports in one fresh process."""
+    with tempfile.TemporaryDirectory() as draft:
+        asked = []
+        for i, (kind, folder, bench) in enumerate(jobs):
+            ids = probes(bench.base.model.config.vocab_size, bench.base.context_length)
+            path = Path(draft) / f"{i}.safetensors"
+            safetensors.torch.save_file({"ids": ids, "logits": trained(bench.base, bench.space, ids)}, path)
+            spec = bench.recipe.model.model_dump()
+            asked.append({"kind": kind, "folder": str(folder), "spec": spec, "reference": str(path)})
+        path_ = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+        # -P: a torch.py in the user's folder must not be what is imported
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "zoedge.export"], input=json.dumps(asked), capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path_))}, check=False,
+        )  # fmt: skip
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise DataError(f"The export does not load in a fresh process: {plain(why, 400)}")
+    return [float(x) for x in json.loads(done.stdout.splitlines()[-1])]
+
+
+def probes(vocabulary: int, context: int) -> Tensor:
+    """Token ids [2, <= 32], spread over the vocabulary, always the same."""
+    length = min(32, context)
+    return ((torch.arange(2 * length) * 7919 + 11) % vocabulary).view(2, length)
+
+
+@torch.inference_mode()
+def trained(base: Base, space: Held, ids: Tensor) -> Tensor:
+    """float32 logits [2, T, vocabulary] of the trained model: the base under the space's hooks."""
+    with space.visit([lambda leaf: None]):
+        h = base.model.base_model(input_ids=ids.to(base.device), use_cache=False).last_hidden_state
+    size = base.model.config.vocab_size
+    parts = [torch.arange(i, min(i + COLUMNS, size)) for i in range(0, size, COLUMNS)]
+    return torch.cat([base.logits(h, some).cpu() for some in parts], dim=-1)
+
+
+@torch.inference_mode()
+def difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> float:
+    """The fresh process's half of `check`."""
+    from .models.loading import load, tame
+
+    known = safetensors.torch.load_file(reference)
+    if kind == "merged":
+        from transformers import AutoModelForCausalLM
+
+        device = torch.device("cpu")
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    else:
+        from peft import PeftModel
+
+        base = load(Model(**spec))
+        device = base.device
+        model = PeftModel.from_pretrained(base.model, folder)
+        tame(base.model, base.dtype)  # PEFT has put everything into evaluation mode
+        base.model.get_output_embeddings().float()  # logits in float32, as `trained` has them
+    logits = model(input_ids=known["ids"].to(device), use_cache=False).logits.float().cpu()
+    return float((logits - known["logits"]).abs().max())
+
+
+def main() -> int:
+    try:
+        print(json.dumps([difference(**job) for job in json.load(sys.stdin)]))
+    except ZoedgeError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

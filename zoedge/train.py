@@ -1,0 +1,217 @@
+"""A run from beginning to end: load, look, play, look again, export. The loop itself is `engine.play`."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import engine, evaluate, runs
+from .display import Plain
+from .errors import UsageError, ZoedgeError
+from .evaluate import Score
+from .log import Log, canonical
+from .recipe import Recipe
+
+PROBE_SEQ = 2**32 - 1  # of the numerics self-test's direction: no step of a run reaches it
+
+
+@dataclass
+class Outcome:
+    """What a finished run has to show. before and after: on the test rows (else the validation rows)."""
+
+    folder: Path
+    fingerprint: str
+    size: int
+    steps: int
+    before: Score | None
+    after: Score | None
+    seconds: float
+    adapter: Path | None
+
+
+class Stopped(ZoedgeError):
+    """Ctrl-C or SIGTERM: the step was finished, nothing is lost."""
+
+    def __init__(self, text: str, number: int):
+        super().__init__(text)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """While open, SIGINT and SIGTERM are only noted; a second one acts at once (safe: the log is written ahead)."""
+    seen: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if seen:
+            raise SystemExit(128 + number)
+        seen.append(number)
+
+    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, former in old.items():
+            signal.signal(number, former)
+
+
+def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Outcome:
+    """Begin the run in `folder`, or go on with it; returns when it is finished.
+
+    IdentityError: the folder holds a run of something else. Stopped: a signal; `zoedge resume` goes on.
+    """
+    path = folder / runs.LOG
+    if path.exists() and not resume:
+        raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
+    if path.exists() and (outcome := done_before(recipe, folder, path)):
+        show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
+        return outcome
+    runs.claim(folder)
+    began = time.monotonic()
+    with signals() as stop:
+        with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"):
+            bench = runs.Bench.build(recipe)
+        log = Log.resume(path) if path.exists() else runs.begin(bench, folder)
+        with log:
+            runs.same(log.header, bench.header(), folder)
+            resumed = len(log)
+            introduce(bench, log, show)
+            looker = Looker(bench, folder, show)
+            before = looker.before()
+            for record in engine.play(bench.run(log), recipe.train.steps):
+                if record.step >= resumed:
+                    show.step(record)
+                    looker.at(record.step + 1)
+                if stop:
+                    show.close()
+                    raise Stopped(
+                        f"Stopped after step {record.step + 1:,}; nothing is lost. Go on with: zoedge resume {folder}",
+                        stop[0],
+                    )
+            log.finish(engine.digest(bench.space))
+        show.close()
+        adapter = deliver(bench, log, folder, show)
+        after = looker.after()
+    seconds = time.monotonic() - began
+    runs.note(folder, event="finished", seconds=seconds, adapter=adapter and str(adapter))
+    return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter)
+
+
+def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
+    """The outcome of a run that this very recipe has finished in `folder`. IdentityError: another recipe has begun one."""
+    with Log.open(path) as log:
+        runs.same_recipe(log.header, recipe, folder)
+        lines = {line.get("event"): line for line in runs.notes(folder)}
+        if log.state.end is None or "finished" not in lines:
+            return None
+        scores = [
+            Score(**{k: lines[event][k] for k in Score.__dataclass_fields__}) if event in lines else None
+            for event in ("before", "after")
+        ]
+        last = lines["finished"]
+        adapter = Path(last["adapter"]) if last["adapter"] else None
+        return Outcome(folder, log.fingerprint, log.size, len(log), *scores, last["seconds"], adapter)
+
+
+def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
+    """Say what is about to happen, and record where."""
+    recipe, texts = bench.recipe, bench.texts
+    trained = log.header.elements
+    show.start(
+        recipe.train.steps, f"{recipe.name}: {recipe.model.source}, {recipe.model.quantization}, {trained:,} trained"
+    )
+    sets = {"train": texts.train, "valid": texts.valid, "test": texts.test}
+    show.say("rows: " + ", ".join(f"{len(v):,} {k}" for k, v in sets.items() if v is not None))
+    for which, counts in texts.counts.items():
+        for what, number in counts.items():
+            if number:
+                show.warn(f"{number:,} {which} rows {what}")
+    environment = runs.environment(bench.base)
+    again = bool(log.state.sessions)
+    if log.session(hashlib.sha256(canonical(environment)).digest()):
+        runs.note(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
+        if again:
+            show.warn(
+                "the environment is another than before (recorded); the log stays exact, the losses may differ in bits"
+            )
+    if len(log):
+        show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
+    here = log.path.parent
+    kept = [(k, v) for k, v in sets.items() if v is not None]
+    for which, examples in kept:
+        size = len(examples.tokens)
+        show.track(bench.base.keep(examples, here), size, f"lower layers, once ({which})")
+    if hasattr(recipe.estimator, "eps"):
+        numerics(bench, log, show)
+
+
+def numerics(bench: runs.Bench, log: Log, show: Plain) -> None:
+    """gamma of one direction of the first batch at eps and at eps/2: alike, unless rounding drowns the signal."""
+    estimator, found = bench.recipe.estimator, []
+    for eps in (estimator.eps, estimator.eps / 2):
+        run = bench.run(log)
+        oracle = engine.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
+        found.append(sum(replace(estimator, eps=eps).measure(oracle, [])))
+    up, down = found
+    if not 0.5 <= (down / up if up else 0.0) <= 2.0:
+        show.warn(
+            f"numerics: gamma is {up:.4g} at eps and {down:.4g} at eps/2 on one batch: the loss is not smooth at this "
+            "scale. Raise estimator.eps, or set model.compute_dtype: fp32."
+        )
+
+
+class Looker:
+    """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
+
+    def __init__(self, bench: runs.Bench, folder: Path, show: Plain):
+        self.bench, self.folder, self.show = bench, folder, show
+        self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
+        self.rows = "test" if bench.texts.test is not None else "validation"
+
+    def look(self, examples: Any, **fields: Any) -> Score:
+        b = self.bench
+        bias = evaluate.label_bias(b.space, b.task, b.base, b.recipe.eval.calibrate)
+        score = evaluate.evaluate(b.space, b.task, b.base, examples, bias)
+        runs.note(self.folder, **fields, **asdict(score))
+        return score
+
+    def before(self) -> Score | None:
+        """The score of step 0: the space has not moved yet, also when a run is resumed."""
+        if self.last is None or not self.bench.recipe.eval.at_start:
+            return None
+        for line in runs.notes(self.folder):
+            if line.get("event") == "before":
+                return Score(**{k: line[k] for k in Score.__dataclass_fields__})
+        score = self.look(self.last, event="before", step=0)
+        self.show.score(0, score, self.rows)
+        return score
+
+    def at(self, step: int) -> None:
+        every, steps = self.bench.recipe.eval.every, self.bench.recipe.train.steps
+        if self.bench.texts.valid is not None and step % every == 0 and step < steps:
+            self.show.score(step, self.look(self.bench.texts.valid, event="valid", step=step), "validation")
+
+    def after(self) -> Score | None:
+        if self.last is None:
+            return None
+        return self.look(self.last, event="after", step=self.bench.recipe.train.steps)
+
+
+def deliver(bench: runs.Bench, log: Log, folder: Path, show: Plain) -> Path | None:
+    """The exports that the recipe asks for."""
+    from . import export
+
+    recipe, adapter = bench.recipe, None
+    if "peft" in recipe.output.export:
+        with show.phase("writing the adapter"):
+            adapter = export.peft(bench.run(log), log, recipe, folder / runs.ADAPTER, bench.base.path)
+    if "merged" in recipe.output.export:
+        with show.phase("writing the merged model"):
+            export.merged(recipe, bench.space, folder / "merged", log=log)
+    return adapter
