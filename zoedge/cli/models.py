@@ -109,15 +109,36 @@ def generate(
     run: Run,
     prompt: Annotated[str, typer.Option("-p", "--prompt")],
     tokens: Annotated[int, typer.Option(help="at most so many new tokens")] = 40,
+    free: Annotated[bool, typer.Option("--free", help="free text, also from a run that learnt to choose")] = False,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer beside it")] = False,
 ) -> None:
-    """What the tuned model says next (greedy)."""
+    """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
+    read no other token, so that free text (--free) may have drifted."""
     bench, _ = rebuilt(run)
+
+    def answer() -> str:
+        return bench.base.generate(prompt, tokens) if free else chosen(bench, prompt)
+
     if compare_base:
-        typer.echo(f"base:  {bench.base.generate(prompt, tokens)}")
+        with bench.space.visit([bench.space.without()]):
+            typer.echo(f"base:  {answer()}")
     with bench.space.visit([lambda leaf: None]):
-        text = bench.base.generate(prompt, tokens)
+        text = answer()
     typer.echo(f"tuned: {text}" if compare_base else text)
+
+
+def chosen(bench: Any, prompt: str) -> str:
+    """The most likely option after a prompt, and the probability of each."""
+    from dataclasses import replace
+
+    from ..tasks._rows import Row
+
+    task = replace(bench.recipe.task, prompt="{prompt}", label="label")
+    row = Row("the prompt", {"prompt": prompt, "label": next(iter(task.options))})
+    examples, _ = task.encode([row], bench.base.tokenizer, bench.limit, "error")
+    shares = bench.task.outputs(bench.base, examples.collate([0]), 1)[0, 0].softmax(-1).tolist()
+    ranked = sorted(zip(shares, task.options.values()), reverse=True)
+    return f"{prompt}{ranked[0][1]}   ({', '.join(f'{word.strip()} {100 * share:.1f} %' for share, word in ranked)})"
 
 
 @app.command()

@@ -127,6 +127,10 @@ class Held:
         finally:
             self._points = None
 
+    def without(self) -> Callable[[Leaf], Tensor]:
+        """The delta that leads to the base itself: no term at all."""
+        return lambda leaf: -leaf.value
+
     def hook(self, sites: dict[str, nn.Linear], dtype: torch.dtype) -> None:
         """Make the base's Linear modules add their term while points are held; dtype: the compute dtype."""
         self._dtype, self._still = dtype, self.fixed.to(dtype)
