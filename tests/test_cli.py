@@ -159,7 +159,13 @@ def test_eval_generate_export(trained: Path, tmp_path: Path, zoedge: Callable[..
     assert scores["after 24 steps"]["accuracy"] == after["accuracy"]
     done = zoedge("generate", trained, "-p", "the film is fun It was", "--compare-base")
     base, tuned = done.out.splitlines()
-    assert done.code == 0 and base.startswith("base:") and "great" in tuned and "terrible" in tuned and base[6:] != tuned[6:]
+    assert (
+        done.code == 0
+        and base.startswith("base:")
+        and "great" in tuned
+        and "terrible" in tuned
+        and base[6:] != tuned[6:]
+    )
     done = zoedge("generate", trained, "-p", "the film is", "--tokens", 4, "--free")
     assert done.code == 0 and done.out.strip(), done.err
     done = zoedge("export", trained, "--to", "peft", "--check")

@@ -84,11 +84,15 @@ class Data(Section):
 
 
 class Train(Section):
-    """How long. rows: token rows in one forward; a step with more points than fit takes several."""
+    """How long. rows: token rows in one forward; a step with more points than fit takes several.
+
+    threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
+    """
 
     steps: int = Field(1000, ge=1, lt=2**31)
     batch: int = Field(16, ge=1)
     rows: int = Field(2048, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
 
 
 class Eval(Section):

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import engine, evaluate, runs
 from .display import Plain
 from .errors import UsageError, ZoedgeError
@@ -147,6 +149,8 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
     for which, examples in kept:
         size = len(examples.tokens)
         show.track(bench.base.keep(examples, here), size, f"lower layers, once ({which})")
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
     if hasattr(recipe.estimator, "eps"):
         numerics(bench, log, show)
 
