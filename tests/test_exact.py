@@ -639,7 +639,10 @@ def test_r7_a_loss_is_the_correctly_rounded_mean() -> None:
 
 
 def test_r7_on_a_model_micro_batches_change_only_what_kernels_change(recipe_file: Path, tmp_path: Path) -> None:
-    """Two points in one forward or in two: losses within 1e-6 (measured 0.0 here); equal losses, equal records."""
+    """Two points in one forward or in two: losses within 1e-6, and g within what that makes of it at eps 1e-2.
+
+    Measured 0.0 on one machine; on another a last float64 bit, which g shows and the log's float32 losses do not.
+    """
     from zoedge.recipe import read
 
     found = []
@@ -651,7 +654,7 @@ def test_r7_on_a_model_micro_batches_change_only_what_kernels_change(recipe_file
     for one, other in zip(*found):
         assert (one.seq, one.check, one.lr) == (other.seq, other.check, other.lr)
         assert all(abs(a - b) < 1e-6 for a, b in zip(one.losses, other.losses))
-        assert one.losses != other.losses or one == other
+        assert all(abs(a - b) < 1e-6 / 1e-2 for a, b in zip(one.g, other.g))
 
 
 # -- R8: state hashes
