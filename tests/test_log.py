@@ -1051,7 +1051,9 @@ def test_a_record_that_would_not_be_read_is_not_written(tmp_path: Path, wrong: d
 
 def test_a_log_opened_for_reading_is_not_written(tmp_path: Path) -> None:
     write(tmp_path / "run.zlog", header(), OPS[:3])
+    before = (tmp_path / "run.zlog").read_bytes()
     refused(Log.open(tmp_path / "run.zlog"))
+    assert (tmp_path / "run.zlog").read_bytes() == before
 
 
 def test_write_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fds: None) -> None:
