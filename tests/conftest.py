@@ -16,6 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more 
 WORDS = "a the film is was it great terrible very dull bright story of and but so good bad plot actor scene fun boring".split()
 
 
+def fitting(kind: str, word: str) -> dict[str, Any]:
+    """A recipe's table with that part, and with what the part says it goes only with."""
+    from zoedge.load import part
+
+    table: dict[str, Any] = {kind: {"name": word}}
+    for other, allowed in getattr(part(kind, word), "only_with", {}).items():
+        key, _, option = other.partition(".")
+        table.setdefault(key, {}).update({option or "name": allowed[0]})
+    return table
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level BPE in which ' great' and ' terrible' are one token each."""

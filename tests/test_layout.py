@@ -21,7 +21,7 @@ PARTS = [(kind, word) for kind, folder in load.FOLDERS.items() for word in load.
 ALLOWED = {
     "types": set(),
     "errors": set(),
-    "noise": {"types"},
+    "noise": {"types", "noise.normal", "noise.rademacher"},  # what others are made of
     "rules": {"types"},
     "spaces": {"types"},
     "estimators": {"types"},

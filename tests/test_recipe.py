@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import fitting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -300,8 +301,9 @@ def test_a_word_or_a_table(said: Said, kind: str) -> None:
     assert words(FOLDERS[kind])
     for word in words(FOLDERS[kind]):
         found = []
+        others = {k: v for k, v in fitting(kind, word).items() if k != kind}
         for text in (f"{kind}: {word}", f"{kind}: {{name: {word}}}"):
-            assert said(BASE + text) == ""
+            assert said(BASE + yaml.dump(others) * bool(others) + text) == ""
             found.append(getattr(recipe.read("my.yaml"), kind))
         assert found[0] == found[1] and type(found[0]) is part(kind, word) and recipe.word_of(found[0]) == word
 

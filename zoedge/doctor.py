@@ -41,7 +41,10 @@ def examine() -> tuple[dict[str, Any], bool]:
     report["disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free at {folder}"
     packaged = [name for name in MODELS if (folder / "models" / name).is_dir()]
     report["cached"] = ", ".join(packaged) or "no model yet"
-    wrong, pairs = [], [(n, r) for n in words(FOLDERS["noise"]) for r in words(FOLDERS["rule"])]
+    noises, wrong = words(FOLDERS["noise"]), []
+    pairs = [
+        (n, r) for r in words(FOLDERS["rule"]) for n in getattr(part("rule", r), "only_with", {}).get("noise", noises)
+    ]
     for noise, rule in pairs:
         made = part("noise", noise)(), part("rule", rule)()
         digest, second = selftest(*made, torch.zeros(1024)), selftest(*made, np.zeros(1024, np.float32))

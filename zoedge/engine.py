@@ -14,12 +14,13 @@ from typing import Any
 from .errors import DivergedError
 from .types import (
     SKIPPED,
+    AbstractNoise,
     AbstractRule,
+    Direction,
     Estimator,
     Journal,
     Key,
     Leaf,
-    Noise,
     Part,
     Point,
     Record,
@@ -41,7 +42,7 @@ class Run:
     steps: int
     log: Journal
     space: Space
-    noise: Noise
+    noise: AbstractNoise
     rule: AbstractRule
     estimator: Estimator | None = None
     task: Task | None = None
@@ -51,16 +52,18 @@ class Run:
     _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.slots = {leaf.name: self.rule.slots(leaf) for leaf in self.space.leaves()}
+        self.slots = {leaf.name: self.rule.slots(leaf, self.steps) for leaf in self.space.leaves()}
 
-    def directions(self, seq: int, query: int, leaf: Leaf) -> Any:
-        """What is probed and what is moved along: one function for both. Noise of the current record is kept."""
+    def direction(self, seq: int, query: int, leaf: Leaf) -> Direction | None:
+        """What is probed and what is moved along: one function for both. None: the leaf rests."""
         if self._drawn and next(iter(self._drawn))[0] != seq:
             self._drawn.clear()
         if (place := (seq, query, leaf.name)) not in self._drawn:
-            self._drawn[place] = self.noise.draw(Key(self.seed, seq, query), leaf)
-        z = self._drawn[place]
-        return None if z is None else self.rule.direction(self.slots[leaf.name], z)
+            keys = (Key(self.seed, seq, query * self.rule.draws + i) for i in range(self.rule.draws))
+            noise = tuple(z for key in keys if (z := self.noise.draw(key, leaf)) is not None)
+            z = self.rule.direction(self.slots[leaf.name], *noise) if noise else None
+            self._drawn[place] = None if z is None else Direction(z, noise)
+        return self._drawn[place]
 
 
 @dataclass
@@ -72,7 +75,9 @@ class Scorer:
     step: int
     steps: int
     seq: int
+    lr: float = 0.0
     asked: list[float] = field(default_factory=list)
+    _gains: dict[int, float] = field(default_factory=dict)
 
     def losses(self, points: Sequence[Point]) -> list[float]:
         held = max(1, min(self.run.space.width, self.run.rows // max(1, self.batch.tokens)))
@@ -87,11 +92,31 @@ class Scorer:
         self.asked += found
         return found
 
+    def dot(self, a: int, b: int) -> float:
+        return self.gain(a) * self.gain(b) * self._inner(a, b)
+
+    def sign(self, query: int) -> float:
+        """The last bit of a hash: Philox is the noise's, and the loop knows no kind of noise."""
+        name = f"{self.run.seed} {self.seq} {query}".encode()
+        return 1.0 if hashlib.sha256(name).digest()[0] & 1 else -1.0
+
+    def gain(self, query: int) -> float:
+        """What the noise of a query is multiplied by: in points, and in the weights that are logged."""
+        if query not in self._gains:
+            elements = sum(len(leaf.value) for leaf in self.run.space.leaves())
+            self._gains[query] = self.run.noise.gain(elements, partial(self._inner, query, query))
+        return self._gains[query]
+
+    def _inner(self, a: int, b: int) -> float:
+        pairs = ((self.run.direction(self.seq, q, leaf) for q in (a, b)) for leaf in self.run.space.leaves())
+        return math.fsum(float((x.z * y.z).sum(dtype=x.z.dtype)) for x, y in pairs if x is not None and y is not None)
+
     def _delta(self, point: Point, leaf: Leaf) -> Any:
         delta = None
         for c, query in point:
-            if (z := self.run.directions(self.seq, query, leaf)) is not None:
-                delta = z * c if delta is None else delta + z * c
+            if (d := self.run.direction(self.seq, query, leaf)) is not None:
+                part = d.z * (c * self.gain(query))
+                delta = part if delta is None else delta + part
         return delta
 
 
@@ -99,11 +124,11 @@ def measure(run: Run, step: int) -> Record:
     """The half that needs the model: a step's record. Changes nothing."""
     assert run.task is not None and run.estimator is not None
     batch = run.task.batch(step)
-    oracle = Scorer(run, batch, step, run.steps, run.log.next_seq)
     lr = run.rule.rate(step, run.steps)
+    oracle = Scorer(run, batch, step, run.steps, run.log.next_seq, lr)
     g, flags = run.estimator.measure(oracle, run.log), 0  # type: ignore[arg-type]
     try:
-        weights = tuple(map(bits16, g))
+        weights = tuple(bits16(w * oracle.gain(query)) for query, w in enumerate(g))
     except (ValueError, OverflowError):
         weights = (math.inf,)
     if any(abs(w) > LARGEST for w in weights):
@@ -116,9 +141,11 @@ def advance(run: Run, record: Record) -> None:
     if record.flags & SKIPPED:
         return
     for leaf in run.space.leaves():
-        zs = (run.directions(record.seq, query, leaf) for query in range(len(record.g)))
-        delta = run.rule.update(run.slots[leaf.name], zs, record)
-        run.space.add(leaf, delta, record.decay)
+        found = [run.direction(record.seq, query, leaf) for query in range(len(record.g))]
+        here = record._replace(g=tuple(g for d, g in zip(found, record.g) if d is not None))
+        if here.g:  # else the leaf rests
+            delta = run.rule.update(run.slots[leaf.name], [d for d in found if d is not None], here)
+            run.space.add(leaf, delta, record.decay)
 
 
 def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
@@ -149,7 +176,13 @@ def capacity(estimator: Estimator, steps: int) -> int:
     """Directions that a log slot must hold for an estimator: found by asking it, on an oracle of zeros."""
 
     class Counter:
-        step, asked = 0, 0
+        step, lr, asked = 0, 1.0, 0
+
+        def dot(self, a: int, b: int) -> float:
+            return float(a == b)
+
+        def sign(self, query: int) -> float:
+            return 1.0
 
         def losses(self, points: Sequence[Point]) -> list[float]:
             self.asked += len(points)
@@ -157,23 +190,26 @@ def capacity(estimator: Estimator, steps: int) -> int:
 
     counter: Any = Counter()
     counter.steps = steps
-    return max(len(estimator.measure(counter, [])), -(-counter.asked // 2))
+    return max(2, len(estimator.measure(counter, [])), -(-counter.asked // 2))  # the smallest slot holds two
 
 
-def selftest(noise: Noise, rule: AbstractRule, zeros: Any) -> bytes:
+def selftest(noise: AbstractNoise, rule: AbstractRule, zeros: Any) -> bytes:
     """SHA-256 of golden noise and golden updates, computed where `zeros` ([1024] float32) lies.
 
     A device whose digest is another than the header's would not replay the same bits.
     """
-    leaf = Leaf("selftest", 128, zeros, (Part("selftest", 128, (32, 32)),))
-    whole, slots, value = hashlib.sha256(), rule.slots(leaf), zeros
+    leaf = Leaf("selftest", 128, zeros, (Part("selftest", 128, (32, 32)),), 1280)
+    whole, slots, value = hashlib.sha256(), rule.slots(leaf, 3), zeros
     for step in range(3):
-        z = noise.draw(Key(0x5EED, step, 0), leaf)
-        if z is None:
+        drawn = [noise.draw(Key(0x5EED, step, i), leaf) for i in range(rule.draws)]
+        noises = tuple(z for z in drawn if z is not None)
+        if not noises:
             continue
-        whole.update(host(z))
+        for z in noises:
+            whole.update(host(z))
+        along = Direction(rule.direction(slots, *noises), noises)
         record = Record(step, step, bits16(1e-3), (bits16((-1) ** step * 0.7310585 / (step + 1)),), ())
-        value = value * rule.decay(record.lr) + rule.update(slots, [rule.direction(slots, z)], record)
+        value = value * rule.decay(record.lr) + rule.update(slots, [along], record)
         whole.update(host(value))
     return whole.digest()
 

@@ -441,6 +441,20 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
                 parts[key] = made(**vars(checked))
             except (ValueError, ZoedgeError) as e:
                 fault((key, str(e).partition(":")[0]), f"{key}.{e}")
+    if parts.get("rule") and parts.get("train"):
+        try:
+            parts["rule"].check(parts["train"].steps)
+        except ValueError as e:
+            fault(("rule", str(e).partition(":")[0]), f"rule.{e}")
+    for key in classes:
+        for other, allowed in getattr(parts.get(key), "only_with", {}).items():
+            kind, _, option = other.partition(".")
+            if parts.get(kind) is None:
+                continue
+            found_there = getattr(parts[kind], option, allowed[0]) if option else word_of(parts[kind])
+            if found_there not in allowed:
+                those = " or ".join(map(str, allowed))
+                fault((key,), f"{key}: {word_of(parts[key])} goes only with {other}: {those}, not {found_there}")
     if found:
         raise UsageError("\n".join(text for _, text in sorted(found)))
     return Recipe(**parts)
@@ -465,6 +479,21 @@ def build_part(kind: str, value: Any, fault: Fault) -> tuple[Any, dict[str, Any]
             if key in FOREIGN:
                 fault((kind, key), unknown((kind, key), {}))
         return None, {}
+
+
+def options(made: type[Any], overrides: list[str]) -> Any:
+    """An object of frozen-dataclass `made` from key=value texts. UsageError: every mistake, a sentence each."""
+    table: dict[str, Any] = {}
+    for override in overrides:
+        apply(table, {}, override)
+    try:
+        return made(**vars(TypeAdapter(schema(made)).validate_json(json.dumps(table), strict=True)))
+    except ValidationError as e:
+        names = {"": list(schema(made).model_fields)}
+        found = [
+            unknown(path, names) if what == UNKNOWN else f"{dotted(path)}: {what}." for path, what in mistakes(e, table)
+        ]
+        raise UsageError("\n".join(found)) from None
 
 
 @lru_cache

@@ -19,7 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from annotated_types import Ge, Gt
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 SKIPPED, CLIPPED, SPLIT = 1, 2, 4  # Record.flags: non-finite losses, clipped g, micro-batched after out-of-memory
 Positive = Annotated[float, Gt(0)]
 Natural = Annotated[int, Ge(1)]
-PROBE, INIT = 0, 1  # Key.stream: directions of steps, initial values; streams never overlap
+PROBE, INIT, MASK, FACTOR, TRACK = range(5)  # Key.stream: steps' directions, initial values, ...; they never overlap
+PI_128 = 0x3243F6A8885A308D313198A2E03707344  # pi * 2**128
 
 
 def bits16(x: float) -> float:
@@ -44,6 +46,34 @@ def bits16(x: float) -> float:
         return 0.0
     mantissa, exponent = math.frexp(x)
     return math.ldexp(round(math.ldexp(mantissa, 16)), exponent - 16)
+
+
+def cospi(x: Fraction) -> float:
+    """cos(pi x) by integers alone (128 bits, Taylor): the same on every machine, unlike libm's."""
+    x = abs(x) % 2
+    if x > Fraction(1, 2):
+        return -cospi(1 - x)  # cos(pi x) = cos(pi (2 - x)) too: 1 - x is in -1 .. 1/2
+    one = 1 << 128
+    angle = PI_128 * x.numerator // x.denominator
+    square = angle * angle >> 128
+    total, term, k = one, one, 0
+    while term:
+        k += 2
+        term = (term * square >> 128) // (k * (k - 1))
+        total += term if k % 4 == 0 else -term
+    return total / one
+
+
+def root(x: Any) -> Any:
+    """Elementwise sqrt of float32 through float64: float32's own is one ulp off in 17-20 % of values on some CPUs."""
+    if hasattr(x, "double"):
+        return x.double().sqrt().float()
+    return (x.astype("f8") ** 0.5).astype("f4")
+
+
+def signs(x: Any) -> Any:
+    """Elementwise -1, 0 or +1."""
+    return x.sign() if hasattr(x, "sign") else (x > 0).astype("f4") - (x < 0).astype("f4")
 
 
 class Key(NamedTuple):
@@ -67,6 +97,7 @@ class Leaf:
     offset: int
     value: Tensor
     parts: tuple[Part, ...] = ()
+    total: int = 0  # elements of the whole vector
 
 
 class Part(NamedTuple):
@@ -95,13 +126,31 @@ class Record(NamedTuple):
         return tuple(bits16(-(self.lr * g)) for g in self.g)
 
 
+class Direction(NamedTuple):
+    """z is what was probed and is moved along; noise: the draws that the rule made it from."""
+
+    z: Tensor
+    noise: tuple[Tensor, ...]
+
+
 Point = Sequence[tuple[float, int]]  # theta + sum c * z[query]; () is theta itself
 Slots = dict[str, Any]
 
 
-class Noise(Protocol):
+@dataclass(frozen=True)
+class AbstractNoise(ABC):
+    """Random directions as values; subclasses are final."""
+
+    @abstractmethod
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
         """The direction named by `key` on `leaf`: [n] float32 of at most 8 significant bits. None: the leaf rests."""
+
+    def gain(self, elements: int, square: Callable[[], float]) -> float:
+        """What `draw` is to be multiplied by for E[z z'] = I. It goes into points and weights, never into z.
+
+        elements: trained in all; square(): |z|^2 of this direction over all of them.
+        """
+        return 1.0
 
 
 class Oracle(Protocol):
@@ -109,9 +158,16 @@ class Oracle(Protocol):
 
     step: int
     steps: int
+    lr: float  # the rule's step size at this step, as it will be logged
 
     def losses(self, points: Sequence[Point]) -> list[float]:
         """Mean loss of the step's batch at each point, in float64; as many points in one forward as fit."""
+
+    def dot(self, a: int, b: int) -> float:
+        """<z[a], z[b]> over all that is trained."""
+
+    def sign(self, query: int) -> float:
+        """-1 or +1 with equal chance: a random bit of the step."""
 
 
 class Estimator(Protocol):
@@ -126,6 +182,7 @@ class AbstractRule(ABC):
     lr: the step size. schedule: how it falls to zero over the run. weight_decay: theta *= 1 - lr * weight_decay.
     """
 
+    draws: ClassVar[int] = 1  # of noise, a query
     lr: Positive = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -148,17 +205,20 @@ class AbstractRule(ABC):
         found: float = struct.unpack("<f", struct.pack("<f", 1.0 - lr * self.weight_decay))[0]
         return found
 
-    def slots(self, leaf: Leaf) -> Slots:
-        """The rule's own state for a leaf, at step 0."""
+    def check(self, steps: int) -> None:  # noqa: B027 - for rules with schedules of their own
+        """ValueError("option: why") if a schedule of the rule's has no value somewhere in a run of `steps`."""
+
+    def slots(self, leaf: Leaf, steps: int) -> Slots:
+        """The rule's own state for a leaf, at step 0 of a run of `steps`."""
         return {}
 
-    def direction(self, slots: Slots, z: Tensor) -> Tensor:
-        """What noise `z` stands for: probed and moved along."""
-        return z
+    def direction(self, slots: Slots, *noise: Tensor) -> Tensor:
+        """What `draws` draws of noise stand for: probed and moved along. Changes nothing."""
+        return noise[0]
 
     @abstractmethod
-    def update(self, slots: Slots, zs: Iterable[Tensor], record: Record) -> Tensor:
-        """What to add to the leaf: [n] float32. zs: a direction a query, drawn when asked for."""
+    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+        """What to add to the leaf: [n] float32; may change `slots`. directions: one a query, drawn when asked for."""
 
 
 class Space(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Arrays:
     width = 1
 
     def __init__(self, space: Any):
-        self._leaves = [Leaf(x.name, x.offset, x.value.cpu().numpy().copy(), x.parts) for x in space.leaves()]
+        self._leaves = [replace(x, value=x.value.cpu().numpy().copy()) for x in space.leaves()]
 
     def leaves(self) -> list[Leaf]:
         return self._leaves

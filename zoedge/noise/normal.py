@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..types import Key, Leaf
+from ..types import AbstractNoise, Key, Leaf
 from ._philox import lookup
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def quantiles() -> bytes:
 
 
 @dataclass(frozen=True)
-class Normal:
+class Normal(AbstractNoise):
     scheme = 3  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:

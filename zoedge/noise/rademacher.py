@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..types import Key, Leaf
+from ..types import AbstractNoise, Key, Leaf
 from ._philox import lookup
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SIGNS = (BITS * 2.0 - 1.0).astype("<f4").tobytes()
 
 
 @dataclass(frozen=True)
-class Rademacher:
+class Rademacher(AbstractNoise):
     scheme = 1  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:

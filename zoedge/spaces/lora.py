@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..types import INIT, Key, Leaf, Natural, Noise, Part, Positive, bits16
+from ..types import INIT, AbstractNoise, Key, Leaf, Natural, Part, Positive, bits16
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Lora:
     train: Literal["both", "b"] = "both"
 
     def attach(
-        self, model: nn.Module, sites: dict[str, nn.Linear], seed: int, noise: Noise, dtype: torch.dtype
+        self, model: nn.Module, sites: dict[str, nn.Linear], seed: int, noise: AbstractNoise, dtype: torch.dtype
     ) -> Held:
         """The space over a model. sites: name -> the Linear modules to adapt, in the model's order."""
         shapes = [(name, m.out_features, m.in_features) for name, m in sites.items()]
@@ -51,7 +51,9 @@ class Lora:
         except (TypeError, KeyError, ValueError):
             return -1
 
-    def blank(self, description: dict[str, Any], seed: int, noise: Noise, device: torch.device | str = "cpu") -> Held:
+    def blank(
+        self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
+    ) -> Held:
         """The same space from a log's description alone: no model."""
         return Held(self, description["shapes"], seed, noise, torch.device(device))
 
@@ -61,7 +63,7 @@ class Held:
 
     width = 64  # points in one forward; Run.rows caps it by tokens
 
-    def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: Noise, device: torch.device):
+    def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: AbstractNoise, device: torch.device):
         self.options = options
         self.shapes = {str(name): (int(out), int(wide)) for name, out, wide in shapes}
         self.scale = options.alpha / options.rank
@@ -78,8 +80,8 @@ class Held:
             offset += math.prod(b)
         self.value = torch.zeros(offset, device=device)
         self.fixed = torch.zeros(still, device=device)
-        self._leaves = (Leaf("lora", 0, self.value, tuple(parts)),)
-        self._fixed = Leaf("lora_A", 0, self.fixed, tuple(fixed))
+        self._leaves = (Leaf("lora", 0, self.value, tuple(parts), offset),)
+        self._fixed = Leaf("lora_A", 0, self.fixed, tuple(fixed), still)
         for leaf in (*self._leaves, self._fixed):
             self._start(leaf, seed, noise)
         self._dtype = torch.float32
@@ -87,7 +89,7 @@ class Held:
         self._points: Tensor | None = None
         self._buffer = torch.empty(0, 0)
 
-    def _start(self, leaf: Leaf, seed: int, noise: Noise) -> None:
+    def _start(self, leaf: Leaf, seed: int, noise: AbstractNoise) -> None:
         """A ~ noise / sqrt(in), B = 0: the noise's own stream, so a log alone rebuilds it."""
         z = noise.draw(Key(seed, 0, 0, INIT), leaf) if leaf.value.numel() else None
         for part in leaf.parts:

@@ -1,0 +1,42 @@
+"""lab ls | run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import app
+
+lab = typer.Typer(no_args_is_help=True, help="The papers' small experiments, run by the same engine.")
+app.add_typer(lab, name="lab")
+
+
+@lab.command("ls")
+def ls() -> None:
+    """List them, with what they ask."""
+    from ..lab import experiments
+
+    for name, about in experiments():
+        typer.echo(f"{name:14} {about}")
+
+
+@lab.command("run")
+def run(
+    name: Annotated[str, typer.Argument(help="a name of `zoedge lab ls`")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="an option of the experiment, such as steps=1000", metavar="[KEY=VALUE]..."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of zoedge's noise", min=0, max=2**32 - 1)] = 0,
+    out: Annotated[Path, typer.Option(help="where NAME.json and NAME.svg go")] = Path("runs/lab"),
+) -> None:
+    """Run one; writes its numbers (JSON) and a plot (SVG), and says whether the paper's finding was reproduced."""
+    from .. import lab
+
+    made = lab.experiment(name, overrides or [])
+    outcome = lab.run(name, made, seed, out)
+    for claim in outcome.claims:
+        typer.echo(f"{'reproduced' if claim.holds else 'NOT reproduced':15} {claim.paper}\n{'':15} here: {claim.here}")
+    typer.echo(f"{out / name}.json   {out / name}.svg")
