@@ -188,7 +188,7 @@ class Still:
 def written(path: Path, noise: str, rule: str) -> Path:
     """A finished log with two queries (if the rule takes two), decay, a rewind, a skipped step and state hashes."""
     recipe = recipe_of(noise, rule)
-    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, recipe.noise)
+    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, runs.initial(recipe.noise))
     first = space.value.clone()
     script = Script(random.Random(noise), getattr(recipe.estimator, "queries", 2))
     with Log.create(path, header_of(recipe, space)) as log:
@@ -374,6 +374,15 @@ def test_r2_every_part_of_the_key_counts(word: str) -> None:
         assert abs(correlation) < 5 / math.sqrt(moving), "independent: 5 standard deviations"
         assert not torch.equal(a, b)
     assert torch.equal(noise.draw(keys[0], leaf), drawn[0])
+
+
+@pytest.mark.parametrize("word", NOISES)
+def test_r2_initial_values_are_dense_and_of_unit_variance(word: str) -> None:
+    """A LoRA whose A were mostly zeros would start at a saddle: B's slope is what A lets through."""
+    space = recipe_of(word).space.blank({"shapes": [["a", 40, 3000]]}, 1, runs.initial(load.part("noise", word)()))
+    a = space.value[: RANK * 3000].view(RANK, 3000)
+    assert (a == 0).double().mean() < 1e-3 and abs(a.std() * math.sqrt(3000) - 1) < 0.02
+    assert torch.linalg.matrix_rank(a) == RANK
 
 
 def test_r2_words_are_as_the_equations_say() -> None:

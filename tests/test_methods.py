@@ -199,10 +199,14 @@ def test_directions_have_unit_covariance(noise: str) -> None:
     assert ((covariance - torch.eye(n)).abs() <= 5 * spread + 1e-3).all()
 
 
-PASSES = {  # ALGORITHMS 0.1: forward passes of a step
-    "two_sided": 2, "one_sided": 2, "residual": 1, "stp": 3, "s2p": 2, "as2p": 2, "conservative": 5, "fzoo": 9, "dap": 9,
-    "curved": 3,
-}  # fmt: skip
+PASSES: list[tuple[str, dict[str, Any], int]] = [  # ALGORITHMS 0.1: forward passes of a step
+    ("two_sided", {}, 2), ("two_sided", {"queries": 5}, 10), ("one_sided", {}, 2), ("one_sided", {"queries": 5}, 6),
+    ("residual", {}, 1), ("stp", {}, 3), ("s2p", {"option": 1}, 2), ("s2p", {"option": 3}, 2),
+    ("s2p", {"option": 2}, 4), ("s2p", {"option": 4}, 4), ("s2p", {"option": 2, "trial": "sign", "rho": 0.1}, 2),
+    ("s2p", {"option": 4, "trial": "sign", "rho": 0.1}, 2), ("as2p", {}, 2), ("conservative", {}, 5),
+    ("fzoo", {"queries": 8}, 9), ("dap", {"first": 1, "second": 1}, 3), ("dap", {"first": 3, "second": 5}, 9),
+    ("curved", {}, 3),
+]  # fmt: skip
 
 
 class Slope:
@@ -224,12 +228,12 @@ class Slope:
         return 1.0
 
 
-@pytest.mark.parametrize("estimator", N["estimator"])
-def test_forward_passes_are_the_tables(estimator: str) -> None:
+@pytest.mark.parametrize(("estimator", "options", "passes"), PASSES)
+def test_forward_passes_are_the_tables(estimator: str, options: dict[str, Any], passes: int) -> None:
     oracle = Slope([0.5 + 0.1 * i for i in range(32)])
     past = [Record(i, i, 1.0, (0.1,), (1.0 + 0.01 * i, 0.9)) for i in range(3)]
-    part("estimator", estimator)().measure(oracle, past)
-    assert oracle.asked == PASSES.get(estimator, oracle.asked) and oracle.asked > 0
+    part("estimator", estimator)(**options).measure(oracle, past)
+    assert oracle.asked == passes
 
 
 @pytest.mark.parametrize("estimator", ["two_sided", "one_sided", "curved", "conservative"])

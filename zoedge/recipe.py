@@ -95,12 +95,26 @@ class Train(Section):
     threads: int | None = Field(None, ge=1, le=1024)
 
 
+class Curvature(Section):
+    """tr H along the way (FlatZero): every so many steps, over `rows` training rows, `directions` normal ones of radius delta.
+
+    Costs 1 + 2 * directions forward passes of the rows. estimator: paper is the paper's, which the gradient drowns.
+    """
+
+    every: int = Field(1000, ge=1)
+    directions: int = Field(16, ge=1)
+    delta: float = Field(1e-2, gt=0)
+    rows: int = Field(256, ge=1)
+    estimator: Literal["antithetic", "paper"] = "antithetic"
+
+
 class Eval(Section):
-    """How often to look. calibrate: unlabelled training rows from which the label bias is taken."""
+    """How often to look. calibrate: unlabelled training rows from which the label bias is taken. curvature: off."""
 
     every: int = Field(250, ge=1)
     at_start: bool = True
     calibrate: int = Field(256, ge=1)
+    curvature: Curvature | None = None
 
 
 class LogOptions(Section):
@@ -405,7 +419,11 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
     classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault) for key in FOLDERS}
     names = {key: list(section.model_fields) for key, section in SECTIONS.items()}
     names |= {key: ["name", *(schema(made).model_fields if made else ())] for key, (made, _) in classes.items()}
-    names |= {"data.valid": list(Split.model_fields), "data.test": list(Split.model_fields)}
+    names |= {
+        "eval.curvature": list(Curvature.model_fields),
+        "data.valid": list(Split.model_fields),
+        "data.test": list(Split.model_fields),
+    }
     names[""] = ["version", "name", "seed", *SECTIONS, *FOLDERS]
 
     def validated(kind: Any, value: Any, path: Path_) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 from .engine import Run, capacity, digest, selftest
 from .errors import DamagedError, IdentityError, StorageError, UsageError, plain
-from .load import by_id
+from .load import by_id, part
 from .log import DIGESTS, Header, Log, canonical, sync_directory, write_durably
 from .recipe import Recipe, check, dump
 
@@ -119,7 +119,7 @@ class Bench:
         found = texts(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
         task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
         sites = base.sites(recipe.space.layers, recipe.space.targets)
-        space = recipe.space.attach(base.model, sites, recipe.seed, recipe.noise, base.dtype)
+        space = recipe.space.attach(base.model, sites, recipe.seed, initial(recipe.noise), base.dtype)
         return cls(recipe, base, found, task, space)
 
     def header(self) -> Header:
@@ -150,6 +150,11 @@ class Bench:
         return Run(
             r.seed, r.train.steps, log, self.space, r.noise, r.rule, r.estimator, self.task, self.base, r.train.rows
         )
+
+
+def initial(noise: Any) -> Any:
+    """What initial values are drawn from: the run's noise, unless that leaves elements out or is of another variance."""
+    return noise if noise.dense else part("noise", "normal")()
 
 
 def manifest(space: Any) -> bytes:
@@ -272,7 +277,7 @@ def replayer(log: Log, device: str = "cpu") -> Run:
         raise DamagedError(
             f"{log.path}: its description of what is trained is not one of {header.elements:,} elements."
         )
-    space = recipe.space.blank(about, header.seed, recipe.noise, device)
+    space = recipe.space.blank(about, header.seed, initial(recipe.noise), device)
     first = space.leaves()[0].value
     for what, ours, theirs in (
         ("trained tensors", manifest(space), header.manifest),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import engine, evaluate, runs
+from . import curvature, engine, evaluate, runs
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
@@ -86,10 +86,13 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
             introduce(bench, log, show)
             looker = Looker(bench, folder, show)
             before = looker.before()
+            if not resumed:
+                looker.curvature(0)
             for record in engine.play(bench.run(log), recipe.train.steps):
                 if record.step >= resumed:
                     show.step(record)
                     looker.at(record.step + 1)
+                    looker.curvature(record.step + 1)
                 if stop:
                     show.close()
                     raise Stopped(
@@ -200,6 +203,13 @@ class Looker:
         every, steps = self.bench.recipe.eval.every, self.bench.recipe.train.steps
         if self.bench.texts.valid is not None and step % every == 0 and step < steps:
             self.show.score(step, self.look(self.bench.texts.valid, event="valid", step=step), "validation")
+
+    def curvature(self, step: int) -> None:
+        b, options = self.bench, self.bench.recipe.eval.curvature
+        if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
+            found = curvature.trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
+            runs.note(self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(found))
+            self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
 
     def after(self) -> Score | None:
         if self.last is None:

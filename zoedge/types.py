@@ -141,6 +141,8 @@ Slots = dict[str, Any]
 class AbstractNoise(ABC):
     """Random directions as values; subclasses are final."""
 
+    dense: ClassVar[bool] = False  # every element, unit variance: initial values may be drawn from it
+
     @abstractmethod
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
         """The direction named by `key` on `leaf`: [n] float32 of at most 8 significant bits. None: the leaf rests."""

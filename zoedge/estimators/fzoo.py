@@ -1,7 +1,7 @@
-"""g = (f(theta + eps z[q]) - f(theta)) / (queries std): one-sided, the step divided by the losses' spread (FZOO, 2025).
+"""g = (f(theta + eps z[q]) - f(theta)) / (eps queries std) a query: one-sided, divided by the losses' spread (FZOO).
 
 FZOO (arXiv 2506.09034): batched Rademacher directions in one forward; sigma is the standard deviation of the N probed
-losses, so that flat places get long steps.
+losses, so that flat places get long steps. std falls with eps, so lr is to be chosen with eps.
 """
 
 from __future__ import annotations

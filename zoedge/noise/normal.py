@@ -31,6 +31,7 @@ def quantiles() -> bytes:
 @dataclass(frozen=True)
 class Normal(AbstractNoise):
     scheme = 3  # frozen: the noise id in a log's header
+    dense = True
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         return lookup(key, leaf.offset, leaf.value, 16, quantiles(), 1)

@@ -21,6 +21,7 @@ SIGNS = (BITS * 2.0 - 1.0).astype("<f4").tobytes()
 @dataclass(frozen=True)
 class Rademacher(AbstractNoise):
     scheme = 1  # frozen: the noise id in a log's header
+    dense = True
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         return lookup(key, leaf.offset, leaf.value, 8, SIGNS, 8)

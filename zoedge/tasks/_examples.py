@@ -92,9 +92,9 @@ class Examples:
     def _length(self, i: int) -> int:
         return max(map(len, self.tokens[i * self.per : (i + 1) * self.per]))
 
-    def sorted_batches(self, size: int) -> list[list[int]]:
-        """All examples once, like lengths together, `size` a batch."""
-        order = sorted(range(len(self)), key=self._length)
+    def sorted_batches(self, size: int, count: int | None = None) -> list[list[int]]:
+        """All examples (or the first `count`) once, like lengths together, `size` a batch."""
+        order = sorted(range(len(self) if count is None else count), key=self._length)
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
