@@ -172,10 +172,10 @@ def digest(space: Space) -> bytes:
     return whole.digest()
 
 
-def capacity(estimator: Estimator, steps: int) -> int:
-    """Directions that a log slot must hold for an estimator: found by asking it, on an oracle of zeros."""
+def demand(estimator: Estimator, steps: int) -> tuple[int, int]:
+    """(weights, forward passes) of a step, found by asking the estimator on an oracle of zeros."""
 
-    class Counter:
+    class Zeros:
         step, lr, asked = 0, 1.0, 0
 
         def dot(self, a: int, b: int) -> float:
@@ -188,9 +188,15 @@ def capacity(estimator: Estimator, steps: int) -> int:
             self.asked += len(points)
             return [0.0] * len(points)
 
-    counter: Any = Counter()
-    counter.steps = steps
-    return max(2, len(estimator.measure(counter, [])), -(-counter.asked // 2))  # the smallest slot holds two
+    zeros: Any = Zeros()
+    zeros.steps = steps
+    return len(estimator.measure(zeros, [])), zeros.asked
+
+
+def capacity(estimator: Estimator, steps: int) -> int:
+    """Directions that a log slot must hold: each has room for a weight and two losses. The smallest slot holds two."""
+    weights, passes = demand(estimator, steps)
+    return max(2, weights, -(-passes // 2))
 
 
 def selftest(noise: AbstractNoise, rule: AbstractRule, zeros: Any) -> bytes:

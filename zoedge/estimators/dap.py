@@ -2,7 +2,7 @@
 
 arXiv 2510.19975, section 4. First `first` one-sided differences estimate g0; then `second` directions aligned with it.
 All are sums of regenerable vectors, so kappa goes into the weights and nothing is stored. One projection over all that
-is trained. At equal passes it gains nothing over `sphere` unless the gradient is known: see the lab's `variance`.
+is trained. At equal passes its total error is that of `sphere` unless the gradient is known: see the lab's `variance`.
 """
 
 from __future__ import annotations

