@@ -308,6 +308,32 @@ def test_a_word_or_a_table(said: Said, kind: str) -> None:
         assert found[0] == found[1] and type(found[0]) is part(kind, word) and recipe.word_of(found[0]) == word
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rule: hizoo", "my.yaml:4:1: rule: hizoo goes only with estimator: curved, not two_sided."),
+        ("estimator: curved", "my.yaml:4:1: estimator: curved goes only with rule: hizoo, not sgd."),
+        ("estimator: stp\nrule: adam", "my.yaml:4:1: estimator: stp goes only with rule: sgd, not adam."),
+        (
+            "rule: adamu\nnoise: sparse",
+            "my.yaml:4:1: rule: adamu goes only with noise: normal or rademacher, not sparse.",
+        ),
+        (
+            "rule: adamu\nestimator: {queries: 2}",
+            "my.yaml:4:1: rule: adamu goes only with estimator.queries: 1, not 2.",
+        ),
+        (
+            "rule: {name: adamu, anneal: paper_fig1, settled: 0.16}\ntrain: {steps: 100000}",
+            "my.yaml:4:21: rule.anneal: paper_fig1 divides by -2.6e+04 at step 100000. Use cosine.",
+        ),
+        ("rule: {name: adamu, anneal: paper_fig1}\ntrain: {steps: 20000}", ""),
+        ("estimator: {name: fzoo, queries: 1}", "my.yaml:4:25: estimator.queries: 1 is not at least 2."),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(said: Said, text: str, sentence: str) -> None:
+    assert said(BASE + text) == sentence
+
+
 def test_null_is_the_default(said: Said) -> None:
     said(BASE)
     plain = recipe.read("my.yaml")

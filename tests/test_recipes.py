@@ -1,0 +1,76 @@
+"""Every shipped recipe trains on a two-layer model, and docs/methods.md is what docs/generate.py makes of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from zoedge import engine, runs
+from zoedge.display import display
+from zoedge.load import FOLDERS, words
+from zoedge.log import Log
+from zoedge.recipe import read, shipped, word_of
+from zoedge.train import train
+
+ROOT = Path(__file__).parents[1]
+RECIPES = shipped()
+
+
+def test_every_noise_estimator_and_rule_has_a_recipe() -> None:
+    for kind in ("noise", "estimator", "rule"):
+        named = {word_of(getattr(read(str(path)), kind)) for path in RECIPES}
+        assert named == set(words(FOLDERS[kind])), f"a recipe a method: {set(words(FOLDERS[kind])) - named}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Path, tmp_path: Path) -> None:
+    """Six steps; the base, the rows and how often to look are all that is another than for the user."""
+    recipe = read(
+        str(path),
+        [
+            f"model.source={opt}", f"data.train={reviews}", "data.valid={split: 10}", "data.test={split: 20}",
+            "train.steps=6", "train.batch=4", "eval.every=3", "eval.calibrate=8", "log.hash_every=2",
+            *(["eval.curvature={every: 3, directions: 2, rows: 4}"] if read(str(path)).eval.curvature else []),
+        ],
+    )  # fmt: skip
+    assert recipe.name == path.stem and path.read_text().startswith("# ")
+    outcome = train(recipe, tmp_path / "run", display("quiet"))
+    assert outcome.steps == 6 and outcome.after is not None and (tmp_path / "run" / "adapter").is_dir()
+    with Log.open(tmp_path / "run" / runs.LOG) as log:
+        assert all(math.isfinite(g) for record in log for g in record.g) and not any(r.flags for r in log)
+        run = runs.replayer(log)
+        start = engine.digest(run.space)
+        for _ in engine.play(run, len(log)):
+            pass
+        end = engine.digest(run.space)
+        assert log.state.end is not None and end.startswith(log.state.end)
+        moved = any(g for record in log for g in record.g)
+        assert (end != start) == moved
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_methods_page_is_up_to_date(generate: Any) -> None:
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == generate.page(), "make docs"
+
+
+def test_the_methods_page_has_every_part_and_recipe(generate: Any) -> None:
+    page = generate.page()
+    for path in RECIPES:
+        assert f"### {path.stem}\n" in page or path.stem == "quickstart"
+    for kind in ("noise", "estimator", "rule"):
+        for word in words(FOLDERS[kind]):
+            assert f"### {word}\n" in page
+    assert generate.state(read("adam").rule) == 2 and generate.state(read("mezo").rule) == 0
