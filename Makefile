@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test lint fix bench clean
+.PHONY: help demo env test lint fix docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ lint: env  ## ruff and mypy alone
 
 fix: env  ## let ruff format and mend
 	$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
+
+docs: env  ## make docs/methods.md and docs/lab.md anew
+	$(PY) docs/generate.py
 
 bench: env  ## memory of training against plain inference
 	$(PY) benchmarks/memory.py

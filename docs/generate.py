@@ -1,0 +1,146 @@
+"""`make docs`: methods.md from recipes, source files and benchmarks/methods.json; lab.md from docs/lab/*.json."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoedge.engine import demand
+from zoedge.lab import experiments
+from zoedge.load import FOLDERS, module, part, words
+from zoedge.recipe import Recipe, read, word_of
+from zoedge.types import Leaf
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks" / "methods.json"
+KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions"}
+INTRO = """# Methods
+
+Made by `make docs` from the recipes, the source files and benchmarks/methods.json; a test holds it up to date. A method
+is a recipe: what to measure (`estimator`) along which directions (`noise`), and what to do with it (`rule`). Every part
+goes with every other unless it says otherwise, so there are more methods than rows here. z is a direction, f the loss of
+the step's batch, theta what is trained, g the weights that are logged.
+"""
+COLUMNS = """| recipe | noise, estimator, rule | passes a step | state | accuracy | calibrated | loss | seconds |
+|---|---|---|---|---|---|---|---|
+"""
+LAB = """# The lab
+
+The papers' small experiments, run by zoedge's engine on plain arrays (`zoedge lab run NAME`), and whether their findings
+held. Made by `make docs` from the files in docs/lab, which are the command's own output; what is another than in the paper
+stands in the experiment's file.
+"""
+
+
+def docstring(text: str | None) -> str:
+    """As Markdown: paragraphs on one line each; no `*` or `_` that would become emphasis."""
+    paragraphs = [" ".join(block.split()) for block in (text or "").split("\n\n")]
+    return "\n\n".join(paragraphs).replace("*", r"\*").replace("|", r"\|")
+
+
+def state(rule: Any) -> int:
+    """Floats that a rule keeps an element."""
+    leaf = Leaf("x", 0, np.zeros(4, np.float32), (), 4)  # type: ignore[arg-type]
+    return sum(isinstance(value, np.ndarray) for value in rule.slots(leaf, 100).values())
+
+
+def comments(path: Path) -> tuple[str, str]:
+    """(title, what the paper says) of a recipe's first two lines."""
+    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+    return first.removeprefix("# "), second.removeprefix("# The paper: ")
+
+
+def methods() -> dict[str, tuple[Path, Recipe]]:
+    """The recipes whose second line says what their paper found."""
+    paths = [p for p in sorted((ROOT / "recipes").glob("*.yaml")) if "\n# The paper: " in p.read_text(encoding="utf-8")]
+    return {path.stem: (path, read(str(path))) for path in paths}
+
+
+def row(name: str, recipe: Recipe, measured: dict[str, Any]) -> str:
+    chosen = ", ".join(f"`{word_of(p)}`" for p in (recipe.noise, recipe.estimator, recipe.rule))
+    passes, kept = demand(recipe.estimator, recipe.train.steps)[1], state(recipe.rule)
+    cells = ["", "", "", ""]
+    if found := measured.get(name):
+        cells = [spread(found[key]) for key in ("accuracy", "calibrated", "loss")] + [f"{found['seconds']:.0f}"]
+    return f"| [{name}](#{name}) | {chosen} | {passes} | {kept} | {' | '.join(cells)} |\n"
+
+
+def spread(values: list[float]) -> str:
+    """The median, and from the lowest to the highest."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.3f} ({low:.3f}-{high:.3f})".replace("0.", ".")
+
+
+def method(name: str, path: Path, recipe: Recipe) -> str:
+    title, paper = comments(path)
+    lines = "".join(
+        f"    {key}: {text.partition(': ')[2]}\n"
+        for key in ("noise", "estimator", "rule")
+        for text in path.read_text(encoding="utf-8").splitlines()
+        if text.startswith(f"{key}:")
+    )
+    return f"### {name}\n\n{title}\n\n{lines}\nThe paper: {paper}\n\n"
+
+
+def options(made: type[Any]) -> str:
+    """The fields and their defaults, as a recipe would write them."""
+    found = []
+    for f in fields(made):
+        value = f.default_factory() if f.default_factory is not MISSING else f.default
+        found.append(f"`{f.name}: {json.dumps(value)}`")
+    return ", ".join(found)
+
+
+def description(kind: str, word: str) -> str:
+    made, file = part(kind, word), module(FOLDERS[kind], word)
+    text = f"### {word}\n\n{docstring(file.__doc__)}\n\n"
+    own = made.__doc__ if made.__doc__ and not made.__doc__.startswith(made.__name__ + "(") else ""
+    if found := options(made):
+        text += f"Options: {found}.\n\n" + (f"{docstring(own)}\n\n" if own else "")
+    for other, allowed in getattr(made, "only_with", {}).items():
+        text += f"Only with {other}: {', '.join(map(str, allowed))}.\n\n"
+    if kind == "rule":
+        text += f"State: {state(made())} floats an element.\n\n"
+    if kind == "estimator":
+        text += f"Forward passes a step with the defaults: {demand(made(), 100)[1]}.\n\n"
+    return text
+
+
+def page() -> str:
+    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
+    found = methods()
+    text = INTRO + "\n## Recipes\n\n" + measured.get("about", "") + "\n\n" + COLUMNS
+    text += "".join(row(name, recipe, measured.get("methods", {})) for name, (_, recipe) in found.items()) + "\n"
+    text += "".join(method(name, path, recipe) for name, (path, recipe) in found.items())
+    for kind, title in KINDS.items():
+        text += f"## {title}\n\n" + "".join(description(kind, word) for word in words(FOLDERS[kind]))
+    return text.rstrip() + "\n"
+
+
+def lab() -> str:
+    text = LAB
+    for name, about in experiments():
+        file = ROOT / "docs" / "lab" / f"{name}.json"
+        if not file.exists():
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        word = name.replace("-", "_")
+        text += f"\n## {name}\n\n{about}\n\n"
+        text += f"[zoedge/lab/{word}.py](../zoedge/lab/{word}.py), seed {found['seed']}, options {found['options']}, "
+        text += f"{found['seconds']:.0f} s.\n\n| the finding | here | |\n|---|---|---|\n"
+        for claim in found["claims"]:
+            verdict = "reproduced" if claim["holds"] else "**not reproduced**"
+            cells = [claim[key].replace("|", "\\|") for key in ("paper", "here")]
+            text += f"| {cells[0]} | {cells[1]} | {verdict} |\n"
+        text += f"\n![{name}](lab/{name}.svg)\n"
+    return text
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "methods.md").write_text(page(), encoding="utf-8")
+    (ROOT / "docs" / "lab.md").write_text(lab(), encoding="utf-8")
