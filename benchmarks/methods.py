@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -40,20 +39,17 @@ def main(names: list[str]) -> None:
                 model.recipe.data,
                 model.recipe.space,
             )
-            scores, seconds, passes = [], [], 0
+            scores, passes = [], 0
             for seed in SEEDS:
-                began = time.perf_counter()
                 try:
                     for record in model.trial(recipe.noise, recipe.estimator, recipe.rule, recipe.train.steps, seed):
                         passes += len(record.losses)
                 except DivergedError:
                     print(f"{path.stem}: seed {seed} diverged", flush=True)
-                seconds.append(time.perf_counter() - began)
                 scores.append(model.score())
             entry = {
                 "accuracy": [s.accuracy for s in scores], "calibrated": [s.calibrated for s in scores],
                 "loss": [round(s.loss, 4) for s in scores], "passes": passes // len(SEEDS),
-                "seconds": round(statistics.median(seconds), 1),
             }  # fmt: skip
             found["methods"][path.stem] = entry
             print(path.stem, json.dumps(entry), flush=True)

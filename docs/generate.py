@@ -18,6 +18,7 @@ from zoedge.types import Leaf
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"
+PASSES = 4000  # of every recipe here
 KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions"}
 INTRO = """# Methods
 
@@ -26,8 +27,8 @@ is a recipe: what to measure (`estimator`) along which directions (`noise`), and
 goes with every other unless it says otherwise, so there are more methods than rows here. z is a direction, f the loss of
 the step's batch, theta what is trained, g the weights that are logged.
 """
-COLUMNS = """| recipe | noise, estimator, rule | passes a step | state | accuracy | calibrated | loss | seconds |
-|---|---|---|---|---|---|---|---|
+COLUMNS = """| recipe | noise, estimator, rule | passes a step | state | accuracy | calibrated | loss |
+|---|---|---|---|---|---|---|
 """
 LAB = """# The lab
 
@@ -64,9 +65,8 @@ def methods() -> dict[str, tuple[Path, Recipe]]:
 def row(name: str, recipe: Recipe, measured: dict[str, Any]) -> str:
     chosen = ", ".join(f"`{word_of(p)}`" for p in (recipe.noise, recipe.estimator, recipe.rule))
     passes, kept = demand(recipe.estimator, recipe.train.steps)[1], state(recipe.rule)
-    cells = ["", "", "", ""]
-    if found := measured.get(name):
-        cells = [spread(found[key]) for key in ("accuracy", "calibrated", "loss")] + [f"{found['seconds']:.0f}"]
+    found = measured.get(name)
+    cells = [spread(found[key]) if found else "" for key in ("accuracy", "calibrated", "loss")]
     return f"| [{name}](#{name}) | {chosen} | {passes} | {kept} | {' | '.join(cells)} |\n"
 
 
@@ -111,10 +111,22 @@ def description(kind: str, word: str) -> str:
     return text
 
 
+def about(measured: dict[str, Any]) -> str:
+    if not measured:
+        return ""
+    some = next(iter(measured["methods"].values()))
+    return (
+        f"Measured on {measured['date']} ({measured['machine']}): each recipe as it is shipped, about {PASSES:,} forward "
+        f"passes, SmolLM2-135M in nf4, rank-8 LoRA on the last block, 1,500 film reviews; on 1,000 held-out rows, the median "
+        f"of {len(some['accuracy'])} seeds (lowest-highest). Zero-shot is .502, calibrated .664. Step sizes come from two or "
+        "three values tried on another seed: differences of a few hundredths are no ranking.\n\n"
+    )
+
+
 def page() -> str:
     measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
     found = methods()
-    text = INTRO + "\n## Recipes\n\n" + measured.get("about", "") + "\n\n" + COLUMNS
+    text = INTRO + "\n## Recipes\n\n" + about(measured) + COLUMNS
     text += "".join(row(name, recipe, measured.get("methods", {})) for name, (_, recipe) in found.items()) + "\n"
     text += "".join(method(name, path, recipe) for name, (path, recipe) in found.items())
     for kind, title in KINDS.items():

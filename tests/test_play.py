@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from zoedge import engine, runs
 from zoedge.log import Log
 from zoedge.recipe import read
+from zoedge.train import numerics
 
 
 def train(
@@ -51,3 +53,20 @@ def test_a_resumed_run_ends_in_the_uninterrupted_runs_bytes(recipe_file: Path, t
     train(recipe_file, tmp_path / "b", until=7)
     train(recipe_file, tmp_path / "b", until=13)
     assert train(recipe_file, tmp_path / "b") == whole
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "warns"),
+    [
+        ("estimator={name: two_sided, eps: 1e-2}", "eps", False),
+        ("estimator={name: two_sided, eps: 1e-9}", "eps", True),
+        ("estimator={name: residual, eps: 1e-2}", "eps", False),
+        ("estimator={name: as2p, rho: 1e-2}", "rho", False),
+    ],
+)
+def test_a_radius_that_rounding_drowns_is_told(recipe_file: Path, override: str, name: str, warns: bool) -> None:
+    """1e-9 on float32 numbers of 0.1 to 1: the two points are mostly the same."""
+    bench = runs.Bench.build(read(str(recipe_file), [override]))
+    said: list[str] = []
+    numerics(bench, SimpleNamespace(next_seq=0), SimpleNamespace(warn=said.append), name)  # type: ignore[arg-type]
+    assert bool(said) == warns and all(f"estimator.{name}" in text for text in said)

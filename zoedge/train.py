@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,22 +154,23 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
         show.track(bench.base.keep(examples, here), size, f"lower layers, once ({which})")
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    if hasattr(recipe.estimator, "eps"):
-        numerics(bench, log, show)
+    for name in ("eps", "rho"):
+        if hasattr(recipe.estimator, name):
+            numerics(bench, log, show, name)
 
 
-def numerics(bench: runs.Bench, log: Log, show: Plain) -> None:
-    """gamma of one direction of the first batch at eps and at eps/2: alike, unless rounding drowns the signal."""
-    estimator, found = bench.recipe.estimator, []
-    for eps in (estimator.eps, estimator.eps / 2):
-        run = bench.run(log)
-        oracle = engine.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
-        found.append(sum(replace(estimator, eps=eps).measure(oracle, [])))
-    up, down = found
-    if not 0.5 <= (down / up if up else 0.0) <= 2.0:
+def numerics(bench: runs.Bench, log: Log, show: Plain, name: str) -> None:
+    """gamma of one direction of the first batch at the radius and at half of it: alike, unless rounding drowns the signal."""
+    radius, found, run = getattr(bench.recipe.estimator, name), [], bench.run(log)
+    oracle = engine.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
+    for eps in (radius, radius / 2):
+        up, down = oracle.losses([((eps, 0),), ((-eps, 0),)])
+        found.append((up - down) / (2 * eps))
+    whole, half = found
+    if not 0.5 <= (half / whole if whole else 0.0) <= 2.0:
         show.warn(
-            f"numerics: gamma is {up:.4g} at eps and {down:.4g} at eps/2 on one batch: the loss is not smooth at this "
-            "scale. Raise estimator.eps, or set model.compute_dtype: fp32."
+            f"numerics: gamma is {whole:.4g} at {name} and {half:.4g} at {name}/2 on one batch: the loss is not smooth at "
+            f"this scale. Raise estimator.{name}, or set model.compute_dtype: fp32."
         )
 
 

@@ -1,7 +1,7 @@
-"""z of query q is noise on block q mod `blocks` of everything trained, zero elsewhere: each block has noise of its own.
+"""z of query q of record n is noise on block n + q mod `blocks` of everything trained, zero elsewhere.
 
-Block-wise ZO (ZO-Bench, arXiv 2402.11592), whose code gives blocks of equal shape the same numbers. With as many queries
-as blocks and `combine: sum`, a step has a two-point estimate of every block.
+Block-wise ZO (ZO-Bench, arXiv 2402.11592), whose code gives blocks of equal shape the same numbers. With one query the
+blocks take turns; with as many queries as blocks and `combine: sum`, a step has an estimate of each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Block(AbstractNoise):
     blocks: Natural = 4
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
-        b = key.query % self.blocks
+        b = (key.seq + key.query) % self.blocks
         first = leaf.total * b // self.blocks - leaf.offset
         last = leaf.total * (b + 1) // self.blocks - leaf.offset
         first, last = max(first, 0), min(last, len(leaf.value))
