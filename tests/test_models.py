@@ -281,9 +281,7 @@ def test_half_precision_computes_the_same_up_to_rounding(
 
 def attach(base: Base, layers: Any = "all", targets: Any = "all", **options: Any) -> Held:
     """A space whose master is random everywhere: B = 0 would hide half of it."""
-    space = Lora(rank=4, alpha=8.0, **options).attach(
-        base.model, base.sites(layers, targets), 5, Rademacher(), base.dtype
-    )
+    space = Lora(rank=4, alpha=8.0, layers=layers, targets=targets, **options).attach(base, 5, Rademacher())
     space.value += torch.randn(space.value.shape, generator=torch.Generator().manual_seed(6)) * 0.05
     return space
 

@@ -72,7 +72,7 @@ def random_examples(count: int = 16, vocabulary: int = 349) -> Examples:
 
 
 def adapted(base: Base) -> Held:
-    space = Lora(rank=4, alpha=8.0).attach(base.model, base.sites("all", "all"), 5, Rademacher(), base.dtype)
+    space = Lora(rank=4, alpha=8.0, layers="all", targets="all").attach(base, 5, Rademacher())
     space.value += torch.randn(space.value.shape, generator=torch.Generator().manual_seed(6)) * 0.05
     return space
 

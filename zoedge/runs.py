@@ -118,8 +118,7 @@ class Bench:
         base = load(recipe.model)
         found = texts(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
         task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
-        sites = base.sites(recipe.space.layers, recipe.space.targets)
-        space = recipe.space.attach(base.model, sites, recipe.seed, initial(recipe.noise), base.dtype)
+        space = recipe.space.attach(base, recipe.seed, initial(recipe.noise))
         return cls(recipe, base, found, task, space)
 
     def header(self) -> Header:

@@ -32,13 +32,12 @@ class Lora:
     layers: list[int] | str = "all"
     train: Literal["both", "b"] = "both"
 
-    def attach(
-        self, model: nn.Module, sites: dict[str, nn.Linear], seed: int, noise: AbstractNoise, dtype: torch.dtype
-    ) -> Held:
-        """The space over a model. sites: name -> the Linear modules to adapt, in the model's order."""
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+        """The space over a base (models.base.Base), whose chosen Linear modules it hooks."""
+        sites = base.sites(self.layers, self.targets)
         shapes = [(name, m.out_features, m.in_features) for name, m in sites.items()]
-        held = self.blank({"shapes": shapes}, seed, noise, next(iter(sites.values())).weight.device)
-        held.hook(sites, dtype)
+        held = self.blank({"shapes": shapes}, seed, noise, base.device)
+        held.hook(sites, base.dtype)
         return held
 
     def elements(self, description: Any) -> int:
