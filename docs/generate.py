@@ -18,7 +18,7 @@ from zoedge.types import Leaf
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"
-PASSES = 4000  # of every recipe here
+PASSES = 2400  # of every recipe here
 KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions"}
 INTRO = """# Methods
 

@@ -61,7 +61,7 @@ def test_a_resumed_run_ends_in_the_uninterrupted_runs_bytes(recipe_file: Path, t
         ("estimator={name: two_sided, eps: 1e-2}", "eps", False),
         ("estimator={name: two_sided, eps: 1e-9}", "eps", True),
         ("estimator={name: residual, eps: 1e-2}", "eps", False),
-        ("estimator={name: as2p, rho: 1e-2}", "rho", False),
+        ("estimator={name: s2p, rho: 1e-2}", "rho", False),
     ],
 )
 def test_a_radius_that_rounding_drowns_is_told(recipe_file: Path, override: str, name: str, warns: bool) -> None:

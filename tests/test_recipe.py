@@ -313,6 +313,8 @@ def test_a_word_or_a_table(said: Said, kind: str) -> None:
     [
         ("rule: hizoo", "my.yaml:4:1: rule: hizoo goes only with estimator: curved, not two_sided."),
         ("estimator: curved", "my.yaml:4:1: estimator: curved goes only with rule: hizoo, not sgd."),
+        ("estimator: as2p", "my.yaml:4:1: estimator: as2p goes only with rule.lr: 1.0, not 0.001."),
+        ("estimator: as2p\nrule: {lr: 1}", ""),
         ("estimator: stp\nrule: adam", "my.yaml:4:1: estimator: stp goes only with rule: sgd, not adam."),
         (
             "rule: adamu\nnoise: sparse",

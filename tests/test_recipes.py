@@ -1,12 +1,9 @@
-"""Every shipped recipe trains on a two-layer model, and docs/methods.md is what docs/generate.py makes of them."""
+"""Every shipped recipe trains on a two-layer model."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -17,7 +14,6 @@ from zoedge.log import Log
 from zoedge.recipe import read, shipped, word_of
 from zoedge.train import train
 
-ROOT = Path(__file__).parents[1]
 RECIPES = shipped()
 
 
@@ -51,26 +47,3 @@ def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Pat
         assert log.state.end is not None and end.startswith(log.state.end)
         moved = any(g for record in log for g in record.g)
         assert (end != start) == moved
-
-
-@pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec and spec.loader
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-def test_the_methods_page_is_up_to_date(generate: Any) -> None:
-    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == generate.page(), "make docs"
-
-
-def test_the_methods_page_has_every_part_and_recipe(generate: Any) -> None:
-    page = generate.page()
-    for path in RECIPES:
-        assert f"### {path.stem}\n" in page or path.stem == "quickstart"
-    for kind in ("noise", "estimator", "rule"):
-        for word in words(FOLDERS[kind]):
-            assert f"### {word}\n" in page
-    assert generate.state(read("adam").rule) == 2 and generate.state(read("mezo").rule) == 0

@@ -29,7 +29,7 @@ class As2p:
     window: share of the run that sigma looks back on. sigma: signed gammas, or their absolute values. full_batch: no decay.
     """
 
-    only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
+    only_with = {"rule": ("sgd",), "rule.lr": (1.0,), "rule.schedule": ("constant",)}  # g is a chosen step, no estimate
     rho: Positive = 1e-3
     rho_end: Positive = 1e-4
     eta_a: Positive = 5.0

@@ -1,0 +1,50 @@
+"""The pages that docs/generate.py makes are up to date, and say what they should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from zoedge import lab
+from zoedge.load import FOLDERS, words
+from zoedge.recipe import read, shipped
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_methods_page_is_up_to_date(generate: Any) -> None:
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == generate.page(), "make docs"
+
+
+def test_the_labs_page_is_up_to_date_and_has_every_experiment(generate: Any) -> None:
+    page = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
+    assert page == generate.lab(), "make docs"
+    for name, _ in lab.experiments():
+        found = json.loads((ROOT / "docs" / "lab" / f"{name}.json").read_text(encoding="utf-8"))
+        assert f"## {name}\n" in page and (ROOT / "docs" / "lab" / f"{name}.svg").exists()
+        assert vars(lab.experiment(name, [])).keys() == found["options"].keys(), "run it again with --out docs/lab"
+        assert found["claims"] and all(claim["paper"] in page.replace("\\|", "|") for claim in found["claims"])
+
+
+def test_the_methods_page_has_every_part_and_recipe(generate: Any) -> None:
+    page = generate.page()
+    for path in shipped():
+        assert f"### {path.stem}\n" in page or path.stem == "quickstart"
+    for kind in ("noise", "estimator", "rule"):
+        for word in words(FOLDERS[kind]):
+            assert f"### {word}\n" in page
+    assert generate.state(read("adam").rule) == 2 and generate.state(read("mezo").rule) == 0
