@@ -18,7 +18,7 @@ from zoedge.recipe import read, shipped, word_of
 from zoedge.train import train
 
 ROOT = Path(__file__).parents[1]
-RECIPES = shipped()
+RECIPES = [path for path in shipped() if not path.stem.startswith("mezo-")]  # those: test_mezo.py
 
 
 def test_every_noise_estimator_and_rule_has_a_recipe() -> None:
