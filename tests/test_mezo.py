@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from conftest import save
+
 from zoedge import engine, runs
 from zoedge.display import display
 from zoedge.log import Log

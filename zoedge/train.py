@@ -117,11 +117,16 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
 def nothing_moves(recipe: Recipe, step: int) -> str:
     """Why gamma may be 0 for many steps in a row, and what to change."""
     objective = getattr(recipe.task, "objective", "loss")
-    few = "" if objective == "loss" else f"{objective} takes few values, and no prediction of a batch flips; "
-    other = "" if objective == "loss" else ", or set task.objective: loss"
+    radius = "rho" if hasattr(recipe.estimator, "rho") else "eps"
+    few, other = "", ""
+    if objective != "loss":
+        few, other = (
+            f"{objective} takes few values, and no prediction of a batch flips; ",
+            ", or set task.objective: loss",
+        )
     return (
-        f"gamma was 0 at steps {step + 2 - STILL:,}..{step + 1:,}: nothing is being learnt. {few}LoRA starts at B = 0, so "
-        f"that a small estimator.eps changes almost nothing. Raise estimator.eps (tenfold) or train.batch{other}."
+        f"gamma was 0 at steps {step + 2 - STILL:,}..{step + 1:,}: nothing is being learnt. {few}an adapter that starts at 0 "
+        f"(LoRA's B) all but hides a small estimator.{radius}. Raise estimator.{radius} (tenfold) or train.batch{other}."
     )
 
 

@@ -71,7 +71,7 @@ def rewards(objective: str, notes: Sequence[dict[str, Any]], outputs: Sequence[s
     try:
         found = list(called([note["row"] for note in notes], list(outputs)))
     except Exception as e:
-        raise DataError(f"task.objective: {objective} raised {type(e).__name__}: {plain(str(e))}.") from e
+        raise DataError(f"task.objective: {objective} raised {type(e).__name__}: {plain(str(e)).rstrip('.')}.") from e
     if len(found) != len(outputs):
         raise DataError(f"task.objective: {objective} gave {len(found)} rewards for {len(outputs)} outputs.")
     for note, reward in zip(notes, found):
@@ -91,7 +91,7 @@ def function(objective: str) -> Callable[[list[Any], list[str]], Any]:
         found = getattr(importlib.import_module(name), attribute, None)
     except Exception as e:
         raise DataError(
-            f"task.objective: {name} cannot be imported from here: {type(e).__name__}: {plain(str(e))}."
+            f"task.objective: {name} cannot be imported from here: {type(e).__name__}: {plain(str(e)).rstrip('.')}."
         ) from e
     finally:
         sys.path.remove(os.getcwd())

@@ -186,7 +186,7 @@ def joined(sets: list[Examples]) -> Examples:
             (whole.tokens, whole.rows, whole.targets, whole.labels, whole.names),
             (some.tokens, some.rows, some.targets, some.labels, some.names),
         ):
-            ours += theirs  # type: ignore[arg-type]
+            ours += theirs
     return whole
 
 
