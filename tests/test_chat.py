@@ -60,7 +60,7 @@ def test_four_kinds_of_rows(fields: dict[str, Any], wanted: list[dict[str, str]]
         ({"messages": [said("user", "hi")]}, "no answer of the assistant's."),
         ({"messages": [said("human", "hi")]}, 'messages, turn 1: role "human" is not one of system, user, assistant.'),
         ({"messages": [said("user", "hi"), {"content": "x"}]}, 'messages, turn 2: role "None" is not one of'),
-        ({"messages": [said("user", "hi"), {"role": "user", "content": 3}]}, "messages, turn 2: content is missing, empty or not"),
+        ({"messages": [said("user", "hi"), {"role": "user", "content": 3}]}, "messages, turn 2: content is missing, empty"),
         ({"messages": [said("user", "hi"), said("assistant", " ")]}, "messages, turn 2: content is missing, empty"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, 'conversations, turn 1: from "bot" is not one of human,'),
         ({"instruction": "a"}, 'field "output": missing. It has: instruction.'),
@@ -131,7 +131,7 @@ def test_the_tokenizers_own_template_and_its_absence(tokenizer: Any) -> None:
     source = (TEMPLATES / "chatml.jinja").read_text()
     named = Chat("chatml").encode(rows, tokenizer, 400, "error")[0]
     assert Chat().encode(rows, own(tokenizer, source), 400, "error")[0].digest() == named.digest()
-    with pytest.raises(DataError, match=r"^task.template: the tokenizer has no chat template of its own\. Set chatml,"):
+    with pytest.raises(DataError, match=r"^task.format: the tokenizer has no chat template of its own\. Set chatml,"):
         Chat().encode(rows, own(tokenizer, None), 400, "error")
 
 
@@ -187,7 +187,7 @@ def test_turns_that_a_template_refuses() -> None:
 def test_a_template_that_loops_or_swells_is_ended(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "SECONDS", 1)
     with pytest.raises(
-        DataError, match=r"^The chat template took more than 1 s or 1 GiB, and was ended\. Set task\.template"
+        DataError, match=r"^The chat template took more than 1 s or 1 GiB, and was ended\. Set task\.format"
     ):
         render(template, [TALK], WORDS)
 

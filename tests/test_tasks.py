@@ -15,7 +15,7 @@ from test_play import train as play_run
 
 from zoedge import engine, runs
 from zoedge import train as training
-from zoedge.display import Plain
+from zoedge.display import Live, Plain
 from zoedge.errors import DataError, UsageError
 from zoedge.evaluate import Score, evaluate, table
 from zoedge.log import Log
@@ -26,6 +26,7 @@ from zoedge.tasks._examples import Examples
 from zoedge.tasks._prompt import FILTERS, names, render
 from zoedge.tasks._rows import Row
 from zoedge.tasks._training import token_losses
+from zoedge.types import Record
 
 TASKS = {  # name -> (overrides, a row of number i)
     "choose": (
@@ -38,7 +39,7 @@ TASKS = {  # name -> (overrides, a row of number i)
     ),
     "lm": ("{name: lm}", lambda i: {"text": "the plot is great and " * (1 + i % 3) + str(i)}),
     "chat": (
-        "{name: chat, template: plain}",
+        "{name: chat, format: plain}",
         lambda i: {"prompt": f"the film {i} was", "completion": " great" if i % 2 else " dull"},
     ),
 }
@@ -308,8 +309,8 @@ def test_what_is_rewarded_is_part_of_the_datas_identity(tokenizer: Any) -> None:
         ("{name: choose, choices: []}", "choices: name the fields with the candidates"),
         ("{name: generate, tokens: 0}", "task.tokens: 0 is not at least 1"),
         (
-            "{name: chat, template: chatlm}",
-            "template: 'chatlm' is not own or chatml or llama2 or plain - did you mean 'chatml'?",
+            "{name: chat, format: chatlm}",
+            "format: 'chatlm' is not own or chatml or llama2 or plain - did you mean 'chatml'?",
         ),
     ],
 )
@@ -404,6 +405,16 @@ def test_an_answer_that_leaves_no_room(tokenizer: Any) -> None:
         made.encode([Row("f:1", TASKS["generate"][1](0))], tokenizer, 20, "truncate")
 
 
+def test_the_first_examples_keep_what_belongs_to_them(tokenizer: Any) -> None:
+    rows = [Row(f"f:{i}", TASKS["choose"][1](i)) for i in range(4)]
+    made = read("quickstart", [f"task={TASKS['choose'][0]}", "task.objective=m:f"]).task
+    examples, _ = made.encode(rows, tokenizer, 90, "error")
+    one = examples.head(2)
+    assert one.digest() == made.encode(rows[:2], tokenizer, 90, "error")[0].digest() != examples.digest()
+    assert [note["row"] for note in one.notes] == [row.fields for row in rows[:2]] and len(one.choices) == 2
+    assert [note["where"] for note in examples.collate([3, 1]).notes] == ["f:3", "f:1"]
+
+
 # -- what is shown
 
 
@@ -421,6 +432,16 @@ def test_a_score_shows_what_applies() -> None:
         and len(table({"a": written}, "x")) == 3
     )
     assert Score.of({"loss": 0.5, "count": 10, "f1": 0.25, "exact_match": 0.125, "event": "after"}) == written
+
+
+def test_the_panel_has_a_column_for_what_applies() -> None:
+    from rich.console import Console
+
+    panel, console = Live(10), Console(width=100, record=True)
+    panel.title, panel.scored = "x", [(5, Score(0.5, 10, f1=0.25, exact_match=0.125))]
+    console.print(panel.draw(panel.figures(Record(4, 4, 1e-3, (1.0,), (1.0,)))))
+    text = console.export_text()
+    assert "exact match" in text and "25.0 %" in text and "12.5 %" in text and "raw" not in text
 
 
 class Told(Plain):
@@ -449,6 +470,7 @@ def test_nothing_that_moves_is_said_once(eps: str, warns: bool, recipe_file: Pat
     show = Told()
     training.train(read(str(recipe_file), settings), tmp_path / "run", show)
     said = [text for text in show.warned if text.startswith("gamma was 0")]
+    assert said == show.warned, "a goal that takes few values is not called rough"
     assert said == (
         [
             "gamma was 0 at steps 1..20: nothing is being learnt. accuracy takes few values, and no prediction of a batch "

@@ -114,9 +114,14 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
     return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter)
 
 
+def goal(recipe: Recipe) -> str:
+    """What the run lowers: a task that can only lower its loss has no such option."""
+    return str(getattr(recipe.task, "objective", "loss"))
+
+
 def nothing_moves(recipe: Recipe, step: int) -> str:
     """Why gamma may be 0 for many steps in a row, and what to change."""
-    objective = getattr(recipe.task, "objective", "loss")
+    objective = goal(recipe)
     radius = "rho" if hasattr(recipe.estimator, "rho") else "eps"
     few, other = "", ""
     if objective != "loss":
@@ -174,7 +179,7 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     for name in ("eps", "rho"):
-        if hasattr(recipe.estimator, name):
+        if hasattr(recipe.estimator, name) and goal(recipe) == "loss":  # other goals are steps: not smooth at any scale
             numerics(bench, log, show, name)
 
 

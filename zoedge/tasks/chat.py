@@ -29,14 +29,14 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Chat:
-    """template: own (the tokenizer's), or one of zoedge/tasks/templates: chatml, llama2, plain."""
+    """format: own (the tokenizer's), or one of zoedge/tasks/templates: chatml, llama2, plain."""
 
-    template: str = "own"
+    format: str = "own"
 
     def __post_init__(self) -> None:
-        if self.template not in (known := ["own", *sorted(path.stem for path in TEMPLATES.glob("*.jinja"))]):
-            near = nearest(self.template, known)
-            raise ValueError(f"template: '{plain(self.template)}' is not {' or '.join(known)}{near}")
+        if self.format not in (known := ["own", *sorted(path.stem for path in TEMPLATES.glob("*.jinja"))]):
+            near = nearest(self.format, known)
+            raise ValueError(f"format: '{plain(self.format)}' is not {' or '.join(known)}{near}")
 
     def fields(self) -> list[str]:
         """None: rows are told apart by all that they hold."""
@@ -76,12 +76,10 @@ class Chat:
         return Modelling(self, train, seed, size)
 
     def _source(self, tokenizer: Any) -> str:
-        if self.template != "own":
-            return (TEMPLATES / f"{self.template}.jinja").read_text(encoding="utf-8")
+        if self.format != "own":
+            return (TEMPLATES / f"{self.format}.jinja").read_text(encoding="utf-8")
         if not isinstance(tokenizer.chat_template, str):
-            raise DataError(
-                "task.template: the tokenizer has no chat template of its own. Set chatml, llama2 or plain."
-            )
+            raise DataError("task.format: the tokenizer has no chat template of its own. Set chatml, llama2 or plain.")
         return tokenizer.chat_template
 
 
@@ -137,6 +135,6 @@ def render(template: str, chats: list[list[Message]], tokenizer: Any) -> list[di
     )
     if done.returncode:
         raise DataError(
-            f"The chat template took more than {seconds} s or 1 GiB, and was ended. Set task.template: chatml, llama2 or plain."
+            f"The chat template took more than {seconds} s or 1 GiB, and was ended. Set task.format: chatml, llama2 or plain."
         )
     return json.loads(done.stdout)
