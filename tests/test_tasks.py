@@ -146,6 +146,21 @@ def test_the_likeliest_candidate_is_by_the_mean_of_its_tokens(objective: str, ba
         assert batch.tokens == sum(map(len, batch.examples.choices)) * batch.flat.ids.shape[1] > batch.ids.numel()
 
 
+@pytest.mark.parametrize("good", [" great", " great fun"])
+def test_classified_right_or_wrong(good: str, bases: Any) -> None:
+    """Options of one token, and of several: 1 where the likeliest option is not the label."""
+    base = bases["llama"]
+    options = f"options: {{negative: ' terrible', positive: '{good}'}}"
+    made = read("quickstart", [f"task={{name: classify, objective: accuracy, {options}}}"]).task
+    words = ("the film", "a plot", "very", "it was so dull")
+    rows = [Row("f", {"text": text, "label": label}) for text in words for label in ("negative", "positive")]
+    examples, _ = made.encode(rows, base.tokenizer, 90, "error")
+    losses = made.over(examples, 0, 8).score(base, examples.collate(range(8)), 2)
+    softer = made.over(examples, 0, 8).log_shares(base, examples)
+    assert losses.tolist() == [[float(int(p.argmax()) != i % 2) for i, p in enumerate(softer)]] * 2
+    assert losses[0].view(4, 2).sum(1).tolist() == [1.0] * 4
+
+
 def test_majority_counts_places_in_the_list(tokenizer: Any, bases: Any) -> None:
     """A candidate list's commonest right place, also where lists differ in length."""
     made = read("quickstart", ["task={name: choose, prompt: '{q}', option: '{choice}', choices: [c], label: a}"]).task
@@ -264,6 +279,14 @@ def test_a_function_that_fails_is_told_in_one_sentence(goals: str, name: str, se
     with pytest.raises(DataError, match=rf"^task.objective: {sentence}$"):
         _objective.rewards(name, notes, ["", ""])
     assert sys.path == before
+
+
+def test_a_function_that_is_not_there_is_told_before_a_run_is_begun(
+    goals: str, recipe_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"has no function 'lenght'\.$"):
+        training.train(read(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
+    assert not (tmp_path / "run" / runs.LOG).exists()
 
 
 @pytest.mark.parametrize("task", ["choose", "generate", "classify"])
@@ -421,7 +444,7 @@ def test_the_first_examples_keep_what_belongs_to_them(tokenizer: Any) -> None:
 def test_a_score_shows_what_applies() -> None:
     chosen = Score(0.5, 10, accuracy=0.75, majority=0.5)
     written = Score(0.5, 10, f1=0.25, exact_match=0.125)
-    assert chosen.columns() == {"raw": "75.0 %", "loss": "0.5000"}
+    assert chosen.columns() == {"accuracy": "75.0 %", "loss": "0.5000"}
     assert chosen.sentence() == "accuracy 75.0 %, 50.0 % by the commonest label, loss 0.5000"
     assert written.sentence() == "F1 25.0 %, exact match 12.5 %, loss 0.5000"
     both = Score(0.5, 10, 0.75, 0.5, 0.5)

@@ -31,21 +31,23 @@ class Score:
     def columns(self) -> dict[str, str]:
         """What applies, as a table shows it: name -> text."""
         shares = {
-            "raw": self.accuracy, "calibrated": self.calibrated, "F1": self.f1, "exact match": self.exact_match,
-        }  # fmt: skip
+            "accuracy" if self.calibrated is None else "raw": self.accuracy,
+            "calibrated": self.calibrated,
+            "F1": self.f1,
+            "exact match": self.exact_match,
+        }
         found = {name: percent(x) for name, x in shares.items() if x is not None}
         numbers = {"reward": self.reward, "loss": self.loss}
         return found | {name: f"{x:.4f}" for name, x in numbers.items() if x is not None}
 
     def sentence(self) -> str:
         """What applies, on one line."""
-        found = self.columns()
-        parts = [f"{found.pop('calibrated')} calibrated"] if "calibrated" in found else []
-        if raw := found.pop("raw", None):
-            parts.insert(0, f"accuracy {raw} raw" if parts else f"accuracy {raw}")
+        named = [f"{name} {text}" for name, text in self.columns().items()]
+        if self.calibrated is not None:
+            named[:2] = [f"accuracy {percent(self.accuracy or 0.0)} raw", f"{percent(self.calibrated)} calibrated"]
         if self.majority is not None:
-            parts.append(f"{percent(self.majority)} by the commonest label")
-        return ", ".join(parts + [f"{name} {text}" for name, text in found.items()])
+            named.insert(1 if self.calibrated is None else 2, f"{percent(self.majority)} by the commonest label")
+        return ", ".join(named)
 
 
 def percent(x: float) -> str:

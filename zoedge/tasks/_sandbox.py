@@ -1,8 +1,8 @@
 """Renders chat templates, run as a program of its own: a template is a program of a stranger's, and may loop or swell.
 
-Reads JSON {template, words, chats, seconds} on standard input, writes [{text, answers: [[begin, end], ...]} | {error}] on
-standard output. Jinja's sandbox keeps a template from Python; the limits on CPU time and memory end it. There is no
-strftime_now: what is trained on would change with the date.
+Reads JSON {template, words, chats, seconds, bytes} on standard input, writes [{text, answers: [[begin, end], ...]} or
+{error}] on standard output. Jinja's sandbox keeps a template from Python; the limits on CPU time and memory end it. There
+is no strftime_now: what is trained on would change with the date.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import re
 import resource
 import sys
 from typing import Any
-
-MEMORY = 1 << 30
 
 
 def refuse(text: str) -> None:
@@ -39,7 +37,7 @@ def rendered(template: Any, chat: list[dict[str, str]], words: dict[str, str]) -
 def main() -> None:
     given = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_CPU, (given["seconds"], given["seconds"] + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (given["bytes"], given["bytes"]))
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(

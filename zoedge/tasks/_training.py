@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._examples import Batch, Examples
+from ._objective import function, is_function
 
 TOKENS = 2048  # token rows of a forward when a whole set is measured
 
@@ -24,6 +25,11 @@ class AbstractTraining(ABC):
     train: Examples
     seed: int
     size: int
+
+    def __post_init__(self) -> None:
+        objective = getattr(self.options, "objective", "loss")
+        if is_function(objective):
+            function(objective)  # what cannot be imported is said before a run is begun
 
     def batch(self, step: int) -> Batch:
         return self.train.collate(self.train.plan(self.size, self.seed, step))

@@ -21,7 +21,7 @@ from .lm import Modelling
 
 TEMPLATES = Path(__file__).parent / "templates"
 SANDBOX = Path(__file__).with_name("_sandbox.py")
-SECONDS = 10  # of CPU time for a template, and more for many chats
+SECONDS, MEMORY = 10, 1 << 30  # CPU time and address space of a template, and more for many chats
 ROLES = ("system", "user", "assistant")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 Message = dict[str, str]
@@ -129,12 +129,13 @@ def render(template: str, chats: list[list[Message]], tokenizer: Any) -> list[di
     words = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     size = sum(len(message["content"]) for chat in chats for message in chat)
     seconds = SECONDS + len(chats) // 200 + (size >> 18)  # a chat takes a millisecond
-    given = {"template": template, "words": words, "chats": chats, "seconds": seconds}
+    given = {"template": template, "words": words, "chats": chats, "seconds": seconds, "bytes": MEMORY + 16 * size}
     done = subprocess.run(
         [sys.executable, "-I", str(SANDBOX)], input=json.dumps(given).encode(), capture_output=True, check=False
     )
     if done.returncode:
         raise DataError(
-            f"The chat template took more than {seconds} s or 1 GiB, and was ended. Set task.format: chatml, llama2 or plain."
+            f"The chat template took more than {seconds} s or {MEMORY >> 30} GiB, and was ended. Set task.format: chatml, "
+            "llama2 or plain."
         )
     return json.loads(done.stdout)
