@@ -14,7 +14,7 @@ from zoedge.log import Log
 from zoedge.recipe import read, shipped, word_of
 from zoedge.train import train
 
-RECIPES = shipped()
+RECIPES = [path for path in shipped() if not path.stem.startswith("mezo-")]  # those: test_mezo.py
 
 
 def test_every_noise_estimator_and_rule_has_a_recipe() -> None:

@@ -35,10 +35,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
-def percent(x: float) -> str:
-    return f"{100 * x:.1f} %"
-
-
 class Plain:
     """A line an event: for pipes, logs and --plain. The other displays override how, not what."""
 
@@ -110,10 +106,7 @@ class Plain:
 
     def score(self, step: int, score: Score, rows: str) -> None:
         self.scored.append((step, score))
-        self.say(
-            f"step {step:,}: accuracy {percent(score.accuracy)} raw, {percent(score.calibrated)} calibrated, "
-            f"loss {score.loss:.4f} ({score.count:,} {rows} rows)"
-        )
+        self.say(f"step {step:,}: {score.sentence()} ({score.count:,} {rows} rows)")
 
     def close(self) -> None:
         pass
@@ -204,10 +197,10 @@ class Live(Plain):
         parts: list[Any] = [top, numbers, f"[cyan]{sparkline(self.losses)}[/]"]
         if self.scored:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for name in ("step", "raw", "calibrated", "loss"):
+            for name in ("step", *self.scored[-1][1].columns()):
                 table.add_column(name, justify="right")
             for step, s in self.scored[-4:]:
-                table.add_row(f"{step:,}", percent(s.accuracy), percent(s.calibrated), f"{s.loss:.4f}")
+                table.add_row(f"{step:,}", *s.columns().values())
             parts.append(table)
         return Panel(Group(*parts), title=self.title, title_align="left", box=box.ROUNDED)
 

@@ -19,7 +19,9 @@ from .errors import UsageError, ZoedgeError
 from .evaluate import Score
 from .log import Log, canonical
 from .recipe import Recipe
+from .types import SKIPPED
 
+STILL = 20  # steps in a row without a difference, and it is said
 PROBE_SEQ = 2**32 - 1  # of the numerics self-test's direction: no step of a run reaches it
 
 
@@ -88,8 +90,12 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
+            still = 0
             for record in engine.play(bench.run(log), recipe.train.steps):
+                still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
                 if record.step >= resumed:
+                    if still == STILL:
+                        show.warn(nothing_moves(recipe, record.step))
                     show.step(record)
                     looker.at(record.step + 1)
                     looker.curvature(record.step + 1)
@@ -108,6 +114,27 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
     return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter)
 
 
+def goal(recipe: Recipe) -> str:
+    """What the run lowers: a task that can only lower its loss has no such option."""
+    return str(getattr(recipe.task, "objective", "loss"))
+
+
+def nothing_moves(recipe: Recipe, step: int) -> str:
+    """Why gamma may be 0 for many steps in a row, and what to change."""
+    objective = goal(recipe)
+    radius = "rho" if hasattr(recipe.estimator, "rho") else "eps"
+    few, other = "", ""
+    if objective != "loss":
+        few, other = (
+            f"{objective} takes few values, and no prediction of a batch flips; ",
+            ", or set task.objective: loss",
+        )
+    return (
+        f"gamma was 0 at steps {step + 2 - STILL:,}..{step + 1:,}: nothing is being learnt. {few}an adapter that starts at 0 "
+        f"(LoRA's B) all but hides a small estimator.{radius}. Raise estimator.{radius} (tenfold) or train.batch{other}."
+    )
+
+
 def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
     """The outcome of a run that this very recipe has finished in `folder`. IdentityError: another recipe has begun one."""
     with Log.open(path) as log:
@@ -115,10 +142,7 @@ def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
         lines = {line.get("event"): line for line in runs.notes(folder)}
         if log.state.end is None or "finished" not in lines:
             return None
-        scores = [
-            Score(**{k: lines[event][k] for k in Score.__dataclass_fields__}) if event in lines else None
-            for event in ("before", "after")
-        ]
+        scores = [Score.of(lines[event]) if event in lines else None for event in ("before", "after")]
         last = lines["finished"]
         adapter = Path(last["adapter"]) if last["adapter"] else None
         return Outcome(folder, log.fingerprint, log.size, len(log), *scores, last["seconds"], adapter)
@@ -155,7 +179,7 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     for name in ("eps", "rho"):
-        if hasattr(recipe.estimator, name):
+        if hasattr(recipe.estimator, name) and goal(recipe) == "loss":  # other goals are steps: not smooth at any scale
             numerics(bench, log, show, name)
 
 
@@ -184,8 +208,7 @@ class Looker:
 
     def look(self, examples: Any, **fields: Any) -> Score:
         b = self.bench
-        bias = evaluate.label_bias(b.space, b.task, b.base, b.recipe.eval.calibrate)
-        score = evaluate.evaluate(b.space, b.task, b.base, examples, bias)
+        score = evaluate.evaluate(b.space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
         return score
 
@@ -195,7 +218,7 @@ class Looker:
             return None
         for line in runs.notes(self.folder):
             if line.get("event") == "before":
-                return Score(**{k: line[k] for k in Score.__dataclass_fields__})
+                return Score.of(line)
         score = self.look(self.last, event="before", step=0)
         self.show.score(0, score, self.rows)
         return score

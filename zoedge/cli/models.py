@@ -61,11 +61,10 @@ def eval_(
     limit: Annotated[int | None, typer.Option(help="at most so many rows")] = None,
     json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Accuracy of a run on labelled rows, raw and calibrated, with zero-shot beside it."""
+    """What a run's task measures on labelled rows (accuracy raw and calibrated, F1, loss), with zero-shot beside it."""
     from dataclasses import asdict
 
     from .. import engine, evaluate, runs
-    from ..display import percent
     from ..errors import DataError
     from ..sources import resolve_text
     from ..tasks._rows import mixed, read, renamed
@@ -88,8 +87,7 @@ def eval_(
     examples = examples.head(limit) if limit else examples
 
     def score() -> Any:
-        bias = evaluate.label_bias(bench.space, bench.task, bench.base, recipe.eval.calibrate)
-        return evaluate.evaluate(bench.space, bench.task, bench.base, examples, bias)
+        return evaluate.evaluate(bench.space, bench.task, bench.base, examples, recipe.eval.calibrate)
 
     found = {"zero-shot": score()}
     for _ in engine.play(bench.run(journal), len(journal)):
@@ -98,10 +96,7 @@ def eval_(
     if json:
         typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
         return
-    typer.echo(f"{'':22}{'raw':>10}{'calibrated':>12}{'loss':>9}")
-    for name, s in found.items():
-        typer.echo(f"{name:22}{percent(s.accuracy):>10}{percent(s.calibrated):>12}{s.loss:>9.4f}")
-    typer.echo(f"on {s.count:,} rows; always the commonest label: {percent(s.majority)}")
+    typer.echo("\n".join(evaluate.table(found, "rows")))
 
 
 @app.command()
@@ -117,7 +112,8 @@ def generate(
     bench, _ = rebuilt(run)
 
     def answer() -> str:
-        return bench.base.generate(prompt, tokens) if free else chosen(bench, prompt)
+        choose = hasattr(bench.recipe.task, "options") and not free
+        return chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens)
 
     if compare_base:
         with bench.space.visit([bench.space.without()]):

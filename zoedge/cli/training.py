@@ -80,7 +80,8 @@ def go(recipe: Any, folder: Path, resume: bool, how: str) -> None:
 
 def summary(o: Any, show: Any) -> None:
     """What was reached, where it lies, and what to type next."""
-    from ..display import Json, clock, percent
+    from ..display import Json, clock
+    from ..evaluate import table
 
     if isinstance(show, Json):
         fields = {
@@ -93,11 +94,7 @@ def summary(o: Any, show: Any) -> None:
         return
     lines = [""]
     if o.after:
-        lines.append(f"{'':22}{'raw':>10}{'calibrated':>12}{'loss':>9}")
-        for name, s in (("zero-shot", o.before), (f"after {o.steps:,} steps", o.after)):
-            if s:
-                lines.append(f"{name:22}{percent(s.accuracy):>10}{percent(s.calibrated):>12}{s.loss:>9.4f}")
-        lines.append(f"on {o.after.count:,} held-out rows; always the commonest label: {percent(o.after.majority)}")
+        lines += table({"zero-shot": o.before, f"after {o.steps:,} steps": o.after}, "held-out rows")
     lines += [
         "",
         f"log      {o.folder}/run.zlog   {o.size:,} bytes for {o.steps:,} steps",

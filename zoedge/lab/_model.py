@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..engine import Run, play
-from ..evaluate import Score, evaluate, label_bias
+from ..evaluate import Score, evaluate
 from ..noise.normal import Normal
 from ..recipe import Recipe
 from ..runs import Bench
@@ -41,5 +41,4 @@ class Model:
     def score(self) -> Score:
         """On the test rows, where the last trial ended."""
         b = self.bench
-        bias = label_bias(b.space, b.task, b.base, self.recipe.eval.calibrate)
-        return evaluate(b.space, b.task, b.base, b.texts.test, bias)
+        return evaluate(b.space, b.task, b.base, b.texts.test, self.recipe.eval.calibrate)

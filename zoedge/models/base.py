@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, nearest
 from ..load import module, words
+from .decode import answers
 from .trunk import Trunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,6 +131,10 @@ class Base:
             pad_token_id=self.model.config.eos_token_id,
         )  # fmt: skip
         return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+    def answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
+        """The first line of the greedy continuation of each prompt: [copies][prompts]."""
+        return answers(self, prompts, copies, tokens)
 
     def keep(self, examples: Any, folder: Path) -> Iterator[int]:
         """Compute the trunk of a data set once, on disk in `folder`; yields how many sequences are done.

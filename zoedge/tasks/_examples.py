@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +24,8 @@ class Examples:
     """per: sequences an example. tokens: ids of each sequence. rows: positions in it whose next token is scored.
 
     targets: the tokens wanted there (where per is 1: every option's token, the same in all sequences). labels: the
-    right option of each example. names: where each example stands.
+    right option of each example. names: where each example stands. notes: what an objective or a metric needs of each
+    beside its tokens (as JSON). choices: every candidate of each, where training reads the right one alone.
     """
 
     per: int
@@ -31,15 +34,30 @@ class Examples:
     targets: list[list[int]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    choices: list[Examples] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def add(self, ids: list[int], scored: list[int], label: int, name: str) -> None:
+        """An example of one sequence. scored: the places of the tokens (never the first) that the loss is of."""
+        self.tokens.append(ids[: scored[-1]])  # nothing reads what follows the token before the last one scored
+        self.rows.append([i - 1 for i in scored])
+        self.targets.append([ids[i] for i in scored])
+        self.labels.append(label)
+        self.names.append(name)
 
     def digest(self) -> bytes:
         """SHA-256 over the tokenised examples in order: what is trained on, whatever file it came from."""
         whole = hashlib.sha256(struct.pack("<II", self.per, len(self)))
         for part in (*self.tokens, *self.rows, *self.targets, self.labels):
             whole.update(struct.pack(f"<I{len(part)}I", len(part), *part))
+        for note in self.notes:
+            text = json.dumps({k: v for k, v in note.items() if k != "where"}, sort_keys=True, default=str).encode()
+            whole.update(struct.pack("<I", len(text)) + text)
+        for some in self.choices:
+            whole.update(some.digest())
         return whole.digest()
 
     def collate(self, chosen: Sequence[int]) -> Batch:
@@ -67,7 +85,9 @@ class Examples:
         """The first `count` examples."""
         n = min(count, len(self))
         tokens, rows, targets = (x[: n * self.per] for x in (self.tokens, self.rows, self.targets))
-        return Examples(self.per, tokens, rows, targets, self.labels[:n], self.names[:n])
+        return Examples(
+            self.per, tokens, rows, targets, self.labels[:n], self.names[:n], self.notes[:n], self.choices[:n]
+        )
 
     def plan(self, size: int, seed: int, step: int) -> list[int]:
         """The examples of a step: a pure function of (seed, step); each at most once an epoch (or a batch)."""
@@ -109,10 +129,16 @@ class Batch:
     targets: Tensor
     labels: Tensor
     check: int
+    flat: Batch | None = None  # every candidate of the examples, where they are what a step scores
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def tokens(self) -> int:
-        return self.ids.numel()
+        return (self.flat or self).ids.numel()
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        """Those of the batch's examples."""
+        return [self.examples.notes[i // self.examples.per] for i in self.index[:: self.examples.per]]

@@ -231,10 +231,12 @@ def renamed(rows: list[Row], fields: dict[str, str]) -> list[Row]:
     return [Row(r.where, r.fields | {a: r.fields[b] for a, b in fields.items() if b in r.fields}) for r in rows]
 
 
-def require(rows: list[Row], prompt: Sequence[str], label: str) -> None:
+def require(
+    rows: list[Row], prompt: Sequence[str], label: str, choices: Sequence[str] = (), option: str = "task.label"
+) -> None:
     """DataError where no row has a field that the task needs: what is there instead, and what likely stands for it."""
     seen = Counter(key for row in rows for key in row.fields)
-    owners = dict.fromkeys(prompt, "task.prompt") | {label: "task.label"}
+    owners = dict.fromkeys(prompt, "task.prompt") | dict.fromkeys(choices, "task.choices") | {label: option}
     absent = [f for f in owners if f not in seen]
     if not absent:
         return

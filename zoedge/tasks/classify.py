@@ -6,7 +6,6 @@ is one sequence and only the option columns of the head are computed; the softma
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,34 +14,38 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, nearest, plain
+from . import _objective
+from ._encode import overflowed, tokenise
 from ._examples import Batch, Examples
-from ._rows import Row, as_text, file_of, many, natural, require, text_of
+from ._prompt import names, pieces, render
+from ._rows import Row, as_text, file_of, many, require, text_of
+from ._training import AbstractTraining, batches, likelihoods
 
 
 @dataclass(frozen=True)
 class Classify:
-    """prompt: a template over the row's fields. options: label -> the words that follow. label: the label's field."""
+    """prompt: a template over the row's fields. options: label -> the words that follow. label: the label's field.
+
+    objective: loss | accuracy | module:function, a reward of (rows, the labels chosen).
+    """
 
     prompt: str = "{text} It was"
     options: dict[str, str] = field(default_factory=lambda: {"negative": " terrible", "positive": " great"})
     label: str = "label"
+    objective: str = "loss"
 
     def __post_init__(self) -> None:
         if len(self.options) < 2 or len(set(self.options.values())) < len(self.options):
             raise ValueError("options: at least two, all different")
-        try:
-            parsed = [found[1:] for found in string.Formatter().parse(self.prompt) if found[1] is not None]
-        except ValueError as e:
-            raise ValueError(f"prompt: {str(e).lower()}. Write fields as {{text}}, and a brace itself twice") from None
-        if not parsed or not all(name and name.isidentifier() and not (spec or how) for name, spec, how in parsed):
-            raise ValueError("prompt: write fields as {text}; at least one")
+        pieces(self.prompt)
+        _objective.allow(self.objective, ["accuracy"])
 
     def fields(self) -> list[str]:
         """The row's fields that the prompt is made of."""
-        return list(dict.fromkeys(found[1] for found in string.Formatter().parse(self.prompt) if found[1] is not None))
+        return names(self.prompt)
 
     def render(self, row: Row) -> str:
-        return self.prompt.format(**{name: text_of(row, name) for name in self.fields()}).strip(" ")
+        return render(self.prompt, row).strip(" ")
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, empty options."""
@@ -78,18 +81,9 @@ class Classify:
                 examples.targets.append(targets)
             examples.labels.append(label)
             examples.names.append(row.where)
-        long = [row.where for row, length in zip(rows, lengths) if length > limit]
-        if long and overflow == "error":
-            raise DataError(
-                f"{len(long):,} of {len(rows):,} samples ({100 * len(long) / len(rows):.1f} %) are longer than "
-                f"{limit:,} tokens (p99 = {sorted(lengths)[int(0.99 * (len(rows) - 1))]:,}, longest {max(lengths):,}, "
-                f"first {min(long, key=natural)}). Raise data.max_length, as far as the model's context goes, or set "
-                "data.on_overflow: truncate (the prompt, from the left) | drop."
-            )
-        if not len(examples):
-            raise DataError(f"No sample is left: all {len(rows):,} are longer than {limit:,} tokens.")
-        cut = overflow == "truncate"
-        return examples, {"truncated": len(long) if cut else 0, "dropped": 0 if cut else len(long)}
+            if _objective.is_function(self.objective):
+                examples.notes.append({"where": row.where, "row": row.fields})
+        return examples, overflowed(rows, lengths, limit, overflow)
 
     def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
         """(prompts, labels). DataError lists every row whose fields or label are not as wanted."""
@@ -121,44 +115,58 @@ class Classify:
 
 
 @dataclass
-class Classification:
-    """The task of a run: train examples in batches, and scores of any examples. seed and step decide a batch."""
-
-    options: Classify
-    train: Examples
-    seed: int
-    size: int
-
-    def batch(self, step: int) -> Batch:
-        return self.train.collate(self.train.plan(self.size, self.seed, step))
+class Classification(AbstractTraining):
+    """A run of Classify."""
 
     def outputs(self, model: Any, batch: Batch, copies: int) -> Tensor:
         """Log-probabilities of the options, up to a constant an example: [copies, B, options], float64 on the host."""
-        h = model.hidden(batch, copies)
         if batch.examples.per == 1:
-            scores: Tensor = model.logits(h[:, 0], batch.targets[0])
+            scores: Tensor = model.logits(model.hidden(batch, copies)[:, 0], batch.targets[0]).double().cpu()
         else:
-            wanted = batch.targets.repeat(copies, 1)
-            found = model.log_likelihood(h, wanted.clamp(min=0)).cpu().double()
-            present = wanted >= 0
-            scores = (found * present).sum(-1) / present.sum(-1)
-        return scores.double().cpu().view(copies, len(batch), -1)
+            sums, counts = likelihoods(model, batch, copies)
+            scores = sums / counts
+        return scores.view(copies, len(batch), -1)
 
     def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
-        """Cross-entropy over the options: [copies, B], float64."""
-        log_p = torch.log_softmax(self.outputs(model, batch, copies), dim=-1)
-        right: Tensor = log_p.gather(-1, batch.labels.expand(copies, -1)[..., None])[..., 0]
-        return -right
+        """Cross-entropy over the options, or 1 - reward of the likeliest: [copies, B], float64."""
+        outputs = self.outputs(model, batch, copies)
+        if self.options.objective == "loss":
+            log_p = torch.log_softmax(outputs, dim=-1)
+            right: Tensor = log_p.gather(-1, batch.labels.expand(copies, -1)[..., None])[..., 0]
+            return -right
+        return 1 - self.rewards(batch, outputs)
 
+    def rewards(self, batch: Batch, outputs: Tensor) -> Tensor:
+        """[copies, B], float64: of the likeliest options."""
+        chosen = outputs.argmax(-1)
+        if self.options.objective == "accuracy":
+            return (chosen == batch.labels).double()
+        labels, notes = list(self.options.options), batch.notes
+        found = [_objective.rewards(self.options.objective, notes, [labels[i] for i in row]) for row in chosen.tolist()]
+        return torch.tensor(found, dtype=torch.float64)
 
-def tokenise(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[int]]:
-    """(ids, how many the tokenizer puts first) of each text, without what some tokenizers append: that is no option."""
-    found = tokenizer(texts, return_special_tokens_mask=True)
-    sequences, starts = [], []
-    for ids, special in zip(found.input_ids, found.special_tokens_mask):
-        end = len(ids)
-        while end and special[end - 1]:
-            end -= 1
-        sequences.append(ids[:end])
-        starts.append(next((i for i, mark in enumerate(special) if not mark), end))
-    return sequences, starts
+    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Accuracy raw, with the label bias removed (the options' mean log p on training rows), and of the majority."""
+        scores, labels = self.log_shares(model, examples), torch.tensor(examples.labels)
+        bias = self.log_shares(model, self.train.head(calibrate)).mean(0)
+
+        def share(x: Tensor) -> float:
+            return (x.argmax(-1) == labels).double().mean().item()
+
+        found = {
+            "loss": -scores.gather(-1, labels[:, None]).mean().item(), "count": len(labels),
+            "accuracy": share(scores), "calibrated": share(scores - bias),
+            "majority": max(Counter(examples.labels).values()) / len(labels),
+        }  # fmt: skip
+        if _objective.is_function(self.options.objective):
+            whole = examples.collate(range(len(examples)))
+            found["reward"] = self.rewards(whole, scores[None]).mean().item()
+        return found
+
+    def log_shares(self, model: Any, examples: Examples) -> Tensor:
+        """Log-probabilities of the options among themselves: [N, options], float64."""
+        found: list[tuple[int, Tensor]] = []
+        for chosen in batches(examples):
+            scores = self.outputs(model, examples.collate(chosen), 1)[0]
+            found += zip(chosen, torch.log_softmax(scores, dim=-1))
+        return torch.stack([row for _, row in sorted(found, key=lambda pair: pair[0])])

@@ -1,0 +1,205 @@
+"""Conversations: the four kinds of rows, the exact tokens that are scored, and templates that misbehave."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zoedge.errors import DataError
+from zoedge.tasks import chat
+from zoedge.tasks._rows import Row
+from zoedge.tasks.chat import TEMPLATES, Chat, messages, render, said
+
+WORDS = SimpleNamespace(bos_token="<s>", eos_token="</s>", pad_token=None, unk_token=None)
+TALK = [
+    said("system", "Be kind."), said("user", "Hi"), said("assistant", "Hello"), said("user", "Bye"), said("assistant", "Ciao"),
+]  # fmt: skip
+
+
+def own(tokenizer: Any, template: str | None) -> Any:
+    from copy import deepcopy
+
+    found = deepcopy(tokenizer)
+    found.chat_template = template
+    return found
+
+
+# -- rows
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"messages": TALK[1:3]}, TALK[1:3]),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "id": 3},
+            TALK[1:3],
+        ),
+        ({"conversations": [{"from": r, "value": "x"} for r in ("system", "user", "assistant")]},
+         [said(r, "x") for r in ("system", "user", "assistant")]),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, [said("user", "Add.\n\n1 2"), said("assistant", "3")]),
+        ({"instruction": "Go.", "input": "", "output": "3"}, [said("user", "Go."), said("assistant", "3")]),
+        ({"instruction": "Go.", "output": 3}, [said("user", "Go."), said("assistant", "3")]),
+        ({"prompt": "a ", "completion": "b"}, [said("user", "a "), said("assistant", "b")]),
+    ],
+)  # fmt: skip
+def test_four_kinds_of_rows(fields: dict[str, Any], wanted: list[dict[str, str]]) -> None:
+    assert messages(Row("f:1", fields)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"text": "a"}, "no conversation: messages, conversations, instruction and output, or prompt and completion. "
+         "It has: text."),
+        ({"messages": "hi"}, 'field "messages": not a list of {role, content}.'),
+        ({"messages": ["hi"]}, 'field "messages": not a list of {role, content}.'),
+        ({"messages": []}, "no answer of the assistant's."),
+        ({"messages": [said("user", "hi")]}, "no answer of the assistant's."),
+        ({"messages": [said("human", "hi")]}, 'messages, turn 1: role "human" is not one of system, user, assistant.'),
+        ({"messages": [said("user", "hi"), {"content": "x"}]}, 'messages, turn 2: role "None" is not one of'),
+        ({"messages": [said("user", "hi"), {"role": "user", "content": 3}]}, "messages, turn 2: content is missing, empty"),
+        ({"messages": [said("user", "hi"), said("assistant", " ")]}, "messages, turn 2: content is missing, empty"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, 'conversations, turn 1: from "bot" is not one of human,'),
+        ({"instruction": "a"}, 'field "output": missing. It has: instruction.'),
+        ({"prompt": "a", "completion": ""}, 'field "completion": empty.'),
+    ],
+)  # fmt: skip
+def test_a_bad_row_and_its_sentence(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError) as e:
+        messages(Row("f:1", fields))
+    assert str(e.value).startswith(f"f:1: {sentence}")
+
+
+def test_all_bad_rows_are_told_together(tokenizer: Any) -> None:
+    rows = [Row(f"f:{i}", {"prompt": "a", "completion": ""}) for i in (2, 10, 1)]
+    with pytest.raises(DataError) as e:
+        Chat("plain").encode(rows, tokenizer, 64, "error")
+    assert [line.partition(": ")[0] for line in str(e.value).splitlines()] == ["f:1", "f:2", "f:10"]
+
+
+# -- what is scored
+
+EXACT = {
+    "chatml": (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|>\n",
+        ["Hello<|im_end|>", "Ciao<|im_end|>"],
+    ),
+    "llama2": (
+        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] Hello </s><s>[INST] Bye [/INST] Ciao </s>",
+        [" Hello </s>", " Ciao </s>"],
+    ),
+    "plain": ("<s>Be kind.HiHello</s>ByeCiao</s>", ["Hello</s>", "Ciao</s>"]),
+}
+
+
+def test_every_template_is_here() -> None:
+    assert {path.stem for path in TEMPLATES.glob("*.jinja")} == set(EXACT)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_exact_text_and_the_answers_in_it(name: str, tokenizer: Any) -> None:
+    source = (TEMPLATES / f"{name}.jinja").read_text()
+    (found,) = render(source, [TALK], WORDS)
+    assert (found["text"], [found["text"][a:b] for a, b in found["answers"]]) == EXACT[name]
+    from transformers.utils.chat_template_utils import render_jinja_template  # the template means the same to others
+
+    assert render_jinja_template([TALK], chat_template=source, bos_token="<s>", eos_token="</s>")[0] == [EXACT[name][0]]
+    examples, _ = Chat(name).encode([Row("f:1", {"messages": TALK})], tokenizer, 400, "error")
+    ids = [*examples.tokens[0], examples.targets[0][-1]]
+    whole, answers = EXACT[name]
+    assert tokenizer.decode(ids) == whole.rstrip("\n") and [ids[r + 1] for r in examples.rows[0]] == examples.targets[0]
+    assert tokenizer.decode(examples.targets[0]) == "".join(answers)
+    assert ids == tokenizer(whole.rstrip("\n"), add_special_tokens=False).input_ids
+
+
+def test_a_token_on_both_sides_of_an_answers_start_is_scored(tokenizer: Any) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    rows = [
+        Row("f:1", {"prompt": "it was", "completion": " great"}),
+        Row("f:2", {"prompt": "it was gr", "completion": "eat"}),
+    ]
+    examples, _ = Chat().encode(rows, own(tokenizer, template), 64, "error")
+    assert [tokenizer.decode(t) for t in examples.targets] == [" great", " great"]
+
+
+def test_the_tokenizers_own_template_and_its_absence(tokenizer: Any) -> None:
+    rows = [Row("f:1", {"messages": TALK})]
+    source = (TEMPLATES / "chatml.jinja").read_text()
+    named = Chat("chatml").encode(rows, tokenizer, 400, "error")[0]
+    assert Chat().encode(rows, own(tokenizer, source), 400, "error")[0].digest() == named.digest()
+    with pytest.raises(DataError, match=r"^task.format: the tokenizer has no chat template of its own\. Set chatml,"):
+        Chat().encode(rows, own(tokenizer, None), 400, "error")
+
+
+def test_marks_of_generation_are_read_over() -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{%- generation -%}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}:{% endif %}{% endfor %}"
+    )
+    assert render(template, [TALK], WORDS) == [{"text": "Be kind.:Hi:HelloBye:Ciao", "answers": [[12, 17], [21, 25]]}]
+
+
+# -- templates that misbehave
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("{{ raise_exception('no system here') }}", "no system here"),
+        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+        ("{% if", "TemplateSyntaxError: unexpected 'end of template'"),
+        ("{{ nothing.here }}", "'nothing' is undefined"),
+        ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
+            "what it writes before an answer is not what it asks for the answer with",
+        ),
+        (
+            "{% for m in messages %}{{ m.content if loop.last else '' }}{% endfor %}",
+            "what it writes before an answer is not what it asks for the answer with",
+        ),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_be_used(template: str, sentence: str, tokenizer: Any) -> None:
+    with pytest.raises(DataError) as e:
+        Chat().encode([Row("f:7", {"messages": TALK})], own(tokenizer, template), 400, "error")
+    assert str(e.value) == f"f:7: the chat template: {sentence}."
+
+
+def test_turns_that_a_template_refuses() -> None:
+    source = (TEMPLATES / "llama2.jinja").read_text()
+    (found,) = render(source, [[said("assistant", "a")]], WORDS)
+    assert found == {"error": "user and assistant must take turns, the user first"}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10**10 }}",
+        "{{ 'x'.ljust(10**10) }}",
+    ],
+)
+def test_a_template_that_loops_or_swells_is_ended(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "SECONDS", 1)
+    with pytest.raises(
+        DataError, match=r"^The chat template took more than 1 s or 1 GiB, and was ended\. Set task\.format"
+    ):
+        render(template, [TALK], WORDS)
+
+
+# -- lengths
+
+
+def test_the_last_answer_is_kept(tokenizer: Any) -> None:
+    rows = [Row("f:1", {"messages": TALK})]
+    whole, _ = Chat("plain").encode(rows, tokenizer, 400, "error")
+    ids, count = whole.tokens[0], len(tokenizer("Ciao</s>").input_ids)
+    cut, counts = Chat("plain").encode(rows, tokenizer, count + 2, "truncate")
+    assert counts == {"truncated": 1, "dropped": 0} and cut.tokens[0] == [ids[0], *ids[-count - 1 :]]
+    assert tokenizer.decode(cut.targets[0]) == "Ciao</s>"
+    assert cut.rows[0] == list(range(2, count + 2))
