@@ -45,14 +45,15 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
-def save(folder: Path, config: Any, tokenizer: Any, seed: int = 0) -> Path:
+def save(folder: Path, config: Any, tokenizer: Any, seed: int = 0, spread: float = 0.0, head: str = "CausalLM") -> Path:
+    """A model of random weights in `folder`. spread: of what is added to biases and norms, else zeros and ones."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model = getattr(transformers, f"AutoModelFor{head}").from_config(config)
     for p in model.parameters():  # random weights of the usual size say too little: larger ones give losses that differ
-        torch.nn.init.normal_(p, std=0.08) if p.dim() > 1 else None
+        torch.nn.init.normal_(p, std=0.08) if p.dim() > 1 else p.data.add_(torch.randn(p.shape) * spread)
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -87,6 +88,37 @@ def opt(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     own.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 2)])
     own.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, llama: Path, opt: Path) -> dict[str, Path]:
+    """The two above, and: an untied LLaMA stored in float16 without grouped heads; an OPT built as OPT-350M is.
+
+    The other families have what tells them from LLaMA: windows, biases, heads of another size than hidden / heads.
+    """
+    from transformers import GemmaConfig, GPTNeoXConfig, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config, Qwen3Config
+
+    root = tmp_path_factory.mktemp("families")
+    sizes = dict(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=96, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    grouped = {"intermediate_size": 128, "num_key_value_heads": 2}
+    untied = LlamaConfig(**sizes, intermediate_size=128, tie_word_embeddings=False, dtype="float16")
+    after = OPTConfig(**sizes, ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False, dropout=0.1)
+    made = {
+        "llama_untied_half": untied,
+        "opt_350m": after,
+        "mistral": MistralConfig(**sizes, **grouped, sliding_window=64, tie_word_embeddings=False),
+        "qwen2": Qwen2Config(**sizes, **grouped, use_sliding_window=False, sliding_window=8),
+        "qwen3": Qwen3Config(**sizes, **grouped, head_dim=32, tie_word_embeddings=True),
+        "gemma": GemmaConfig(**sizes, **grouped | {"num_key_value_heads": 1}, head_dim=32, attention_dropout=0.1),
+        "gpt_neox": GPTNeoXConfig(**sizes, intermediate_size=128, use_parallel_residual=False, hidden_dropout=0.1),
+        "pythia": GPTNeoXConfig(**sizes, intermediate_size=128),
+    }
+    for i, (name, config) in enumerate(made.items(), 2):
+        save(root / name, config, tokenizer, seed=i, spread=0.2)
+    return {"llama": llama, "opt": opt, **{name: root / name for name in made}}
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,18 @@ CASES = {
     "opt int8": ["model.quantization=int8", "space.layers=all"],
     "opt none, b, all": ["model.quantization=none", "space.targets=all", "space.layers=all", "space.train=b"],
     "half nf4": ["model.quantization=nf4"],
+    "mistral nf4, all": ["model.quantization=nf4", "space.targets=all", "space.layers=all"],
+    "qwen2 int8": ["model.quantization=int8"],
+    "qwen3 nf4, all": ["model.quantization=nf4", "space.targets=all", "space.layers=all"],
+    "gemma int8": ["model.quantization=int8", "space.targets=all"],
+    "gpt_neox int8": ["model.quantization=int8", "space.targets=[query_key_value, dense]"],
+    "pythia nf4, all": ["model.quantization=nf4", "space.targets=all", "space.layers=all"],
 }
 MERGES = {"llama nf4, all": "fp32", "llama int8, last 1": "fp32", "opt none, b, all": "fp32", "opt nf4, last 1": "fp32"}
 MERGES |= {"half nf4": "fp32", "llama nf4": "fp16", "opt fp4, all": "fp16"}
+MERGES |= {
+    case: "fp32" for case in CASES if case.split()[0] in ("mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "pythia")
+}
 
 
 class Made(NamedTuple):
@@ -71,14 +80,17 @@ def half(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(cached: dict[str, Any], recipe_file: Path, opt: Path, half: Path) -> Callable[[str], Made]:
+def made(cached: dict[str, Any], recipe_file: Path, families: dict[str, Path], half: Path) -> Callable[[str], Made]:
     """A run of four steps far enough from 0 that it matters, trained once for all tests."""
 
     def train(case: str) -> Made:
         if case not in cached:
-            source = {"opt": [f"model.source={opt}"], "half": [f"model.source={half}"]}.get(case.split()[0], [])
-            more = ["rule.lr=0.002", "space.alpha=12", "rule.schedule=constant", "train.steps=4", "model.revision=v1"]
-            bench = runs.Bench.build(read(str(recipe_file), [*source, *more, *CASES[case]]))
+            sources = {**families, "half": half}
+            more = [
+                f"model.source={sources[case.split()[0]]}", "rule.lr=0.002", "space.alpha=12", "rule.schedule=constant",
+                "train.steps=4", "model.revision=v1",
+            ]  # fmt: skip
+            bench = runs.Bench.build(read(str(recipe_file), [*more, *CASES[case]]))
             folder = recipe_file.parent / f"run {case}"
             folder.mkdir()
             with runs.begin(bench, folder) as log:

@@ -26,7 +26,7 @@ from zoedge.tasks._examples import Batch, Examples
 from zoedge.tasks.classify import Classification, Classify
 from zoedge.types import Leaf
 
-FAMILIES = ("llama", "llama_untied_half", "opt", "opt_350m")
+FAMILIES = ("llama", "llama_untied_half", "opt", "opt_350m", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "pythia")
 SCHEMES = (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True), ("none", True))
 VOCABULARY = 349
 # Largest |difference| of logits of size 1.3-2.8, float32. Measured 0.0 to 1.7e-6 over three instruction sets; a wrong
@@ -34,36 +34,16 @@ VOCABULARY = 349
 CLOSE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, llama: Path, opt: Path) -> dict[str, Path]:
-    """conftest's two, and: an untied LLaMA stored in float16 without grouped heads; an OPT built as OPT-350M is."""
-    from transformers import LlamaConfig, OPTConfig
-
-    root = tmp_path_factory.mktemp("families")
-    sizes = dict(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=96, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
-    untied = LlamaConfig(**sizes, intermediate_size=128, tie_word_embeddings=False, dtype="float16")
-    after = OPTConfig(**sizes, ffn_dim=128, word_embed_proj_dim=32, do_layer_norm_before=False, dropout=0.1)
-    return {
-        "llama": llama,
-        "llama_untied_half": save(root / "untied", untied, tokenizer, seed=2),
-        "opt": opt,
-        "opt_350m": save(root / "350m", after, tokenizer, seed=3),
-    }
-
-
 Get = Callable[..., Base]
 
 
 @pytest.fixture(scope="module")
-def loaded(folders: dict[str, Path]) -> Get:
+def loaded(families: dict[str, Path]) -> Get:
     """(family, quantization, double_quant) -> its base, loaded once. Called inside tests, where the cache is theirs."""
 
     @lru_cache
     def get(family: str, quantization: str = "nf4", double_quant: bool = True) -> Base:
-        return load(Model(source=str(folders[family]), quantization=quantization, double_quant=double_quant))
+        return load(Model(source=str(families[family]), quantization=quantization, double_quant=double_quant))
 
     return get
 
@@ -139,13 +119,13 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
     [(f, *s) for f in FAMILIES for s in (SCHEMES if f in ("llama", "opt") else (SCHEMES[0], SCHEMES[3]))],
 )
 def test_scored_rows_equal_the_plain_forward(
-    clean: Get, folders: dict[str, Path], family: str, quantization: str, double: bool
+    clean: Get, families: dict[str, Path], family: str, quantization: str, double: bool
 ) -> None:
     base = clean(family, quantization, double)
-    spec = Model(source=str(folders[family]), quantization=quantization, double_quant=double)
+    spec = Model(source=str(families[family]), quantization=quantization, double_quant=double)
     assert dtype_of(spec, base.device) == base.dtype == torch.float32
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
-    full = at_rows(plain_logits(reference(folders[family], spec), batch), batch)
+    full = at_rows(plain_logits(reference(families[family], spec), batch), batch)
     assert full.shape[-1] == VOCABULARY and full.abs().max() > 1
     h = base.hidden(batch, 1)
     assert far(base.logits(h, torch.arange(VOCABULARY)), full) < CLOSE
@@ -180,6 +160,59 @@ def test_padding_and_company_do_not_matter(clean: Get, family: str) -> None:
     assert torch.equal(base.hidden(other, 1), together)
 
 
+@pytest.mark.parametrize(
+    "family,target", [("mistral", 64), ("qwen2", 96), ("qwen3", 96), ("gemma", 96), ("pythia", 96)]
+)
+def test_the_longest_sequence_is_the_windows(clean: Get, family: str, target: int) -> None:
+    """Mistral's window is 64 of 96 positions; Qwen2's of 8 is switched off in its configuration."""
+    assert clean(family).context_length == target
+
+
+def test_up_to_the_window_attention_is_causal_and_beyond_it_is_not(clean: Get, families: dict[str, Path]) -> None:
+    base, model = clean("mistral", "none"), reference(families["mistral"], Model(source="", quantization="none"))
+    gaps = []
+    for length in (64, 66):
+        batch = random_examples([length]).collate([0])
+        batch.rows[0, 0] = length - 1
+        found = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
+        gaps.append(far(found, at_rows(plain_logits(model, batch), batch)))
+    assert gaps[0] < CLOSE and gaps[1] > 1e-3
+
+
+def test_a_window_that_is_switched_on_counts(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import Qwen2Config
+
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_attention_heads=2)
+    for max_window_layers, longest in ((1, 24), (2, 96)):  # layers from max_window_layers on have it: one of two, none
+        config = Qwen2Config(
+            **sizes, num_hidden_layers=2, num_key_value_heads=2, max_position_embeddings=96, use_sliding_window=True,
+            sliding_window=24, max_window_layers=max_window_layers,
+        )  # fmt: skip
+        folder = save(tmp_path / str(longest), config, tokenizer)
+        assert load(Model(source=str(folder), quantization="none")).context_length == longest
+
+
+def test_old_pythia_checkpoints_load(clean: Get, families: dict[str, Path], tmp_path: Path) -> None:
+    """They hold masks and frequencies that are computed today."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(families["pythia"], tmp_path / "old")
+    tensors = load_file(tmp_path / "old" / "model.safetensors")
+    assert "embed_out.weight" in tensors, "their name of the head"
+    for i in range(3):
+        place = f"gpt_neox.layers.{i}.attention"
+        tensors[f"{place}.bias"] = torch.ones(1, 1, 96, 96, dtype=torch.bool)
+        tensors[f"{place}.masked_bias"] = torch.tensor(-1e9)
+        tensors[f"{place}.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(tensors, tmp_path / "old" / "model.safetensors", {"format": "pt"})
+    old, new = load(Model(source=str(tmp_path / "old"), quantization="none")), clean("pythia", "none")
+    batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
+    assert torch.equal(old.hidden(batch, 1), new.hidden(batch, 1))
+    assert torch.equal(old.model.lm_head.weight, new.model.lm_head.weight)
+
+
 def test_opt_positions_start_at_two(clean: Get) -> None:
     base = clean("opt", "none")
     decoder = base.model.model.decoder
@@ -188,7 +221,7 @@ def test_opt_positions_start_at_two(clean: Get) -> None:
     assert torch.equal(h[0], want)
 
 
-def test_the_tokenizers_first_token_is_kept(clean: Get, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_tokenizers_first_token_is_kept(clean: Get, families: dict[str, Path], tmp_path: Path) -> None:
     """OPT's tokenizer puts </s> first: every sequence has it, and a truncated one keeps it."""
     from zoedge.tasks._rows import Row
 
@@ -263,11 +296,11 @@ def test_a_full_disk_is_a_sentence(clean: Get, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("compute,bound", [("bf16", 0.1), ("fp16", 0.02)])
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
 def test_half_precision_computes_the_same_up_to_rounding(
-    clean: Get, folders: dict[str, Path], tmp_path: Path, compute: str, bound: float, quantization: str
+    clean: Get, families: dict[str, Path], tmp_path: Path, compute: str, bound: float, quantization: str
 ) -> None:
     """Losses are float64 of float32 logits in every type; the trunk is exact in it, too."""
     exact = clean("llama", quantization)
-    half = load(Model(source=str(folders["llama"]), quantization=quantization, compute_dtype=compute))
+    half = load(Model(source=str(families["llama"]), quantization=quantization, compute_dtype=compute))
     batch = random_examples([24] * 6).collate(range(6))
     columns, logits = torch.arange(VOCABULARY), []
     for base in (exact, half):
@@ -315,12 +348,14 @@ def test_points_together_equal_points_alone(clean: Get, family: str, quantizatio
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
 @pytest.mark.parametrize("train", ["both", "b"])
 def test_the_hook_is_w_plus_alpha_over_rank_b_a(
-    clean: Get, folders: dict[str, Path], family: str, quantization: str, train: str
+    clean: Get, families: dict[str, Path], family: str, quantization: str, train: str
 ) -> None:
     base = clean(family, quantization)
-    targets = ["q_proj", "v_proj", "fc1"] if family.startswith("opt") else ["q_proj", "v_proj", "down_proj"]
-    space = attach(base, "last 2", targets, train=train)
-    model = reference(folders[family], Model(source=str(folders[family]), quantization=quantization))
+    targets = {"opt": ["q_proj", "v_proj", "fc1"], "gpt_neox": ["query_key_value", "dense", "dense_4h_to_h"]}
+    space = attach(
+        base, "last 2", targets.get(base.model.config.model_type, ["q_proj", "v_proj", "down_proj"]), train=train
+    )
+    model = reference(families[family], Model(source=str(families[family]), quantization=quantization))
     matrices = dict(space.tensors())
     assert len(matrices) == 2 * len(space.shapes) == 12
     for name in space.shapes:
@@ -398,7 +433,7 @@ def test_there_is_never_a_second_base(clean: Get) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_options_of_several_tokens_are_mean_log_p(clean: Get, folders: dict[str, Path], family: str) -> None:
+def test_options_of_several_tokens_are_mean_log_p(clean: Get, families: dict[str, Path], family: str) -> None:
     """per > 1: an option's score is the mean log p of its tokens, computed here one option at a time."""
     from zoedge.tasks._rows import Row
 
@@ -410,7 +445,7 @@ def test_options_of_several_tokens_are_mean_log_p(clean: Get, folders: dict[str,
     assert examples.per == 3 and len(examples.tokens) == 9
     scores = Classification(task, examples, 0, 3).outputs(base, examples.collate([0, 1, 2]), 2)
     assert torch.equal(scores[0], scores[1])
-    model = reference(folders[family], Model(source=str(folders[family])))
+    model = reference(families[family], Model(source=str(families[family])))
     for i, text in enumerate(texts):
         prompt = base.tokenizer(f"{text} It was").input_ids
         for j, option in enumerate(task.options.values()):

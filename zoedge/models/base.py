@@ -47,7 +47,7 @@ class Base:
 
     @property
     def context_length(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        return int(self.facts.longest(self.model.config))
 
     def sites(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
         """The Linear modules of some blocks, by full name in the model's order. DataError says which there are."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -12,9 +14,13 @@ def gather(h: Tensor, rows: Tensor) -> Tensor:
     return h.gather(1, rows[:, :, None].expand(-1, -1, h.shape[-1]))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
-    """Causal attention of the queries at `rows` alone: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D]."""
-    seen = torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
+def causal(rows: Tensor, k: Tensor) -> Tensor:
+    """What the queries at rows [S, R] see of the keys k [S, groups, T, D]: [S, 1, R, T]."""
+    return torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """Attention of a few queries: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D]; seen [S, 1, R or 1, T]."""
     out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
 
@@ -22,3 +28,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tenso
 def split(x: Tensor, size: int) -> Tensor:
     """[S, T, heads size] -> [S, heads, T, size]."""
     return x.unflatten(-1, (-1, size)).transpose(1, 2)
+
+
+def longest(config: Any) -> int:
+    """Tokens of a sequence at most. Up to a sliding window's size its attention is the plain causal one; no longer."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # Mistral's are all alike and unnamed
+    window = getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)

@@ -1,4 +1,7 @@
-"""The facts of the LLaMA family: rotary positions, grouped heads, RMS norms, no biases, head tied or not."""
+"""The facts of the LLaMA family: rotary positions, grouped heads, RMS norms, no biases, head tied or not.
+
+Mistral, Qwen and Gemma have the same modules under the same names, so their files import these functions.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ._rows import attend, gather, split
+from ._rows import attend, causal, gather, longest, split
 
-BLOCKS = "model.layers"
+__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
+BLOCKS, HEAD = "model.layers", "CausalLM"
 
 
 def embed(model: Any, ids: Tensor) -> Tensor:
     return model.model.embed_tokens(ids)
 
 
-def context(model: Any, h: Tensor) -> dict[str, Any]:
+def context(model: Any, h: Tensor, lengths: Tensor | None = None) -> dict[str, Any]:
     """What every block takes beside the hidden states; h [S, T, H] gives length, device and dtype."""
     positions = torch.arange(h.shape[1], device=h.device)[None]
     return {"position_ids": positions, "position_embeddings": model.model.rotary_emb(h, position_ids=positions)}
@@ -26,14 +30,21 @@ def context(model: Any, h: Tensor) -> dict[str, Any]:
 def last(block: Any, h: Tensor, rows: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any) -> Tensor:
     """The block's output at rows [S, R] alone: [S, R, H]."""
     a, x = block.self_attn, block.input_layernorm(h)
-    k, v = split(a.k_proj(x), a.head_dim), split(a.v_proj(x), a.head_dim)
+    k, v = projected(a, "k", x), projected(a, "v", x)
     cos, sin = position_embeddings
     k, _ = apply_rotary_pos_emb(k, k, cos, sin)
-    at = [w.expand(len(rows), -1, -1).gather(1, rows[:, :, None].expand(-1, -1, w.shape[-1])) for w in (cos, sin)]
-    q = split(a.q_proj(gather(x, rows)), a.head_dim)
+    at = [gather(w.expand(len(rows), -1, -1), rows) for w in (cos, sin)]
+    q = projected(a, "q", gather(x, rows))
     q, _ = apply_rotary_pos_emb(q, q, *at)
-    h = gather(h, rows) + a.o_proj(attend(q, k, v, rows, a.scaling))
+    h = gather(h, rows) + a.o_proj(attend(q, k, v, causal(rows, k), a.scaling))
     return h + block.mlp(block.post_attention_layernorm(h))
+
+
+def projected(a: Any, which: str, x: Tensor) -> Tensor:
+    """q, k or v [S, heads, T, D] of x [S, T, H]; Qwen3 also norms each head's q and k."""
+    heads = split(getattr(a, f"{which}_proj")(x), a.head_dim)
+    norm = getattr(a, f"{which}_norm", None)
+    return heads if norm is None else norm(heads)
 
 
 def final(model: Any, h: Tensor) -> Tensor:
