@@ -78,18 +78,7 @@ class Classify:
                 examples.targets.append(targets)
             examples.labels.append(label)
             examples.names.append(row.where)
-        long = [row.where for row, length in zip(rows, lengths) if length > limit]
-        if long and overflow == "error":
-            raise DataError(
-                f"{len(long):,} of {len(rows):,} samples ({100 * len(long) / len(rows):.1f} %) are longer than "
-                f"{limit:,} tokens (p99 = {sorted(lengths)[int(0.99 * (len(rows) - 1))]:,}, longest {max(lengths):,}, "
-                f"first {min(long, key=natural)}). Raise data.max_length, as far as the model's context goes, or set "
-                "data.on_overflow: truncate (the prompt, from the left) | drop."
-            )
-        if not len(examples):
-            raise DataError(f"No sample is left: all {len(rows):,} are longer than {limit:,} tokens.")
-        cut = overflow == "truncate"
-        return examples, {"truncated": len(long) if cut else 0, "dropped": 0 if cut else len(long)}
+        return examples, overflowed(rows, lengths, limit, overflow)
 
     def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
         """(prompts, labels). DataError lists every row whose fields or label are not as wanted."""
@@ -162,3 +151,24 @@ def tokenise(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[in
         sequences.append(ids[:end])
         starts.append(next((i for i, mark in enumerate(special) if not mark), end))
     return sequences, starts
+
+
+def overflowed(
+    rows: list[Row], lengths: list[int], limit: int, overflow: str, cut: str = "the prompt, from the left"
+) -> dict[str, int]:
+    """How many rows are longer than `limit` tokens, truncated or dropped. DataError: some (error), or all (drop).
+
+    cut: what truncating takes away.
+    """
+    long = [row.where for row, length in zip(rows, lengths) if length > limit]
+    if long and overflow == "error":
+        raise DataError(
+            f"{len(long):,} of {len(rows):,} samples ({100 * len(long) / len(rows):.1f} %) are longer than "
+            f"{limit:,} tokens (p99 = {sorted(lengths)[int(0.99 * (len(rows) - 1))]:,}, longest {max(lengths):,}, "
+            f"first {min(long, key=natural)}). Raise data.max_length, as far as the model's context goes, or set "
+            f"data.on_overflow: truncate ({cut}) | drop."
+        )
+    if overflow == "drop" and len(long) == len(rows):
+        raise DataError(f"No sample is left: all {len(rows):,} are longer than {limit:,} tokens.")
+    truncated = overflow == "truncate"
+    return {"truncated": len(long) if truncated else 0, "dropped": 0 if truncated else len(long)}
