@@ -91,6 +91,27 @@ def opt(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 
 
 @pytest.fixture(scope="session")
+def roberta(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A two-layer RoBERTa with dropout 0.1 in its configuration, its tokenizer's <s>, </s> and <mask>, random weights."""
+    from tokenizers import AddedToken
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, RobertaConfig
+
+    raw = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    raw.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    raw.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", mask_token="<mask>",
+        pad_token="<pad>",
+    )  # fmt: skip
+    config = RobertaConfig(
+        vocab_size=len(own), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=97, type_vocab_size=1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    return save(tmp_path_factory.mktemp("models") / "roberta", config, own, seed=11, spread=0.2, head="MaskedLM")
+
+
+@pytest.fixture(scope="session")
 def families(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, llama: Path, opt: Path) -> dict[str, Path]:
     """The two above, and: an untied LLaMA stored in float16 without grouped heads; an OPT built as OPT-350M is.
 

@@ -537,3 +537,19 @@ def test_train_and_validation_of_one_hub_set_in_a_recipe(hub_set: Any) -> None:
     assert texts_of(found["train"]) == ["data/train-00000-of-00001.parquet"]
     assert texts_of(found["valid"]) == ["data/validation-00000-of-00001.parquet"]
     assert found["valid"][0].where == "org/set:validation/validation-00000-of-00001.parquet:1"
+
+
+def test_a_few_rows_of_each_class() -> None:
+    from zoedge.tasks._rows import few
+
+    rows = [Row(f"a:{i}", {"text": f"text {i}", "label": "p" if i % 3 else "n"}) for i in range(60)]
+    drawn = [few(rows, 8, "label", seed, "train") for seed in (13, 13, 21)]
+    for some in drawn:
+        assert [r.fields["label"] for r in some].count("n") == 8 and len(some) == 16
+        assert some == [r for r in rows if r in some], "in the order that they had"
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {r.where for r in few(rows[::-1], 8, "label", 13, "train")} == {r.where for r in drawn[0]}, (
+        "by content alone"
+    )
+    with pytest.raises(DataError, match=r'data.per_class: 21, and valid has 20 rows of the label "n"'):
+        few(rows, 21, "label", 0, "valid")

@@ -479,7 +479,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
     "bad config": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "list config": (lambda folder: (folder / "config.json").write_text("[]"), "not supported"),
-    "unknown family": (configured(model_type="gpt2"), "Model family 'gpt2' is not supported yet. zoedge knows: gemma, gpt_neox, llama"),
+    "unknown family": (
+        configured(model_type="gpt2"),
+        "Model family 'gpt2' is not supported yet. zoedge knows: gemma, gpt_neox, llama",
+    ),
     "quantised already": (configured(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised already"),
     "no tokenizer": (lambda folder: [p.unlink() for p in folder.glob("token*")], "tokenizer"),
 }

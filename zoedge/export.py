@@ -188,8 +188,14 @@ def about(kind: str, recipe: Recipe, space: Held, base: bytes, log: Any, steps: 
     return {
         "zoedge": 1, "kind": kind, "base": base.hex(), "source": public(spec.source), "revision": spec.revision,
         "quantization": spec.quantization, "double_quant": spec.double_quant, "recipe": recipe.name, "steps": steps,
+        "head": head_of(space.shapes),
         "log": fingerprint, "state": state.hex(),
     }  # fmt: skip
+
+
+def head_of(modules: Iterable[str]) -> str:
+    """What follows AutoModelFor in the name of transformers' class, told by the modules' names: no model is at hand."""
+    return "MaskedLM" if all(name.startswith("roberta.") for name in modules) else "CausalLM"
 
 
 def held(space: Any) -> Held:
@@ -230,24 +236,23 @@ LOADING = {
 def card(facts: dict[str, Any], dtype: str = "") -> bytes:
     """The model card: what it is, of which base and log, and how to load it."""
     source, quantized = facts["source"], facts["quantization"] in LOADING
-    scheme = LOADING.get(facts["quantization"], "").format(**facts)
+    scheme, auto = LOADING.get(facts["quantization"], "").format(**facts), f"AutoModelFor{facts['head']}"
     named = f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""
     if facts["kind"] == "peft":
         title, library = "LoRA adapter", "peft"
         at = f", revision={facts['revision']!r}" if facts["revision"] else ""
         option = f", quantization_config=BitsAndBytesConfig({scheme})" if quantized else ""
         lines = [
-            f"from transformers import AutoModelForCausalLM{', BitsAndBytesConfig' if quantized else ''}",
+            f"from transformers import {auto}{', BitsAndBytesConfig' if quantized else ''}",
             "from peft import PeftModel",
-            f"base = AutoModelForCausalLM.from_pretrained({source!r}{at}{option})"
-            + ("" if named else "  # its folder"),
+            f"base = {auto}.from_pretrained({source!r}{at}{option})" + ("" if named else "  # its folder"),
             "model = PeftModel.from_pretrained(base, FOLDER)",
         ]
     else:
         title, library = f"merged model, {dtype}", "transformers"
         lines = [
-            "from transformers import AutoModelForCausalLM",
-            "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+            f"from transformers import {auto}",
+            f"model = {auto}.from_pretrained(FOLDER)",
         ]
     double = ", double quantisation" if facts["quantization"] in ("nf4", "fp4") and facts["double_quant"] else ""
     rows = [
@@ -304,8 +309,9 @@ def settings(rank: int, alpha: float, modules: Sequence[str]) -> dict[str, Any]:
     found = [(int(p[1]), p[2]) for p in places if p]
     layers, names = sorted({n for n, _ in found}), sorted({w for _, w in found})
     product = len(found) == len(modules) == len(layers) * len(names) == len(set(found))
+    task = "CAUSAL_LM" if head_of(modules) == "CausalLM" else None  # PEFT has no word for masks
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "r": rank,
+        "peft_type": "LORA", "task_type": task, "inference_mode": True, "r": rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": 0.0,
         "target_modules": names if product else list(modules), "layers_to_transform": layers if product else None,
         "layers_pattern": "layers" if product else None, "bias": "none", "fan_in_fan_out": False, "use_rslora": False,
@@ -636,6 +642,8 @@ def plain_config(base: Base, dtype: torch.dtype) -> Iterator[tuple[str, bytes]]:
     for key in ("quantization_config", "torch_dtype"):
         config.pop(key, None)
     yield "config.json", text(scrubbed(config))
+    if not base.model.can_generate():
+        return
     own = base.path / "generation_config.json"
     said = table(own) if own.is_file() else json.loads(base.model.generation_config.to_json_string())
     yield own.name, text(scrubbed(said))
@@ -647,7 +655,7 @@ def plain_config(base: Base, dtype: torch.dtype) -> Iterator[tuple[str, bytes]]:
 def check(kind: str, folder: Path, bench: Any) -> float:
     """Largest |difference| of logits between an export, loaded in a fresh process, and `bench`'s trained model here.
 
-    peft: the base loaded as for training, then PeftModel.from_pretrained. merged: AutoModelForCausalLM in float32.
+    peft: the base loaded as for training, then PeftModel.from_pretrained. merged: the plain model in float32.
     Two models are in memory meanwhile, one a process. bench: recipe, base, space. DataError: it does not load.
     """
     return compare([(kind, folder, bench)])[0]
@@ -686,6 +694,7 @@ def trained(base: Base, space: Held, ids: Tensor) -> Tensor:
     """float32 logits [2, T, vocabulary] of the trained model: the base under the space's hooks."""
     with space.visit([lambda leaf: None]):
         h = base.model.base_model(input_ids=ids.to(base.device), use_cache=False).last_hidden_state
+        h = base.facts.final(base.model, h) if base.facts.HEAD == "MaskedLM" else h  # others do so in base_model
     size = base.model.config.vocab_size
     parts = [torch.arange(i, min(i + COLUMNS, size)) for i in range(0, size, COLUMNS)]
     return torch.cat([base.logits(h, some).cpu() for some in parts], dim=-1)
@@ -694,14 +703,12 @@ def trained(base: Base, space: Held, ids: Tensor) -> Tensor:
 @torch.inference_mode()
 def difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> float:
     """The fresh process's half of `check`."""
-    from .models.loading import load, tame
+    from .models.loading import auto_class, load, tame
 
     known = safetensors.torch.load_file(reference)
     if kind == "merged":
-        from transformers import AutoModelForCausalLM
-
         device = torch.device("cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        model: Any = auto_class(Path(folder))[0].from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     else:
         from peft import PeftModel
 

@@ -70,7 +70,8 @@ class Split(Section):
 class Data(Section):
     """Which rows. train, valid, test: a .jsonl, .csv or .parquet file, a packaged text, a hub id (ORG/SET:SPLIT).
 
-    fields: the names that the task uses -> those of the file.
+    fields: the names that the task uses -> those of the file. per_class: so many rows of each label, drawn by the run's
+    seed, of train and of a split valid (few-shot).
     """
 
     train: str
@@ -78,6 +79,7 @@ class Data(Section):
     test: str | Split | None = None
     fields: dict[str, str] = {}
     limit: int | None = Field(None, ge=1)
+    per_class: int | None = Field(None, ge=1)
     max_length: int = Field(512, ge=2)
     on_overflow: Literal["error", "truncate", "drop"] = "error"
     skip_bad_lines: bool = False
@@ -201,7 +203,7 @@ class Recipe:
             del table[key]
         for section, keys in {
             "model": ("source", "revision", "device", "threads"),
-            "data": ("train", "valid", "test", "fields", "limit", "skip_bad_lines", "max_length", "on_overflow"),
+            "data": tuple(Data.model_fields),
             "log": ("sync_every",),
         }.items():
             for key in keys:

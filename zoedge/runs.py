@@ -20,7 +20,7 @@ from .engine import Run, capacity, digest, selftest
 from .errors import DamagedError, IdentityError, StorageError, UsageError, plain
 from .load import by_id, part
 from .log import DIGESTS, Header, Log, canonical, sync_directory, write_durably
-from .recipe import Recipe, check, dump
+from .recipe import Recipe, check, dump, word_of
 
 LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
 
@@ -86,12 +86,15 @@ class Texts:
 
 def texts(recipe: Recipe, tokenizer: Any, limit: int) -> Texts:
     """The recipe's rows, tokenised. DataError: whatever is wrong with a file, a row or a label."""
-    from .tasks._rows import sets
+    from .tasks._rows import few, sets
 
-    rows, parts, more = sets(recipe.data, recipe.task.fields())
+    data = recipe.data
+    rows, parts, more = sets(data, recipe.task.fields())
     found, counts = {}, {}
     for which, some in {"train": rows, **parts}.items():
-        found[which], counts[which] = recipe.task.encode(some, tokenizer, limit, recipe.data.on_overflow)
+        if data.per_class and (which == "train" or (which == "valid" and not isinstance(data.valid, str))):
+            some = few(some, data.per_class, recipe.task.label, recipe.seed, which)
+        found[which], counts[which] = recipe.task.encode(some, tokenizer, limit, data.on_overflow)
     counts["train"] |= more
     return Texts(found["train"], found.get("valid"), found.get("test"), counts)
 
@@ -113,9 +116,11 @@ class Bench:
 
     @classmethod
     def build(cls, recipe: Recipe) -> Bench:
+        from .models.base import suits
         from .models.loading import load
 
         base = load(recipe.model)
+        suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), base.facts)
         found = texts(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
         task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
         space = recipe.space.attach(base, recipe.seed, initial(recipe.noise))

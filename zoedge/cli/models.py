@@ -124,12 +124,13 @@ def generate(
 
 
 def chosen(bench: Any, prompt: str) -> str:
-    """The most likely option after a prompt, and the probability of each."""
+    """The most likely option after a prompt, and the probability of each. A mask is put there where the model fills one."""
     from dataclasses import replace
 
     from ..tasks._rows import Row
 
-    task = replace(bench.recipe.task, prompt="{prompt}", label="label")
+    mask = getattr(bench.recipe.task, "head", "CausalLM") == "MaskedLM"
+    task = replace(bench.recipe.task, prompt="{prompt}{mask}." if mask else "{prompt}", label="label")
     row = Row("the prompt", {"prompt": prompt, "label": next(iter(task.options))})
     examples, _ = task.encode([row], bench.base.tokenizer, bench.limit, "error")
     shares = bench.task.outputs(bench.base, examples.collate([0]), 1)[0, 0].softmax(-1).tolist()

@@ -80,30 +80,39 @@ class Base:
         batch: ids [S, T] padded on the right (so causal attention needs no mask), rows [S, R], and the examples' names.
         """
         kept = self.kept.get(id(batch.examples))
-        h = kept.read(batch.index, batch.ids.shape[1]) if kept else self.trunk(batch.ids)
+        lengths = torch.tensor([len(batch.examples.tokens[i]) for i in batch.index])
+        h = kept.read(batch.index, batch.ids.shape[1]) if kept else self.trunk(batch.ids, lengths)
         h, rows = h.repeat(copies, 1, 1), batch.rows.to(self.device).repeat(copies, 1)
-        context = self.facts.context(self.model, h)
+        context = self.context(h, lengths.repeat(copies))
         for block in self.blocks[self.cut : -1]:
-            h = block(h, attention_mask=None, **context)
+            h = block(h, **context)
         if self.cut < len(self.blocks):
             h = self.facts.last(self.blocks[-1], h, rows, **context)
         return self.facts.final(self.model, h)
 
     @torch.inference_mode()
-    def trunk(self, ids: Tensor) -> Tensor:
-        """The output of the blocks below `cut`: [S, T, H]."""
+    def trunk(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """The output of the blocks below `cut`: [S, T, H]. ids [S, T], of which the first `lengths` [S] are a text."""
         h = self.facts.embed(self.model, ids.to(self.device))
-        context = self.facts.context(self.model, h)
+        context = self.context(h, lengths)
         for block in self.blocks[: self.cut]:
-            h = block(h, attention_mask=None, **context)
+            h = block(h, **context)
         return h
+
+    def context(self, h: Tensor, lengths: Tensor) -> dict[str, Any]:
+        """What every block takes beside the hidden states [S, T, H]; attention both ways must not see padding."""
+        mask = None
+        if self.facts.HEAD == "MaskedLM":
+            mask = (torch.arange(h.shape[1]) < lengths[:, None]).to(self.device)[:, None, None]
+        return {"attention_mask": mask, **self.facts.context(self.model, h)}
 
     @torch.inference_mode()
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
         """float32 logits [..., C] of hidden states [..., H] for some tokens [C] of the vocabulary."""
         head = self.facts.head(self.model)
-        weight = head.weight[columns.to(self.device)].float()
-        return nn.functional.linear(h.float(), weight)
+        columns = columns.to(self.device)
+        bias = None if head.bias is None else head.bias[columns].float()
+        return nn.functional.linear(h.float(), head.weight[columns].float(), bias)
 
     @torch.inference_mode()
     def log_likelihood(self, h: Tensor, targets: Tensor) -> Tensor:
@@ -112,7 +121,9 @@ class Base:
         total: Tensor | None = None
         wanted = torch.empty(h.shape[:-1], device=self.device)
         for start in range(0, head.weight.shape[0], COLUMNS):
-            part = nn.functional.linear(h.float(), head.weight[start : start + COLUMNS].float())
+            some = slice(start, start + COLUMNS)
+            bias = None if head.bias is None else head.bias[some].float()
+            part = nn.functional.linear(h.float(), head.weight[some].float(), bias)
             inside = (targets >= start) & (targets < start + part.shape[-1])
             wanted[inside] = part[inside].gather(-1, (targets[inside] - start)[:, None])[:, 0]
             summed = part.logsumexp(-1)
@@ -122,7 +133,9 @@ class Base:
 
     @torch.inference_mode()
     def generate(self, prompt: str, tokens: int) -> str:
-        """The greedy continuation of a prompt, without the prompt."""
+        """The greedy continuation of a prompt, without the prompt. DataError: no room, or a model that fills masks."""
+        if self.facts.HEAD != "CausalLM":
+            raise DataError(f"{type(self.model).__name__} fills masks: it has no continuation.")
         ids = self.tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
         if ids.shape[1] + tokens > self.context_length:
             raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
@@ -145,7 +158,7 @@ class Base:
             return
         trunk = Trunk(examples, self.model.config.hidden_size, self.dtype, self.device, folder)
         for chunk, ids in trunk.chunks():
-            trunk.write(chunk, self.trunk(ids))
+            trunk.write(chunk, self.trunk(ids, torch.tensor([len(examples.tokens[i]) for i in chunk])))
             yield len(chunk)
         self.kept[id(examples)] = trunk
 
@@ -171,6 +184,16 @@ def facts_of(config: Any) -> Any:
         known = ", ".join(words("models.families"))
         raise DataError(f"Model family '{family}' is not supported yet. zoedge knows: {known}.")
     return module("models.families", family)
+
+
+def suits(task: str, head: str, facts: Any) -> None:
+    """DataError where a task's loss reads another head than the family has."""
+    if head != facts.HEAD:
+        word = {"CausalLM": "reads what comes next", "MaskedLM": "fills a mask"}
+        other = {"CausalLM": "name: mlm", "MaskedLM": "name: classify"}[head]
+        raise DataError(
+            f"task: {task} {word[head]}, and this base {word[facts.HEAD]}. Use task: {{{other}}}, or another model.source."
+        )
 
 
 def release() -> None:

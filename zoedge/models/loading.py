@@ -116,6 +116,11 @@ def check_files(folder: Path) -> None:
     except ValueError as e:
         raise DataError(f"model.source: {folder}/config.json is not valid JSON: {plain(str(e))}") from None
     facts_of(SimpleNamespace(model_type=config.get("model_type") if isinstance(config, dict) else None))
+    if "Classification" in (made := str(config.get("architectures"))):
+        raise DataError(
+            f"model.source: {folder} was saved as {plain(made)}, whose head is of one task's classes. zoedge scores words "
+            "with the language model's own head: name the pretrained checkpoint."
+        )
     if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
         extra = f" It has {pickled[0]}, a pickle, which can run code and is never loaded." if pickled else ""
@@ -137,28 +142,43 @@ def in_a_sentence(folder: Path) -> Iterator[None]:
         raise DataError(f"model.source: {folder}: {plain(first, 300)}") from e
 
 
+def auto_class(folder: Path) -> tuple[Any, Any]:
+    """(transformers' class that loads a model folder with its language model's head, the family's facts)."""
+    import transformers
+
+    facts = facts_of(SimpleNamespace(**json.loads((folder / "config.json").read_bytes())))
+    return getattr(transformers, f"AutoModelFor{facts.HEAD}"), facts
+
+
 def from_pretrained(folder: Path, device: torch.device, dtype: Any, config: Any = None) -> Any:
     """transformers' loader without its silences: no pickles, no remote code, no random tensors, no progress bars."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as chatter
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     options = {} if config is None else {"quantization_config": config}
+    made, facts = auto_class(folder)
     with in_a_sentence(folder):
         # trust_remote_code: left out, an unknown class with an auto_map *asks* whether to run its code, and waits for y
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        found: Any = made.from_pretrained(
             str(folder), **options, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
             device_map={"": 0} if device.type == "cuda" else None, output_loading_info=True, attn_implementation="sdpa",
             ignore_mismatched_sizes=True,
         )  # fmt: skip
     model, info = found
     for what, why in FAULTS.items():
-        if names := sorted(map(str, info.get(what) or ())):
+        if names := sorted(n for n in map(str, info.get(what) or ()) if not n.startswith(getattr(facts, "UNUSED", ()))):
             raise DataError(
                 f"model.source: {folder}: {len(names)} tensor(s) ({plain(', '.join(names[:3]), 300)}) {why}. "
                 "Use a complete checkpoint."
             )
+    if facts.HEAD == "MaskedLM" and (
+        model.config.is_decoder or model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    ):
+        raise DataError(
+            f"model.source: {folder}: no masked language model: its decoder is not tied to its embeddings, or config.json "
+            "says is_decoder. Use the pretrained checkpoint, with tie_word_embeddings."
+        )
     return model.requires_grad_(False)
 
 
@@ -218,7 +238,8 @@ def tame(model: Any, dtype: torch.dtype) -> None:
     model.get_input_embeddings().register_forward_hook(lambda m, args, y: y.to(dtype))
     head = model.get_output_embeddings()
     head.register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
-    model.generation_config.max_length = None
+    if model.can_generate():
+        model.generation_config.max_length = None
 
 
 def tame_linear(module: nn.Module, dtype: torch.dtype) -> None:

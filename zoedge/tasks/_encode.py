@@ -27,15 +27,20 @@ def shortened(ids: list[int], scored: list[int], start: int, cut: int) -> tuple[
     return ids[:start] + ids[start + cut :], [i for i in kept if i]
 
 
-def overflowed(rows: list[Row], lengths: list[int], limit: int, overflow: str) -> dict[str, int]:
-    """Counts of rows longer than `limit` tokens, truncated or dropped. DataError: there are some (error), or only such."""
+def overflowed(
+    rows: list[Row], lengths: list[int], limit: int, overflow: str, lost: str = "the prompt, from the left"
+) -> dict[str, int]:
+    """Counts of rows longer than `limit` tokens, truncated or dropped. DataError: there are some (error), or only such.
+
+    lost: what truncating takes away.
+    """
     long = [row.where for row, length in zip(rows, lengths) if length > limit]
     if long and overflow == "error":
         raise DataError(
             f"{len(long):,} of {len(rows):,} samples ({100 * len(long) / len(rows):.1f} %) are longer than "
             f"{limit:,} tokens (p99 = {sorted(lengths)[int(0.99 * (len(rows) - 1))]:,}, longest {max(lengths):,}, "
             f"first {min(long, key=natural)}). Raise data.max_length, as far as the model's context goes, or set "
-            "data.on_overflow: truncate (the prompt, from the left) | drop."
+            f"data.on_overflow: truncate ({lost}) | drop."
         )
     if overflow == "drop" and len(long) == len(rows):
         raise DataError(f"No sample is left: all {len(rows):,} are longer than {limit:,} tokens.")

@@ -320,6 +320,18 @@ def share(rows: list[Row], size: int | float, salt: str, fields: Sequence[str] =
     return rest, [r for r, k in zip(rows, keys) if k <= limit]
 
 
+def few(rows: list[Row], count: int, label: str, seed: int, which: str) -> list[Row]:
+    """`count` rows of each label, drawn by a hash of their content and the seed; their order stays. DataError: too few."""
+    drawn = sorted(range(len(rows)), key=lambda i: (hashed(f"{seed} {content(rows[i])}", "few"), i))
+    places: dict[str, list[int]] = {}
+    for i in drawn:
+        places.setdefault(as_text(rows[i].fields.get(label)), []).append(i)
+    for name, there in places.items():
+        if len(there) < count:
+            raise DataError(f'data.per_class: {count}, and {which} has {len(there)} rows of the label "{plain(name)}".')
+    return [rows[i] for i in sorted(i for there in places.values() for i in there[:count])]
+
+
 def mixed(rows: list[Row], fields: Sequence[str] = ()) -> list[Row]:
     """The rows in an order that their content decides, not the file's."""
     return sorted(rows, key=lambda row: (hashed(content(row, fields), "order"), content(row)))

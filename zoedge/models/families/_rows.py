@@ -14,13 +14,9 @@ def gather(h: Tensor, rows: Tensor) -> Tensor:
     return h.gather(1, rows[:, :, None].expand(-1, -1, h.shape[-1]))
 
 
-def causal(rows: Tensor, k: Tensor) -> Tensor:
-    """What the queries at rows [S, R] see of the keys k [S, groups, T, D]: [S, 1, R, T]."""
-    return torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
-    """Attention of a few queries: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D]; seen [S, 1, R or 1, T]."""
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """Causal attention of the queries at `rows` alone: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D]."""
+    seen = torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
     out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
 

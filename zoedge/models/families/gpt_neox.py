@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
-from ._rows import attend, causal, gather, longest, split
+from ._rows import attend, gather, longest, split
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "gpt_neox.layers", "CausalLM"
@@ -18,7 +18,7 @@ def embed(model: Any, ids: Tensor) -> Tensor:
     return model.gpt_neox.embed_in(ids)
 
 
-def context(model: Any, h: Tensor, lengths: Tensor | None = None) -> dict[str, Any]:
+def context(model: Any, h: Tensor) -> dict[str, Any]:
     positions = torch.arange(h.shape[1], device=h.device)[None]
     return {"position_embeddings": model.gpt_neox.rotary_emb(h, position_ids=positions)}
 
@@ -30,7 +30,7 @@ def last(block: Any, h: Tensor, rows: Tensor, position_embeddings: tuple[Tensor,
     q, k, v = split(a.query_key_value(block.input_layernorm(h)), 3 * a.head_size).chunk(3, dim=-1)
     q, k = apply_rotary_pos_emb(q, k, *position_embeddings)  # type: ignore[no-untyped-call]
     q = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
-    h, attention = gather(h, rows), a.dense(attend(q, k, v, causal(rows, k), a.scaling))
+    h, attention = gather(h, rows), a.dense(attend(q, k, v, rows, a.scaling))
     if block.use_parallel_residual:
         return h + attention + block.mlp(block.post_attention_layernorm(h))
     h = h + attention

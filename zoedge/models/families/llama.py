@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ._rows import attend, causal, gather, longest, split
+from ._rows import attend, gather, longest, split
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.layers", "CausalLM"
@@ -21,7 +21,7 @@ def embed(model: Any, ids: Tensor) -> Tensor:
     return model.model.embed_tokens(ids)
 
 
-def context(model: Any, h: Tensor, lengths: Tensor | None = None) -> dict[str, Any]:
+def context(model: Any, h: Tensor) -> dict[str, Any]:
     """What every block takes beside the hidden states; h [S, T, H] gives length, device and dtype."""
     positions = torch.arange(h.shape[1], device=h.device)[None]
     return {"position_ids": positions, "position_embeddings": model.model.rotary_emb(h, position_ids=positions)}
@@ -36,7 +36,7 @@ def last(block: Any, h: Tensor, rows: Tensor, position_embeddings: tuple[Tensor,
     at = [gather(w.expand(len(rows), -1, -1), rows) for w in (cos, sin)]
     q = projected(a, "q", gather(x, rows))
     q, _ = apply_rotary_pos_emb(q, q, *at)
-    h = gather(h, rows) + a.o_proj(attend(q, k, v, causal(rows, k), a.scaling))
+    h = gather(h, rows) + a.o_proj(attend(q, k, v, rows, a.scaling))
     return h + block.mlp(block.post_attention_layernorm(h))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._rows import attend, causal, gather, longest, split
+from ._rows import attend, gather, longest, split
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.decoder.layers", "CausalLM"
@@ -23,7 +23,7 @@ def embed(model: Any, ids: Tensor) -> Tensor:
     return h + decoder.embed_positions(None, position_ids=positions)
 
 
-def context(model: Any, h: Tensor, lengths: Tensor | None = None) -> dict[str, Any]:
+def context(model: Any, h: Tensor) -> dict[str, Any]:
     return {}
 
 
@@ -33,7 +33,7 @@ def last(block: Any, h: Tensor, rows: Tensor, **_: Any) -> Tensor:
     x = block.self_attn_layer_norm(h) if before else h
     k, v = split(a.k_proj(x), a.head_dim), split(a.v_proj(x), a.head_dim)
     q = split(a.q_proj(gather(x, rows)), a.head_dim)
-    h = gather(h, rows) + a.out_proj(attend(q, k, v, causal(rows, k), a.scaling))
+    h = gather(h, rows) + a.out_proj(attend(q, k, v, rows, a.scaling))
     h = h if before else block.self_attn_layer_norm(h)
     x = block.final_layer_norm(h) if before else h
     h = h + block.fc2(block.activation_fn(block.fc1(x)))
