@@ -120,8 +120,7 @@ def generate(
         return bench.base.generate(prompt, tokens) if free else chosen(bench, prompt)
 
     if compare_base:
-        with bench.space.visit([bench.space.without()]):
-            typer.echo(f"base:  {answer()}")
+        typer.echo(f"base:  {answer()}")  # no point is held
     with bench.space.visit([lambda leaf: None]):
         text = answer()
     typer.echo(f"tuned: {text}" if compare_base else text)
