@@ -500,6 +500,11 @@ def test_an_adapter_of_something_else_is_refused_by_name(
         ("zoedge.json", {"space": {"name": "lora", "rank": -4}}, "description"),
         ("zoedge.json", {"space": {"name": "sgd"}}, "description"),
         ("zoedge.json", {"trained": {"shapes": [["../x", 4, 4]]}}, "description"),
+        (
+            "zoedge.json",
+            {"space": {"name": "lora", "train": "b"}, "trained": {"shapes": [["x", 4, None]]}},
+            "description",
+        ),
         ("zoedge.json", {"zoedge": 2}, "not the marker"),
         ("zoedge.json", {"files": 3}, "not the marker"),
     ],

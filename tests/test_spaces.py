@@ -5,6 +5,7 @@ References: transformers' own model on the same tokens, and PEFT's model from th
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -131,6 +132,22 @@ def test_points_together_equal_points_alone(word: str, family: str, base: Callab
     assert min(far(alone[0], x) for x in alone[1:]) > 0.01, "the points do differ"
 
 
+@pytest.mark.parametrize("compute,bound", [("bf16", 0.1), ("fp16", 0.02)])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", SPACES)
+def test_half_precision_computes_the_same_up_to_rounding(
+    word: str, family: str, compute: str, bound: float, request: Any
+) -> None:
+    folder, found = str(request.getfixturevalue(family)), []
+    for dtype in ("fp32", compute):
+        model = load(Model(source=folder, quantization="none", compute_dtype=dtype))
+        space = attach(word, model)
+        with space.visit(deltas(2)):
+            assert model.hidden(batch_of(), 2).dtype == model.dtype
+            found.append(logits(model, batch_of(), 2))
+    assert 0 < far(*found) < bound
+
+
 @pytest.mark.parametrize("word", SPACES)
 def test_visiting_leaves_no_trace(word: str, base: Callable[..., Base]) -> None:
     """Master, model and outputs keep their bits, also when the forward or a delta raises."""
@@ -190,14 +207,27 @@ def test_a_damaged_description_is_no_description(word: str, base: Callable[..., 
         assert options.elements(broken) in (-1, 0), broken
 
 
+@pytest.fixture(scope="module")
+def half(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaMA as published models are: stored in float16."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "half"
+    shutil.copytree(llama, folder)
+    AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float16).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def trained(recipe_file: Path, opt: Path, tmp_path: Path) -> Callable[..., tuple[runs.Bench, Log]]:
+def trained(recipe_file: Path, opt: Path, half: Path, tmp_path: Path) -> Callable[..., tuple[runs.Bench, Log]]:
     """A run of so many steps, in pieces that each begin from the log alone: (bench where it ended, the finished log)."""
 
-    def train(word: str, family: str, name: str, pieces: tuple[int, ...] = (8,)) -> tuple[runs.Bench, Log]:
-        more = ["rule={name: momentum, lr: 0.02}", "train.steps=8", "model.quantization=none"]
-        if family == "opt":
-            more.append(f"model.source={opt}")
+    def train(
+        word: str, family: str, name: str, pieces: tuple[int, ...] = (8,), quantization: str = "none"
+    ) -> tuple[runs.Bench, Log]:
+        more = ["rule={name: momentum, lr: 0.02}", "train.steps=8", f"model.quantization={quantization}"]
+        if family != "llama":
+            more.append(f"model.source={ {'opt': opt, 'half': half}[family] }")
         recipe = read(str(recipe_file), [f"space={word}", *more])
         folder = tmp_path / name
         folder.mkdir()
@@ -250,11 +280,12 @@ def test_peft_in_a_fresh_process_gives_the_trained_logits(trained: Callable[...,
             bench, log = trained(word, family, f"{word} {family}")
             run = bench.run(log)
             jobs.append(("peft", export.peft(run, log, bench.recipe, tmp_path / f"{word} {family} peft"), bench))
-    bench.space.value.zero_()  # the last one again, where its training began: the check can fail
-    jobs.append(("peft", jobs[-1][1], SimpleNamespace(recipe=bench.recipe, base=bench.base, space=bench.space)))
+    bench, log = trained("prefix", "half", "half stored", quantization="nf4")
+    jobs.append(("peft", export.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
+    fresh = runs.over_base(runs.replayer(log), log)  # where training began: the check can fail
+    jobs.append(("peft", jobs[-1][1], SimpleNamespace(recipe=bench.recipe, base=fresh.base, space=fresh)))
     *found, off = export.compare(jobs)
-    assert max(found[:-1]) < CLOSE, found
-    assert found[-1] == off > 0.01
+    assert max(found) < CLOSE < 0.01 < off, (found, off)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -282,6 +313,7 @@ def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[...
     bench, log = trained(word, "llama", "run")
     run = bench.run(log)
     folder = export.peft(run, log, bench.recipe, tmp_path / "adapter")
+    assert f"{log.header.about['recipe']['name']}: {bench.recipe.space.title}\n" in (folder / "README.md").read_text()
     replayed, _ = verify.states(log)
     assert "1 tensors equal" in verify.adapter(replayed, log, folder)[0]
     with pytest.raises(UsageError, match="exported where the base is"):

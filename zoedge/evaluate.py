@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,13 @@ class Score:
     majority: float
     loss: float
     count: int
+
+
+class Bare:
+    """In the place of a space: the base alone, without what the space starts from (virtual tokens)."""
+
+    def visit(self, deltas: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def outputs(space: Any, task: Any, model: Any, examples: Any) -> Tensor:

@@ -371,7 +371,9 @@ def described(facts: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]
     """(the space's options, its description) of a marker, from which everything about an adapter's tensors follows."""
     try:
         options, said = rebuilt("space", facts["space"]), facts["trained"]
-        good = options.elements(said) > 0 and all(NAME.fullmatch(name) for name in options.exported(said))
+        sizes = [n for shape in options.exported(said).values() for n in shape]
+        good = options.elements(said) > 0 and all(isinstance(n, int) and n > 0 for n in sizes)
+        good = good and all(NAME.fullmatch(name) for name in options.exported(said))
     except (TypeError, KeyError, ValueError, AttributeError, ZoedgeError):
         good = False
     if not good:

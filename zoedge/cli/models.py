@@ -87,14 +87,14 @@ def eval_(
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples
 
-    def score() -> Any:
-        bias = evaluate.label_bias(bench.space, bench.task, bench.base, recipe.eval.calibrate)
-        return evaluate.evaluate(bench.space, bench.task, bench.base, examples, bias)
+    def score(space: Any) -> Any:
+        bias = evaluate.label_bias(space, bench.task, bench.base, recipe.eval.calibrate)
+        return evaluate.evaluate(space, bench.task, bench.base, examples, bias)
 
-    found = {"zero-shot": score()}
+    found = {"zero-shot": score(evaluate.Bare())}
     for _ in engine.play(bench.run(journal), len(journal)):
         pass
-    found[f"after {len(journal):,} steps"] = score()
+    found[f"after {len(journal):,} steps"] = score(bench.space)
     if json:
         typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
         return

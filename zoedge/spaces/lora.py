@@ -31,6 +31,7 @@ class Lora:
     title: ClassVar[str] = "LoRA adapter"
     key: ClassVar[str] = "base_model.model.{}.weight"  # PEFT's, of our name
     merges: ClassVar[bool] = True
+
     rank: Natural = 8
     alpha: Positive = 16.0
     targets: list[str] | Literal["all"] = "all"
