@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from zoedge import engine, export, runs, verify
+from zoedge import engine, evaluate, export, runs, verify
+from zoedge.display import display
 from zoedge.errors import DamagedError, DataError, IdentityError, UsageError
 from zoedge.load import part, words
 from zoedge.log import Log, canonical
@@ -27,6 +28,7 @@ from zoedge.recipe import Model, read
 from zoedge.spaces.prefix import Prefix
 from zoedge.spaces.prompt import Prompt
 from zoedge.tasks._examples import Batch, Examples
+from zoedge.train import Looker
 from zoedge.types import Leaf
 
 SPACES = words("spaces")
@@ -449,3 +451,17 @@ def test_what_does_not_fit_is_told(word: str, overrides: list[str], sentence: st
 
 def test_options_have_defaults() -> None:
     assert Prompt() == Prompt(10, "") and Prefix() == Prefix(5, "")
+
+
+def test_zero_shot_is_the_base_alone(recipe_file: Path, tmp_path: Path) -> None:
+    """Whatever the space starts from: virtual tokens that were never trained already move the answers."""
+    found, starts = [], []
+    for word in ("lora", *VIRTUAL):
+        folder = tmp_path / word
+        folder.mkdir()
+        bench = runs.Bench.build(read(str(recipe_file), [f"space={word}", "model.quantization=none"]))
+        found.append(Looker(bench, folder, display("quiet")).before())
+        bias = evaluate.label_bias(bench.space, bench.task, bench.base, 16)
+        starts.append(evaluate.evaluate(bench.space, bench.task, bench.base, bench.texts.test, bias))
+    assert found[0] == found[1] == found[2] == starts[0]
+    assert all(start.loss != found[0].loss for start in starts[1:])
