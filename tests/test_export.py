@@ -27,6 +27,7 @@ from zoedge.errors import (
 )
 from zoedge.log import Log
 from zoedge.recipe import read
+from zoedge.spaces.lora import Lora
 
 CASES = {
     "llama nf4": ["model.quantization=nf4"],
@@ -197,15 +198,18 @@ def test_peft_adapts_our_modules_and_no_other_with_the_replayed_bits(
         assert torch.equal(getattr(layers[module], which)["default"].weight, value)
         assert layers[module].scaling["default"] == one.bench.space.scale
     loaded = export.load_adapter(folder, one.bench.space, one.log.header.base, one.log.fingerprint)
-    assert list(loaded) == [n for n in export.held(one.bench.space).shapes for n in (f"{n}.lora_A", f"{n}.lora_B")]
+    assert list(loaded) == [n for n in one.bench.space.shapes for n in (f"{n}.lora_A", f"{n}.lora_B")]
     assert all(torch.equal(loaded[name], value) for name, value in one.bench.space.tensors())
 
 
 def test_modules_that_are_no_product_are_named_in_full() -> None:
     odd = ["model.layers.0.a.q", "model.layers.1.a.v"]
-    assert export.settings(4, 8.5, odd)["target_modules"] == odd
-    assert export.settings(4, 8.5, odd)["layers_to_transform"] is None
-    assert export.settings(4, 8.5, ["head"])["target_modules"] == ["head"]
+
+    def settings(*modules: str) -> dict[str, Any]:
+        return Lora(4, 8.5).peft({"shapes": [[name, 8, 8] for name in modules]})
+
+    assert settings(*odd)["target_modules"] == odd and settings(*odd)["layers_to_transform"] is None
+    assert settings("head")["target_modules"] == ["head"]
 
 
 # -- what an export says, and does not say
@@ -280,13 +284,13 @@ def test_a_state_that_is_not_the_logs_is_refused(made: Callable[[str], Made], tm
         assert export.marker(folder)["steps"] == steps
 
 
-def test_only_finite_lora_is_exported(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_only_finite_tensors_that_peft_knows_are_exported(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama nf4")
     run = runs.replayer(one.log)
     run.space.leaves()[0].value[7] = float("nan")
     with pytest.raises(DivergedError):
         export.peft(run, one.log, one.bench.recipe, tmp_path / "a")
-    with pytest.raises(UsageError, match="not LoRA"):
+    with pytest.raises(UsageError, match="no such export"):
         export.merged(one.bench.recipe, object(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
@@ -410,7 +414,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], type[ZoedgeError], s
         "1 unknown",
     ),
     "a renamed key": (lambda t: rename(t, "base_model.model.y.lora_B.weight"), IdentityError, "1 missing .*1 unknown"),
-    "no PEFT name": (lambda t: rename(t, "q_proj.lora_A"), IdentityError, "no name of PEFT's"),
+    "no PEFT name": (lambda t: rename(t, "q_proj.lora_A"), IdentityError, "1 missing .*1 unknown"),
     "a path for a name": (lambda t: rename(t, "../../../tmp/x"), DamagedError, "not a tensor's name"),
     "another shape": (lambda t: put(t, lambda x: x[:2].contiguous()), IdentityError, r"is \[2, 64\], not \[4, 64\]"),
     "a transposed shape": (lambda t: put(t, lambda x: x.T.contiguous()), IdentityError, r"is \[64, 4\], not \[4, 64\]"),
@@ -489,7 +493,7 @@ def test_an_adapter_of_something_else_is_refused_by_name(
     with pytest.raises(IdentityError, match="of 42 tensors, 34 missing"):
         export.load_adapter(folder, fewer)
     recipe = read(str(tmp_path / "tiny.yaml"), ["space.alpha=16"])
-    with pytest.raises(IdentityError, match=r"alpha is 12\.0, not 16"):
+    with pytest.raises(IdentityError, match="lora_alpha is 12, not 16"):
         export.load_adapter(folder, recipe.space.blank(space.describe(), 7, recipe.noise))
     one.merged(tmp_path / "merged")
     with pytest.raises(IdentityError, match="merged model"):
@@ -504,7 +508,15 @@ def test_an_adapter_of_something_else_is_refused_by_name(
         ("adapter_config.json", {"use_rslora": True}, "use_rslora"),
         ("zoedge.json", {"payload": "0" * 64}, "not what was written"),
         ("zoedge.json", {"log": "0" * 32}, "another log"),
-        ("zoedge.json", {"lora": {"rank": 4}}, "description"),
+        ("zoedge.json", {"space": {"name": "lora"}, "trained": {}}, "description"),
+        ("zoedge.json", {"space": {"name": "lora", "rank": -4}}, "description"),
+        ("zoedge.json", {"space": {"name": "sgd"}}, "description"),
+        ("zoedge.json", {"trained": {"shapes": [["../x", 4, 4]]}}, "description"),
+        (
+            "zoedge.json",
+            {"space": {"name": "lora", "train": "b"}, "trained": {"shapes": [["x", 4, None]]}},
+            "description",
+        ),
         ("zoedge.json", {"zoedge": 2}, "not the marker"),
         ("zoedge.json", {"files": 3}, "not the marker"),
     ],

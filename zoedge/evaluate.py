@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,14 @@ def table(scores: dict[str, Score | None], rows: str) -> list[str]:
     lines += [f"{name:22}" + "".join(f"{text:>12}" for text in s.columns().values()) for name, s in some.items()]
     common = "" if last.majority is None else f"; always the commonest label: {percent(last.majority)}"
     return [*lines, f"on {last.count:,} {rows}{common}"]
+
+
+class Bare:
+    """In the place of a space: the base alone, without what the space starts from (virtual tokens)."""
+
+    @contextmanager
+    def visit(self, deltas: Any) -> Iterator[None]:
+        yield
 
 
 def evaluate(space: Any, task: Any, model: Any, examples: Any, calibrate: int) -> Score:

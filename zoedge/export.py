@@ -1,4 +1,4 @@
-"""What other programs load: a plain PEFT LoRA adapter, or the model with the adapter merged in.
+"""What other programs load: a plain PEFT adapter (LoRA, prompt or prefix), or the model with LoRA merged in.
 
     FOLDER/   adapter_config.json, adapter_model.safetensors   (peft)    float32, PEFT's names, payload digest inside
               config.json, model*.safetensors                  (merged)  no quantization_config: 16 or 32-bit weights
@@ -22,9 +22,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import safetensors
@@ -46,11 +47,10 @@ from .errors import (
 )
 from .log import sync_directory, write_durably
 from .models.base import COLUMNS, DTYPES, Base
-from .recipe import Model, Recipe
-from .spaces.lora import Held
+from .recipe import Model, Recipe, rebuilt, word_of
+from .spaces.lora import head_of
 
 MARKER, CONFIG, WEIGHTS, CARD = "zoedge.json", "adapter_config.json", "adapter_model.safetensors", "README.md"
-PREFIX, SUFFIX = "base_model.model.", ".weight"  # PEFT's key is PREFIX + our name + SUFFIX
 HEADER_LIMIT, TEXT_LIMIT = 8 << 20, 8 << 20
 NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -170,7 +170,7 @@ def public(source: str) -> str:
     return os.path.basename(os.path.abspath(path)).rpartition("\\")[2] or "base"
 
 
-def about(kind: str, recipe: Recipe, space: Held, base: bytes, log: Any, steps: int | None) -> dict[str, Any]:
+def about(kind: str, recipe: Recipe, space: Any, base: bytes, log: Any, steps: int | None) -> dict[str, Any]:
     """The marker's fields but payload and files. ReplayError: the log knows another state of step `steps`.
 
     Without `steps`: the last step of which the log knows this state; of a log without an END, its length.
@@ -188,19 +188,18 @@ def about(kind: str, recipe: Recipe, space: Held, base: bytes, log: Any, steps: 
     return {
         "zoedge": 1, "kind": kind, "base": base.hex(), "source": public(spec.source), "revision": spec.revision,
         "quantization": spec.quantization, "double_quant": spec.double_quant, "recipe": recipe.name, "steps": steps,
-        "head": head_of(space.shapes),
+        "head": head_of(p.name for leaf in space.leaves() for p in leaf.parts),
         "log": fingerprint, "state": state.hex(),
     }  # fmt: skip
 
 
-def head_of(modules: Iterable[str]) -> str:
-    """What follows AutoModelFor in the name of transformers' class, told by the modules' names: no model is at hand."""
-    return "MaskedLM" if all(name.startswith("roberta.") for name in modules) else "CausalLM"
-
-
-def held(space: Any) -> Held:
-    if not isinstance(space, Held):
-        raise UsageError(f"The space '{type(space).__module__.rpartition('.')[2]}' is not LoRA: it has no such export.")
+def exportable(space: Any) -> Any:
+    """The space itself. UsageError: PEFT has no such thing, or the base is missing. DivergedError: not finite."""
+    options = getattr(space, "options", None)
+    if not hasattr(options, "peft"):
+        raise UsageError(f"The space '{type(space).__module__.rpartition('.')[2]}' has no such export.")
+    if not space.complete:
+        raise UsageError(f"A {options.title} is a change from values of the base: it is exported where the base is.")
     if not all(bool(value.isfinite().all()) for _, value in space.tensors()):
         raise DivergedError("The trained tensors are not finite: nothing to export. Replay to an earlier step.")
     return space
@@ -239,7 +238,7 @@ def card(facts: dict[str, Any], dtype: str = "") -> bytes:
     scheme, auto = LOADING.get(facts["quantization"], "").format(**facts), f"AutoModelFor{facts['head']}"
     named = f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""
     if facts["kind"] == "peft":
-        title, library = "LoRA adapter", "peft"
+        title, library = facts["title"], "peft"
         at = f", revision={facts['revision']!r}" if facts["revision"] else ""
         option = f", quantization_config=BitsAndBytesConfig({scheme})" if quantized else ""
         lines = [
@@ -279,44 +278,24 @@ def peft(
 ) -> Path:
     """Write the space at its current value as a PEFT adapter. log: gives base and fingerprint; steps: after how many.
 
-    UsageError: `folder` holds something else, or the space is no LoRA. DivergedError: not finite. StorageError: disk.
+    UsageError: `folder` holds something else, or the space has no such export. DivergedError: not finite.
+    StorageError: disk.
     """
-    space = held(run.space)
+    space = exportable(run.space)
+    options, said = space.options, space.describe()
     facts = about("peft", recipe, space, log.header.base, log, steps)
-    tensors = {f"{PREFIX}{name}{SUFFIX}": value.detach().cpu().clone() for name, value in space.tensors()}
+    tensors = {options.key.format(name): value.detach().cpu().clone() for name, value in space.tensors()}
     raw, payload = serialised(tensors)
     data = labelled(raw, payload=payload, log=log.fingerprint)
-    options = space.options
-    config = settings(options.rank, options.alpha, list(space.shapes))
-    config |= {"base_model_name_or_path": facts["source"], "revision": facts["revision"]}
-    files = {CONFIG: text(config), **dict(tokenizer_files(tokenizer_from)), CARD: card(facts), WEIGHTS: data}
-    shapes = [[name, *shape] for name, shape in space.shapes.items()]
-    facts["lora"] = {"rank": options.rank, "alpha": options.alpha, "train": options.train, "shapes": shapes}
+    config = options.peft(said) | {"base_model_name_or_path": facts["source"], "revision": facts["revision"]}
+    readme = card({**facts, "title": options.title})
+    files = {CONFIG: text(config), **dict(tokenizer_files(tokenizer_from)), CARD: readme, WEIGHTS: data}
+    facts["space"] = {"name": word_of(options), **asdict(options)}
     with replacing(folder) as draft:
         for name, raw in files.items():
             write_durably(draft / name, raw)
-        write_durably(draft / MARKER, text({**facts, "payload": payload, "files": list(files)}))
+        write_durably(draft / MARKER, text({**facts, "trained": said, "payload": payload, "files": list(files)}))
     return folder
-
-
-def settings(rank: int, alpha: float, modules: Sequence[str]) -> dict[str, Any]:
-    """adapter_config.json but the base's name: constants, and the shortest targets that PEFT takes for `modules` alone.
-
-    Last names with layers_to_transform, which PEFT looks for inside `layers.N.` only; full names if the modules are not
-    the product of names and layers.
-    """
-    places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
-    found = [(int(p[1]), p[2]) for p in places if p]
-    layers, names = sorted({n for n, _ in found}), sorted({w for _, w in found})
-    product = len(found) == len(modules) == len(layers) * len(names) == len(set(found))
-    task = "CAUSAL_LM" if head_of(modules) == "CausalLM" else None  # PEFT has no word for masks
-    return {
-        "peft_type": "LORA", "task_type": task, "inference_mode": True, "r": rank,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": 0.0,
-        "target_modules": names if product else list(modules), "layers_to_transform": layers if product else None,
-        "layers_pattern": "layers" if product else None, "bias": "none", "fan_in_fan_out": False, "use_rslora": False,
-        "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
-    }  # fmt: skip
 
 
 def serialised(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
@@ -336,7 +315,7 @@ def labelled(raw: bytes, **metadata: str) -> bytes:
 
 
 def load_adapter(
-    folder: Path, space: Held | None = None, base: bytes | None = None, fingerprint: str | None = None
+    folder: Path, space: Any = None, base: bytes | None = None, fingerprint: str | None = None
 ) -> dict[str, Tensor]:
     """An exported adapter's float32 tensors under the space's own names (`space.tensors()`), all of them or an error.
 
@@ -352,20 +331,21 @@ def load_adapter(
             raise IdentityError(
                 f"{folder} is of another {what}: {plain(str(facts.get(what)), 16)}, not {wanted[:16]}..."
             )
-    lora = Facts.read(facts.get("lora"), folder)
+    options, said = described(facts, folder)
+    expected, settings = options.exported(said), options.peft(said)
     if space is not None:
-        ours = Facts(space.options.rank, space.options.alpha, dict(space.shapes))
-        agree(folder, ours.tensors(), lora.tensors())
-        if ours.alpha != lora.alpha:
-            raise IdentityError(f"{folder}: its alpha is {lora.alpha}, not {ours.alpha}.")
+        about = space.describe()
+        agree(folder, space.options.exported(about), expected)
+        for key, value in space.options.peft(about).items():
+            if settings.get(key) != value:
+                raise IdentityError(f"{folder}: its {key} is {settings.get(key)!r}, not {value!r}.")
     config = table(folder / CONFIG)
-    for key, value in settings(lora.rank, lora.alpha, list(lora.shapes)).items():
+    for key, value in settings.items():
         if config.get(key) != value:
             raise DamagedError(
                 f"{folder / CONFIG}: {key} is {plain(repr(config.get(key)))}, and was written as {value!r}."
             )
-    expected = lora.tensors()
-    raw = bounded(folder / WEIGHTS, HEADER_LIMIT + 8 + 4 * sum(a * b for a, b in expected.values()))
+    raw = bounded(folder / WEIGHTS, HEADER_LIMIT + 8 + 4 * sum(map(math.prod, expected.values())))
     header, start = header_of(raw, folder / WEIGHTS)
     said = header.pop("__metadata__", {})
     payload = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
@@ -373,50 +353,36 @@ def load_adapter(
         raise DamagedError(f"{folder / WEIGHTS}: its bytes are not what was written (payload sha256 {payload[:16]}..).")
     if said.get("log") != facts.get("log"):
         raise DamagedError(f"{folder / WEIGHTS}: it is of another log than its {MARKER} says.")
-    if odd := [k for k in header if not (k.startswith(PREFIX) and k.endswith(SUFFIX))]:
-        raise IdentityError(f"{folder / WEIGHTS}: '{odd[0]}' is no name of PEFT's for a tensor of this adapter.")
-    named = {key.removeprefix(PREFIX).removesuffix(SUFFIX): tuple(entry["shape"]) for key, entry in header.items()}
-    agree(folder, expected, named)
+    names = {options.key.format(name): name for name in expected}
+    agree(
+        folder, {key: expected[name] for key, name in names.items()}, {k: tuple(v["shape"]) for k, v in header.items()}
+    )
     try:
         tensors = safetensors.torch.load(raw)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as e:
         raise DamagedError(f"{folder / WEIGHTS}: {plain(str(e))}.") from None
-    found = {name: tensors[f"{PREFIX}{name}{SUFFIX}"] for name in expected}
+    found = {name: tensors[key] for key, name in names.items()}
     for name, value in found.items():
         if not bool(value.isfinite().all()):
             raise DamagedError(f"{folder / WEIGHTS}: {name} holds values that are not finite.")
     return found
 
 
-class Facts(NamedTuple):
-    """What decides an adapter's tensors: rank, alpha, and (out, in) of each module by name."""
-
-    rank: int
-    alpha: float
-    shapes: dict[str, tuple[int, int]]
-
-    @classmethod
-    def read(cls, said: Any, folder: Path) -> Facts:
-        try:
-            facts = cls(
-                int(said["rank"]), float(said["alpha"]), {str(n): (int(o), int(i)) for n, o, i in said["shapes"]}
-            )
-            good = facts.rank > 0 and all(o > 0 < i and NAME.fullmatch(n) for n, (o, i) in facts.shapes.items())
-        except (TypeError, KeyError, ValueError, OverflowError):
-            good = False
-        if not good:
-            raise DamagedError(f"{folder / MARKER}: its description of the adapter cannot be read.")
-        return facts
-
-    def tensors(self) -> dict[str, tuple[int, int]]:
-        """Every tensor's shape by name."""
-        found = {}
-        for name, (out, wide) in self.shapes.items():
-            found[f"{name}.lora_A"], found[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
-        return found
+def described(facts: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
+    """(the space's options, its description) of a marker, from which everything about an adapter's tensors follows."""
+    try:
+        options, said = rebuilt("space", facts["space"]), facts["trained"]
+        sizes = [n for shape in options.exported(said).values() for n in shape]
+        good = options.elements(said) > 0 and all(isinstance(n, int) and n > 0 for n in sizes)
+        good = good and all(NAME.fullmatch(name) for name in options.exported(said))
+    except (TypeError, KeyError, ValueError, AttributeError, ZoedgeError):
+        good = False
+    if not good:
+        raise DamagedError(f"{folder / MARKER}: its description of the adapter cannot be read.")
+    return options, said
 
 
-def agree(folder: Path, wanted: dict[str, tuple[int, int]], found: dict[str, Any]) -> None:
+def agree(folder: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, Any]) -> None:
     """IdentityError unless the same names have the same shapes."""
     missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing or extra:
@@ -512,7 +478,9 @@ def merged(
     """
     from .models.loading import load
 
-    space = held(space)
+    space = exportable(space)
+    if not space.options.merges:
+        raise UsageError(f"A {space.options.title} changes no weight: there is nothing to merge. Use --to peft.")
     if dtype not in DTYPES:
         raise UsageError(f"dtype: '{dtype}' is not {', '.join(DTYPES)}.")
     replaceable(Path(os.path.abspath(folder)))
@@ -594,7 +562,7 @@ def sharded(found: Iterable[Weight], width: int) -> Iterator[list[Weight]]:
 class Merger:
     """Adds the updates and casts; `kept` fills as it goes."""
 
-    def __init__(self, space: Held, dtype: str, force: bool):
+    def __init__(self, space: Any, dtype: str, force: bool):
         self.scale, self.matrices = space.scale, dict(space.tensors())
         self.shapes = {f"{name}.weight": shape for name, shape in space.shapes.items()}
         self.dtype, self.force = dtype, force
@@ -690,11 +658,14 @@ def probes(vocabulary: int, context: int) -> Tensor:
 
 
 @torch.inference_mode()
-def trained(base: Base, space: Held, ids: Tensor) -> Tensor:
-    """float32 logits [2, T, vocabulary] of the trained model: the base under the space's hooks."""
+def trained(base: Base, space: Any, ids: Tensor) -> Tensor:
+    """float32 logits [2, T, vocabulary] of the trained model, by the forward that training scores with."""
+    everywhere = SimpleNamespace(
+        ids=ids, rows=torch.arange(ids.shape[1]).expand(len(ids), -1), index=range(len(ids)),
+        examples=SimpleNamespace(tokens=ids),
+    )  # fmt: skip
     with space.visit([lambda leaf: None]):
-        h = base.model.base_model(input_ids=ids.to(base.device), use_cache=False).last_hidden_state
-        h = base.facts.final(base.model, h) if base.facts.HEAD == "MaskedLM" else h  # others do so in base_model
+        h = base.hidden(everywhere, 1)
     size = base.model.config.vocab_size
     parts = [torch.arange(i, min(i + COLUMNS, size)) for i in range(0, size, COLUMNS)]
     return torch.cat([base.logits(h, some).cpu() for some in parts], dim=-1)
@@ -717,8 +688,9 @@ def difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> 
         model = PeftModel.from_pretrained(base.model, folder)
         tame(base.model, base.dtype)  # PEFT has put everything into evaluation mode
         base.model.get_output_embeddings().float()  # logits in float32, as `trained` has them
-    logits = model(input_ids=known["ids"].to(device), use_cache=False).logits.float().cpu()
-    return float((logits - known["logits"]).abs().max())
+        type(model).base_model_torch_dtype = base.dtype  # a prefix is cast to it; it is that of the first parameter
+    logits = model(input_ids=known["ids"].to(device)).logits.float().cpu()
+    return float((logits[:, -known["ids"].shape[1] :] - known["logits"]).abs().max())  # virtual tokens come first
 
 
 def main() -> int:

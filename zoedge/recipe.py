@@ -461,6 +461,8 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
                 parts[key] = made(**vars(checked))
             except (ValueError, ZoedgeError) as e:
                 fault((key, str(e).partition(":")[0]), f"{key}.{e}")
+    if parts.get("space") and parts.get("output") and "merged" in parts["output"].export and not parts["space"].merges:
+        fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
     if parts.get("rule") and parts.get("train"):
         try:
             parts["rule"].check(parts["train"].steps)
@@ -514,6 +516,13 @@ def options(made: type[Any], overrides: list[str]) -> Any:
             unknown(path, names) if what == UNKNOWN else f"{dotted(path)}: {what}." for path, what in mistakes(e, table)
         ]
         raise UsageError("\n".join(found)) from None
+
+
+def rebuilt(kind: str, table: dict[str, Any]) -> Any:
+    """A part from what `Recipe.resolved` says of it. ValueError or ZoedgeError: it is not one."""
+    made = part(kind, table["name"])
+    given = json.dumps({key: value for key, value in table.items() if key != "name"})
+    return made(**vars(TypeAdapter(schema(made)).validate_json(given, strict=True)))
 
 
 @lru_cache

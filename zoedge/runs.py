@@ -121,9 +121,9 @@ class Bench:
 
         base = load(recipe.model)
         suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), base.facts)
+        space = recipe.space.attach(base, recipe.seed, initial(recipe.noise))  # virtual tokens take of the context
         found = texts(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
         task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
-        space = recipe.space.attach(base, recipe.seed, initial(recipe.noise))
         return cls(recipe, base, found, task, space)
 
     def header(self) -> Header:
@@ -262,6 +262,20 @@ def recipe_of(header: Header, where: str) -> Recipe:
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
     return check(table, {}, f"{where} (its recipe)")
+
+
+def over_base(run: Run, log: Log) -> Any:
+    """A replayed run's space over its base, which is loaded as the log's recipe says. IdentityError: it is another."""
+    from .models.loading import load
+
+    recipe = recipe_of(log.header, str(log.path))
+    base = load(recipe.model)
+    if base.digest != log.header.base:
+        raise IdentityError(f"The base in {base.path} is not the one of {log.path}.")
+    space = recipe.space.attach(base, run.seed, initial(recipe.noise))
+    for ours, theirs in zip(space.leaves(), run.space.leaves()):
+        ours.value.copy_(theirs.value)
+    return space
 
 
 def replayer(log: Log, device: str = "cpu") -> Run:

@@ -206,27 +206,29 @@ class Looker:
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
 
-    def look(self, examples: Any, **fields: Any) -> Score:
+    def look(self, space: Any, examples: Any, **fields: Any) -> Score:
         b = self.bench
-        score = evaluate.evaluate(b.space, b.task, b.base, examples, b.recipe.eval.calibrate)
+        score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
         return score
 
     def before(self) -> Score | None:
-        """The score of step 0: the space has not moved yet, also when a run is resumed."""
+        """The score of the base alone: zero-shot, also when a run is resumed."""
         if self.last is None or not self.bench.recipe.eval.at_start:
             return None
         for line in runs.notes(self.folder):
             if line.get("event") == "before":
                 return Score.of(line)
-        score = self.look(self.last, event="before", step=0)
+        score = self.look(evaluate.Bare(), self.last, event="before", step=0)
         self.show.score(0, score, self.rows)
         return score
 
     def at(self, step: int) -> None:
         every, steps = self.bench.recipe.eval.every, self.bench.recipe.train.steps
         if self.bench.texts.valid is not None and step % every == 0 and step < steps:
-            self.show.score(step, self.look(self.bench.texts.valid, event="valid", step=step), "validation")
+            self.show.score(
+                step, self.look(self.bench.space, self.bench.texts.valid, event="valid", step=step), "validation"
+            )
 
     def curvature(self, step: int) -> None:
         b, options = self.bench, self.bench.recipe.eval.curvature
@@ -238,7 +240,7 @@ class Looker:
     def after(self) -> Score | None:
         if self.last is None:
             return None
-        return self.look(self.last, event="after", step=self.bench.recipe.train.steps)
+        return self.look(self.bench.space, self.last, event="after", step=self.bench.recipe.train.steps)
 
 
 def deliver(bench: runs.Bench, log: Log, folder: Path, show: Plain) -> Path | None:

@@ -132,7 +132,8 @@ def adapter(run: engine.Run, log: Log, folder: Path) -> list[str]:
     from . import export
 
     tensors = export.load_adapter(folder, run.space, log.header.base, log.fingerprint)
-    ours = dict(run.space.tensors())  # type: ignore[attr-defined]
+    space: Any = run.space
+    ours = dict((space if space.complete else runs.over_base(run, log)).tensors())
     for name, value in ours.items():
         if value.cpu().numpy().tobytes() != tensors[name].float().numpy().tobytes():
             raise ReplayError(f"{folder}: {name} is not what the log replays to.")

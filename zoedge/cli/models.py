@@ -86,13 +86,13 @@ def eval_(
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples
 
-    def score() -> Any:
-        return evaluate.evaluate(bench.space, bench.task, bench.base, examples, recipe.eval.calibrate)
+    def score(space: Any) -> Any:
+        return evaluate.evaluate(space, bench.task, bench.base, examples, recipe.eval.calibrate)
 
-    found = {"zero-shot": score()}
+    found = {"zero-shot": score(evaluate.Bare())}
     for _ in engine.play(bench.run(journal), len(journal)):
         pass
-    found[f"after {len(journal):,} steps"] = score()
+    found[f"after {len(journal):,} steps"] = score(bench.space)
     if json:
         typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
         return
@@ -116,8 +116,7 @@ def generate(
         return chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens)
 
     if compare_base:
-        with bench.space.visit([bench.space.without()]):
-            typer.echo(f"base:  {answer()}")
+        typer.echo(f"base:  {answer()}")  # no point is held
     with bench.space.visit([lambda leaf: None]):
         text = answer()
     typer.echo(f"tuned: {text}" if compare_base else text)

@@ -1,12 +1,14 @@
 """A base model that scores: loading without surprises, and the forward that computes only what a loss reads.
 
 Knows nothing of zeroth-order optimisation. Adapters hook its Linear modules; `cut` is the first block they change, so
-everything below it can be computed once an example (`keep`).
+everything below it can be computed once an example (`keep`). Virtual tokens stand ahead of every sequence: as embeddings
+(`prompt`), or as every block's keys and values (`past`).
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, nearest
 from ..load import module, words
-from .decode import answers
+from .decode import answers, continued
 from .trunk import Trunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,7 +30,9 @@ COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logi
 class Base:
     """A frozen model, its tokenizer, and the facts of its family.
 
-    cut: blocks below it see no trained tensor. kept: trunk outputs by data set, computed once.
+    cut: blocks below it see no trained tensor. kept: trunk outputs by data set, computed once. ahead: positions reserved
+    for virtual tokens. While points are held, copy by copy, prompt: their embeddings [copies, n, E]; past: their keys
+    and values [copies, blocks, 2, groups, m, D], before the prompt.
     """
 
     model: Any
@@ -40,6 +44,9 @@ class Base:
     path: Path
     cut: int = 0
     kept: dict[int, Trunk] = field(default_factory=dict)
+    ahead: int = 0
+    prompt: Tensor | None = None
+    past: Tensor | None = None
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -47,7 +54,8 @@ class Base:
 
     @property
     def context_length(self) -> int:
-        return int(self.facts.longest(self.model.config))
+        """Tokens of a sequence at most."""
+        return int(self.facts.longest(self.model.config)) - self.ahead
 
     def sites(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
         """The Linear modules of some blocks, by full name in the model's order. DataError says which there are."""
@@ -61,15 +69,61 @@ class Base:
                     f"space.targets: no module named '{target}' in {type(self.model).__name__}. "
                     f"It has: {' '.join(known)} ({len(blocks)} layers){nearest(target, known)}"
                 )
-        if self.cut != min(chosen):
-            self.kept.clear()  # they end at another block
-        self.cut = min(chosen)
+        self.cut_at(0 if self.ahead else min(chosen))
         return {
             f"{self.facts.BLOCKS}.{i}.{name}": m
             for i in chosen
             for name, m in blocks[i].named_modules()
             if isinstance(m, nn.Linear) and (targets == "all" or name.rpartition(".")[2] in targets)
         }
+
+    def cut_at(self, block: int) -> None:
+        if self.cut != block:
+            self.kept.clear()  # they end at another block
+        self.cut = block
+
+    # -- virtual tokens
+
+    def reserve(self, tokens: int) -> None:
+        """Keep positions for virtual tokens ahead of every sequence, which all blocks see.
+
+        DataError: there is no room, or a model that fills masks.
+        """
+        if self.facts.HEAD != "CausalLM":
+            raise DataError(
+                f"{type(self.model).__name__} fills masks: virtual tokens are not supported there. Use LoRA."
+            )
+        if tokens >= self.context_length:
+            raise DataError(
+                f"space.tokens: {tokens} leave no room for text in a context of {self.context_length} tokens."
+            )
+        self.ahead += tokens
+        self.cut_at(0)
+
+    def real_tokens(self, count: int, text: str, seed: int) -> Tensor:
+        """ids [count]: a text's, repeated to fill, or drawn from the vocabulary by a hash of the seed.
+
+        DataError: the text has more tokens, or none.
+        """
+        if not text:
+            drawn = (hashlib.sha256(f"{seed} {i}".encode()).digest()[:8] for i in range(count))
+            size = min(len(self.tokenizer), self.model.config.vocab_size)
+            return torch.tensor([int.from_bytes(word, "little") % size for word in drawn])
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if not 0 < len(ids) <= count:
+            raise DataError(f"space.text: {len(ids)} tokens, where 1 to space.tokens ({count}) are wanted.")
+        return torch.tensor((ids * count)[:count])
+
+    @torch.inference_mode()
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """float32 [T, E] of tokens [T], as the forward reads them."""
+        return self.model.get_input_embeddings()(ids.to(self.device)).float()
+
+    @torch.inference_mode()
+    def keys_values(self, ids: Tensor) -> Tensor:
+        """float32 [blocks, 2, groups, T, D]: what every block's attention keeps of a sequence [T]."""
+        cache = self.model.base_model(input_ids=ids[None].to(self.device), use_cache=True).past_key_values
+        return torch.stack([torch.cat([layer.keys, layer.values]) for layer in cache.layers]).float()
 
     # -- the forward
 
@@ -81,8 +135,14 @@ class Base:
         """
         kept = self.kept.get(id(batch.examples))
         lengths = torch.tensor([len(batch.examples.tokens[i]) for i in batch.index])
-        h = kept.read(batch.index, batch.ids.shape[1]) if kept else self.trunk(batch.ids, lengths)
-        h, rows = h.repeat(copies, 1, 1), batch.rows.to(self.device).repeat(copies, 1)
+        if self.cut == 0:
+            h = self.enter(batch.ids, copies)
+        else:
+            h = kept.read(batch.index, batch.ids.shape[1]) if kept else self.trunk(batch.ids, lengths)
+            h = h.repeat(copies, 1, 1)
+        rows = batch.rows.to(self.device).repeat(copies, 1)
+        if self.prompt is not None:
+            rows = rows + self.prompt.shape[1]
         context = self.context(h, lengths.repeat(copies))
         for block in self.blocks[self.cut : -1]:
             h = block(h, **context)
@@ -93,18 +153,27 @@ class Base:
     @torch.inference_mode()
     def trunk(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """The output of the blocks below `cut`: [S, T, H]. ids [S, T], of which the first `lengths` [S] are a text."""
-        h = self.facts.embed(self.model, ids.to(self.device))
+        h = self.enter(ids, 1)
         context = self.context(h, lengths)
         for block in self.blocks[: self.cut]:
             h = block(h, **context)
         return h
 
+    def enter(self, ids: Tensor, copies: int) -> Tensor:
+        """What the first block reads: [copies * S, n + T, H], copy by copy, each after its own prompt."""
+        prompt = None if self.prompt is None else self.prompt.repeat_interleave(len(ids), 0)
+        first = 0 if self.past is None else self.past.shape[-2]
+        return self.facts.embed(self.model, ids.to(self.device).repeat(copies, 1), prompt, first)
+
     def context(self, h: Tensor, lengths: Tensor) -> dict[str, Any]:
         """What every block takes beside the hidden states [S, T, H]; attention both ways must not see padding."""
-        mask = None
+        mask, past = None, None
         if self.facts.HEAD == "MaskedLM":
             mask = (torch.arange(h.shape[1]) < lengths[:, None]).to(self.device)[:, None, None]
-        return {"attention_mask": mask, **self.facts.context(self.model, h)}
+        elif self.past is not None:
+            past = Past(self.past, len(h) // len(self.past))
+            mask = past.mask(h.shape[1])
+        return {"attention_mask": mask, **self.facts.context(self.model, h, past)}
 
     @torch.inference_mode()
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
@@ -139,11 +208,10 @@ class Base:
         ids = self.tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
         if ids.shape[1] + tokens > self.context_length:
             raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
-        out = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
-            pad_token_id=self.model.config.eos_token_id,
-        )  # fmt: skip
-        return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        out = continued(
+            self, ids, torch.ones_like(ids), 1, max_new_tokens=tokens, pad_token_id=self.model.config.eos_token_id
+        )
+        return self.tokenizer.decode(out[0], skip_special_tokens=True)
 
     def answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
         """The first line of the greedy continuation of each prompt: [copies][prompts]."""
@@ -161,6 +229,30 @@ class Base:
             trunk.write(chunk, self.trunk(ids, torch.tensor([len(examples.tokens[i]) for i in chunk])))
             yield len(chunk)
         self.kept[id(examples)] = trunk
+
+
+@dataclass
+class Past:
+    """Keys and values [copies, blocks, 2, groups, m, D] put before those of every block, as transformers' cache does.
+
+    each: sequences a copy.
+    """
+
+    held: Tensor
+    each: int
+
+    @property
+    def length(self) -> int:
+        return self.held.shape[-2]
+
+    def update(self, k: Tensor, v: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        before = self.held[:, layer].repeat_interleave(self.each, 0).unbind(1)
+        return torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
+
+    def mask(self, length: int) -> Tensor:
+        """True where a row may look, [1, 1, T, m + T]: at all that is held, and at no later row."""
+        ones = torch.ones(length, self.length + length, dtype=torch.bool, device=self.held.device)
+        return ones.tril(self.length)[None, None]
 
 
 def chosen_layers(layers: list[int] | str, count: int) -> list[int]:

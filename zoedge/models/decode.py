@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @lru_cache(maxsize=4)
@@ -14,6 +15,24 @@ def stops(tokenizer: Any) -> list[int]:
     texts = tokenizer.backend_tokenizer.decode_batch([[i] for i in range(len(tokenizer))], skip_special_tokens=False)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return list(dict.fromkeys(end + [i for i, text in enumerate(texts) if "\n" in text]))
+
+
+def continued(base: Any, ids: Tensor, mask: Tensor, copies: int, **options: Any) -> Tensor:
+    """Greedy new tokens [copies * S, N] after ids [S, T], padded on the left, each copy after its virtual tokens."""
+    from transformers import DynamicCache
+
+    ids, mask = (x.to(base.device).repeat(copies, 1) for x in (ids, mask))
+    h, cache = base.embeddings(ids).to(base.dtype), None
+    if base.prompt is not None:
+        h = torch.cat([base.prompt.repeat_interleave(len(ids) // copies, 0), h], 1)
+    if base.past is not None:
+        cache, past = DynamicCache(), base.past.repeat_interleave(len(ids) // copies, 0)
+        for i, (k, v) in enumerate(past.permute(1, 2, 0, 3, 4, 5)):
+            cache.update(k, v, i)
+        # generate takes what is cached off the inputs' front
+        h = torch.cat([h.new_zeros(len(h), cache.get_seq_length(), h.shape[2]), h], 1)
+    mask = torch.cat([mask.new_ones(len(h), h.shape[1] - mask.shape[1]), mask], 1)
+    return base.model.generate(inputs_embeds=h, attention_mask=mask, past_key_values=cache, do_sample=False, **options)  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()
@@ -28,12 +47,8 @@ def answers(base: Any, prompts: list[list[int]], copies: int, tokens: int) -> li
     for row, seen, prompt in zip(ids, mask, prompts):  # padded on the left: new tokens follow the prompt at once
         row[longest - len(prompt) :] = torch.tensor(prompt)
         seen[longest - len(prompt) :] = 1
-    ids, mask = (x.repeat(copies, 1).to(base.device) for x in (ids, mask))
     ends = stops(base.tokenizer)
-    out = base.model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False, eos_token_id=ends,
-        pad_token_id=ends[0],
-    )  # fmt: skip
-    texts = base.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    out = continued(base, ids, mask, copies, max_new_tokens=tokens, eos_token_id=ends, pad_token_id=ends[0])
+    texts = base.tokenizer.batch_decode(out, skip_special_tokens=True)
     lines = [text.partition("\n")[0].strip() for text in texts]
     return [lines[i : i + len(prompts)] for i in range(0, len(lines), len(prompts))]

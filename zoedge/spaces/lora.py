@@ -8,15 +8,17 @@ one batched product grouped by point.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..types import INIT, AbstractNoise, Key, Leaf, Natural, Part, Positive, bits16
+from ._master import Master, parts_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Lora:
 
     train: both trains A and B; b keeps A at its random start, which halves the dimension and makes the term linear.
     """
+
+    title: ClassVar[str] = "LoRA adapter"
+    key: ClassVar[str] = "base_model.model.{}.weight"  # PEFT's, of our name
+    merges: ClassVar[bool] = True
 
     rank: Natural = 8
     alpha: Positive = 16.0
@@ -56,37 +62,58 @@ class Lora:
         """The same space from a log's description alone: no model."""
         return Held(self, description["shapes"], seed, noise, torch.device(device))
 
+    def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of what `Held.tensors` gives."""
+        found = {}
+        for name, out, wide in description["shapes"]:
+            found[f"{name}.lora_A"], found[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
+        return found
 
-class Held:
+    def peft(self, description: dict[str, Any]) -> dict[str, Any]:
+        """adapter_config.json but the base's name: constants, and the shortest targets that PEFT takes for the modules.
+
+        Last names with layers_to_transform, which PEFT looks for inside `layers.N.` only; full names if the modules are
+        not the product of names and layers.
+        """
+        modules = [name for name, _, _ in description["shapes"]]
+        places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
+        found = [(int(p[1]), p[2]) for p in places if p]
+        layers, names = sorted({n for n, _ in found}), sorted({w for _, w in found})
+        product = len(found) == len(modules) == len(layers) * len(names) == len(set(found))
+        task = "CAUSAL_LM" if head_of(modules) == "CausalLM" else None  # PEFT has no word for masks
+        return {
+            "peft_type": "LORA", "task_type": task, "inference_mode": True, "r": self.rank,
+            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha, "lora_dropout": 0.0,
+            "target_modules": names if product else modules, "layers_to_transform": layers if product else None,
+            "layers_pattern": "layers" if product else None, "bias": "none", "fan_in_fan_out": False,
+            "use_rslora": False, "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+        }  # fmt: skip
+
+
+def head_of(names: Iterable[str]) -> str:
+    """What follows AutoModelFor in the name of transformers' class, told by the modules' names: no model is at hand."""
+    return "MaskedLM" if any(name.startswith("roberta.") for name in names) else "CausalLM"
+
+
+class Held(Master):
     """A LoRA space with its master. `value`: [elements] float32, module by module, A [rank, in] then B [out, rank]."""
-
-    width = 64  # points in one forward; Run.rows caps it by tokens
 
     def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: AbstractNoise, device: torch.device):
         self.options = options
         self.shapes = {str(name): (int(out), int(wide)) for name, out, wide in shapes}
         self.scale = options.alpha / options.rank
-        parts, fixed, offset, still = [], [], 0, 0
+        moving, fixed = [], []
         for name, (out, wide) in self.shapes.items():
-            a, b = (options.rank, wide), (out, options.rank)
-            if options.train == "both":
-                parts.append(Part(f"{name}.lora_A", offset, a))
-                offset += math.prod(a)
-            else:
-                fixed.append(Part(f"{name}.lora_A", still, a))
-                still += math.prod(a)
-            parts.append(Part(f"{name}.lora_B", offset, b))
-            offset += math.prod(b)
-        self.value = torch.zeros(offset, device=device)
+            (moving if options.train == "both" else fixed).append((f"{name}.lora_A", (options.rank, wide)))
+            moving.append((f"{name}.lora_B", (out, options.rank)))
+        super().__init__("lora", moving, device)
+        parts, still = parts_of(fixed)
         self.fixed = torch.zeros(still, device=device)
-        self._leaves = (Leaf("lora", 0, self.value, tuple(parts), offset),)
-        self._fixed = Leaf("lora_A", 0, self.fixed, tuple(fixed), still)
+        self._fixed = Leaf("lora_A", 0, self.fixed, parts, still)
         for leaf in (*self._leaves, self._fixed):
             self._start(leaf, seed, noise)
-        self._dtype = torch.float32
         self._still = self.fixed
         self._points: Tensor | None = None
-        self._buffer = torch.empty(0, 0)
 
     def _start(self, leaf: Leaf, seed: int, noise: AbstractNoise) -> None:
         """A ~ noise / sqrt(in), B = 0: the noise's own stream, so a log alone rebuilds it."""
@@ -95,9 +122,6 @@ class Held:
             if part.name.endswith("lora_A") and z is not None:
                 place = slice(part.offset, part.offset + math.prod(part.shape))
                 leaf.value[place] = z[place] * bits16(1 / math.sqrt(part.shape[1]))
-
-    def leaves(self) -> Sequence[Leaf]:
-        return self._leaves
 
     def describe(self) -> dict[str, Any]:
         return {"shapes": [[name, *shape] for name, shape in self.shapes.items()]}
@@ -108,29 +132,13 @@ class Held:
             for name, offset, shape in leaf.parts:
                 yield name, leaf.value[offset : offset + math.prod(shape)].view(shape)
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float) -> None:
-        if decay != 1.0:
-            leaf.value.mul_(decay)
-        leaf.value.add_(delta)
-
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
-        if len(self._buffer) < len(deltas):
-            self._buffer = torch.empty(len(deltas), len(self.value), dtype=self._dtype, device=self.value.device)
-        points = self._buffer[: len(deltas)]
-        (leaf,) = self._leaves
-        for point, make in zip(points, deltas):
-            delta = make(leaf)
-            point.copy_(leaf.value if delta is None else leaf.value + delta)
-        self._points = points
+        self._points = self.points(deltas)
         try:
             yield
         finally:
             self._points = None
-
-    def without(self) -> Callable[[Leaf], Tensor]:
-        """The delta that leads to the base itself: no term at all."""
-        return lambda leaf: -leaf.value
 
     def hook(self, sites: dict[str, nn.Linear], dtype: torch.dtype) -> None:
         """Make the base's Linear modules add their term while points are held; dtype: the compute dtype."""

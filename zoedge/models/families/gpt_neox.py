@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
-from ._rows import attend, gather, longest, split
+from ._rows import attend, gather, longest, places, put, split
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "gpt_neox.layers", "CausalLM"
 
 
-def embed(model: Any, ids: Tensor) -> Tensor:
-    return model.gpt_neox.embed_in(ids)
+def embed(model: Any, ids: Tensor, ahead: Tensor | None = None, first: int = 0) -> Tensor:
+    return put(ahead, model.gpt_neox.embed_in(ids))
 
 
-def context(model: Any, h: Tensor) -> dict[str, Any]:
-    positions = torch.arange(h.shape[1], device=h.device)[None]
-    return {"position_embeddings": model.gpt_neox.rotary_emb(h, position_ids=positions)}
+def context(model: Any, h: Tensor, past: Any = None) -> dict[str, Any]:
+    turns = model.gpt_neox.rotary_emb(h, position_ids=places(h, past))
+    return {"position_embeddings": turns, "layer_past": past}
 
 
-def last(block: Any, h: Tensor, rows: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any) -> Tensor:
+def last(
+    block: Any, h: Tensor, rows: Tensor, position_embeddings: tuple[Tensor, Tensor], layer_past: Any, **_: Any
+) -> Tensor:
     """The block's output at rows [S, R] alone: [S, R, H]."""
     a = block.attention
     # each head's q, k and v stand side by side: the product is one, and rows are taken of q after it
     q, k, v = split(a.query_key_value(block.input_layernorm(h)), 3 * a.head_size).chunk(3, dim=-1)
     q, k = apply_rotary_pos_emb(q, k, *position_embeddings)  # type: ignore[no-untyped-call]
     q = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
-    h, attention = gather(h, rows), a.dense(attend(q, k, v, rows, a.scaling))
+    h, attention = gather(h, rows), a.dense(attend(q, k, v, rows, a.scaling, layer_past, a.layer_idx))
     if block.use_parallel_residual:
         return h + attention + block.mlp(block.post_attention_layernorm(h))
     h = h + attention

@@ -1,0 +1,491 @@
+"""What every space holds to, whatever is trained; and that virtual tokens are where the real ones would be.
+
+References: transformers' own model on the same tokens, and PEFT's model from the exported folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from zoedge import engine, evaluate, export, runs, verify
+from zoedge.display import display
+from zoedge.errors import DamagedError, DataError, IdentityError, UsageError
+from zoedge.load import part, words
+from zoedge.log import Log, canonical
+from zoedge.models.base import Base
+from zoedge.models.loading import load
+from zoedge.noise.rademacher import Rademacher
+from zoedge.recipe import Model, read
+from zoedge.spaces.prefix import Prefix
+from zoedge.spaces.prompt import Prompt
+from zoedge.tasks._examples import Batch, Examples
+from zoedge.train import Looker
+from zoedge.types import Leaf
+
+VIRTUAL = ("prompt", "prefix")
+SPACES = ("lora", *VIRTUAL)  # those that hold many points at once
+FAMILIES = ("llama", "opt", "gpt_neox")
+LENGTHS = [33, 7, 1, 20]
+SEED = 3
+CLOSE = 1e-5  # of logits of size 1 to 3, float32: measured up to 2e-6; a wrong mask, position or row is 1e-2 or more
+
+
+@pytest.fixture
+def base(families: dict[str, Path], roberta: Path) -> Callable[..., Base]:
+    def get(family: str, quantization: str = "none") -> Base:
+        source = {**families, "roberta": roberta}[family]
+        return load(Model(source=str(source), quantization=quantization))
+
+    return get
+
+
+def sequences() -> Examples:
+    """Random tokens of unlike length; the loss reads the last place, the middle and the first."""
+    random, found = torch.Generator().manual_seed(0), Examples(1)
+    for i, length in enumerate(LENGTHS):
+        found.tokens.append(torch.randint(3, 300, (length,), generator=random).tolist())
+        found.rows.append([length - 1, length // 2, 0])
+        found.targets.append([7, 11])
+        found.labels.append(i % 2)
+        found.names.append(f"here:{i}")
+    return found
+
+
+def batch_of() -> Batch:
+    return sequences().collate(range(len(LENGTHS)))
+
+
+def deltas(count: int, size: float = 0.1) -> list[Callable[[Leaf], torch.Tensor | None]]:
+    def make(seed: int, leaf: Leaf) -> torch.Tensor:
+        random = torch.Generator().manual_seed(seed * 1000 + leaf.offset)
+        return torch.randn(leaf.value.shape, generator=random) * size
+
+    return [partial(make, seed) for seed in range(count)]
+
+
+def still(leaf: Leaf) -> None:
+    return None
+
+
+def attach(word: str, base: Base, moved: float = 0.05, **options: Any) -> Any:
+    """A space whose master is random everywhere (`moved`), so that no term of it is zero."""
+    space = part("space", word)(**options).attach(base, SEED, Rademacher())
+    for leaf, make in zip(space.leaves(), deltas(len(space.leaves()), moved)):
+        leaf.value.add_(make(leaf))
+    return space
+
+
+def logits(base: Base, batch: Any, copies: int = 1) -> torch.Tensor:
+    """[copies, S, R, V]."""
+    h = base.hidden(batch, copies)
+    return base.logits(h, torch.arange(base.model.config.vocab_size)).unflatten(0, (copies, -1))
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def plain_logits(model: Any, batch: Batch, first: list[int] | None = None) -> torch.Tensor:
+    """[1, S, R, V] of transformers' model (or PEFT's), with `first` before every sequence, at the batch's rows."""
+    ahead = torch.tensor(first or []).long().expand(len(batch.ids), -1)
+    mask = torch.zeros_like(batch.ids)
+    for row, i in zip(mask, batch.index):
+        row[: len(batch.examples.tokens[i])] = 1
+    with torch.no_grad():
+        full = model(
+            input_ids=torch.cat([ahead, batch.ids], 1), attention_mask=torch.cat([torch.ones_like(ahead), mask], 1)
+        ).logits[:, -batch.ids.shape[1] :]
+    return full.gather(1, batch.rows[..., None].expand(-1, -1, full.shape[-1]))[None]
+
+
+def plain(base: Base) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+# -- what every space holds to
+
+
+def test_there_are_spaces() -> None:
+    assert set(SPACES) <= set(words("spaces"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", SPACES)
+def test_points_together_equal_points_alone(word: str, family: str, base: Callable[..., Base]) -> None:
+    model, some, batch = base(family, "nf4"), [*deltas(3), still], batch_of()
+    space = attach(word, model)
+    with space.visit(some):
+        together = logits(model, batch, 4)
+    alone = []
+    for one in some:
+        with space.visit([one]):
+            alone.append(logits(model, batch))
+    assert far(together, torch.cat(alone)) < CLOSE
+    assert min(far(alone[0], x) for x in alone[1:]) > 0.01, "the points do differ"
+
+
+@pytest.mark.parametrize("compute,bound", [("bf16", 0.15), ("fp16", 0.02)])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", SPACES)
+def test_half_precision_computes_the_same_up_to_rounding(
+    word: str, family: str, compute: str, bound: float, families: dict[str, Path]
+) -> None:
+    folder, found = str(families[family]), []
+    for dtype in ("fp32", compute):
+        model = load(Model(source=folder, quantization="none", compute_dtype=dtype))
+        space = attach(word, model)
+        with space.visit(deltas(2)):
+            assert model.hidden(batch_of(), 2).dtype == model.dtype
+            found.append(logits(model, batch_of(), 2))
+    assert 0 < far(*found) < bound
+
+
+@pytest.mark.parametrize("word", SPACES)
+def test_visiting_leaves_no_trace(word: str, base: Callable[..., Base]) -> None:
+    """Master, model and outputs keep their bits, also when the forward or a delta raises."""
+    model, batch = base("llama", "nf4"), batch_of()
+    space = attach(word, model)
+
+    def everything() -> dict[str, bytes]:
+        found = {leaf.name: leaf.value for leaf in space.leaves()} | {"bare": model.hidden(batch, 1)}
+        with space.visit([still]):
+            found["here"] = model.hidden(batch, 1)
+        found |= {name: t for name, t in model.model.state_dict().items() if isinstance(t, torch.Tensor)}
+        return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in found.items()}
+
+    class Midway(Exception):
+        pass
+
+    def fall(*_: Any) -> None:
+        raise Midway
+
+    before = everything()
+    assert before["bare"] != before["here"]
+    for count in (1, 4, 2):
+        with space.visit(deltas(count)):
+            model.hidden(batch, count)
+    handle = model.blocks[1].register_forward_pre_hook(fall)
+    for broken in (deltas(2), [*deltas(1), fall]):
+        with pytest.raises(Midway), space.visit(broken):
+            model.hidden(batch, 2)
+    handle.remove()
+    assert everything() == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", SPACES)
+def test_a_description_rebuilds_the_space(word: str, family: str, base: Callable[..., Base]) -> None:
+    space = attach(word, base(family), moved=0.0)
+    options, said = space.options, space.describe()
+    blank = options.blank(said, SEED, Rademacher())
+    assert runs.manifest(blank) == runs.manifest(space) and engine.digest(blank) == engine.digest(space)
+    assert blank.describe() == said
+    at = 0
+    for leaf in blank.leaves():
+        assert leaf.offset == at and leaf.parts[0].offset == at
+        for p in leaf.parts:
+            assert p.offset == at
+            at += torch.Size(p.shape).numel()
+        assert at == leaf.offset + len(leaf.value)
+    assert {leaf.total for leaf in blank.leaves()} == {at}
+    assert options.elements(said) == at
+
+
+@pytest.mark.parametrize("word", SPACES)
+def test_a_damaged_description_is_no_description(word: str, base: Callable[..., Base]) -> None:
+    space = attach(word, base("llama"))
+    options, said = space.options, space.describe()
+    for broken in (None, 3, [], {}, "x", *({**said, key: x} for key in said for x in (None, -1, 0, "x", 1.5, {}))):
+        assert options.elements(broken) in (-1, 0), broken
+
+
+@pytest.fixture(scope="module")
+def half(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaMA as published models are: stored in float16."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "half"
+    shutil.copytree(llama, folder)
+    AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(
+    recipe_file: Path, families: dict[str, Path], half: Path, tmp_path: Path
+) -> Callable[..., tuple[runs.Bench, Log]]:
+    """A run of so many steps, in pieces that each begin from the log alone: (bench where it ended, the finished log)."""
+
+    def train(
+        word: str, family: str, name: str, pieces: tuple[int, ...] = (8,), quantization: str = "none"
+    ) -> tuple[runs.Bench, Log]:
+        more = ["rule={name: momentum, lr: 0.02}", "train.steps=8", f"model.quantization={quantization}"]
+        if family != "llama":
+            more.append(f"model.source={ {**families, 'half': half}[family] }")
+        recipe = read(str(recipe_file), [f"space={word}", *more])
+        folder = tmp_path / name
+        folder.mkdir()
+        for until in pieces:
+            bench, path = runs.Bench.build(recipe), folder / runs.LOG
+            with Log.resume(path) if path.exists() else runs.begin(bench, folder) as log:
+                for _ in engine.play(bench.run(log), until):
+                    pass
+                if until == 8:
+                    log.finish(engine.digest(bench.space))
+        return bench, Log.open(path)
+
+    return train
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", SPACES)
+def test_training_resuming_replaying_and_numpy_agree(word: str, family: str, trained: Callable[..., Any]) -> None:
+    bench, log = trained(word, family, "whole")
+    final = engine.digest(bench.space)
+    again, other = trained(word, family, "pieces", (3, 5, 8))
+    assert engine.digest(again.space) == final and other.fingerprint == log.fingerprint
+    start = runs.replayer(log)
+    assert start.model is None and engine.digest(start.space) != final
+    arrays = engine.Run(
+        start.seed, start.steps, verify.Unchecked(log), verify.Arrays(start.space), start.noise, start.rule
+    )
+    for run in (start, arrays):
+        assert len(list(engine.play(run, len(log)))) == 8
+        assert engine.digest(run.space) == final
+    assert "agree" in verify.states(log)[1][0]
+
+
+@pytest.mark.parametrize("word", SPACES)
+def test_a_log_with_a_damaged_description_is_refused(word: str, trained: Callable[..., Any]) -> None:
+    _, log = trained(word, "llama", "run")
+    about = {**log.header.about, "space": {}}
+    broken: Any = SimpleNamespace(path=log.path, header=replace(log.header, block=canonical(about)))
+    with pytest.raises(DamagedError, match="what is trained"):
+        runs.replayer(broken)
+
+
+# -- exports
+
+
+def test_peft_in_a_fresh_process_gives_the_trained_logits(trained: Callable[..., Any], tmp_path: Path) -> None:
+    jobs = []
+    for word in VIRTUAL:
+        for family in FAMILIES:
+            bench, log = trained(word, family, f"{word} {family}")
+            run = bench.run(log)
+            jobs.append(("peft", export.peft(run, log, bench.recipe, tmp_path / f"{word} {family} peft"), bench))
+    bench, log = trained("prefix", "half", "half stored", quantization="nf4")
+    jobs.append(("peft", export.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
+    fresh = runs.over_base(runs.replayer(log), log)  # where training began: the check can fail
+    jobs.append(("peft", jobs[-1][1], SimpleNamespace(recipe=bench.recipe, base=fresh.base, space=fresh)))
+    *found, off = export.compare(jobs)
+    assert max(found) < CLOSE < 0.01 < off, (found, off)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_peft_and_the_training_forward_agree_on_padded_rows(
+    word: str, family: str, trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    bench, log = trained(word, family, "run")
+    folder, batch = export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter"), batch_of()
+    peft = PeftModel.from_pretrained(plain(bench.base), folder).eval()
+    ((name, value),) = bench.space.tensors()
+    assert torch.equal(peft.prompt_encoder["default"].embedding.weight, value)
+    with bench.space.visit([still]):
+        found = logits(bench.base, batch)
+    assert far(found, plain_logits(peft, batch)) < CLOSE
+    assert far(found, logits(bench.base, batch)) > 0.01
+    loaded = export.load_adapter(folder, bench.space, log.header.base, log.fingerprint)
+    assert loaded.keys() == {name} and torch.equal(loaded[name], value)
+
+
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[..., Any], tmp_path: Path) -> None:
+    bench, log = trained(word, "llama", "run")
+    run = bench.run(log)
+    folder = export.peft(run, log, bench.recipe, tmp_path / "adapter")
+    assert f"{log.header.about['recipe']['name']}: {bench.recipe.space.title}\n" in (folder / "README.md").read_text()
+    replayed, _ = verify.states(log)
+    assert "1 tensors equal" in verify.adapter(replayed, log, folder)[0]
+    with pytest.raises(UsageError, match="exported where the base is"):
+        export.peft(replayed, log, bench.recipe, tmp_path / "other")
+    with pytest.raises(UsageError, match="nothing to merge"):
+        export.merged(bench.recipe, bench.space, tmp_path / "other")
+    longer = replace(bench.recipe.space, tokens=7).blank(bench.space.describe(), SEED, Rademacher())
+    with pytest.raises(IdentityError, match=r"not an adapter of this space|is \["):
+        export.load_adapter(folder, longer)
+
+
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_a_merge_that_cannot_be_is_refused_before_training(word: str, recipe_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"output\.export: a .* changes no weight"):
+        read(str(recipe_file), [f"space={word}", "output.export=[peft, merged]"])
+
+
+# -- virtual tokens are where the real ones would be
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["", "the film is very", "the film"])
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_the_start_is_the_model_on_real_tokens(word: str, text: str, family: str, base: Callable[..., Base]) -> None:
+    """As embeddings or as keys and values: before training, the virtual tokens are tokens."""
+    model, batch = base(family), batch_of()
+    space = attach(word, model, moved=0.0, tokens=4, text=text)
+    first = model.real_tokens(4, text, SEED).tolist()
+    ids = model.tokenizer(text, add_special_tokens=False).input_ids
+    assert len(first) == 4 and (not text or first == (ids * 4)[:4])
+    with space.visit([still]):
+        found = logits(model, batch)
+    reference = plain(model)
+    assert far(found, plain_logits(reference, batch, first)) < CLOSE
+    assert far(found, plain_logits(reference, batch)) > 0.01
+
+
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_an_opt_with_projections_and_late_norms(word: str, tokenizer: Any, tmp_path: Path) -> None:
+    """OPT-350M's plan: embeddings are narrower than the hidden states, and norms come after."""
+    from conftest import save
+    from transformers import OPTConfig
+
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=96, word_embed_proj_dim=32, do_layer_norm_before=False,
+    )  # fmt: skip
+    model, batch = load(Model(source=str(save(tmp_path / "350m", config, tokenizer)), quantization="none")), batch_of()
+    space = attach(word, model, moved=0.0, tokens=4)
+    with space.visit([still]):
+        found = logits(model, batch)
+    assert far(found, plain_logits(plain(model), batch, model.real_tokens(4, "", SEED).tolist())) < CLOSE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_generated_text_sees_the_virtual_tokens(word: str, family: str, base: Callable[..., Base]) -> None:
+    """generate caches; here every token is chosen by a whole forward."""
+    model = base(family)
+    space = attach(word, model, moved=0.3)
+    ids, count = model.tokenizer("the film is", return_tensors="pt").input_ids, 0
+    bare = model.generate("the film is", 8)
+    with space.visit([still]):
+        text, new = model.generate("the film is", 8), []
+        while count < 8 and new[-1:] != [model.model.config.eos_token_id]:
+            rows, text_of = torch.tensor([[ids.shape[1] - 1]]), SimpleNamespace(tokens=ids)
+            here: Any = SimpleNamespace(ids=ids, rows=rows, index=[0], examples=text_of)
+            new.append(int(logits(model, here)[0, 0, 0].argmax()))
+            ids, count = torch.cat([ids, torch.tensor([new[-1:]])], 1), count + 1
+    assert text == model.tokenizer.decode(new, skip_special_tokens=True) != bare
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", SPACES)
+def test_points_answer_together_as_alone(word: str, family: str, base: Callable[..., Base]) -> None:
+    """Prompts of unlike length, padded on the left, each copy after its own virtual tokens."""
+    model, some = base(family), [*deltas(2, 0.3), still]
+    attached, prompts = attach(word, model, moved=0.3), [[40, 50, 60, 70, 80], [90], [41, 42]]
+    with attached.visit(some):
+        together = model.answers(prompts, 3, 6)
+    alone = []
+    for one in some:
+        with attached.visit([one]):
+            alone.append([model.answers([prompt], 1, 6)[0][0] for prompt in prompts])
+    assert together == alone and len({tuple(row) for row in alone}) > 1
+
+
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_a_model_that_fills_masks_is_refused(word: str, base: Callable[..., Base]) -> None:
+    with pytest.raises(DataError, match="fills masks: virtual tokens are not supported"):
+        attach(word, base("roberta"))
+
+
+def test_the_start_is_a_function_of_the_seed(base: Callable[..., Base]) -> None:
+    model = base("llama")
+    a, b, c = (model.real_tokens(40, "", seed).tolist() for seed in (1, 1, 2))
+    assert a == b != c and len(set(a)) > 20 and max(a) < model.model.config.vocab_size
+
+
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_virtual_tokens_take_of_the_context(word: str, base: Callable[..., Base], tmp_path: Path) -> None:
+    model = base("opt")
+    model.cut_at(1)
+    attach(word, model, tokens=6)
+    assert model.context_length == 90 and model.cut == 0
+    assert sum(model.keep(sequences(), tmp_path)) == 0, "nothing lies below the first block"
+    model.sites("last 1", "all")
+    assert model.cut == 0
+    with pytest.raises(DataError, match=r"space\.tokens: 90 leave no room for text in a context of 90"):
+        part("space", word)(tokens=90).attach(model, SEED, Rademacher())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_rows_up_to_the_last_position_are_scored(word: str, family: str, base: Callable[..., Base]) -> None:
+    model, examples = base(family), Examples(1)
+    space = attach(word, model, moved=0.0, tokens=6)
+    examples.tokens, examples.rows, examples.targets = [list(range(3, 93))], [[89]], [[7, 11]]
+    examples.labels, examples.names = [0], ["here:0"]
+    batch = examples.collate([0])
+    with space.visit([still]):
+        found = logits(model, batch)
+    assert far(found, plain_logits(plain(model), batch, model.real_tokens(6, "", SEED).tolist())) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["space.tokens=0"], r"space\.tokens: 0 is not at least 1"),
+        (["space.tokens=-3"], r"space\.tokens"),
+        (["space.tokens=1.5"], r"space\.tokens: 1\.5 is not a whole number"),
+        (["space.rank=4"], r"space\.rank: unknown key"),
+    ],
+)
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_wrong_options_are_told(word: str, overrides: list[str], sentence: str, recipe_file: Path) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        read(str(recipe_file), [f"space={word}", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["space.tokens=96"], r"space\.tokens: 96 leave no room for text in a context of 96"),
+        (["space.tokens=3", "space.text=the film is very dull"], r"space\.text: 5 tokens, .*1 to space\.tokens \(3\)"),
+        (["space.tokens=90"], r"samples .* are longer than 6 tokens"),
+    ],
+)
+@pytest.mark.parametrize("word", VIRTUAL)
+def test_what_does_not_fit_is_told(word: str, overrides: list[str], sentence: str, recipe_file: Path) -> None:
+    recipe = read(str(recipe_file), [f"space={word}", *overrides, "model.quantization=none"])
+    with pytest.raises(DataError, match=sentence):
+        runs.Bench.build(recipe)
+
+
+def test_options_have_defaults() -> None:
+    assert Prompt() == Prompt(10, "") and Prefix() == Prefix(5, "")
+
+
+def test_zero_shot_is_the_base_alone(recipe_file: Path, tmp_path: Path) -> None:
+    """Whatever the space starts from: virtual tokens that were never trained already move the answers."""
+    found, starts = [], []
+    for word in ("lora", *VIRTUAL):
+        folder = tmp_path / word
+        folder.mkdir()
+        bench = runs.Bench.build(read(str(recipe_file), [f"space={word}", "model.quantization=none"]))
+        found.append(Looker(bench, folder, display("quiet")).before())
+        starts.append(evaluate.evaluate(bench.space, bench.task, bench.base, bench.texts.test, 16))
+    assert found[0] == found[1] == found[2] == starts[0]
+    assert all(start.loss != found[0].loss for start in starts[1:])
