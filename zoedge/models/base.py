@@ -7,7 +7,7 @@ everything below it can be computed once an example (`keep`).
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,24 @@ from torch import Tensor, nn
 
 from ..errors import DataError, nearest
 from ..load import module, words
+from .scaled import Scaled
 from .trunk import Trunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
 
 
+def stored(table: nn.Module, index: Tensor | slice) -> Tensor:
+    """Rows [N, H] of a table of tokens as they are stored."""
+    return table.weight[index]  # type: ignore[index]
+
+
 @dataclass
 class Base:
     """A frozen model, its tokenizer, and the facts of its family.
 
-    cut: blocks below it see no trained tensor. kept: trunk outputs by data set, computed once.
+    cut: blocks below it see no trained tensor. kept: trunk outputs by data set, computed once. rows: how the forward
+    reads rows of the head; a space that moves them puts its own there.
     """
 
     model: Any
@@ -39,6 +46,7 @@ class Base:
     path: Path
     cut: int = 0
     kept: dict[int, Trunk] = field(default_factory=dict)
+    rows: Callable[[nn.Module, Tensor | slice], Tensor] = stored
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -60,15 +68,39 @@ class Base:
                     f"space.targets: no module named '{target}' in {type(self.model).__name__}. "
                     f"It has: {' '.join(known)} ({len(blocks)} layers){nearest(target, known)}"
                 )
-        if self.cut != min(chosen):
-            self.kept.clear()  # they end at another block
-        self.cut = min(chosen)
+        self.begin(min(chosen))
         return {
             f"{self.facts.BLOCKS}.{i}.{name}": m
             for i in chosen
             for name, m in blocks[i].named_modules()
             if isinstance(m, nn.Linear) and (targets == "all" or name.rpartition(".")[2] in targets)
         }
+
+    def begin(self, block: int) -> None:
+        """Nothing below this block is trained."""
+        if self.cut != block:
+            self.kept.clear()  # they end at another block
+        self.cut = block
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Every parameter of a 16 or 32-bit model, tied ones once, in its order. DataError: it is quantised."""
+        if any(map(Scaled.has, self.model.modules())):
+            raise DataError("space: full moves 16 or 32-bit weights. Write model.quantization: none, or space: scales.")
+        return dict(self.model.named_parameters())
+
+    def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, Scaled]:
+        """The quantisation scales of some Linear modules. DataError: they are not quantised."""
+        if not all(map(Scaled.has, sites.values())):
+            raise DataError(
+                "space: scales moves those of a quantised base. Write model.quantization: nf4, or space: full."
+            )
+        return {name: Scaled(module) for name, module in sites.items()}
+
+    def vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
+        """Norms and biases of some blocks, and those after the last block."""
+        blocks = tuple(f"{self.facts.BLOCKS}.{i}." for i in chosen_layers(layers, len(self.blocks)))
+        found = ((name, p) for name, p in self.model.named_parameters() if p.dim() == 1)
+        return {name: p for name, p in found if name.startswith(blocks) or not name.startswith(self.facts.BLOCKS)}
 
     # -- the forward
 
@@ -101,7 +133,7 @@ class Base:
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
         """float32 logits [..., C] of hidden states [..., H] for some tokens [C] of the vocabulary."""
         head = self.facts.head(self.model)
-        weight = head.weight[columns.to(self.device)].float()
+        weight = self.rows(head, columns.to(self.device)).float()
         return nn.functional.linear(h.float(), weight)
 
     @torch.inference_mode()
@@ -111,7 +143,7 @@ class Base:
         total: Tensor | None = None
         wanted = torch.empty(h.shape[:-1], device=self.device)
         for start in range(0, head.weight.shape[0], COLUMNS):
-            part = nn.functional.linear(h.float(), head.weight[start : start + COLUMNS].float())
+            part = nn.functional.linear(h.float(), self.rows(head, slice(start, start + COLUMNS)).float())
             inside = (targets >= start) & (targets < start + part.shape[-1])
             wanted[inside] = part[inside].gather(-1, (targets[inside] - start)[:, None])[:, 0]
             summed = part.logsumexp(-1)

@@ -108,7 +108,18 @@ class Held:
             for name, offset, shape in leaf.parts:
                 yield name, leaf.value[offset : offset + math.prod(shape)].view(shape)
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float) -> None:
+    def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(the float32 weight [out, in] of a module with its term, the term); value: the base's."""
+        matrices = dict(self.tensors())
+        a, b = (matrices[f"{name.removesuffix('.weight')}.lora_{which}"].detach().cpu() for which in "AB")
+        update = (b @ a).mul_(self.scale)
+        return value + update, update
+
+    def changes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight that `merged` changes."""
+        return {f"{name}.weight": shape for name, shape in self.shapes.items()}
+
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)
