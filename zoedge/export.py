@@ -514,6 +514,9 @@ def merged(
     """
     from .models.loading import load
 
+    if not hasattr(space, "merged"):
+        word = type(space).__module__.rpartition(".")[2]
+        raise UsageError(f"The space '{word}' is not LoRA and moves no weight of the base: there is nothing to merge.")
     finite(space)
     dtype = dtype or stored_in(space)
     if dtype not in DTYPES:
