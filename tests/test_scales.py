@@ -86,7 +86,7 @@ def test_the_kernel_computes_with_the_moved_scales(
         setattr(other.model.get_submodule(parent), last, plain)
     with bench.space.visit([shift]):
         found = scores(bench, bench.base)
-    assert torch.allclose(found, scores(bench, other), rtol=0, atol=2e-5)
+    assert torch.allclose(found, scores(bench, other), rtol=0, atol=1e-5)  # measured: 1e-7 to 7e-7
     assert float((found - here).abs().max()) > 1e-2
     with bench.space.visit([lambda leaf: None]):
         assert torch.allclose(scores(bench, bench.base), here, rtol=0, atol=1e-6)
