@@ -78,9 +78,10 @@ def spread(values: list[float]) -> str:
 
 def method(name: str, path: Path, recipe: Recipe) -> str:
     title, paper = comments(path)
+    own = ("space",) if word_of(recipe.space) != "lora" else ()
     lines = "".join(
         f"    {key}: {text.partition(': ')[2]}\n"
-        for key in ("noise", "estimator", "rule")
+        for key in (*own, "noise", "estimator", "rule")
         for text in path.read_text(encoding="utf-8").splitlines()
         if text.startswith(f"{key}:")
     )

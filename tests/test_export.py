@@ -290,7 +290,7 @@ def test_only_finite_tensors_that_peft_knows_are_exported(made: Callable[[str], 
     run.space.leaves()[0].value[7] = float("nan")
     with pytest.raises(DivergedError):
         export.peft(run, one.log, one.bench.recipe, tmp_path / "a")
-    with pytest.raises(UsageError, match="no such export"):
+    with pytest.raises(UsageError, match="nothing to merge"):
         export.merged(one.bench.recipe, object(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 

@@ -301,10 +301,10 @@ def test_a_word_or_a_table(said: Said, kind: str) -> None:
     assert words(FOLDERS[kind])
     for word in words(FOLDERS[kind]):
         found = []
-        others = {k: v for k, v in fitting(kind, word).items() if k != kind}
+        others = [f"{k}.{o}={v}" for k, table in fitting(kind, word).items() if k != kind for o, v in table.items()]
         for text in (f"{kind}: {word}", f"{kind}: {{name: {word}}}"):
-            assert said(BASE + yaml.dump(others) * bool(others) + text) == ""
-            found.append(getattr(recipe.read("my.yaml"), kind))
+            assert said(BASE + text, *others) == ""
+            found.append(getattr(recipe.read("my.yaml", others), kind))
         assert found[0] == found[1] and type(found[0]) is part(kind, word) and recipe.word_of(found[0]) == word
 
 

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from .errors import DivergedError
 from .types import (
+    CLIPPED,
+    HALVES,
+    ROUND,
     SKIPPED,
     AbstractNoise,
     AbstractRule,
@@ -48,6 +51,7 @@ class Run:
     task: Task | None = None
     model: Any = None
     rows: int = 2048  # token rows in one forward: more than ~2,000 gain nothing and cost memory
+    bits: Callable[[Key, Leaf], Any] | None = None  # random bits for leaves in 16-bit storage
     slots: dict[str, Slots] = field(default_factory=dict)
     _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
 
@@ -62,7 +66,10 @@ class Run:
             keys = (Key(self.seed, seq, query * self.rule.draws + i) for i in range(self.rule.draws))
             noise = tuple(z for key in keys if (z := self.noise.draw(key, leaf)) is not None)
             z = self.rule.direction(self.slots[leaf.name], *noise) if noise else None
-            self._drawn[place] = None if z is None else Direction(z, noise)
+            found = None if z is None else Direction(z, noise)
+            if self.space.width == 1:
+                return found  # kept, a step's directions would be another copy of the model
+            self._drawn[place] = found
         return self._drawn[place]
 
 
@@ -77,6 +84,7 @@ class Scorer:
     seq: int
     lr: float = 0.0
     asked: list[float] = field(default_factory=list)
+    flags: int = 0
     _gains: dict[int, float] = field(default_factory=dict)
 
     def losses(self, points: Sequence[Point]) -> list[float]:
@@ -99,6 +107,12 @@ class Scorer:
         """The last bit of a hash: Philox is the noise's, and the loop knows no kind of noise."""
         name = f"{self.run.seed} {self.seq} {query}".encode()
         return 1.0 if hashlib.sha256(name).digest()[0] & 1 else -1.0
+
+    def clip(self, g: float, limit: float) -> float:
+        if limit < abs(g) < math.inf:  # a loss that is not finite is no large one
+            self.flags |= CLIPPED
+            return math.copysign(limit, g)
+        return g
 
     def gain(self, query: int) -> float:
         """What the noise of a query is multiplied by: in points, and in the weights that are logged."""
@@ -126,7 +140,8 @@ def measure(run: Run, step: int) -> Record:
     batch = run.task.batch(step)
     lr = run.rule.rate(step, run.steps)
     oracle = Scorer(run, batch, step, run.steps, run.log.next_seq, lr)
-    g, flags = run.estimator.measure(oracle, run.log), 0  # type: ignore[arg-type]
+    g = run.estimator.measure(oracle, run.log)  # type: ignore[arg-type]
+    flags = oracle.flags
     try:
         weights = tuple(bits16(w * oracle.gain(query)) for query, w in enumerate(g))
     except (ValueError, OverflowError):
@@ -145,7 +160,12 @@ def advance(run: Run, record: Record) -> None:
         here = record._replace(g=tuple(g for d, g in zip(found, record.g) if d is not None))
         if here.g:  # else the leaf rests
             delta = run.rule.update(run.slots[leaf.name], [d for d in found if d is not None], here)
-            run.space.add(leaf, delta, record.decay)
+            if leaf.storage in HALVES:
+                assert run.bits is not None
+                bits = partial(run.bits, Key(run.seed, record.seq, 0, ROUND))
+                run.space.add(leaf, delta, record.decay, bits)
+            else:
+                run.space.add(leaf, delta, record.decay)
 
 
 def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
@@ -165,7 +185,7 @@ def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
 
 
 def digest(space: Space) -> bytes:
-    """SHA-256 over the float32 master's bytes, in manifest order."""
+    """SHA-256 over the trained values' bytes as they are stored, in manifest order."""
     whole = hashlib.sha256()
     for leaf in space.leaves():
         whole.update(host(leaf.value))
@@ -183,6 +203,9 @@ def demand(estimator: Estimator, steps: int) -> tuple[int, int]:
 
         def sign(self, query: int) -> float:
             return 1.0
+
+        def clip(self, g: float, limit: float) -> float:
+            return g
 
         def losses(self, points: Sequence[Point]) -> list[float]:
             self.asked += len(points)
@@ -221,5 +244,12 @@ def selftest(noise: AbstractNoise, rule: AbstractRule, zeros: Any) -> bytes:
 
 
 def host(array: Any) -> memoryview:
-    """The bytes of a tensor or an array."""
-    return memoryview(array.cpu().numpy() if hasattr(array, "cpu") else array).cast("B")
+    """The bytes of a tensor or an array. numpy has no bfloat16: 16-bit tensors are seen as integers."""
+    if hasattr(array, "cpu"):
+        array = array.cpu()
+        if array.itemsize == 2:
+            from torch import int16
+
+            array = array.view(int16)
+        array = array.numpy()
+    return memoryview(array).cast("B")

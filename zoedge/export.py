@@ -195,11 +195,25 @@ def about(kind: str, recipe: Recipe, space: Any, base: bytes, log: Any, steps: i
 
 def exportable(space: Any) -> Any:
     """The space itself. UsageError: PEFT has no such thing, or the base is missing. DivergedError: not finite."""
-    options = getattr(space, "options", None)
-    if not hasattr(options, "peft"):
-        raise UsageError(f"The space '{type(space).__module__.rpartition('.')[2]}' has no such export.")
+    if not adapts(space):
+        raise UsageError(
+            f"The space '{word(space)}' has no adapter in PEFT's format. Write the whole model: --to merged."
+        )
     if not space.complete:
-        raise UsageError(f"A {options.title} is a change from values of the base: it is exported where the base is.")
+        title = space.options.title
+        raise UsageError(f"A {title} is a change from values of the base: it is exported where the base is.")
+    return finite(space)
+
+
+def adapts(space: Any) -> bool:
+    return hasattr(getattr(space, "options", None), "peft")
+
+
+def word(space: Any) -> str:
+    return type(space).__module__.rpartition(".")[2]
+
+
+def finite(space: Any) -> Any:
     if not all(bool(value.isfinite().all()) for _, value in space.tensors()):
         raise DivergedError("The trained tensors are not finite: nothing to export. Replay to an earlier step.")
     return space
@@ -461,26 +475,28 @@ class Merge:
 
 
 def merged(
-    recipe: Recipe, space: Any, folder: Path, dtype: str = "fp16", force: bool = False, base_folder: Path | None = None,
-    log: Any = None, steps: int | None = None,
+    recipe: Recipe, space: Any, folder: Path, dtype: str | None = None, force: bool = False,
+    base_folder: Path | str | None = None, log: Any = None, steps: int | None = None,
 ) -> Merge:  # fmt: skip
-    """Write W + alpha/rank * B A as a plain model, W dequantised from what was trained on; nothing is quantised again.
+    """Write the trained weights as a plain model, W dequantised from what was trained on; nothing is quantised again.
 
-    The sum is float32, then cast to `dtype` (fp16, bf16, fp32), as is every other tensor. The base is loaded anew on
+    W + alpha/rank * B A, say, is float32, then cast to `dtype` (fp16, bf16, fp32; default: what a space says that it is
+    stored in, else fp16), as is every other tensor. The base is loaded anew on
     the CPU (a used one may give garbage, docs/traps.md) and never held twice: besides it, one shard (256 MB, or one
     larger tensor), as tensors and as bytes. base_folder: where the base is, if not where the recipe says. log: whose
     base this must be.
 
-    Of each update U = alpha/rank * B A,  kept = 1 - |cast(W + U) - (W + U)| / |U|  in Frobenius norms and float64: 1 if
-    nothing is lost (or U = 0), 0 or less if rounding is as large as the update. DataError if it is below 0.5 and not
-    `force`, if a value overflows, or the disk is too small. IdentityError: the base is not the log's. UsageError:
-    `folder` holds something else.
+    Of each update U (alpha/rank * B A, or trained - base), in Frobenius norms and float64,
+    kept = 1 - |cast(W + U) - (W + U)| / |U|: 1 if nothing is lost (or U = 0), 0 or less if rounding is as large as the
+    update. DataError if it is below 0.5 and not `force`, if a value overflows, or the disk is too small. IdentityError:
+    the base is not the log's. UsageError: `folder` holds something else.
     """
     from .models.loading import load
 
-    space = exportable(space)
-    if not space.options.merges:
-        raise UsageError(f"A {space.options.title} changes no weight: there is nothing to merge. Use --to peft.")
+    if not hasattr(space, "merged"):
+        raise UsageError(f"The space '{word(space)}' moves no weight of the base: there is nothing to merge.")
+    finite(space)
+    dtype = dtype or stored_in(space)
     if dtype not in DTYPES:
         raise UsageError(f"dtype: '{dtype}' is not {', '.join(DTYPES)}.")
     replaceable(Path(os.path.abspath(folder)))
@@ -517,6 +533,13 @@ def merged(
         names = sorted(p.name for p in draft.iterdir())
         write_durably(draft / MARKER, text({**facts, "payload": payloads, "kept": merge.kept, "files": names}))
     return Merge(folder, dtype, merge.kept, size)
+
+
+def stored_in(space: Any) -> str:
+    """The type that loses nothing of a space that moves 16 or 32-bit weights; fp16 for the others, as models come."""
+    return next(
+        (word for word, kind in DTYPES.items() if str(kind) == f"torch.{getattr(space, 'storage', '')}"), "fp16"
+    )
 
 
 class Weight(NamedTuple):
@@ -563,8 +586,7 @@ class Merger:
     """Adds the updates and casts; `kept` fills as it goes."""
 
     def __init__(self, space: Any, dtype: str, force: bool):
-        self.scale, self.matrices = space.scale, dict(space.tensors())
-        self.shapes = {f"{name}.weight": shape for name, shape in space.shapes.items()}
+        self.space, self.shapes = space, space.changes()
         self.dtype, self.force = dtype, force
         self.kept: dict[str, float] = {}
 
@@ -578,14 +600,14 @@ class Merger:
         value = x.read()
         if x.name in self.shapes:
             name = x.name.removesuffix(".weight")
-            a, b = (self.matrices[f"{name}.lora_{which}"].detach().cpu() for which in "AB")
-            update = (b @ a).mul_(self.scale)
-            out = (value + update).to(DTYPES[self.dtype])
+            changed, update = self.space.merged(x.name, value)
+            out = changed.to(DTYPES[self.dtype])
             self.kept[name] = kept = survived(value, update, out)
             if kept < KEPT and not self.force:
+                apart = ", or keep the adapter apart (--to peft)" if adapts(self.space) else ""
                 raise DataError(
                     f"In {self.dtype}, {max(0.0, kept):.0%} of the update of {name} survives rounding. Use --dtype "
-                    "fp32, or keep the adapter apart (--to peft); --force writes it all the same."
+                    f"fp32{apart}; --force writes it all the same."
                 )
         else:
             out = value.to(DTYPES[self.dtype])
@@ -595,8 +617,8 @@ class Merger:
 
 
 def survived(value: Tensor, update: Tensor, out: Tensor) -> float:
-    """1 - |out - (value + update)| / |update|, in float64, some rows at a time. [out, in] each."""
-    rows, lost, whole = max(1, ROWS // value.shape[1]), 0.0, 0.0
+    """1 - |out - (value + update)| / |update|, in float64, some rows at a time. The same shape each."""
+    rows, lost, whole = max(1, ROWS // value[0].numel()), 0.0, 0.0
     for i in range(0, len(value), rows):
         u = update[i : i + rows].double()
         lost += (out[i : i + rows].double() - (value[i : i + rows].double() + u)).square().sum().item()

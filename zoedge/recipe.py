@@ -461,7 +461,12 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
                 parts[key] = made(**vars(checked))
             except (ValueError, ZoedgeError) as e:
                 fault((key, str(e).partition(":")[0]), f"{key}.{e}")
-    if parts.get("space") and parts.get("output") and "merged" in parts["output"].export and not parts["space"].merges:
+    if (
+        parts.get("space")
+        and parts.get("output")
+        and "merged" in parts["output"].export
+        and not getattr(parts["space"], "merges", True)
+    ):
         fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
     if parts.get("rule") and parts.get("train"):
         try:
@@ -477,6 +482,12 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             if found_there not in allowed:
                 those = " or ".join(map(str, allowed))
                 fault((key,), f"{key}: {word_of(parts[key])} goes only with {other}: {those}, not {found_there}")
+    output = parts.get("output")
+    if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):
+        parts["output"] = output.model_copy(update={"export": [x for x in output.export if x != "peft"]})
+        if "export" in given.get("output", {}):
+            what = f"space {word_of(parts['space'])} has no adapter, and PEFT no format for it"
+            fault(("output", "export"), f"output.export: {what} - write [merged], or []")
     if found:
         raise UsageError("\n".join(text for _, text in sorted(found)))
     return Recipe(**parts)

@@ -146,14 +146,31 @@ class Bench:
             data=self.texts.train.digest(),
             manifest=manifest(self.space),
             initial=digest(self.space),
-            selftest=selftest(recipe.noise, recipe.rule, first.new_zeros(1024)),
+            selftest=selftest(recipe.noise, recipe.rule, first[:1].float().new_zeros(1024)),
         )
 
     def run(self, log: Log) -> Run:
         r = self.recipe
         return Run(
-            r.seed, r.train.steps, log, self.space, r.noise, r.rule, r.estimator, self.task, self.base, r.train.rows
+            r.seed,
+            r.train.steps,
+            log,
+            self.space,
+            r.noise,
+            r.rule,
+            r.estimator,
+            self.task,
+            self.base,
+            r.train.rows,
+            bits(),
         )
+
+
+def bits() -> Any:
+    """Where stochastic rounding's random bits come from: a function of (key, leaf)."""
+    from .noise._uniform import uniform
+
+    return uniform
 
 
 def initial(noise: Any) -> Any:
@@ -163,7 +180,7 @@ def initial(noise: Any) -> Any:
 
 def manifest(space: Any) -> bytes:
     """SHA-256 over the ordered (name, offset, shape, dtype) of everything trained."""
-    rows = [[p.name, p.offset, list(p.shape), "float32"] for leaf in space.leaves() for p in leaf.parts]
+    rows = [[p.name, p.offset, list(p.shape), leaf.storage] for leaf in space.leaves() for p in leaf.parts]
     return hashlib.sha256(canonical(rows)).digest()
 
 
@@ -264,22 +281,34 @@ def recipe_of(header: Header, where: str) -> Recipe:
     return check(table, {}, f"{where} (its recipe)")
 
 
-def over_base(run: Run, log: Log) -> Any:
-    """A replayed run's space over its base, which is loaded as the log's recipe says. IdentityError: it is another."""
+def base_of(log: Log, recipe: Recipe, source: str | None = None, **changes: Any) -> Any:
+    """A log's base, loaded from `source`, else as the recipe says. IdentityError: it is another."""
     from .models.loading import load
 
-    recipe = recipe_of(log.header, str(log.path))
-    base = load(recipe.model)
+    base = load(recipe.model.model_copy(update=changes | ({"source": source, "revision": None} if source else {})))
     if base.digest != log.header.base:
-        raise IdentityError(f"The base in {base.path} is not the one of {log.path}.")
-    space = recipe.space.attach(base, run.seed, initial(recipe.noise))
+        raise IdentityError(
+            f"{log.path}: the base in {base.path} is not the one that was trained on (sha256 {log.header.base[:4].hex()}.."
+            f" -> {base.digest[:4].hex()}..). Name that one's folder with --base."
+        )
+    return base
+
+
+def over_base(run: Run, log: Log, source: str | None = None) -> Any:
+    """A replayed run's space over its base, which is loaded from `source`, else as the log's recipe says."""
+    recipe = recipe_of(log.header, str(log.path))
+    space = recipe.space.attach(base_of(log, recipe, source), run.seed, initial(recipe.noise))
     for ours, theirs in zip(space.leaves(), run.space.leaves()):
         ours.value.copy_(theirs.value)
     return space
 
 
-def replayer(log: Log, device: str = "cpu") -> Run:
-    """The half of a run that needs no model and no data, from the log alone. IdentityError: arithmetic or noise differ."""
+def replayer(log: Log, device: str = "cpu", base: str | None = None) -> Run:
+    """The half of a run that needs no data and no forward, from the log alone. IdentityError: arithmetic or noise differ.
+
+    A space whose first values are the base's own takes them from `base` (a folder or another source), else from where
+    the recipe says. IdentityError: that is another base.
+    """
     recipe = recipe_of(log.header, str(log.path))
     header = log.header
     for kind, attribute, number, made in (
@@ -295,13 +324,27 @@ def replayer(log: Log, device: str = "cpu") -> Run:
         raise DamagedError(
             f"{log.path}: its description of what is trained is not one of {header.elements:,} elements."
         )
-    space = recipe.space.blank(about, header.seed, initial(recipe.noise), device)
+    if getattr(recipe.space, "own_start", False):
+        space = own_start(log, recipe, device, base)
+    else:
+        space = recipe.space.blank(about, header.seed, initial(recipe.noise), device)
     first = space.leaves()[0].value
     for what, ours, theirs in (
         ("trained tensors", manifest(space), header.manifest),
         ("initial values", digest(space), header.initial),
-        ("arithmetic (self-test)", selftest(recipe.noise, recipe.rule, first.new_zeros(1024)), header.selftest),
+        (
+            "arithmetic (self-test)",
+            selftest(recipe.noise, recipe.rule, first[:1].float().new_zeros(1024)),
+            header.selftest,
+        ),
     ):
         if ours != theirs:
             raise IdentityError(f"{log.path}: this machine's {what} are not the log's: it would replay other bits.")
-    return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule)
+    return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule, bits=bits())
+
+
+def own_start(log: Log, recipe: Recipe, device: str, source: str | None) -> Any:
+    """A space over its base as the run found it, stored as the log says: `auto` may be another type on this device."""
+    stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[log.header.about["space"]["storage"]]
+    base = base_of(log, recipe, source, device=device, compute_dtype=stored)
+    return recipe.space.attach(base, log.header.seed, initial(recipe.noise))

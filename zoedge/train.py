@@ -107,6 +107,7 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
                     )
             log.finish(engine.digest(bench.space))
         show.close()
+        rounding(bench, folder, show)
         adapter = deliver(bench, log, folder, show)
         after = looker.after()
     seconds = time.monotonic() - began
@@ -255,3 +256,15 @@ def deliver(bench: runs.Bench, log: Log, folder: Path, show: Plain) -> Path | No
         with show.phase("writing the merged model"):
             export.merged(recipe, bench.space, folder / "merged", log=log)
     return adapter
+
+
+def rounding(bench: runs.Bench, folder: Path, show: Plain) -> None:
+    """How much of the intended update 16-bit weights took up, all steps so far, on a sample of each tensor."""
+    applied, nearest, intended = getattr(bench.space, "kept", (0.0, 0.0, 0.0))
+    if intended:
+        found = {"applied": applied / intended, "nearest": nearest / intended}
+        runs.note(folder, event="rounding", storage=bench.space.storage, **found)
+        show.say(
+            f"{bench.space.storage} weights took up {found['applied']:.1%} of the intended update (stochastic rounding; to "
+            f"nearest: {found['nearest']:.1%})"
+        )

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 SKIPPED, CLIPPED, SPLIT = 1, 2, 4  # Record.flags: non-finite losses, clipped g, micro-batched after out-of-memory
 Positive = Annotated[float, Gt(0)]
 Natural = Annotated[int, Ge(1)]
-PROBE, INIT, MASK, FACTOR, TRACK = range(5)  # Key.stream: steps' directions, initial values, ...; they never overlap
+# Key.stream: steps' directions, initial values, ..., bits of stochastic rounding; they never overlap
+PROBE, INIT, MASK, FACTOR, TRACK, ROUND = range(6)
+HALVES = {"bfloat16": (16, 0.0), "float16": (13, 2.0**-14)}  # float32 bits that storing drops; least normal, if higher
 PI_128 = 0x3243F6A8885A308D313198A2E03707344  # pi * 2**128
 
 
@@ -76,6 +78,21 @@ def signs(x: Any) -> Any:
     return x.sign() if hasattr(x, "sign") else (x > 0).astype("f4") - (x < 0).astype("f4")
 
 
+def dithered(x: Any, bits: Any, storage: str) -> Any:
+    """Float32 `x` on the grid of a 16-bit `storage`, rounded up or down by chance so that the mean is x (in float32).
+
+    bits: int32, 16 random bits an element; torch or numpy. Integer additions alone: a magnitude's dropped bits plus
+    random ones carry with probability dropped / 2**n. float16's subnormals lie on the grid of 2**-14 .. 2**-13, where
+    they are moved first: what that addition rounds is below 2**-14 of a unit.
+    """
+    drop, least = HALVES[storage]
+    mask = (1 << drop) - 1
+    if not least:
+        return ((x.view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype)
+    shift = (abs(x) < least) * signs(x) * least
+    return (((x + shift).view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype) - shift
+
+
 class Key(NamedTuple):
     """Names one random direction. seed: 64 bits; seq, query, stream: 32 bits each."""
 
@@ -91,6 +108,8 @@ class Leaf:
 
     value: 1-D [n] float32; offset: its first element's index in the vector of all trained elements;
     parts: the named matrices inside `value`, for noise that needs their shapes (offset counts as above).
+    storage: the grid that the values lie on. 16 bits: the base's own weights, whose `value` has that type too.
+    least: no element goes below it.
     """
 
     name: str
@@ -98,6 +117,13 @@ class Leaf:
     value: Tensor
     parts: tuple[Part, ...] = ()
     total: int = 0  # elements of the whole vector
+    storage: str = "float32"  # float32 | bfloat16 | float16
+    least: float = -math.inf
+
+    def zeros(self) -> Any:
+        """[n] zeros in the type that rules compute in, wherever `value` lies."""
+        zeros: Any = self.value * 0.0
+        return zeros.float() if self.storage in HALVES and hasattr(zeros, "float") else zeros
 
 
 class Part(NamedTuple):
@@ -171,6 +197,9 @@ class Oracle(Protocol):
     def sign(self, query: int) -> float:
         """-1 or +1 with equal chance: a random bit of the step."""
 
+    def clip(self, g: float, limit: float) -> float:
+        """g in -limit .. limit; the record says if that changed it."""
+
 
 class Estimator(Protocol):
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> Sequence[float]:
@@ -226,7 +255,7 @@ class AbstractRule(ABC):
 class Space(Protocol):
     """What is trained. Owns the float32 master; `add` is the only mutation of theta in the package."""
 
-    width: int  # how many points it can hold in one forward
+    width: int  # how many points it can hold in one forward; 1: as large as the base, directions are drawn when needed
 
     def leaves(self) -> Sequence[Leaf]: ...
 
@@ -236,8 +265,11 @@ class Space(Protocol):
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> AbstractContextManager[None]:
         """While open, the model holds theta + delta a point. On leaving, also by an exception: the same bits as before."""
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float) -> None:
-        """leaf = leaf * decay + delta, in that order, rounding after each."""
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """leaf = leaf * decay + delta, in that order, rounding after each.
+
+        bits: of a leaf in 16-bit storage, 16 random bits an element ([n] int32) of any piece of it, for `dithered`.
+        """
 
 
 class Batch(Protocol):

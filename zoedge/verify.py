@@ -13,7 +13,7 @@ from . import engine, runs
 from .errors import DamagedError, IdentityError, ReplayError
 from .log import Log
 from .recipe import Recipe
-from .types import Leaf
+from .types import Leaf, dithered
 
 
 def integrity(log: Log) -> list[str]:
@@ -51,14 +51,17 @@ def inputs(log: Log, recipe: Recipe) -> list[str]:
     ]
 
 
-def states(log: Any, device: str = "cpu") -> tuple[engine.Run, list[str]]:
-    """Level 3: replay, every logged hash compared. ReplayError names the first step that differs."""
-    run = runs.replayer(log, device)
+def states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[engine.Run, list[str]]:
+    """Level 3: replay, every logged hash compared. ReplayError names the first step that differs.
+
+    base: where the base is, if not where the recipe says, for a space that starts from its weights.
+    """
+    run = runs.replayer(log, device, base)
     try:
         for _ in engine.play(run, len(log)):
             pass
     except ReplayError as e:
-        raise ReplayError(f"{e}\n{bisect(log, device)}") from None
+        raise ReplayError(f"{e}\n{bisect(log, device, base)}") from None
     found = engine.digest(run.space)
     if log.state.end is not None and log.state.end != found[:24]:
         raise ReplayError(f"{log.path}: all hashes agree, and the final state is not the one that END says.")
@@ -71,16 +74,19 @@ class Arrays:
     width = 1
 
     def __init__(self, space: Any):
-        self._leaves = [replace(x, value=x.value.cpu().numpy().copy()) for x in space.leaves()]
+        self._leaves = [replace(x, value=x.value.float().cpu().numpy().copy()) for x in space.leaves()]
 
     def leaves(self) -> list[Leaf]:
         return self._leaves
 
-    def add(self, leaf: Leaf, delta: Any, decay: float) -> None:
+    def add(self, leaf: Leaf, delta: Any, decay: float, bits: Any = None) -> None:
         value: Any = leaf.value
         if decay != 1.0:
             np.multiply(value, np.float32(decay), out=value)
         np.add(value, delta, out=value)
+        if bits is not None:
+            value[:] = dithered(value, bits(leaf), leaf.storage)
+        np.maximum(value, np.float32(leaf.least), out=value)
 
 
 class Unchecked:
@@ -99,19 +105,19 @@ class Unchecked:
         pass
 
 
-def bisect(log: Any, device: str = "cpu") -> str:
+def bisect(log: Any, device: str = "cpu", base: str | None = None) -> str:
     """Which step, tensor and element differ first between torch here and numpy; else, in which window the log is off."""
-    first = runs.replayer(log, device)
+    first = runs.replayer(log, device, base)
     records: Any = Unchecked(log)
     runs_ = [
-        engine.Run(first.seed, first.steps, records, space, first.noise, first.rule)
+        engine.Run(first.seed, first.steps, records, space, first.noise, first.rule, bits=first.bits)
         for space in (first.space, Arrays(first.space))
     ]
     last = 0
     steps: Iterator[tuple[Any, Any]] = zip(*(engine.play(run, len(records)) for run in runs_))
     for record, _ in steps:
         for a, b in zip(runs_[0].space.leaves(), runs_[1].space.leaves()):
-            ours, theirs = a.value.cpu().numpy(), np.asarray(b.value)
+            ours, theirs = a.value.float().cpu().numpy(), np.asarray(b.value)
             if ours.tobytes() != theirs.tobytes():
                 where = int(np.flatnonzero(ours.view("<u4") != theirs.view("<u4"))[0])
                 name = next((p.name for p in reversed(a.parts) if p.offset <= a.offset + where), a.name)
@@ -127,13 +133,13 @@ def bisect(log: Any, device: str = "cpu") -> str:
     return "torch and numpy agree here at every step."
 
 
-def adapter(run: engine.Run, log: Log, folder: Path) -> list[str]:
+def adapter(run: engine.Run, log: Log, folder: Path, base: str | None = None) -> list[str]:
     """Level 4: an exported adapter's tensors are the replayed ones, bit for bit."""
     from . import export
 
     tensors = export.load_adapter(folder, run.space, log.header.base, log.fingerprint)
     space: Any = run.space
-    ours = dict((space if space.complete else runs.over_base(run, log)).tensors())
+    ours = dict((space if space.complete else runs.over_base(run, log, base)).tensors())
     for name, value in ours.items():
         if value.cpu().numpy().tobytes() != tensors[name].float().numpy().tobytes():
             raise ReplayError(f"{folder}: {name} is not what the log replays to.")

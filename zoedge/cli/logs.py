@@ -13,6 +13,9 @@ from . import app
 log = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
 app.add_typer(log, name="log")
 Run = Annotated[str, typer.Argument(help="a run's folder or name, a .zlog, or a packed .zpack")]
+Base = Annotated[
+    str | None, typer.Option(help="where the base is, for a space that moves its weights; default: as the recipe says")
+]
 
 
 def opened(run: str) -> Any:
@@ -33,8 +36,10 @@ def replay(
     to_step: Annotated[int | None, typer.Option(help="the state after so many steps; default: all")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("rebuilt"),
     device: str = "cpu",
+    base: Base = None,
 ) -> None:
-    """Rebuild the adapter from the log alone: no model, no data, no forward pass."""
+    """Rebuild the adapter from the log alone: no model, no data, no forward pass. A space without an adapter: the
+    whole model, from its base and the log."""
     import time
 
     from .. import engine, export, runs
@@ -44,14 +49,20 @@ def replay(
     steps = len(journal) if to_step is None else to_step
     if not 0 <= steps <= len(journal):
         raise UsageError(f"--to-step {steps}: the log has {len(journal):,} steps.")
-    made, began = runs.replayer(journal, device), time.monotonic()
+    made, began = runs.replayer(journal, device, base), time.monotonic()
     for _ in engine.play(made, steps):
         pass
     rate = steps / max(time.monotonic() - began, 1e-9)
     recipe = runs.recipe_of(journal.header, run)
-    folder = export.peft(made, journal, recipe, out, steps=steps)
+    if not getattr(made.space, "complete", True):
+        made.space = runs.over_base(made, journal, base)
+    if getattr(recipe.space, "adapter", True):
+        kind, folder = "adapter", export.peft(made, journal, recipe, out, steps=steps)
+    else:
+        kind = "model"
+        folder = export.merged(recipe, made.space, out, base_folder=base, log=journal, steps=steps).folder
     typer.echo(
-        f"{steps:,} steps at {rate:,.0f} a second; state {engine.digest(made.space).hex()[:16]}; adapter {folder}"
+        f"{steps:,} steps at {rate:,.0f} a second; state {engine.digest(made.space).hex()[:16]}; {kind} {folder}"
     )
 
 
@@ -61,6 +72,7 @@ def verify(
     against: Annotated[str | None, typer.Option(help="a recipe: compare base, data and batches too")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="replay and compare every logged state")] = False,
     adapter: Annotated[Path | None, typer.Option(help="an exported adapter: compare it bit for bit")] = None,
+    base: Base = None,
 ) -> None:
     """Prove that a log is whole, and that it gives what it says."""
     from .. import verify as levels
@@ -75,10 +87,10 @@ def verify(
     if against:
         told("2 inputs", levels.inputs(journal, read(against)))
     if replay or adapter:
-        made, said = levels.states(journal)
+        made, said = levels.states(journal, base=base)
         told("3 replay", said)
         if adapter:
-            told("4 adapter", levels.adapter(made, journal, adapter))
+            told("4 adapter", levels.adapter(made, journal, adapter, base))
     typer.echo("verified")
 
 

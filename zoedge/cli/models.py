@@ -30,7 +30,10 @@ def export(
     run: Run,
     to: Annotated[str, typer.Option(help="peft | merged")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="the folder; default: beside the log")] = None,
-    dtype: Annotated[str, typer.Option(help="of a merged model: fp16 | fp32 | bf16")] = "fp16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="of a merged model: fp16 | fp32 | bf16; default: fp16, or as all weights are trained"),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="load it in a fresh process and compare logits")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="write it although most of the update is lost in rounding")
@@ -40,7 +43,7 @@ def export(
     from .. import export as exports
     from ..errors import UsageError
 
-    if to not in ("peft", "merged") or dtype not in ("fp16", "fp32", "bf16"):
+    if to not in ("peft", "merged") or dtype not in (None, "fp16", "fp32", "bf16"):
         raise UsageError(f"--to is peft or merged, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
     bench, journal = rebuilt(run)
     folder = out or journal.path.parent / ("adapter" if to == "peft" else "merged")
@@ -109,12 +112,16 @@ def generate(
 ) -> None:
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
+    from ..errors import UsageError
+
     bench, _ = rebuilt(run)
 
     def answer() -> str:
         choose = hasattr(bench.recipe.task, "options") and not free
         return chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens)
 
+    if compare_base and getattr(bench.recipe.space, "own_start", False):
+        raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
     if compare_base:
         typer.echo(f"base:  {answer()}")  # no point is held
     with bench.space.visit([lambda leaf: None]):

@@ -100,14 +100,18 @@ def summary(o: Any, show: Any) -> None:
         f"log      {o.folder}/run.zlog   {o.size:,} bytes for {o.steps:,} steps",
         f"         fingerprint {o.fingerprint}",
     ]
+    replay = f"  zoedge replay {o.folder} -o rebuilt          # the trained weights again, from base and log"
+    verify = f"  zoedge verify {o.folder} --replay"
     if o.adapter:
         lines.append(f"adapter  {o.adapter}")
+        replay = f"  zoedge replay {o.folder} -o rebuilt          # the adapter again, from the log alone"
+        verify += f" --adapter {o.adapter}"
     lines += [
         f"time     {clock(o.seconds)}",
         "",
         "next:",
-        f"  zoedge replay {o.folder} -o rebuilt          # the adapter again, from the log alone",
-        f"  zoedge verify {o.folder} --replay --adapter {o.adapter or 'ADAPTER'}",
+        replay,
+        verify,
         f'  zoedge generate {o.folder} -p "A film that made me smile. It was"',
         f"  zoedge export {o.folder} --to merged --check",
     ]

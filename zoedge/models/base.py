@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,16 @@ from torch import Tensor, nn
 from ..errors import DataError, nearest
 from ..load import module, words
 from .decode import answers, continued
+from .scaled import Scaled
 from .trunk import Trunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
+
+
+def stored(head: Any, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+    """(rows [N, H] of the head's matrix, those of its bias if it has one) as they are stored."""
+    return head.weight[index], None if head.bias is None else head.bias[index]
 
 
 @dataclass
@@ -32,7 +38,8 @@ class Base:
 
     cut: blocks below it see no trained tensor. kept: trunk outputs by data set, computed once. ahead: positions reserved
     for virtual tokens. While points are held, copy by copy, prompt: their embeddings [copies, n, E]; past: their keys
-    and values [copies, blocks, 2, groups, m, D], before the prompt.
+    and values [copies, blocks, 2, groups, m, D], before the prompt. rows: how the forward reads rows of the head; a
+    space that moves them puts its own there.
     """
 
     model: Any
@@ -47,6 +54,7 @@ class Base:
     ahead: int = 0
     prompt: Tensor | None = None
     past: Tensor | None = None
+    rows: Callable[[Any, Tensor | slice], tuple[Tensor, Tensor | None]] = stored
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -78,6 +86,7 @@ class Base:
         }
 
     def cut_at(self, block: int) -> None:
+        """Nothing below this block is trained."""
         if self.cut != block:
             self.kept.clear()  # they end at another block
         self.cut = block
@@ -124,6 +133,30 @@ class Base:
         """float32 [blocks, 2, groups, T, D]: what every block's attention keeps of a sequence [T]."""
         cache = self.model.base_model(input_ids=ids[None].to(self.device), use_cache=True).past_key_values
         return torch.stack([torch.cat([layer.keys, layer.values]) for layer in cache.layers]).float()
+
+    # -- what spaces take of the model itself
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Every parameter of a 16 or 32-bit model, tied ones once, in its order. DataError: it is quantised."""
+        if any(map(Scaled.has, self.model.modules())):
+            raise DataError("space: full moves 16 or 32-bit weights. Write model.quantization: none, or space: scales.")
+        return dict(self.model.named_parameters())
+
+    def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, Scaled]:
+        """The quantisation scales of some Linear modules. DataError: they are not quantised."""
+        if not all(map(Scaled.has, sites.values())):
+            raise DataError(
+                "space: scales moves those of a quantised base. Write model.quantization: nf4, or space: full."
+            )
+        return {name: Scaled(module) for name, module in sites.items()}
+
+    def vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
+        """Norms and biases of some blocks, and norms after the last block."""
+        blocks = tuple(f"{self.facts.BLOCKS}.{i}." for i in chosen_layers(layers, len(self.blocks)))
+        bias = self.facts.head(self.model).bias
+        found = ((name, p) for name, p in self.model.named_parameters() if p.dim() == 1 and p is not bias)
+        after = ((name, p) for name, p in found if ".embeddings." not in name)
+        return {name: p for name, p in after if name.startswith(blocks) or not name.startswith(self.facts.BLOCKS)}
 
     # -- the forward
 
@@ -178,10 +211,8 @@ class Base:
     @torch.inference_mode()
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
         """float32 logits [..., C] of hidden states [..., H] for some tokens [C] of the vocabulary."""
-        head = self.facts.head(self.model)
-        columns = columns.to(self.device)
-        bias = None if head.bias is None else head.bias[columns].float()
-        return nn.functional.linear(h.float(), head.weight[columns].float(), bias)
+        weight, bias = self.rows(self.facts.head(self.model), columns.to(self.device))
+        return nn.functional.linear(h.float(), weight.float(), None if bias is None else bias.float())
 
     @torch.inference_mode()
     def log_likelihood(self, h: Tensor, targets: Tensor) -> Tensor:
@@ -190,9 +221,8 @@ class Base:
         total: Tensor | None = None
         wanted = torch.empty(h.shape[:-1], device=self.device)
         for start in range(0, head.weight.shape[0], COLUMNS):
-            some = slice(start, start + COLUMNS)
-            bias = None if head.bias is None else head.bias[some].float()
-            part = nn.functional.linear(h.float(), head.weight[some].float(), bias)
+            weight, bias = self.rows(head, slice(start, start + COLUMNS))
+            part = nn.functional.linear(h.float(), weight.float(), None if bias is None else bias.float())
             inside = (targets >= start) & (targets < start + part.shape[-1])
             wanted[inside] = part[inside].gather(-1, (targets[inside] - start)[:, None])[:, 0]
             summed = part.logsumexp(-1)

@@ -33,6 +33,6 @@ class Block(AbstractNoise):
         if first >= last:
             return None
         inner = Rademacher() if self.of == "rademacher" else Normal()
-        z = leaf.value * 0.0
+        z = leaf.zeros()
         z[first:last] = inner.draw(key, Leaf(leaf.name, leaf.offset + first, leaf.value[first:last]))
         return z

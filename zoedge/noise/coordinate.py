@@ -23,7 +23,7 @@ class Coordinate(AbstractNoise):
         place = (word * leaf.total >> 64) - leaf.offset  # 64 bits: the bias is below 2**-30 for 2**34 elements
         if not 0 <= place < len(leaf.value):
             return None
-        z = leaf.value * 0.0
+        z = leaf.zeros()
         z[place] = 1.0
         return z
 

@@ -30,7 +30,7 @@ class LowRank(AbstractNoise):
     refresh: Natural = 50
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        z = leaf.value * 0.0
+        z = leaf.zeros()
         for part in leaf.parts or (Part(leaf.name, leaf.offset, (len(leaf.value),)),):
             size, start = math.prod(part.shape), part.offset - leaf.offset
             here = leaf.value[start : start + size]

@@ -9,18 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from annotated_types import Gt, Le
 
 from ..types import MASK, AbstractNoise, Key, Leaf, Natural
 from ._philox import lookup
+from ._uniform import RANKS
 from .normal import Normal
 from .rademacher import Rademacher
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-RANKS = np.arange(65536).astype("<f4").tobytes()
 
 
 @dataclass(frozen=True)

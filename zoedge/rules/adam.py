@@ -28,7 +28,7 @@ class Adam(AbstractRule):
     eps: Positive = 1e-8
 
     def slots(self, leaf: Leaf, steps: int) -> Slots:
-        return {"m": leaf.value * 0.0, "v": leaf.value * 0.0, "b1": 1.0, "b2": 1.0}
+        return {"m": leaf.zeros(), "v": leaf.zeros(), "b1": 1.0, "b2": 1.0}
 
     def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
         first, *rest = (d.z * g for d, g in zip(directions, record.g))

@@ -58,7 +58,7 @@ class Adamu(AbstractRule):
         self.rates(steps, steps)  # what is divided by falls until the schedules rest
 
     def slots(self, leaf: Leaf, steps: int) -> Slots:
-        return {"m": leaf.value * 0.0, "step": 0, "steps": steps, "rates": self.rates(0, steps)}
+        return {"m": leaf.zeros(), "step": 0, "steps": steps, "rates": self.rates(0, steps)}
 
     def parts(self, slots: Slots, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         a = slots["rates"][0]

@@ -28,7 +28,7 @@ class Hizoo(AbstractRule):
     least: Annotated[float, Gt(0)] = 1e-4
 
     def slots(self, leaf: Leaf, steps: int) -> Slots:
-        return {"h": leaf.value * 0.0 + 1.0}
+        return {"h": leaf.zeros() + 1.0}
 
     def direction(self, slots: Slots, *noise: Tensor) -> Tensor:
         return noise[0] / root(slots["h"])

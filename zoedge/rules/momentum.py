@@ -22,7 +22,7 @@ class Momentum(AbstractRule):
     mu: Annotated[float, Ge(0), Lt(1)] = 0.9
 
     def slots(self, leaf: Leaf, steps: int) -> Slots:
-        return {"m": leaf.value * 0.0}
+        return {"m": leaf.zeros()}
 
     def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
         m = slots["m"] * self.mu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Master:
     def leaves(self) -> Sequence[Leaf]:
         return self._leaves
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float) -> None:
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)

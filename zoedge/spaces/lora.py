@@ -30,7 +30,6 @@ class Lora:
 
     title: ClassVar[str] = "LoRA adapter"
     key: ClassVar[str] = "base_model.model.{}.weight"  # PEFT's, of our name
-    merges: ClassVar[bool] = True
 
     rank: Natural = 8
     alpha: Positive = 16.0
@@ -131,6 +130,17 @@ class Held(Master):
         for leaf in (self._fixed, *self._leaves):
             for name, offset, shape in leaf.parts:
                 yield name, leaf.value[offset : offset + math.prod(shape)].view(shape)
+
+    def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(the float32 weight [out, in] of a module with its term, the term); value: the base's."""
+        matrices = dict(self.tensors())
+        a, b = (matrices[f"{name.removesuffix('.weight')}.lora_{which}"].detach().cpu() for which in "AB")
+        update = (b @ a).mul_(self.scale)
+        return value + update, update
+
+    def changes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight that `merged` changes."""
+        return {f"{name}.weight": shape for name, shape in self.shapes.items()}
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:

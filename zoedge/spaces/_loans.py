@@ -1,0 +1,35 @@
+"""Parameters lent to a module for one forward: its own are put back as they were, also when the forward raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Loans:
+    """lend(module, name): the value that the module's parameter has in the next forward; None: its own."""
+
+    def __init__(self, lend: Callable[[nn.Module, str], Tensor | None]):
+        self.lend = lend
+        self.out: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def attach(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self._before)
+        module.register_forward_hook(self._after)
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        for name, own in list(module._parameters.items()):
+            if own is not None and (value := self.lend(module, name)) is not None:
+                self.out.append((module, name, own))
+                module._parameters[name] = nn.Parameter(value, requires_grad=False)
+
+    def _after(self, module: nn.Module, args: Any, y: Any) -> None:
+        self.back()
+
+    def back(self) -> None:
+        """Modules that hold parameters contain no others: whatever is out is of the one that has just computed."""
+        while self.out:
+            module, name, own = self.out.pop()
+            module._parameters[name] = own
