@@ -144,8 +144,9 @@ def lab() -> str:
         found = json.loads(file.read_text(encoding="utf-8"))
         word = name.replace("-", "_")
         text += f"\n## {name}\n\n{about}\n\n"
-        text += f"[zoedge/lab/{word}.py](../zoedge/lab/{word}.py), seed {found['seed']}, options {found['options']}, "
-        text += f"{found['seconds']:.0f} s.\n\n| the finding | here | |\n|---|---|---|\n"
+        chosen = " ".join(f"{key}={value}" for key, value in found["options"].items())
+        text += f"[zoedge/lab/{word}.py](../zoedge/lab/{word}.py), seed {found['seed']}, {chosen}\n\n"
+        text += "| the finding | here | |\n|---|---|---|\n"
         for claim in found["claims"]:
             verdict = "reproduced" if claim["holds"] else "**not reproduced**"
             cells = [claim[key].replace("|", "\\|") for key in ("paper", "here")]

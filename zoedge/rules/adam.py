@@ -6,6 +6,7 @@ sqrt is off by one ulp in 17-20 % of values on some CPUs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -37,5 +38,5 @@ class Adam(AbstractRule):
         slots["v"] = slots["v"] * self.beta2 + (ghat * ghat) * (1.0 - self.beta2)
         slots["b1"] *= self.beta1
         slots["b2"] *= self.beta2
-        size = root(slots["v"]) * (1.0 / (1.0 - slots["b2"])) ** 0.5 + self.eps
+        size = root(slots["v"]) * math.sqrt(1.0 / (1.0 - slots["b2"])) + self.eps
         return slots["m"] / size * bits16(-record.lr / (1.0 - slots["b1"]))
