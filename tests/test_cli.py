@@ -170,6 +170,9 @@ def test_eval_generate_export(trained: Path, tmp_path: Path, zoedge: Callable[..
     assert done.code == 0 and done.out.strip(), done.err
     done = zoedge("export", trained, "--to", "peft", "--check")
     assert done.code == 0 and "largest difference" in done.out, done.err
+    done = zoedge("export", trained, "--to", "gguf-lora", "--check")
+    assert done.code == 0 and "difference of weights 0" in done.out and (trained / "adapter.gguf").is_file(), done.err
+    assert zoedge("export", trained, "--to", "gguf").code == 2
     done = zoedge("export", trained, "--to", "merged", "-o", tmp_path / "merged", "--dtype", "fp32", "--check")
     assert done.code == 0 and "largest difference" in done.out, done.err
 

@@ -28,29 +28,39 @@ def rebuilt(run: str) -> tuple[Any, Any]:
 @app.command()
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="peft | merged")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="the folder; default: beside the log")] = None,
+    to: Annotated[str, typer.Option(help="peft | merged | gguf-lora")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="the folder, of gguf-lora the file; default: beside the log")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="of a merged model: fp16 | fp32 | bf16")] = "fp16",
-    check: Annotated[bool, typer.Option("--check", help="load it in a fresh process and compare logits")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="load it in a fresh process and compare logits, of gguf-lora weights")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="write it although most of the update is lost in rounding")
     ] = False,
 ) -> None:
-    """The trained model for other programs: a PEFT adapter, or merged weights."""
+    """The trained model for other programs: a PEFT adapter, merged weights, or llama.cpp's adapter file."""
     from .. import export as exports
+    from .. import export_gguf
     from ..errors import UsageError
 
-    if to not in ("peft", "merged") or dtype not in ("fp16", "fp32", "bf16"):
-        raise UsageError(f"--to is peft or merged, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
+    if to not in ("peft", "merged", "gguf-lora") or dtype not in ("fp16", "fp32", "bf16"):
+        raise UsageError(f"--to is peft, merged or gguf-lora, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
     bench, journal = rebuilt(run)
-    folder = out or journal.path.parent / ("adapter" if to == "peft" else "merged")
+    folder = out or journal.path.parent / {"peft": "adapter", "merged": "merged", "gguf-lora": "adapter.gguf"}[to]
     if to == "peft":
         exports.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path)
+        typer.echo(f"adapter {folder}")
+    elif to == "gguf-lora":
+        export_gguf.written(bench.space, journal, bench.recipe, bench.base.model.config, folder)
         typer.echo(f"adapter {folder}")
     else:
         report = exports.merged(bench.recipe, bench.space, folder, dtype, force, log=journal)
         typer.echo(f"merged {folder}\n{report}")
-    if check:
+    if check and to == "gguf-lora":
+        typer.echo(f"fresh process: largest difference of weights {export_gguf.checked(folder, bench):.3g}")
+    elif check:
         typer.echo(f"fresh process: largest difference of logits {exports.check(to, folder, bench):.3g}")
 
 
