@@ -1,8 +1,9 @@
-"""export, eval, generate, quantize and doctor: everything that loads a model."""
+"""export, eval, generate, chat, quantize and doctor: everything that loads a model."""
 
 from __future__ import annotations
 
 import json as json_
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,11 +121,62 @@ def generate(
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
     bench, _ = rebuilt(run)
+    choose = hasattr(bench.recipe.task, "options") and not free
+    say(bench, lambda: chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens), compare_base)
 
-    def answer() -> str:
-        choose = hasattr(bench.recipe.task, "options") and not free
-        return chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens)
 
+@app.command()
+def chat(
+    run: Run,
+    tokens: Annotated[int, typer.Option(help="at most so many new tokens an answer")] = 200,
+    compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer before it")] = False,
+) -> None:
+    """Answer each line of standard input (greedy), until it ends or says /quit. A line is a user's turn in the chat
+    template, or plain text where there is none; the lines before it are not remembered."""
+    import sys
+
+    from ..errors import DataError
+
+    bench, _ = rebuilt(run)
+    bench.base.must_continue()
+    while line := asked():
+        if (text := line.strip()) == "/quit":
+            break
+        if not text:
+            continue
+        try:
+            prompt, plain = turn(bench, text)
+            say(bench, lambda: bench.base.generate(prompt, tokens, special=plain).strip(), compare_base)
+        except DataError as e:
+            print(f"zoedge: {e}", file=sys.stderr)
+
+
+def asked() -> str:
+    """The next line of standard input with its end, after a sign to whoever types; '' at the end."""
+    import sys
+
+    from ..errors import DataError
+
+    if sys.stdin.isatty():
+        typer.echo("> ", nl=False)
+    try:
+        return sys.stdin.readline()
+    except UnicodeDecodeError:
+        raise DataError("What stands on standard input is not a text in UTF-8.") from None
+
+
+def turn(bench: Any, text: str) -> tuple[str, bool]:
+    """(the prompt that asks for an answer to a text, whether it is plain). A run that learnt to chat keeps its format."""
+    from ..tasks.chat import Chat, question
+
+    task, tokenizer = bench.recipe.task, bench.base.tokenizer
+    own = Chat() if isinstance(tokenizer.chat_template, str) else None
+    form = task if isinstance(task, Chat) else own
+    return (text, True) if form is None else (question(form.source(tokenizer), text, tokenizer), False)
+
+
+def say(bench: Any, answer: Callable[[], str], compare_base: bool) -> None:
+    """Print what the tuned model answers, and the base before it if asked."""
     if compare_base:
         typer.echo(f"base:  {answer()}")  # no point is held
     with bench.space.visit([lambda leaf: None]):
