@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,8 +171,71 @@ def test_eval_generate_export(trained: Path, tmp_path: Path, zoedge: Callable[..
     assert done.code == 0 and done.out.strip(), done.err
     done = zoedge("export", trained, "--to", "peft", "--check")
     assert done.code == 0 and "largest difference" in done.out, done.err
+    done = zoedge("export", trained, "--to", "gguf-lora", "--check")
+    assert done.code == 0 and "difference of weights 0" in done.out and (trained / "adapter.gguf").is_file(), done.err
+    assert zoedge("export", trained, "--to", "gguf").code == 2
     done = zoedge("export", trained, "--to", "merged", "-o", tmp_path / "merged", "--dtype", "fp32", "--check")
     assert done.code == 0 and "largest difference" in done.out, done.err
+
+
+def pipe(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    """Standard input is a pipe that says this and ends."""
+    out, into = os.pipe()
+    os.write(into, text)
+    os.close(into)
+    monkeypatch.setattr(sys, "stdin", os.fdopen(out, encoding="utf-8"))
+
+
+@pytest.mark.parametrize("form", ["plain text", "own", "chatml"])
+def test_chat_answers_every_line_of_a_pipe(
+    form: str, recipe_file: Path, llama: Path, tmp_path: Path, zoedge: Callable[..., Done], monkeypatch: Any
+) -> None:
+    """The base says what it says after the text that each form makes of a line, and so, alone or beside it, the tuned."""
+    from transformers import AutoTokenizer
+
+    source = tmp_path / "base"
+    shutil.copytree(llama, source)
+    more, prompt = [], "the film is"
+    if form == "own":
+        (source / "chat_template.jinja").write_text(
+            "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }}{% if not loop.last %} {% endif %}"
+            "{% endfor %}{% if add_generation_prompt %} assistant {% endif %}"
+        )
+        prompt = "<s>user the film is assistant "
+    elif form == "chatml":
+        rows = tmp_path / "chats.jsonl"
+        rows.write_text(json.dumps({"prompt": "the film", "completion": "was fun"}) + "\n")
+        more = ["task={name: chat, format: chatml}", f"data={{train: '{rows}', valid: null, test: null}}"]
+        prompt = "<|im_start|>user\nthe film is<|im_end|>\n<|im_start|>assistant\n"
+    done = zoedge("finetune", recipe_file, f"model.source={source}", "rule.lr=0.05", "train.steps=4", *more, "--plain")
+    assert done.code == 0, done.err
+    run = recipe_file.parent / "runs" / "tiny"
+    pipe(monkeypatch, f"the film is\n\n{'bad plot ' * 60}\nthe film is\n/quit\ngood\n".encode())
+    done = zoedge("chat", run, "--compare-base", "--tokens", 3)
+    assert done.code == 0 and done.err.count("do not fit") == 1, done.err
+    base, tuned = done.out.removesuffix("\n").split("\ntuned: ")[0], done.out.count("tuned: ")
+    assert tuned == 2 and done.out == done.out[: len(done.out) // 2] * 2
+    bench = runs.Bench.build(runs.recipe_of(Log.open(run / "run.zlog").header, str(run)))
+    ids = AutoTokenizer.from_pretrained(source)(prompt, add_special_tokens=False).input_ids
+    assert ids.count(1) == (form == "own")
+    assert base == f"base:  {bench.base.answers([ids], 1, 3)[0][0]}"
+    pipe(monkeypatch, b"the film is")  # ends without a line's end
+    assert done.out.startswith(f"{base}\ntuned: {zoedge('chat', run, '--tokens', 3).out}")
+
+
+def test_chat_refuses_what_it_cannot_answer(
+    recipe_file: Path, roberta: Path, trained: Path, zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe(monkeypatch, b"the film \xff is\n")
+    done = zoedge("chat", trained)
+    assert done.code == 3 and "UTF-8" in done.err, done.err
+    task = "{name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
+    folder = recipe_file.parent / "masks"
+    more = ["space.targets=all", "train.steps=2", "--plain", "--run-dir", folder]
+    done = zoedge("finetune", recipe_file, f"model.source={roberta}", f"task={task}", *more)
+    assert done.code == 0, done.err
+    done = zoedge("chat", folder)
+    assert done.code == 3 and "RobertaForMaskedLM fills masks: it has no continuation" in done.err, done.err
 
 
 def test_recipes_can_be_listed_shown_and_copied(tmp_path: Path, zoedge: Callable[..., Done]) -> None:

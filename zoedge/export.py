@@ -646,6 +646,7 @@ def check(kind: str, folder: Path, bench: Any) -> float:
     """Largest |difference| of logits between an export, loaded in a fresh process, and `bench`'s trained model here.
 
     peft: the base loaded as for training, then PeftModel.from_pretrained. merged: the plain model in float32.
+    gguf-lora: `folder` is a file, and the difference is one of weights (export_gguf.difference).
     Two models are in memory meanwhile, one a process. bench: recipe, base, space. DataError: it does not load.
     """
     return compare([(kind, folder, bench)])[0]
@@ -656,9 +657,8 @@ def compare(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
     with tempfile.TemporaryDirectory() as draft:
         asked = []
         for i, (kind, folder, bench) in enumerate(jobs):
-            ids = probes(bench.base.model.config.vocab_size, bench.base.context_length)
             path = Path(draft) / f"{i}.safetensors"
-            safetensors.torch.save_file({"ids": ids, "logits": trained(bench.base, bench.space, ids)}, path)
+            safetensors.torch.save_file(reference_of(kind, bench), path)
             spec = bench.recipe.model.model_dump()
             asked.append({"kind": kind, "folder": str(folder), "spec": spec, "reference": str(path)})
         path_ = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
@@ -671,6 +671,15 @@ def compare(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
         why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         raise DataError(f"The export does not load in a fresh process: {plain(why, 400)}")
     return [float(x) for x in json.loads(done.stdout.splitlines()[-1])]
+
+
+def reference_of(kind: str, bench: Any) -> dict[str, Tensor]:
+    """What the fresh process compares with: the trained matrices, of which a GGUF file is; else ids and their logits."""
+    if kind == "gguf-lora":
+        matrices = {name: value.detach().cpu().clone() for name, value in bench.space.tensors()}
+        return {**matrices, "scale": torch.tensor(bench.space.scale, dtype=torch.float64)}
+    ids = probes(bench.base.model.config.vocab_size, bench.base.context_length)
+    return {"ids": ids, "logits": trained(bench.base, bench.space, ids)}
 
 
 def probes(vocabulary: int, context: int) -> Tensor:
@@ -699,6 +708,10 @@ def difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> 
     from .models.loading import auto_class, load, tame
 
     known = safetensors.torch.load_file(reference)
+    if kind == "gguf-lora":
+        from . import export_gguf
+
+        return export_gguf.difference(folder, spec, known)
     if kind == "merged":
         device = torch.device("cpu")
         model: Any = auto_class(Path(folder))[0].from_pretrained(folder, dtype=torch.float32, local_files_only=True)

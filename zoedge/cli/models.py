@@ -1,8 +1,9 @@
-"""export, eval, generate, quantize and doctor: everything that loads a model."""
+"""export, eval, generate, chat, quantize and doctor: everything that loads a model."""
 
 from __future__ import annotations
 
 import json as json_
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,32 +29,42 @@ def rebuilt(run: str) -> tuple[Any, Any]:
 @app.command()
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="peft | merged")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="the folder; default: beside the log")] = None,
+    to: Annotated[str, typer.Option(help="peft | merged | gguf-lora")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="the folder, of gguf-lora the file; default: beside the log")
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="of a merged model: fp16 | fp32 | bf16; default: fp16, or as all weights are trained"),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="load it in a fresh process and compare logits")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="load it in a fresh process and compare logits, of gguf-lora weights")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="write it although most of the update is lost in rounding")
     ] = False,
 ) -> None:
-    """The trained model for other programs: a PEFT adapter, or merged weights."""
+    """The trained model for other programs: a PEFT adapter, merged weights, or llama.cpp's adapter file."""
     from .. import export as exports
+    from .. import export_gguf
     from ..errors import UsageError
 
-    if to not in ("peft", "merged") or dtype not in (None, "fp16", "fp32", "bf16"):
-        raise UsageError(f"--to is peft or merged, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
+    if to not in ("peft", "merged", "gguf-lora") or dtype not in (None, "fp16", "fp32", "bf16"):
+        raise UsageError(f"--to is peft, merged or gguf-lora, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
     bench, journal = rebuilt(run)
-    folder = out or journal.path.parent / ("adapter" if to == "peft" else "merged")
+    folder = out or journal.path.parent / {"peft": "adapter", "merged": "merged", "gguf-lora": "adapter.gguf"}[to]
     if to == "peft":
         exports.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path)
+        typer.echo(f"adapter {folder}")
+    elif to == "gguf-lora":
+        export_gguf.written(bench.space, journal, bench.recipe, bench.base.model.config, folder)
         typer.echo(f"adapter {folder}")
     else:
         report = exports.merged(bench.recipe, bench.space, folder, dtype, force, log=journal)
         typer.echo(f"merged {folder}\n{report}")
-    if check:
+    if check and to == "gguf-lora":
+        typer.echo(f"fresh process: largest difference of weights {export_gguf.checked(folder, bench):.3g}")
+    elif check:
         typer.echo(f"fresh process: largest difference of logits {exports.check(to, folder, bench):.3g}")
 
 
@@ -112,13 +123,64 @@ def generate(
 ) -> None:
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
-    from ..errors import UsageError
+    bench, _ = rebuilt(run)
+    choose = hasattr(bench.recipe.task, "options") and not free
+    say(bench, lambda: chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens), compare_base)
+
+
+@app.command()
+def chat(
+    run: Run,
+    tokens: Annotated[int, typer.Option(help="at most so many new tokens an answer")] = 200,
+    compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer before it")] = False,
+) -> None:
+    """Answer each line of standard input (greedy), until it ends or says /quit. A line is a user's turn in the chat
+    template, or plain text where there is none; the lines before it are not remembered."""
+    import sys
+
+    from ..errors import DataError
 
     bench, _ = rebuilt(run)
+    bench.base.must_continue()
+    while line := asked():
+        if (text := line.strip()) == "/quit":
+            break
+        if not text:
+            continue
+        try:
+            prompt, plain = turn(bench, text)
+            say(bench, lambda: bench.base.generate(prompt, tokens, special=plain).strip(), compare_base)
+        except DataError as e:
+            print(f"zoedge: {e}", file=sys.stderr)
 
-    def answer() -> str:
-        choose = hasattr(bench.recipe.task, "options") and not free
-        return chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens)
+
+def asked() -> str:
+    """The next line of standard input with its end, after a sign to whoever types; '' at the end."""
+    import sys
+
+    from ..errors import DataError
+
+    if sys.stdin.isatty():
+        typer.echo("> ", nl=False)
+    try:
+        return sys.stdin.readline()
+    except UnicodeDecodeError:
+        raise DataError("What stands on standard input is not a text in UTF-8.") from None
+
+
+def turn(bench: Any, text: str) -> tuple[str, bool]:
+    """(the prompt that asks for an answer to a text, whether it is plain). A run that learnt to chat keeps its format."""
+    from ..tasks.chat import Chat, question
+
+    task, tokenizer = bench.recipe.task, bench.base.tokenizer
+    own = Chat() if isinstance(tokenizer.chat_template, str) else None
+    form = task if isinstance(task, Chat) else own
+    return (text, True) if form is None else (question(form.source(tokenizer), text, tokenizer), False)
+
+
+def say(bench: Any, answer: Callable[[], str], compare_base: bool) -> None:
+    """Print what the tuned model answers, and the base before it if asked."""
+    from ..errors import UsageError
 
     if compare_base and getattr(bench.recipe.space, "own_start", False):
         raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")

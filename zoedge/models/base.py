@@ -230,12 +230,19 @@ class Base:
         assert total is not None
         return wanted - total
 
-    @torch.inference_mode()
-    def generate(self, prompt: str, tokens: int) -> str:
-        """The greedy continuation of a prompt, without the prompt. DataError: no room, or a model that fills masks."""
+    def must_continue(self) -> None:
+        """DataError: a model that fills masks."""
         if self.facts.HEAD != "CausalLM":
             raise DataError(f"{type(self.model).__name__} fills masks: it has no continuation.")
-        ids = self.tokenizer(prompt, return_tensors="pt").input_ids.to(self.device)
+
+    @torch.inference_mode()
+    def generate(self, prompt: str, tokens: int, special: bool = True) -> str:
+        """The greedy continuation of a prompt, without the prompt. DataError: no room, or a model that fills masks.
+
+        special: put the tokenizer's own tokens around the prompt; a chat template has written them already.
+        """
+        self.must_continue()
+        ids = self.tokenizer(prompt, add_special_tokens=special, return_tensors="pt").input_ids.to(self.device)
         if ids.shape[1] + tokens > self.context_length:
             raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
         out = continued(

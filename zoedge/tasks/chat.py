@@ -51,7 +51,7 @@ class Chat:
             except DataError as e:
                 faults.append(e)
         many(faults)
-        found = render(self._source(tokenizer), chats, tokenizer)
+        found = render(self.source(tokenizer), chats, tokenizer)
         many(
             [
                 DataError(f"{r.where}: the chat template: {plain(f['error']).rstrip('.')}.")
@@ -75,7 +75,8 @@ class Chat:
     def over(self, train: Examples, seed: int, size: int) -> Modelling:
         return Modelling(self, train, seed, size)
 
-    def _source(self, tokenizer: Any) -> str:
+    def source(self, tokenizer: Any) -> str:
+        """The template. DataError: the tokenizer has none."""
         if self.format != "own":
             return (TEMPLATES / f"{self.format}.jinja").read_text(encoding="utf-8")
         if not isinstance(tokenizer.chat_template, str):
@@ -122,6 +123,14 @@ def turns(row: Row, field: str, role: str, content: str, roles: dict[str, str]) 
             raise DataError(f"{row.where}: {field}, turn {i}: {content} is missing, empty or not a text.")
         chat.append(said(roles[speaker], turn[content]))
     return chat
+
+
+def question(template: str, text: str, tokenizer: Any) -> str:
+    """A user's text as training has it before an answer. DataError: the template cannot write it."""
+    found = render(template, [[said("user", text), said("assistant", "-")]], tokenizer)[0]
+    if "error" in found:
+        raise DataError(f"The chat template: {plain(found['error']).rstrip('.')}.")
+    return found["text"][: found["answers"][0][0]]
 
 
 def render(template: str, chats: list[list[Message]], tokenizer: Any) -> list[dict[str, Any]]:
