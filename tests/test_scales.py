@@ -237,3 +237,18 @@ def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, scheme: s
         with pytest.raises(UsageError, match=r"'scales' has no adapter.*--to merged"):
             export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
+
+
+def test_a_model_that_fills_masks_moves_what_its_blocks_have(recipe_file: Path, roberta: Path, tmp_path: Path) -> None:
+    """Not the embeddings' norm, which the kept trunk has seen, nor the head's own bias."""
+    task = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
+    overrides = [f"model.source={roberta}", task, "space={name: scales, layers: last 1}", "output.export=[]"]
+    bench = runs.Bench.build(read(str(recipe_file), [*overrides, "train.steps=6"]))
+    names = [name for name, _ in bench.space.describe()["vectors"]]
+    assert any("layer.1." in name for name in names) and any("lm_head" in name for name in names)
+    assert not any("embeddings" in name or "layer.0." in name or name == "lm_head.bias" for name in names)
+    with runs.begin(bench, tmp_path) as log:
+        for _ in engine.play(bench.run(log), 6):
+            pass
+        log.finish(engine.digest(bench.space))
+    assert "agree" in verify.states(Log.open(tmp_path / runs.LOG))[1][0]

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from zoedge import engine, evaluate, export, runs, verify
+from zoedge.cli import app
 from zoedge.display import display
 from zoedge.errors import DamagedError, DataError, IdentityError, UsageError
 from zoedge.load import part, words
@@ -321,6 +323,9 @@ def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[...
     assert f"{log.header.about['recipe']['name']}: {bench.recipe.space.title}\n" in (folder / "README.md").read_text()
     replayed, _ = verify.states(log)
     assert "1 tensors equal" in verify.adapter(replayed, log, folder)[0]
+    again = CliRunner().invoke(app, ["replay", str(log.path), "-o", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / export.WEIGHTS).read_bytes() == (folder / export.WEIGHTS).read_bytes()
     with pytest.raises(UsageError, match="exported where the base is"):
         export.peft(replayed, log, bench.recipe, tmp_path / "other")
     with pytest.raises(UsageError, match="nothing to merge"):
