@@ -249,6 +249,8 @@ def goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def none(examples, outputs): return None\n"
         "number = 3\n"
     )
+    (tmp_path / "json.py").write_text("def loads(examples, outputs): return [0.0] * len(outputs)\n")
+    (tmp_path / "wrong_goals.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
     _objective.function.cache_clear()
     sys.modules.pop("my_goals", None)
@@ -270,7 +272,11 @@ def test_a_function_of_the_users_is_the_reward(goals: str) -> None:
         ("my_goals:none", r"my_goals:none raised TypeError: 'NoneType' object is not iterable\."),
         ("my_goals:number", r"the module my_goals has no function 'number'\."),
         ("my_goals:absent", r"the module my_goals has no function 'absent'\."),
-        ("no_such_goals:f", r"no_such_goals cannot be imported from here: ModuleNotFoundError: .*\."),
+        ("no_such_goals:f", r"there is no no_such_goals\.py in .*, where no_such_goals is looked for\."),
+        ("os:system", r"there is no os\.py in .*, where os is looked for\."),
+        ("subprocess:call", r"there is no subprocess\.py in .*"),
+        ("json:loads", r"the name json is taken by another module\. Call the file otherwise\."),
+        ("wrong_goals:f", r"wrong_goals cannot be imported from here: SyntaxError: .*\."),
     ],
 )
 def test_a_function_that_fails_is_told_in_one_sentence(goals: str, name: str, sentence: str) -> None:

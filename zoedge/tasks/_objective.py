@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import re
 import string
 import sys
@@ -16,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, plain
@@ -84,17 +84,28 @@ def rewards(objective: str, notes: Sequence[dict[str, Any]], outputs: Sequence[s
 
 @lru_cache
 def function(objective: str) -> Callable[[list[Any], list[str]], Any]:
-    """The user's function, imported as Python would from the current folder."""
+    """The user's function, of a file in the current folder: a log that names os:system, say, runs nothing by it."""
     name, _, attribute = objective.partition(":")
-    sys.path.insert(0, os.getcwd())
+    here = Path.cwd().resolve()
+    sys.path.insert(0, str(here))
     try:
-        found = getattr(importlib.import_module(name), attribute, None)
+        file = here.joinpath(*name.split(".")).with_suffix(".py")
+        if not file.is_file():
+            raise DataError(
+                f"task.objective: there is no {name.replace('.', '/')}.py in {here}, where {name} is looked for."
+            )
+        module = importlib.import_module(name)
+        if Path(module.__file__ or "").resolve() != file:
+            raise DataError(f"task.objective: the name {name} is taken by another module. Call the file otherwise.")
+        found = getattr(module, attribute, None)
+    except DataError:
+        raise
     except Exception as e:
         raise DataError(
             f"task.objective: {name} cannot be imported from here: {type(e).__name__}: {plain(str(e)).rstrip('.')}."
         ) from e
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(str(here))
     if not callable(found):
         raise DataError(f"task.objective: the module {name} has no function '{attribute}'.")
     return found
