@@ -18,7 +18,7 @@ from conftest import save
 
 from zoedge.errors import DataError, StorageError
 from zoedge.models.base import Base, chosen_layers
-from zoedge.models.loading import dtype_of, from_pretrained, load, scheme, weight_of
+from zoedge.models.loading import dtype_of, from_pretrained, load, scheme, tame, weight_of
 from zoedge.noise.rademacher import Rademacher
 from zoedge.recipe import Model
 from zoedge.spaces.lora import Held, Lora
@@ -190,6 +190,24 @@ def test_a_window_that_is_switched_on_counts(tmp_path: Path, tokenizer: Any) -> 
         )  # fmt: skip
         folder = save(tmp_path / str(longest), config, tokenizer)
         assert load(Model(source=str(folder), quantization="none")).context_length == longest
+
+
+def test_gemmas_scale_is_not_rounded_to_the_storage_type(tmp_path: Path, tokenizer: Any) -> None:
+    """sqrt(48) in bfloat16, and the product in it, are off by up to 0.4 %; also after taming twice, as an export does."""
+    from transformers import AutoModelForCausalLM, GemmaConfig
+
+    config = GemmaConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=24, max_position_embeddings=96, dtype="bfloat16",
+    )  # fmt: skip
+    folder, ids = save(tmp_path / "gemma", config, tokenizer), torch.arange(300)[None]
+    base = load(Model(source=str(folder)))
+    assert base.model.get_input_embeddings().weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        want = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_input_embeddings()(ids)
+        assert far(base.facts.embed(base.model, ids), want) < CLOSE
+        tame(base.model, base.dtype)
+        assert far(base.facts.embed(base.model, ids), want) < CLOSE
 
 
 def test_old_pythia_checkpoints_load(clean: Get, families: dict[str, Path], tmp_path: Path) -> None:

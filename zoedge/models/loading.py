@@ -235,7 +235,12 @@ def tame(model: Any, dtype: torch.dtype) -> None:
     for p in model.parameters():
         if p.is_floating_point() and id(p) not in tables and type(p) is nn.Parameter:
             p.data = p.data.to(dtype)
-    model.get_input_embeddings().register_forward_hook(lambda m, args, y: y.to(dtype))
+    table = model.get_input_embeddings()
+    scale = getattr(table, "scalar_embed_scale", 1.0)  # Gemma's module rounds it, and its product, to the storage type
+    if scale != 1.0:
+        table.scalar_embed_scale, table.factor = 1.0, scale  # the next call finds nothing to do
+        table.embed_scale.fill_(1.0)
+    table.register_forward_hook(lambda m, args, y: y.to(dtype) * scale if scale != 1.0 else y.to(dtype))
     head = model.get_output_embeddings()
     head.register_forward_pre_hook(lambda m, args: (args[0].to(m.weight.dtype),))
     if model.can_generate():

@@ -181,8 +181,7 @@ class Held:
         if self._delta is None:
             return y
         rows = self._moved(table, args[0], table.weight[args[0]])
-        scale = getattr(table, "embed_scale", None)
-        return (rows if scale is None else rows * scale.to(rows.dtype)).to(y.dtype)
+        return rows.to(y.dtype) * getattr(table, "factor", 1.0)
 
     def _scored(self, head: Any, args: Any, y: Tensor) -> Tensor:
         """Logits of transformers' own forward, by which text is generated, at the point."""
