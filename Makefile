@@ -20,7 +20,7 @@ demo: env  ## fetch the embedded model and data, and fine-tune it: recipes/quick
 	$(VENV)/bin/zoedge finetune recipes/quickstart.yaml
 
 test: lint  ## ruff, mypy and the default test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: env  ## ruff and mypy alone
 	$(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/mypy
