@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
         pad_token_id=2,
     )  # fmt: skip
     return save(tmp_path_factory.mktemp("models") / "llama", config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def half(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLaMA as published models are: stored in float16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "half"
+    shutil.copytree(llama, folder)
+    AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float16).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

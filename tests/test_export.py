@@ -69,17 +69,6 @@ def cached() -> dict[str, Any]:
     return {}
 
 
-@pytest.fixture(scope="module")
-def half(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The LLaMA as published models are: stored in float16."""
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "half"
-    shutil.copytree(llama, folder)
-    AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float16).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def made(cached: dict[str, Any], recipe_file: Path, families: dict[str, Path], half: Path) -> Callable[[str], Made]:
     """A run of four steps far enough from 0 that it matters, trained once for all tests."""

@@ -5,7 +5,6 @@ References: transformers' own model on the same tokens, and PEFT's model from th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -210,17 +209,6 @@ def test_a_damaged_description_is_no_description(word: str, base: Callable[..., 
     options, said = space.options, space.describe()
     for broken in (None, 3, [], {}, "x", *({**said, key: x} for key in said for x in (None, -1, 0, "x", 1.5, {}))):
         assert options.elements(broken) in (-1, 0), broken
-
-
-@pytest.fixture(scope="module")
-def half(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The LLaMA as published models are: stored in float16."""
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "half"
-    shutil.copytree(llama, folder)
-    AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float16).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -84,6 +84,12 @@ def contenders(
     }
 
 
+def split(seed: int, tune: int, seeds: int) -> tuple[range, range]:
+    """(seeds that choose a step size, seeds that count): others for every seed of an experiment."""
+    first = seed * (tune + seeds)
+    return range(first, first + tune), range(first + tune, first + tune + seeds)
+
+
 def race(
     methods: dict[str, Method], trial: Trial, passes: int, window: float, tune: Sequence[int], seeds: Sequence[int]
 ) -> dict[str, Racer]:

@@ -46,8 +46,7 @@ class Sentiment:
         from ..recipe import read
         from ._model import Model
 
-        first = seed * (self.tune + self.seeds)
-        tune, seeds = range(first, first + self.tune), range(first + self.tune, first + self.tune + self.seeds)
+        tune, seeds = _race.split(seed, self.tune, self.seeds)
         methods = contenders(self.eps, 5.0, **GRIDS)
         methods["AS2P, eta_b 50"] = Method(lambda rho: (Normal(), As2p(rho=rho, rho_end=rho / 10), Sgd(lr=1.0)), WIDE)
         scores: dict[tuple[Parts, int], Score] = {}

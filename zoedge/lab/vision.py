@@ -113,8 +113,7 @@ class Vision:
 
             return descend(Space(start), Problem(loss, stochastic=True), *parts, steps, seed)
 
-        first = seed * (self.tune + self.seeds)
-        tune, seeds = range(first, first + self.tune), range(first + self.tune, first + self.tune + self.seeds)
+        tune, seeds = _race.split(seed, self.tune, self.seeds)
         racers = _race.race(contenders(self.eps, 5.0, **GRIDS), trial, self.passes, self.window, tune, seeds)
         numbers = {"weights": len(start), **_race.numbers(racers)}
         return Outcome(numbers, claims(racers), lambda: _race.draw(racers, f"digits, {len(start):,} weights"))
