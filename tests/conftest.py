@@ -28,6 +28,27 @@ def fitting(kind: str, word: str) -> dict[str, Any]:
     return table
 
 
+def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> Any:
+    """transformers' own model in float32, eager attention, with the dequantised weights."""
+    import torch
+    import transformers
+
+    from zoedge.models.loading import from_pretrained, scheme, weight_of
+
+    model = (
+        getattr(transformers, auto)
+        .from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager")
+        .eval()
+    )
+    if spec.quantization != "none":
+        fresh = from_pretrained(folder, torch.device("cpu"), "auto", scheme(spec))
+        replaced = [n for n, m in fresh.named_modules() if type(m).__module__.startswith("bitsandbytes")]
+        assert len(replaced) >= 12
+        for name in replaced:
+            model.get_submodule(name).weight.data = weight_of(fresh.get_submodule(name))
+    return model
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level BPE in which ' great' and ' terrible' are one token each."""

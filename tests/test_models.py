@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save
+from conftest import reference, save
 
 from zoedge.errors import DataError, StorageError
 from zoedge.models.base import Base, chosen_layers
-from zoedge.models.loading import dtype_of, from_pretrained, load, scheme, tame, weight_of
+from zoedge.models.loading import dtype_of, load, tame
 from zoedge.noise.rademacher import Rademacher
 from zoedge.recipe import Model
 from zoedge.spaces.lora import Held, Lora
@@ -81,20 +81,6 @@ def random_examples(lengths: list[int], per: int = 1, seed: int = 0) -> Examples
 
 
 LENGTHS = [41, 7, 23, 60, 1, 15]
-
-
-def reference(folder: Path, spec: Model) -> Any:
-    """transformers' own model in float32, eager attention, with the dequantised weights."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager").eval()
-    if spec.quantization != "none":
-        fresh = from_pretrained(folder, torch.device("cpu"), "auto", scheme(spec))
-        replaced = [n for n, m in fresh.named_modules() if type(m).__module__.startswith("bitsandbytes")]
-        assert len(replaced) >= 12
-        for name in replaced:
-            model.get_submodule(name).weight.data = weight_of(fresh.get_submodule(name))
-    return model
 
 
 def plain_logits(model: Any, batch: Batch) -> torch.Tensor:

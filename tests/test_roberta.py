@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ from zoedge import engine, export, runs
 from zoedge.errors import DataError
 from zoedge.log import Log
 from zoedge.models.base import Base
-from zoedge.models.loading import from_pretrained, load, scheme, weight_of
+from zoedge.models.loading import load
 from zoedge.noise.normal import Normal
 from zoedge.recipe import Model, read
 from zoedge.tasks._examples import Batch, Examples
@@ -50,18 +51,7 @@ def random_examples(vocabulary: int = 350) -> Examples:
 
 
 def reference(folder: Path, quantization: str) -> Any:
-    """transformers' own model in float32, eager attention, with the dequantised weights."""
-    from transformers import AutoModelForMaskedLM
-
-    model = AutoModelForMaskedLM.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager").eval()
-    if quantization != "none":
-        spec = Model(source="", quantization=quantization)
-        fresh = from_pretrained(folder, torch.device("cpu"), "auto", scheme(spec))
-        replaced = [n for n, m in fresh.named_modules() if type(m).__module__.startswith("bitsandbytes")]
-        assert len(replaced) >= 12
-        for name in replaced:
-            model.get_submodule(name).weight.data = weight_of(fresh.get_submodule(name))
-    return model
+    return conftest.reference(folder, Model(source="", quantization=quantization), "AutoModelForMaskedLM")
 
 
 def plain_logits(model: Any, batch: Batch) -> torch.Tensor:
