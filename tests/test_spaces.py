@@ -25,7 +25,7 @@ from zoedge.log import Log, canonical
 from zoedge.models.base import Base
 from zoedge.models.loading import load
 from zoedge.noise.rademacher import Rademacher
-from zoedge.recipe import Model, read
+from zoedge.recipe import Model, read, word_of
 from zoedge.spaces.prefix import Prefix
 from zoedge.spaces.prompt import Prompt
 from zoedge.tasks._examples import Batch, Examples
@@ -33,7 +33,8 @@ from zoedge.train import Looker
 from zoedge.types import Leaf
 
 VIRTUAL = ("prompt", "prefix")
-SPACES = ("lora", *VIRTUAL)  # those that hold many points at once
+SEVERAL = "{name: several, of: {lora: {rank: 4, layers: last 1}, prompt: {tokens: 4}}}"
+SPACES = ("lora", *VIRTUAL, SEVERAL)  # those that hold many points at once
 FAMILIES = ("llama", "opt", "gpt_neox")
 LENGTHS = [33, 7, 1, 20]
 SEED = 3
@@ -77,9 +78,15 @@ def still(leaf: Leaf) -> None:
     return None
 
 
+def options_of(space: str) -> Any:
+    """What a recipe's `space` says."""
+    return read("quickstart", [f"space={space}", "model.quantization=none"]).space
+
+
 def attach(word: str, base: Base, moved: float = 0.05, **options: Any) -> Any:
     """A space whose master is random everywhere (`moved`), so that no term of it is zero."""
-    space = part("space", word)(**options).attach(base, SEED, Rademacher())
+    made = part("space", word)(**options) if options else options_of(word)
+    space = made.attach(base, SEED, Rademacher())
     for leaf, make in zip(space.leaves(), deltas(len(space.leaves()), moved)):
         leaf.value.add_(make(leaf))
     return space
@@ -118,7 +125,7 @@ def plain(base: Base) -> Any:
 
 
 def test_there_are_spaces() -> None:
-    assert set(SPACES) <= set(words("spaces"))
+    assert {word_of(options_of(word)) for word in SPACES} <= set(words("spaces"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -270,11 +277,11 @@ def test_a_log_with_a_damaged_description_is_refused(word: str, trained: Callabl
 
 def test_peft_in_a_fresh_process_gives_the_trained_logits(trained: Callable[..., Any], tmp_path: Path) -> None:
     jobs = []
-    for word in VIRTUAL:
+    for word in SPACES[1:]:
         for family in FAMILIES:
-            bench, log = trained(word, family, f"{word} {family}")
+            bench, log = trained(word, family, name := f"{word_of(options_of(word))} {family}")
             run = bench.run(log)
-            jobs.append(("peft", export.peft(run, log, bench.recipe, tmp_path / f"{word} {family} peft"), bench))
+            jobs.append(("peft", export.peft(run, log, bench.recipe, tmp_path / f"{name} peft"), bench))
     bench, log = trained("prefix", "half", "half stored", quantization="nf4")
     jobs.append(("peft", export.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
     fresh = runs.over_base(runs.replayer(log), log)  # where training began: the check can fail
@@ -321,6 +328,78 @@ def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[...
     longer = replace(bench.recipe.space, tokens=7).blank(bench.space.describe(), SEED, Rademacher())
     with pytest.raises(IdentityError, match=r"not an adapter of this space|is \["):
         export.load_adapter(folder, longer)
+
+
+def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Callable[..., Any], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    bench, log = trained(SEVERAL, "llama", "run")
+    folder = export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+    assert sorted(p.name for p in folder.iterdir()) == ["lora", "prompt"]
+    assert "together, each loaded onto the one before: lora, prompt\n" in (folder / "lora" / "README.md").read_text()
+    replayed, _ = verify.states(log)
+    count = len(dict(bench.space.members["lora"].tensors())) + 1
+    assert f"{count} tensors equal" in verify.adapter(replayed, log, folder)[0]
+    again = CliRunner().invoke(app, ["replay", str(log.path), "-o", str(tmp_path / "again")])
+    assert again.exit_code == 0, again.output
+    for word in ("lora", "prompt"):
+        assert (tmp_path / "again" / word / export.WEIGHTS).read_bytes() == (
+            folder / word / export.WEIGHTS
+        ).read_bytes()
+    model, batch = plain(bench.base), batch_of()
+    for word in ("lora", "prompt"):
+        model = PeftModel.from_pretrained(model, folder / word)
+    with bench.space.visit([still]):
+        found = logits(bench.base, batch)
+    assert far(found, plain_logits(model.eval(), batch)) < CLOSE
+    (folder / "prompt" / export.WEIGHTS).write_bytes((folder / "lora" / export.WEIGHTS).read_bytes())
+    with pytest.raises((DamagedError, IdentityError)):
+        verify.adapter(replayed, log, folder)
+
+
+def test_an_adapter_and_scales_are_merged_together(trained: Callable[..., Any], tmp_path: Path) -> None:
+    bench, log = trained("{name: several, of: {scales: {layers: last 1}, lora: }}", "llama", "run", quantization="nf4")
+    assert bench.space.width == 1 and bench.recipe.output.export == [] and bench.base.cut == 0
+    assert "agree" in verify.states(log)[1][0]
+    for leaf in bench.space.leaves():
+        leaf.value.mul_(0.03)  # values of 3, as they are here, make float32's rounding 0.02 of a logit
+    made = export.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32")
+    assert export.check("merged", made.folder, bench) < CLOSE
+    with pytest.raises(UsageError, match="no adapter in PEFT's format"):
+        export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("of", "sentence"),
+    [
+        ("[lora, prompt]", r"space\.of: \[lora, prompt\] is not a table of keys"),
+        ("{lora: }", r"space\.of: name two spaces at least"),
+        ("{lora: , promt: }", r"space: no 'promt'\. .* did you mean 'prompt'"),
+        ("{lora: {rnk: 4}, prompt: }", r"space\.of\.lora\.rnk: unknown key - did you mean 'rank'"),
+        ("{lora: {r: 4}, prompt: }", r"space\.of\.lora\.r: unknown key - zoedge calls this 'space\.rank'"),
+        (
+            "{lora: {rank: 0}, prompt: {tokens: 0}}",
+            r"of\.lora\.rank: 0 is not at least 1(.|\n)*of\.prompt\.tokens: 0 is",
+        ),
+        ("{lora: 3, prompt: }", r"space\.of\.lora: 3 is not a table of keys"),
+        ("{lora: {name: x}, prompt: }", r"space\.of\.lora\.name: unknown key"),
+        ("{lora: , full: }", r"space\.of\.full: goes with no other space"),
+        ("{lora: , several: {of: {lora: , prompt: }}}", r"space\.of\.several: goes with no other space"),
+        ("{prefix: , prompt: }", r"space\.of: one kind of virtual tokens alone"),
+        ("{prompt: , scales: }", r"space: several goes only with model\.quantization: nf4 or fp4 or int8, not none"),
+    ],
+)
+def test_what_goes_not_together_is_told(of: str, sentence: str, recipe_file: Path) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        read(str(recipe_file), [f"space={{name: several, of: {of}}}", "model.quantization=none"])
+
+
+def test_the_order_in_which_spaces_are_written_does_not_matter(recipe_file: Path) -> None:
+    found = [
+        read(str(recipe_file), [f"space={{name: several, of: {{{of}}}}}"])
+        for of in ("lora: , prompt: ", "prompt: , lora: ")
+    ]
+    assert list(found[0].space.of) == list(found[1].space.of)
 
 
 @pytest.mark.parametrize("word", VIRTUAL)

@@ -205,8 +205,13 @@ def exportable(space: Any) -> Any:
     return finite(space)
 
 
+def members(space: Any) -> list[tuple[str, Any]]:
+    """(folder inside the export's, space) of each adapter: of one alone, the export's own."""
+    return list(getattr(space, "members", {"": space}).items())
+
+
 def adapts(space: Any) -> bool:
-    return hasattr(getattr(space, "options", None), "peft")
+    return all(hasattr(getattr(member, "options", None), "peft") for _, member in members(space))
 
 
 def word(space: Any) -> str:
@@ -276,6 +281,7 @@ def card(facts: dict[str, Any], dtype: str = "") -> bytes:
         ("steps", facts["steps"]),
         ("log fingerprint", facts["log"]),
         ("state sha256", facts["state"]),
+        ("trained together, each loaded onto the one before", ", ".join(facts.get("together", [])) or None),
     ]
     said = "".join(f"- {name}: {value}\n" for name, value in rows if value is not None)
     return (
@@ -292,24 +298,35 @@ def peft(
 ) -> Path:
     """Write the space at its current value as a PEFT adapter. log: gives base and fingerprint; steps: after how many.
 
+    Of several spaces, each in a folder of its own inside `folder`, by its word: PEFT loads one onto another.
+
     UsageError: `folder` holds something else, or the space has no such export. DivergedError: not finite.
     StorageError: disk.
     """
     space = exportable(run.space)
-    options, said = space.options, space.describe()
     facts = about("peft", recipe, space, log.header.base, log, steps)
+    found = members(space)
+    for name, member in found:
+        several = {"together": [word for word, _ in found]} if len(found) > 1 else {}
+        adapter(member, facts | several, folder / name, log, tokenizer_from)
+    return folder
+
+
+def adapter(space: Any, facts: dict[str, Any], folder: Path, log: Any, tokenizer_from: Path | None) -> None:
+    """One of PEFT's adapters, as `peft` writes it."""
+    options, said = space.options, space.describe()
     tensors = {options.key.format(name): value.detach().cpu().clone() for name, value in space.tensors()}
     raw, payload = serialised(tensors)
     data = labelled(raw, payload=payload, log=log.fingerprint)
     config = options.peft(said) | {"base_model_name_or_path": facts["source"], "revision": facts["revision"]}
     readme = card({**facts, "title": options.title})
     files = {CONFIG: text(config), **dict(tokenizer_files(tokenizer_from)), CARD: readme, WEIGHTS: data}
-    facts["space"] = {"name": word_of(options), **asdict(options)}
+    table = {"name": word_of(options), **asdict(options)}
     with replacing(folder) as draft:
         for name, raw in files.items():
             write_durably(draft / name, raw)
-        write_durably(draft / MARKER, text({**facts, "trained": said, "payload": payload, "files": list(files)}))
-    return folder
+        more = {"space": table, "trained": said, "payload": payload, "files": list(files)}
+        write_durably(draft / MARKER, text({**facts, **more}))
 
 
 def serialised(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
@@ -394,6 +411,11 @@ def described(facts: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]
     if not good:
         raise DamagedError(f"{folder / MARKER}: its description of the adapter cannot be read.")
     return options, said
+
+
+def inside(folder: Path) -> list[Path]:
+    """The adapters of an export: itself, or those of several spaces."""
+    return [folder] if (folder / MARKER).exists() else sorted(p.parent for p in folder.glob(f"*/{MARKER}"))
 
 
 def agree(folder: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, Any]) -> None:
@@ -493,8 +515,9 @@ def merged(
     """
     from .models.loading import load
 
-    if not hasattr(space, "merged"):
-        raise UsageError(f"The space '{word(space)}' moves no weight of the base: there is nothing to merge.")
+    for _, member in members(space):
+        if not hasattr(member, "merged"):
+            raise UsageError(f"The space '{word(member)}' moves no weight of the base: there is nothing to merge.")
     finite(space)
     dtype = dtype or stored_in(space)
     if dtype not in DTYPES:
@@ -719,8 +742,9 @@ def difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> 
         from peft import PeftModel
 
         base = load(Model(**spec))
-        device = base.device
-        model = PeftModel.from_pretrained(base.model, folder)
+        device, model = base.device, base.model
+        for inner in inside(Path(folder)):
+            model = PeftModel.from_pretrained(model, inner)
         tame(base.model, base.dtype)  # PEFT has put everything into evaluation mode
         base.model.get_output_embeddings().float()  # logits in float32, as `trained` has them
         type(model).base_model_torch_dtype = base.dtype  # a prefix is cast to it; it is that of the first parameter

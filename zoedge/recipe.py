@@ -418,7 +418,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         found.append((place, f"{at}: {what}" + ("" if what.endswith(("?", ".")) else ".")))
 
     parts: dict[str, Any] = {}
-    classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault) for key in FOLDERS}
+    classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault, (key,)) for key in FOLDERS}
     names = {key: list(section.model_fields) for key, section in SECTIONS.items()}
     names |= {key: ["name", *(schema(made).model_fields if made else ())] for key, (made, _) in classes.items()}
     names |= {
@@ -442,6 +442,27 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
                     fault(place, f"{dotted(place)}: {what}")
         return None
 
+    def made_of(made: Any, options: dict[str, Any], path: Path_) -> Any:
+        """The part of a class and its options, parts within it first; None: it has faults."""
+        if made is None or (checked := validated(schema(made), options, path)) is None:
+            return None
+        values = vars(checked)
+        for field, kind in getattr(made, "nested", {}).items():
+            inner = {}
+            for word, some in values[field].items():
+                here = (*path, field, word)
+                found, _ = build_part(kind, word, fault, here)
+                names[dotted(here)] = list(schema(found).model_fields) if found else []
+                inner[word] = made_of(found, {} if some is None else some, here)
+            if None in inner.values():
+                return None
+            values = {**values, field: inner}
+        try:
+            return made(**values)
+        except (ValueError, ZoedgeError) as e:
+            fault((*path, *str(e).partition(":")[0].split(".")), f"{dotted(path)}.{e}")
+            return None
+
     for key in table:
         if key not in names[""]:
             fault((key,), unknown((key,), names))
@@ -456,11 +477,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         if key in given or key not in REQUIRED:
             parts[key] = validated(section, given.get(key, {}), (key,))
     for key, (made, options) in classes.items():
-        if made and (checked := validated(schema(made), options, (key,))):
-            try:
-                parts[key] = made(**vars(checked))
-            except (ValueError, ZoedgeError) as e:
-                fault((key, str(e).partition(":")[0]), f"{key}.{e}")
+        parts[key] = made_of(made, options, (key,))
     if (
         parts.get("space")
         and parts.get("output")
@@ -498,19 +515,19 @@ def deep(value: Any, left: int = DEPTH) -> bool:
     return left < 0 or any(deep(v, left - 1) for v in inner)
 
 
-def build_part(kind: str, value: Any, fault: Fault) -> tuple[Any, dict[str, Any]]:
+def build_part(kind: str, value: Any, fault: Fault, path: Path_) -> tuple[Any, dict[str, Any]]:
     """(class or None, options) of a part from `word` or `{name: word, ...options}`."""
     options = {"name": value} if isinstance(value, str) else value
     if not isinstance(options, dict) or not isinstance(word := options.get("name", DEFAULTS[kind]), str):
-        fault((kind,), f"{kind}: {shown(value)} is not a word, or a table such as {{name: {DEFAULTS[kind]}, ...}}")
+        fault(path, f"{dotted(path)}: {shown(value)} is not a word, or a table such as {{name: {DEFAULTS[kind]}, ...}}")
         return None, {}
     try:
         return part(kind, word), {k: v for k, v in options.items() if k != "name"}
     except ZoedgeError as e:
-        fault((kind, "name"), str(e))
+        fault((*path, "name"), str(e))
         for key in options:
             if key in FOREIGN:
-                fault((kind, key), unknown((kind, key), {}))
+                fault((*path, key), unknown((*path, key), {}))
         return None, {}
 
 

@@ -137,10 +137,13 @@ def adapter(run: engine.Run, log: Log, folder: Path, base: str | None = None) ->
     """Level 4: an exported adapter's tensors are the replayed ones, bit for bit."""
     from . import export
 
-    tensors = export.load_adapter(folder, run.space, log.header.base, log.fingerprint)
     space: Any = run.space
-    ours = dict((space if space.complete else runs.over_base(run, log, base)).tensors())
-    for name, value in ours.items():
-        if value.cpu().numpy().tobytes() != tensors[name].float().numpy().tobytes():
-            raise ReplayError(f"{folder}: {name} is not what the log replays to.")
-    return [f"{folder}: {len(ours)} tensors equal the replayed ones, bit for bit"]
+    whole = space if space.complete else runs.over_base(run, log, base)
+    count = 0
+    for name, member in export.members(whole):
+        tensors = export.load_adapter(folder / name, member, log.header.base, log.fingerprint)
+        for key, value in member.tensors():
+            if value.cpu().numpy().tobytes() != tensors[key].float().numpy().tobytes():
+                raise ReplayError(f"{folder / name}: {key} is not what the log replays to.")
+            count += 1
+    return [f"{folder}: {count} tensors equal the replayed ones, bit for bit"]
