@@ -312,6 +312,10 @@ def facts_of(config: Any) -> Any:
     if family not in words("models.families"):
         known = ", ".join(words("models.families"))
         raise DataError(f"Model family '{family}' is not supported yet. zoedge knows: {known}.")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise DataError(
+            f"This {family} model looks both ways (use_bidirectional_attention): zoedge scores what comes next."
+        )
     return module("models.families", family)
 
 
