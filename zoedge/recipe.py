@@ -71,13 +71,14 @@ class Data(Section):
     """Which rows. train, valid, test: a .jsonl, .csv or .parquet file, a packaged text, a hub id (ORG/SET:SPLIT).
 
     fields: the names that the task uses -> those of the file. per_class: so many rows of each label, drawn by the run's
-    seed, of train and of a split valid (few-shot).
+    seed, of train and of a split valid (few-shot). without: rows whose field is that text are left out ({label: "-1"}).
     """
 
     train: str
     valid: str | Split | None = None
     test: str | Split | None = None
     fields: dict[str, str] = {}
+    without: dict[str, str] = {}
     limit: int | None = Field(None, ge=1)
     per_class: int | None = Field(None, ge=1)
     max_length: int = Field(512, ge=2)
