@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -230,3 +232,28 @@ output: {{dir: "{tmp_path / "runs"}"}}
 """
     )
     return path
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def zoedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """A command as a user types it."""
+    from zoedge.cli import main
+
+    def run(*args: Any) -> Done:
+        monkeypatch.setattr(sys, "argv", ["zoedge", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        done = Done(code, *capsys.readouterr())
+        assert "Traceback" not in done.err
+        return done
+
+    return run

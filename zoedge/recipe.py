@@ -112,9 +112,13 @@ class Curvature(Section):
 
 
 class Eval(Section):
-    """How often to look. calibrate: unlabelled training rows from which the label bias is taken. curvature: off."""
+    """How often to look. calibrate: unlabelled training rows from which the label bias is taken. curvature: off.
+
+    select: the step that is delivered and scored at the end: the last, or the one of the lowest validation loss.
+    """
 
     every: int = Field(250, ge=1)
+    select: Literal["last", "best"] = "last"
     at_start: bool = True
     calibrate: int = Field(256, ge=1)
     curvature: Curvature | None = None
@@ -166,6 +170,7 @@ FOREIGN = {  # other tools' words, at whatever level they are written
     "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
     "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
     "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
+    "load_best_model_at_end": "eval.select: best",
 }  # fmt: skip
 
 
@@ -469,6 +474,8 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         and not getattr(parts["space"], "merges", True)
     ):
         fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
+    if parts.get("eval") and parts["eval"].select == "best" and parts.get("data") and parts["data"].valid is None:
+        fault(("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}")
     if parts.get("rule") and parts.get("train"):
         try:
             parts["rule"].check(parts["train"].steps)
