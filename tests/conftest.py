@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -124,25 +126,36 @@ def opt(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def roberta(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A two-layer RoBERTa with dropout 0.1 in its configuration, its tokenizer's <s>, </s> and <mask>, random weights."""
+def masking(raw: Any) -> Any:
+    """A tokenizer with RoBERTa's <s>, </s> and <mask> over a backend in which they are 1, 2 and new."""
     from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast, RobertaConfig
+    from transformers import PreTrainedTokenizerFast
 
-    raw = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
     raw.add_special_tokens([AddedToken("<mask>", lstrip=True)])
     raw.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
-    own = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", mask_token="<mask>",
         pad_token="<pad>",
     )  # fmt: skip
+
+
+def save_masked(folder: Path, own: Any) -> Path:
+    """A two-layer RoBERTa with dropout 0.1 in its configuration and random weights, as a model folder."""
+    from transformers import RobertaConfig
+
     config = RobertaConfig(
         vocab_size=len(own), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=97, type_vocab_size=1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    return save(tmp_path_factory.mktemp("models") / "roberta", config, own, seed=11, spread=0.2, head="MaskedLM")
+    return save(folder, config, own, seed=11, spread=0.2, head="MaskedLM")
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A small RoBERTa over the tokenizer's vocabulary."""
+    raw = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    return save_masked(tmp_path_factory.mktemp("models") / "roberta", masking(raw))
 
 
 @pytest.fixture(scope="session")
@@ -219,3 +232,28 @@ output: {{dir: "{tmp_path / "runs"}"}}
 """
     )
     return path
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def zoedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """A command as a user types it."""
+    from zoedge.cli import main
+
+    def run(*args: Any) -> Done:
+        monkeypatch.setattr(sys, "argv", ["zoedge", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        done = Done(code, *capsys.readouterr())
+        assert "Traceback" not in done.err
+        return done
+
+    return run

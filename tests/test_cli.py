@@ -11,35 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from conftest import Done
 
 from zoedge import runs
-from zoedge.cli import main
 from zoedge.log import Log
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def zoedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def run(*args: Any) -> Done:
-        monkeypatch.setattr(sys, "argv", ["zoedge", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        done = Done(code, *capsys.readouterr())
-        assert "Traceback" not in done.err
-        return done
-
-    return run
 
 
 @pytest.fixture

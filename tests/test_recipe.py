@@ -479,9 +479,9 @@ def test_the_identity_leaves_out_only_what_cannot_change_numbers() -> None:
     found = recipe.read("quickstart")
     assert leaves(found.resolved()).keys() - leaves(found.semantic()).keys() == {
         "name", "output.dir", "output.export",  # where things go
-        "eval.every", "eval.at_start", "eval.calibrate", "eval.curvature", "log.sync_every",  # how often to look
+        "eval.every", "eval.select", "eval.at_start", "eval.calibrate", "eval.curvature", "log.sync_every",  # how often to look
         "model.source", "model.revision",  # the header has the base's digest
         "model.device", "model.threads",  # the losses are on paper
-        "data.train", "data.valid.split", "data.test.split", "data.fields", "data.limit", "data.per_class",
+        "data.train", "data.valid.split", "data.test.split", "data.fields", "data.without", "data.limit", "data.per_class",
         "data.max_length", "data.on_overflow", "data.skip_bad_lines",  # the header has the tokenised data's digest
     }  # fmt: skip

@@ -358,6 +358,8 @@ def test_options_that_cannot_be_meant(task: str, sentence: str) -> None:
         ("uncapital", "I am", "I am"), ("uncapital", "It", "it"), ("asked", "is it", "is it?"), ("asked", "is it?", "is it?"),
         ("unended", "He fell. ", "He fell"), ("unended", "He fell!", "He fell!"), ("connective", "cause", "because"),
         ("connective", "effect", "so"), ("bullets", "A\n@highlight\nB", "A\n- B"),
+        ("lower_first", "It Was", "it Was"), ("lower_first", "I am", "i am"), ("drop_last", "It fell.", "It fell"),
+        ("drop_last", "waving at camera", "waving at camer"),
     ],
 )  # fmt: skip
 def test_filters(word: str, text: str, wanted: str) -> None:
@@ -366,7 +368,7 @@ def test_filters(word: str, text: str, wanted: str) -> None:
 
 def test_filters_follow_one_another_and_say_what_they_do_not_take() -> None:
     assert render("{x:strip,capital,asked} {{{y}}}", Row("f:1", {"x": " is it ", "y": 3})) == "Is it? {3}"
-    assert names("{b} {a:lower} {b}") == ["b", "a"] and len(FILTERS) == 8
+    assert names("{b} {a:lower} {b}") == ["b", "a"] and len(FILTERS) == 10
     with pytest.raises(DataError, match=r'^f:1: field "x": "why" is not effect or cause\.$'):
         render("{x:connective}", Row("f:1", {"x": "why"}))
 

@@ -71,13 +71,14 @@ class Data(Section):
     """Which rows. train, valid, test: a .jsonl, .csv or .parquet file, a packaged text, a hub id (ORG/SET:SPLIT).
 
     fields: the names that the task uses -> those of the file. per_class: so many rows of each label, drawn by the run's
-    seed, of train and of a split valid (few-shot).
+    seed, of train and of a split valid (few-shot). without: rows whose field is that text are left out ({label: "-1"}).
     """
 
     train: str
     valid: str | Split | None = None
     test: str | Split | None = None
     fields: dict[str, str] = {}
+    without: dict[str, str] = {}
     limit: int | None = Field(None, ge=1)
     per_class: int | None = Field(None, ge=1)
     max_length: int = Field(512, ge=2)
@@ -111,9 +112,13 @@ class Curvature(Section):
 
 
 class Eval(Section):
-    """How often to look. calibrate: unlabelled training rows from which the label bias is taken. curvature: off."""
+    """How often to look. calibrate: unlabelled training rows from which the label bias is taken. curvature: off.
+
+    select: the step that is delivered and scored at the end: the last, or the one of the lowest validation loss.
+    """
 
     every: int = Field(250, ge=1)
+    select: Literal["last", "best"] = "last"
     at_start: bool = True
     calibrate: int = Field(256, ge=1)
     curvature: Curvature | None = None
@@ -165,6 +170,7 @@ FOREIGN = {  # other tools' words, at whatever level they are written
     "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
     "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
     "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
+    "load_best_model_at_end": "eval.select: best",
 }  # fmt: skip
 
 
@@ -485,6 +491,8 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         and not getattr(parts["space"], "merges", True)
     ):
         fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
+    if parts.get("eval") and parts["eval"].select == "best" and parts.get("data") and parts["data"].valid is None:
+        fault(("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}")
     if parts.get("rule") and parts.get("train"):
         try:
             parts["rule"].check(parts["train"].steps)

@@ -2,7 +2,7 @@
 
 runs/NAME/   run.zlog       the only checkpoint
              recipe.yaml    every setting, defaults included
-             metrics.jsonl  for people and plots; nothing reads it back for training
+             metrics.jsonl  for people and plots; nothing reads it back for training, `best` is chosen by it
              adapter/       the export
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +70,38 @@ def notes(folder: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue  # a line cut by a kill
     return found
+
+
+# -- which step
+
+
+def looks(folder: Path, steps: int) -> dict[int, float]:
+    """The validation losses noted up to `steps`, by step; a step that was looked at again has the later one."""
+    found = {}
+    for line in notes(folder):
+        if line.get("event") == "valid" and line["step"] <= steps and math.isfinite(line["loss"]):
+            found[line["step"]] = line["loss"]
+    return dict(sorted(found.items()))
+
+
+def step_of(log: Any, at: str | None) -> int:
+    """How many steps of a log are meant by a number, `last` or `best`, the lowest validation loss noted beside it.
+
+    None: as the log's own recipe says. UsageError: no such step, or nothing is noted.
+    """
+    steps, at = len(log), at or recipe_of(log.header, str(log.path)).eval.select
+    if at == "best":
+        if not (losses := looks(log.path.parent, steps)):
+            raise UsageError(
+                f"{log.path}: no validation loss is noted beside it ({METRICS}), so no step is the best. Train with "
+                f"data.valid, or name a step: --at last, or a number up to {steps:,}."
+            )
+        return min(losses, key=losses.__getitem__)
+    if at == "last":
+        return steps
+    if at.isdecimal() and len(at) < 12 and int(at) <= steps:
+        return int(at)
+    raise UsageError(f"--at {plain(at)}: not last, best or a number of steps; the log has {steps:,}.")
 
 
 # -- parts
@@ -297,10 +330,7 @@ def base_of(log: Log, recipe: Recipe, source: str | None = None, **changes: Any)
 def over_base(run: Run, log: Log, source: str | None = None) -> Any:
     """A replayed run's space over its base, which is loaded from `source`, else as the log's recipe says."""
     recipe = recipe_of(log.header, str(log.path))
-    space = recipe.space.attach(base_of(log, recipe, source), run.seed, initial(recipe.noise))
-    for ours, theirs in zip(space.leaves(), run.space.leaves()):
-        ours.value.copy_(theirs.value)
-    return space
+    return move(recipe.space.attach(base_of(log, recipe, source), run.seed, initial(recipe.noise)), run.space)
 
 
 def replayer(log: Log, device: str = "cpu", base: str | None = None) -> Run:
@@ -341,6 +371,13 @@ def replayer(log: Log, device: str = "cpu", base: str | None = None) -> Run:
         if ours != theirs:
             raise IdentityError(f"{log.path}: this machine's {what} are not the log's: it would replay other bits.")
     return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule, bits=bits())
+
+
+def move(space: Any, to: Any) -> Any:
+    """The space, at the value that another one of the same tensors has."""
+    for ours, theirs in zip(space.leaves(), to.leaves()):
+        ours.value.copy_(theirs.value)
+    return space
 
 
 def own_start(log: Log, recipe: Recipe, device: str, source: str | None) -> Any:

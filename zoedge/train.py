@@ -27,7 +27,10 @@ PROBE_SEQ = 2**32 - 1  # of the numerics self-test's direction: no step of a run
 
 @dataclass
 class Outcome:
-    """What a finished run has to show. before and after: on the test rows (else the validation rows)."""
+    """What a finished run has to show. before and after: on the test rows (else the validation rows).
+
+    at: the step that is delivered and scored. better: one whose validation loss was clearly lower.
+    """
 
     folder: Path
     fingerprint: str
@@ -37,6 +40,8 @@ class Outcome:
     after: Score | None
     seconds: float
     adapter: Path | None
+    at: int
+    better: int | None
 
 
 class Stopped(ZoedgeError):
@@ -99,20 +104,32 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
                     show.step(record)
                     looker.at(record.step + 1)
                     looker.curvature(record.step + 1)
-                if stop:
-                    show.close()
-                    raise Stopped(
-                        f"Stopped after step {record.step + 1:,}; nothing is lost. Go on with: zoedge resume {folder}",
-                        stop[0],
-                    )
+                elif looker.missed(record.step + 1):
+                    looker.at(record.step + 1)
+                obey(stop, record.step + 1, folder, show)
             log.finish(engine.digest(bench.space))
         show.close()
         rounding(bench, folder, show)
-        adapter = deliver(bench, log, folder, show)
-        after = looker.after()
-    seconds = time.monotonic() - began
-    runs.note(folder, event="finished", seconds=seconds, adapter=adapter and str(adapter))
-    return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter)
+        at = runs.step_of(log, recipe.eval.select)
+        if at < len(log):
+            with show.phase(f"replaying to step {at:,}, of the lowest validation loss"):
+                runs.move(bench.space, runs.replayer(log).space)  # to where it began; on this device, as when resuming
+                for _ in engine.play(bench.run(log), at):
+                    obey(stop, len(log), folder, show)
+        adapter = deliver(bench, log, folder, show, at)
+        after = looker.after(at)
+    seconds, chosen = time.monotonic() - began, (at, better(folder, at, len(log)))
+    runs.note(
+        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=at, select=recipe.eval.select
+    )
+    return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter, *chosen)
+
+
+def obey(stop: list[int], done: int, folder: Path, show: Plain) -> None:
+    """Stopped, if a signal has come."""
+    if stop:
+        show.close()
+        raise Stopped(f"Stopped after step {done:,}; nothing is lost. Go on with: zoedge resume {folder}", stop[0])
 
 
 def goal(recipe: Recipe) -> str:
@@ -136,6 +153,13 @@ def nothing_moves(recipe: Recipe, step: int) -> str:
     )
 
 
+def better(folder: Path, at: int, steps: int) -> int | None:
+    """The step of the lowest validation loss, if it is before `at` and two later looks or more found a higher one."""
+    losses = runs.looks(folder, steps)
+    best = min(losses, key=losses.__getitem__, default=at)
+    return best if best < at and sum(step > best and losses[step] > losses[best] for step in losses) >= 2 else None
+
+
 def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
     """The outcome of a run that this very recipe has finished in `folder`. IdentityError: another recipe has begun one."""
     with Log.open(path) as log:
@@ -143,10 +167,13 @@ def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
         lines = {line.get("event"): line for line in runs.notes(folder)}
         if log.state.end is None or "finished" not in lines:
             return None
+        if lines["finished"].get("select", "last") != recipe.eval.select:
+            return None  # nothing is trained again: another step is delivered
         scores = [Score.of(lines[event]) if event in lines else None for event in ("before", "after")]
         last = lines["finished"]
-        adapter = Path(last["adapter"]) if last["adapter"] else None
-        return Outcome(folder, log.fingerprint, log.size, len(log), *scores, last["seconds"], adapter)
+        adapter, at = Path(last["adapter"]) if last["adapter"] else None, last.get("at", len(log))
+        chosen = (at, better(folder, at, len(log)))
+        return Outcome(folder, log.fingerprint, log.size, len(log), *scores, last["seconds"], adapter, *chosen)
 
 
 def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
@@ -224,9 +251,19 @@ class Looker:
         self.show.score(0, score, self.rows)
         return score
 
+    def due(self, step: int) -> bool:
+        """Of the last step, `after` tells what there is to know, unless the validation rows are to choose."""
+        options, steps = self.bench.recipe.eval, self.bench.recipe.train.steps
+        looked = step % options.every == 0 if step < steps else options.select == "best"
+        return self.bench.texts.valid is not None and looked
+
+    def missed(self, step: int) -> bool:
+        """Whether a step that was taken before still lacks a look that `best` may need: a kill came between."""
+        chooses = self.bench.recipe.eval.select == "best" and self.due(step)
+        return chooses and step not in runs.looks(self.folder, step)
+
     def at(self, step: int) -> None:
-        every, steps = self.bench.recipe.eval.every, self.bench.recipe.train.steps
-        if self.bench.texts.valid is not None and step % every == 0 and step < steps:
+        if self.due(step):
             self.show.score(
                 step, self.look(self.bench.space, self.bench.texts.valid, event="valid", step=step), "validation"
             )
@@ -238,23 +275,21 @@ class Looker:
             runs.note(self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(found))
             self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
 
-    def after(self) -> Score | None:
-        if self.last is None:
-            return None
-        return self.look(self.bench.space, self.last, event="after", step=self.bench.recipe.train.steps)
+    def after(self, step: int) -> Score | None:
+        return None if self.last is None else self.look(self.bench.space, self.last, event="after", step=step)
 
 
-def deliver(bench: runs.Bench, log: Log, folder: Path, show: Plain) -> Path | None:
-    """The exports that the recipe asks for."""
+def deliver(bench: runs.Bench, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:
+    """The exports that the recipe asks for, of the space as it is after so many steps."""
     from . import export
 
     recipe, adapter = bench.recipe, None
     if "peft" in recipe.output.export:
         with show.phase("writing the adapter"):
-            adapter = export.peft(bench.run(log), log, recipe, folder / runs.ADAPTER, bench.base.path)
+            adapter = export.peft(bench.run(log), log, recipe, folder / runs.ADAPTER, bench.base.path, steps)
     if "merged" in recipe.output.export:
         with show.phase("writing the merged model"):
-            export.merged(recipe, bench.space, folder / "merged", log=log)
+            export.merged(recipe, bench.space, folder / "merged", log=log, steps=steps)
     return adapter
 
 

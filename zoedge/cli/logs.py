@@ -16,6 +16,8 @@ Run = Annotated[str, typer.Argument(help="a run's folder or name, a .zlog, or a 
 Base = Annotated[
     str | None, typer.Option(help="where the base is, for a space that moves its weights; default: as the recipe says")
 ]
+WHEN = "after how many steps: last, best (the lowest validation loss) or a number; default: as eval.select says"
+At = Annotated[str | None, typer.Option(help=WHEN)]
 
 
 def opened(run: str) -> Any:
@@ -33,7 +35,7 @@ def opened(run: str) -> Any:
 @app.command()
 def replay(
     run: Run,
-    to_step: Annotated[int | None, typer.Option(help="the state after so many steps; default: all")] = None,
+    at: Annotated[str | None, typer.Option("--at", "--to-step", help=WHEN)] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("rebuilt"),
     device: str = "cpu",
     base: Base = None,
@@ -43,12 +45,9 @@ def replay(
     import time
 
     from .. import engine, export, runs
-    from ..errors import UsageError
 
     journal = opened(run)
-    steps = len(journal) if to_step is None else to_step
-    if not 0 <= steps <= len(journal):
-        raise UsageError(f"--to-step {steps}: the log has {len(journal):,} steps.")
+    steps = runs.step_of(journal, at)
     made, began = runs.replayer(journal, device, base), time.monotonic()
     for _ in engine.play(made, steps):
         pass
@@ -72,9 +71,11 @@ def verify(
     against: Annotated[str | None, typer.Option(help="a recipe: compare base, data and batches too")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="replay and compare every logged state")] = False,
     adapter: Annotated[Path | None, typer.Option(help="an exported adapter: compare it bit for bit")] = None,
+    at: Annotated[str | None, typer.Option(help=f"of --adapter: {WHEN}")] = None,
     base: Base = None,
 ) -> None:
     """Prove that a log is whole, and that it gives what it says."""
+    from .. import engine, runs
     from .. import verify as levels
     from ..log import Log
     from ..recipe import read
@@ -90,6 +91,10 @@ def verify(
         made, said = levels.states(journal, base=base)
         told("3 replay", said)
         if adapter:
+            if (steps := runs.step_of(journal, at)) < len(journal):
+                made = runs.replayer(journal, base=base)
+                for _ in engine.play(made, steps):
+                    pass
             told("4 adapter", levels.adapter(made, journal, adapter, base))
     typer.echo("verified")
 

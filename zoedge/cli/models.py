@@ -10,20 +10,21 @@ from typing import Annotated, Any
 import typer
 
 from . import app
-from .logs import Run, opened
+from .logs import At, Run, opened
 
 
-def rebuilt(run: str) -> tuple[Any, Any]:
-    """(bench, log) of a run or an exported adapter: the base loaded anew, the space moved to where the log ends."""
+def rebuilt(run: str, at: str | None) -> tuple[Any, Any, int]:
+    """(bench, log, steps) of a run: the base loaded anew, the space moved to where it is after so many steps."""
     from .. import engine, runs
 
     journal = opened(run)
+    steps = runs.step_of(journal, at)
     recipe = runs.recipe_of(journal.header, run)
     bench = runs.Bench.build(recipe)
     runs.same_base(journal.header, bench.header(), run)
-    for _ in engine.play(bench.run(journal), len(journal)):
+    for _ in engine.play(bench.run(journal), steps):
         pass
-    return bench, journal
+    return bench, journal, steps
 
 
 @app.command()
@@ -43,6 +44,7 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="write it although most of the update is lost in rounding")
     ] = False,
+    at: At = None,
 ) -> None:
     """The trained model for other programs: a PEFT adapter, merged weights, or llama.cpp's adapter file."""
     from .. import export as exports
@@ -51,16 +53,16 @@ def export(
 
     if to not in ("peft", "merged", "gguf-lora") or dtype not in (None, "fp16", "fp32", "bf16"):
         raise UsageError(f"--to is peft, merged or gguf-lora, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
-    bench, journal = rebuilt(run)
+    bench, journal, steps = rebuilt(run, at)
     folder = out or journal.path.parent / {"peft": "adapter", "merged": "merged", "gguf-lora": "adapter.gguf"}[to]
     if to == "peft":
-        exports.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path)
+        exports.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path, steps)
         typer.echo(f"adapter {folder}")
     elif to == "gguf-lora":
-        export_gguf.written(bench.space, journal, bench.recipe, bench.base.model.config, folder)
+        export_gguf.written(bench.space, journal, bench.recipe, bench.base.model.config, folder, steps)
         typer.echo(f"adapter {folder}")
     else:
-        report = exports.merged(bench.recipe, bench.space, folder, dtype, force, log=journal)
+        report = exports.merged(bench.recipe, bench.space, folder, dtype, force, log=journal, steps=steps)
         typer.echo(f"merged {folder}\n{report}")
     if check and to == "gguf-lora":
         typer.echo(f"fresh process: largest difference of weights {export_gguf.checked(folder, bench):.3g}")
@@ -73,6 +75,7 @@ def eval_(
     run: Run,
     data: Annotated[str | None, typer.Option(help="a file or packaged text; default: the run's test rows")] = None,
     limit: Annotated[int | None, typer.Option(help="at most so many rows")] = None,
+    at: At = None,
     json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """What a run's task measures on labelled rows (accuracy raw and calibrated, F1, loss), with zero-shot beside it."""
@@ -84,6 +87,7 @@ def eval_(
     from ..tasks._rows import mixed, read, renamed
 
     journal = opened(run)
+    steps = runs.step_of(journal, at)
     recipe = runs.recipe_of(journal.header, run)
     bench = runs.Bench.build(recipe)
     runs.same_base(journal.header, bench.header(), run)
@@ -104,9 +108,9 @@ def eval_(
         return evaluate.evaluate(space, bench.task, bench.base, examples, recipe.eval.calibrate)
 
     found = {"zero-shot": score(evaluate.Bare())}
-    for _ in engine.play(bench.run(journal), len(journal)):
+    for _ in engine.play(bench.run(journal), steps):
         pass
-    found[f"after {len(journal):,} steps"] = score(bench.space)
+    found[f"after {steps:,} steps"] = score(bench.space)
     if json:
         typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
         return
@@ -120,10 +124,11 @@ def generate(
     tokens: Annotated[int, typer.Option(help="at most so many new tokens")] = 40,
     free: Annotated[bool, typer.Option("--free", help="free text, also from a run that learnt to choose")] = False,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer beside it")] = False,
+    at: At = None,
 ) -> None:
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
-    bench, _ = rebuilt(run)
+    bench, *_ = rebuilt(run, at)
     choose = hasattr(bench.recipe.task, "options") and not free
     say(bench, lambda: chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens), compare_base)
 
@@ -133,6 +138,7 @@ def chat(
     run: Run,
     tokens: Annotated[int, typer.Option(help="at most so many new tokens an answer")] = 200,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer before it")] = False,
+    at: At = None,
 ) -> None:
     """Answer each line of standard input (greedy), until it ends or says /quit. A line is a user's turn in the chat
     template, or plain text where there is none; the lines before it are not remembered."""
@@ -140,7 +146,7 @@ def chat(
 
     from ..errors import DataError
 
-    bench, _ = rebuilt(run)
+    bench, *_ = rebuilt(run, at)
     bench.base.must_continue()
     while line := asked():
         if (text := line.strip()) == "/quit":

@@ -89,23 +89,30 @@ def summary(o: Any, show: Any) -> None:
             "fingerprint": o.fingerprint,
             "log_bytes": o.size,
             "seconds": round(o.seconds, 1),
+            "at": o.at,
+            "better": o.better,
         }
         show.put("finished", **fields, before=o.before and vars(o.before), after=o.after and vars(o.after))
         return
     lines = [""]
     if o.after:
-        lines += table({"zero-shot": o.before, f"after {o.steps:,} steps": o.after}, "held-out rows")
+        lines += table({"zero-shot": o.before, f"after {o.at:,} steps": o.after}, "held-out rows")
     lines += [
         "",
         f"log      {o.folder}/run.zlog   {o.size:,} bytes for {o.steps:,} steps",
         f"         fingerprint {o.fingerprint}",
     ]
-    replay = f"  zoedge replay {o.folder} -o rebuilt          # the trained weights again, from base and log"
+    if o.at < o.steps:
+        lines.append(f"chosen   step {o.at:,}, of the lowest validation loss")
+    if o.better:
+        lines.append(f"better   step {o.better:,} by the validation loss: zoedge export {o.folder} --at best")
+    at = f" --at {o.at}" if o.at < o.steps else ""
+    replay = f"  zoedge replay {o.folder}{at} -o rebuilt          # the trained weights again, from base and log"
     verify = f"  zoedge verify {o.folder} --replay"
     if o.adapter:
         lines.append(f"adapter  {o.adapter}")
-        replay = f"  zoedge replay {o.folder} -o rebuilt          # the adapter again, from the log alone"
-        verify += f" --adapter {o.adapter}"
+        replay = f"  zoedge replay {o.folder}{at} -o rebuilt          # the adapter again, from the log alone"
+        verify += f"{at} --adapter {o.adapter}"
     lines += [
         f"time     {clock(o.seconds)}",
         "",
@@ -113,6 +120,6 @@ def summary(o: Any, show: Any) -> None:
         replay,
         verify,
         f'  zoedge generate {o.folder} -p "A film that made me smile. It was"',
-        f"  zoedge export {o.folder} --to merged --check",
+        f"  zoedge export {o.folder}{at} --to merged --check",
     ]
     show.say("\n".join(lines))

@@ -22,13 +22,15 @@ def connective(text: str) -> str:
     return known[text]
 
 
-FILTERS: dict[str, Callable[[str], str]] = {  # what MeZO's templates do (arXiv 2305.17333, App. E.2)
+FILTERS: dict[str, Callable[[str], str]] = {  # what MeZO's templates do (arXiv 2305.17333, App. E.2), and LM-BFF's
     "strip": str.strip,
     "lower": str.lower,
     "capital": lambda text: text[:1].upper() + text[1:],
     "uncapital": uncapital,
+    "lower_first": lambda text: text[:1].lower() + text[1:],  # LM-BFF's sentl
     "asked": lambda text: text if text.endswith("?") else text + "?",
     "unended": lambda text: text.rstrip().removesuffix("."),
+    "drop_last": lambda text: text[:-1],  # LM-BFF's sent-: whatever it is, a full stop or a letter
     "connective": connective,
     "bullets": lambda text: text.replace("@highlight\n", "- "),
 }

@@ -231,6 +231,19 @@ def renamed(rows: list[Row], fields: dict[str, str]) -> list[Row]:
     return [Row(r.where, r.fields | {a: r.fields[b] for a, b in fields.items() if b in r.fields}) for r in rows]
 
 
+def left(rows: list[Row], without: dict[str, str]) -> list[Row]:
+    """The rows none of whose fields is what `without` says of it. DataError: no such field, or none left."""
+    for key in without:
+        if not any(key in row.fields for row in rows):
+            raise DataError(
+                f"{file_of(rows)}: data.without: no row has '{plain(key)}'{nearest(key, rows[0].fields) or '.'}"
+            )
+    found = [row for row in rows if not any(as_text(row.fields.get(key)) == text for key, text in without.items())]
+    if not found:
+        raise DataError(f"{file_of(rows)}: data.without leaves none of {len(rows):,} rows.")
+    return found
+
+
 def require(
     rows: list[Row], prompt: Sequence[str], label: str, choices: Sequence[str] = (), option: str = "task.label"
 ) -> None:
@@ -275,12 +288,15 @@ def sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, list[R
     """
     from ..sources import resolve_text
 
-    counts = {"unreadable, dropped": 0}
+    counts = {"unreadable, dropped": 0, "left out by data.without": 0}
 
     def load(source: str, key: str) -> list[Row]:
         rows, faults = read(*resolve_text(source, key), data.skip_bad_lines)
         counts["unreadable, dropped"] += len(faults)
-        return renamed(rows, data.fields)
+        rows = renamed(rows, data.fields)
+        kept = left(rows, data.without)
+        counts["left out by data.without"] += len(rows) - len(kept)
+        return kept
 
     rows = load(data.train, "data.train")
     parts: dict[str, list[Row]] = {}
