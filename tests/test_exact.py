@@ -306,8 +306,8 @@ KNOWN = [  # Random123's kat_vectors: counter, key, words
 
 @pytest.mark.parametrize("counter,key,words", KNOWN)
 def test_r2_philox_known_answers(counter: list[int], key: list[int], words: str) -> None:
-    in_torch = _philox._rounds(*(torch.tensor([c], dtype=torch.int64) for c in counter), *key, int)
-    in_numpy = _philox._rounds(*(np.array([c], dtype=np.uint64) for c in counter), *key, np.uint64)
+    in_torch = _philox._rounds(*(torch.tensor([c], dtype=torch.int64) for c in counter), *key)
+    in_numpy = _philox._rounds(*(np.array([c], dtype=np.uint64) for c in counter), *key)
     own = own_philox(np.array([counter], dtype=np.uint64), (key[0], key[1]))[0]
     for found in (in_torch, in_numpy, own):
         assert " ".join(f"{int(w.item()) % 2**32:08x}" for w in found) == words
@@ -579,7 +579,7 @@ class Operations(TorchDispatchMode):
         return out
 
 
-MOVES = """arange full_like stack view slice select unsqueeze expand index_select _to_copy copy clone detach unbind
+MOVES = """arange empty full_like stack view slice select unsqueeze expand index_select _to_copy copy clone detach unbind
 squeeze repeat permute t lift_fresh fill"""
 WHOLE = "mul sub bitwise_and bitwise_xor __rshift __lshift"
 

@@ -19,7 +19,7 @@ from zoedge.cli import app
 from zoedge.errors import DataError, IdentityError, UsageError
 from zoedge.log import Log
 from zoedge.models.loading import load
-from zoedge.noise._uniform import uniform
+from zoedge.noise._uniform import PERIOD, rounding
 from zoedge.noise.normal import Normal
 from zoedge.recipe import Model, Recipe, read
 from zoedge.spaces.full import Full
@@ -282,7 +282,7 @@ def test_rounding_is_unbiased(storage: str) -> None:
         assert low <= float(x) <= high
         assert torch.nextafter(torch.tensor(low).to(kind), torch.tensor(torch.inf, dtype=kind)).float() >= high
         assert abs(found.double().mean().item() - float(x)) <= (high - low) * 2.0**-13
-        random = dithered(torch.full((draws,), float(x)), uniform(Key(1, 2, 0, ROUND), Leaf("", 0, found)), storage)
+        random = dithered(torch.full((draws,), float(x)), rounding(Key(1, 2, 0, ROUND), Leaf("", 0, found)), storage)
         assert abs(random.double().mean().item() - float(x)) <= 5 * (high - low) * 0.5 / draws**0.5
 
 
@@ -294,20 +294,22 @@ def test_numbers_on_the_grid_stay() -> None:
 
 
 def test_its_bits_are_a_function_of_key_and_place() -> None:
-    key, n = Key(5, 9, 0, ROUND), 3000
-    whole = uniform(key, Leaf("", 70, torch.zeros(n)))
+    key, n, first = Key(5, 9, 0, ROUND), 3000, PERIOD - 1500
+    whole = rounding(key, Leaf("", first, torch.zeros(n)))
     assert whole.dtype == torch.int32 and int(whole.min()) >= 0 and int(whole.max()) < 65536
     assert abs(whole.double().mean().item() / 65535 - 0.5) < 5 / (12 * n) ** 0.5
     for start, stop in ((0, 1), (1, 9), (9, 1000), (1000, n)):
-        piece = uniform(key, Leaf("", 70 + start, torch.zeros(stop - start, dtype=torch.bfloat16)))
+        piece = rounding(key, Leaf("", first + start, torch.zeros(stop - start, dtype=torch.bfloat16)))
         assert torch.equal(piece, whole[start:stop])
-        assert (uniform(key, Leaf("", 70 + start, np.zeros(stop - start, "f4"))) == piece.numpy()).all()
+        assert (rounding(key, Leaf("", first + start, np.zeros(stop - start, "f4"))) == piece.numpy()).all()
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    assert torch.equal(uniform(key, Leaf("", 70, torch.zeros(n))), whole)
+    assert torch.equal(rounding(key, Leaf("", first, torch.zeros(n))), whole)
     torch.set_num_threads(threads)
     others = [key._replace(**{field: 1}) for field in ("seed", "seq", "query", "stream")]
-    assert not any(torch.equal(uniform(other, Leaf("", 70, torch.zeros(n))), whole) for other in others)
+    far = [rounding(key, Leaf("", first + i * PERIOD, torch.zeros(n))) for i in (1, 2, 70)]
+    assert not any(torch.equal(some, whole) for some in far)
+    assert not any(torch.equal(rounding(other, Leaf("", first, torch.zeros(n))), whole) for other in others)
     x = Normal().draw(Key(1, 1, 1), Leaf("", 0, torch.zeros(n))) * 1e-5
     for storage in HALVES:
         ours = dithered(x, whole, storage)
@@ -322,7 +324,7 @@ def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_
     for seq in range(20):
         for leaf in leaves:
             step = key._replace(seq=seq)
-            bench.space.add(leaf, deltas(1e-5)(leaf), 1.0, lambda piece: uniform(step, piece))
+            bench.space.add(leaf, deltas(1e-5)(leaf), 1.0, lambda piece: rounding(step, piece))
     moved = torch.cat([leaf.value.float() for leaf in leaves]) - before
     wanted = torch.cat([deltas(2e-4)(leaf) for leaf in leaves])
     share = float((moved * wanted).sum() / (wanted * wanted).sum())

@@ -201,9 +201,9 @@ class Bench:
 
 def bits() -> Any:
     """Where stochastic rounding's random bits come from: a function of (key, leaf)."""
-    from .noise._uniform import uniform
+    from .noise._uniform import rounding
 
-    return uniform
+    return rounding
 
 
 def initial(noise: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import AbstractNoise, Key, Leaf
-from ._philox import lookup
+from ._lookup import lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,4 +34,4 @@ class Normal(AbstractNoise):
     dense = True
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf.offset, leaf.value, 16, quantiles(), 1)
+        return lookup(key, leaf, 16, quantiles(), 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import AbstractNoise, Key, Leaf
-from ._philox import lookup
+from ._lookup import lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,4 +24,4 @@ class Rademacher(AbstractNoise):
     dense = True
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf.offset, leaf.value, 8, SIGNS, 8)
+        return lookup(key, leaf, 8, SIGNS, 8)

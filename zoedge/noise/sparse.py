@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Gt, Le
 
 from ..types import MASK, AbstractNoise, Key, Leaf, Natural
-from ._philox import lookup
+from ._lookup import lookup
 from ._uniform import RANKS
 from .normal import Normal
 from .rademacher import Rademacher
@@ -33,5 +33,5 @@ class Sparse(AbstractNoise):
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         inner = Rademacher() if self.of == "rademacher" else Normal()
         where = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK)
-        kept = lookup(where, leaf.offset, leaf.value, 16, RANKS, 1) < round(self.density * 65536)
+        kept = lookup(where, leaf, 16, RANKS, 1) < round(self.density * 65536)
         return inner.draw(key, leaf) * kept

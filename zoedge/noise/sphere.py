@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..types import AbstractNoise, Key, Leaf
-from ._philox import lookup
+from ._lookup import lookup
 from .normal import quantiles
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Sphere(AbstractNoise):
     scheme = 4  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf.offset, leaf.value, 16, quantiles(), 1)
+        return lookup(key, leaf, 16, quantiles(), 1)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
         return math.sqrt(elements / square())

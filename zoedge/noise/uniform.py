@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import AbstractNoise, Key, Leaf
-from ._philox import lookup
+from ._lookup import lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ class Uniform(AbstractNoise):
     scheme = 5  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf.offset, leaf.value, 8, LEVELS, 1)
+        return lookup(key, leaf, 8, LEVELS, 1)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
         return math.sqrt(3.0 * 65536.0 / 65535.0)  # the levels' variance is (1 - 2**-16) / 3

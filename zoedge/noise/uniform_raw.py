@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import AbstractNoise, Key, Leaf
-from ._philox import lookup
+from ._lookup import lookup
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,4 +21,4 @@ class UniformRaw(AbstractNoise):
     scheme = 6  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf.offset, leaf.value, 8, LEVELS, 1)
+        return lookup(key, leaf, 8, LEVELS, 1)
