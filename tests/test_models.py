@@ -191,9 +191,9 @@ def test_gemmas_scale_is_not_rounded_to_the_storage_type(tmp_path: Path, tokeniz
     assert base.model.get_input_embeddings().weight.dtype == torch.bfloat16
     with torch.no_grad():
         want = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_input_embeddings()(ids)
-        assert far(base.facts.embed(base.model, ids), want) < CLOSE
+        assert far(base.facts.embed(base.model, ids, torch.arange(ids.shape[1])[None]), want) < CLOSE
         tame(base.model, base.dtype)
-        assert far(base.facts.embed(base.model, ids), want) < CLOSE
+        assert far(base.facts.embed(base.model, ids, torch.arange(ids.shape[1])[None]), want) < CLOSE
 
 
 def test_old_pythia_checkpoints_load(clean: Get, families: dict[str, Path], tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_old_pythia_checkpoints_load(clean: Get, families: dict[str, Path], tmp_
 def test_opt_positions_start_at_two(clean: Get) -> None:
     base = clean("opt", "none")
     decoder = base.model.model.decoder
-    h = base.facts.embed(base.model, torch.tensor([[5, 6, 7]]))
+    h = base.facts.embed(base.model, torch.tensor([[5, 6, 7]]), torch.arange(3)[None])
     want = decoder.embed_tokens.weight[[5, 6, 7]] + decoder.embed_positions.weight[[2, 3, 4]]
     assert torch.equal(h[0], want)
 
@@ -245,9 +245,9 @@ def test_the_last_block_at_scored_rows_is_the_full_block(clean: Get, family: str
     base = clean(family)
     h = torch.randn(3, 60, 64, generator=torch.Generator().manual_seed(4))
     at = torch.tensor([rows, rows[::-1], rows])
-    context = base.facts.context(base.model, h)
+    context = {"attention_mask": None, **base.facts.context(base.model, h, torch.arange(60)[None])}
     with torch.inference_mode():
-        full = base.blocks[-1](h, attention_mask=None, **context)
+        full = base.blocks[-1](h, **context)
         few = base.facts.last(base.blocks[-1], h, at, **context)
     assert few.shape == (3, len(rows), 64)
     assert far(few, full.gather(1, at[..., None].expand(-1, -1, 64))) < CLOSE

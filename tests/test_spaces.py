@@ -457,7 +457,7 @@ def test_generated_text_sees_the_virtual_tokens(word: str, family: str, base: Ca
         text, new = model.generate("the film is", 8), []
         while count < 8 and new[-1:] != [model.model.config.eos_token_id]:
             rows, text_of = torch.tensor([[ids.shape[1] - 1]]), SimpleNamespace(tokens=ids)
-            here: Any = SimpleNamespace(ids=ids, rows=rows, index=[0], examples=text_of)
+            here: Any = SimpleNamespace(ids=ids, rows=rows, index=[0], branches=None, examples=text_of)
             new.append(int(logits(model, here)[0, 0, 0].argmax()))
             ids, count = torch.cat([ids, torch.tensor([new[-1:]])], 1), count + 1
     assert text == model.tokenizer.decode(new, skip_special_tokens=True) != bare

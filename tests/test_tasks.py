@@ -143,7 +143,7 @@ def test_the_likeliest_candidate_is_by_the_mean_of_its_tokens(objective: str, ba
     if objective == "accuracy":
         batch = task.batch(0)
         assert task.score(base, batch, 2).tolist() == [[1 - right[i] for i in batch.index]] * 2
-        assert batch.tokens == sum(map(len, batch.examples.choices)) * batch.flat.ids.shape[1] > batch.ids.numel()
+        assert batch.tokens == batch.flat.branches.ids.numel() == 6 * 7 < batch.flat.ids.numel() == 18 * 6
 
 
 @pytest.mark.parametrize("good", [" great", " great fun"])

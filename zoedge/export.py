@@ -716,7 +716,7 @@ def trained(base: Base, space: Any, ids: Tensor) -> Tensor:
     """float32 logits [2, T, vocabulary] of the trained model, by the forward that training scores with."""
     everywhere = SimpleNamespace(
         ids=ids, rows=torch.arange(ids.shape[1]).expand(len(ids), -1), index=range(len(ids)),
-        examples=SimpleNamespace(tokens=ids),
+        branches=None, examples=SimpleNamespace(tokens=ids),
     )  # fmt: skip
     with space.visit([lambda leaf: None]):
         h = base.hidden(everywhere, 1)

@@ -164,49 +164,81 @@ class Base:
     def hidden(self, batch: Any, copies: int) -> Tensor:
         """Final hidden states at the scored rows: [copies * S, R, H], copy by copy.
 
-        batch: ids [S, T] padded on the right (so causal attention needs no mask), rows [S, R], and the examples' names.
+        batch: ids [S, T] padded on the right (so causal attention needs no mask), rows [S, R], the examples' names, and
+        branches: None, or a tree (tasks._branches.Branches) of the same tokens in fewer rows.
         """
-        kept = self.kept.get(id(batch.examples))
+        kept, tree = self.kept.get(id(batch.examples)), batch.branches
         lengths = torch.tensor([len(batch.examples.tokens[i]) for i in batch.index])
+        form = tree or batch
         if self.cut == 0:
-            h = self.enter(batch.ids, copies)
+            h = self.enter(form.ids, copies, tree)
+        elif kept is None:
+            h = self.trunk(form.ids, lengths, tree).repeat(copies, 1, 1)
         else:
-            h = kept.read(batch.index, batch.ids.shape[1]) if kept else self.trunk(batch.ids, lengths)
-            h = h.repeat(copies, 1, 1)
-        rows = batch.rows.to(self.device).repeat(copies, 1)
+            h = kept.read(batch.index, batch.ids.shape[1])
+            h = (h if tree is None else h.flatten(0, 1)[tree.at.to(self.device)]).repeat(copies, 1, 1)
+        rows = form.rows.to(self.device).repeat(copies, 1)
         if self.prompt is not None:
             rows = rows + self.prompt.shape[1]
-        context = self.context(h, lengths.repeat(copies))
+        context = self.context(h, lengths, copies, tree)
         for block in self.blocks[self.cut : -1]:
             h = block(h, **context)
         if self.cut < len(self.blocks):
             h = self.facts.last(self.blocks[-1], h, rows, **context)
-        return self.facts.final(self.model, h)
+        h = self.facts.final(self.model, h)
+        if tree is None:
+            return h  # a tree's are [copies * G, K * R, H], K: options of an example at most
+        return h.view(copies, -1, batch.rows.shape[1], h.shape[-1])[:, tree.pick.to(self.device)].flatten(0, 1)
 
     @torch.inference_mode()
-    def trunk(self, ids: Tensor, lengths: Tensor) -> Tensor:
+    def trunk(self, ids: Tensor, lengths: Tensor, tree: Any = None) -> Tensor:
         """The output of the blocks below `cut`: [S, T, H]. ids [S, T], of which the first `lengths` [S] are a text."""
-        h = self.enter(ids, 1)
-        context = self.context(h, lengths)
+        h = self.enter(ids, 1, tree)
+        context = self.context(h, lengths, 1, tree)
         for block in self.blocks[: self.cut]:
             h = block(h, **context)
         return h
 
-    def enter(self, ids: Tensor, copies: int) -> Tensor:
+    def enter(self, ids: Tensor, copies: int, tree: Any) -> Tensor:
         """What the first block reads: [copies * S, n + T, H], copy by copy, each after its own prompt."""
         prompt = None if self.prompt is None else self.prompt.repeat_interleave(len(ids), 0)
-        first = 0 if self.past is None else self.past.shape[-2]
-        return self.facts.embed(self.model, ids.to(self.device).repeat(copies, 1), prompt, first)
+        places = self.places(ids.shape[1] + (0 if prompt is None else prompt.shape[1]), copies, tree)
+        return self.facts.embed(self.model, ids.to(self.device).repeat(copies, 1), places, prompt)
 
-    def context(self, h: Tensor, lengths: Tensor) -> dict[str, Any]:
-        """What every block takes beside the hidden states [S, T, H]; attention both ways must not see padding."""
-        mask, past = None, None
+    def places(self, length: int, copies: int, tree: Any) -> Tensor:
+        """Positions after what is past: [1, n + T], or in a tree [copies * S, n + T]. length: n + T."""
+        first = 0 if self.past is None else self.past.shape[-2]
+        here = torch.arange(first, first + length, device=self.device)[None]
+        if tree is None:
+            return here
+        own = tree.places.to(self.device).repeat(copies, 1)
+        ahead = length - own.shape[1]
+        return torch.cat([here[:, :ahead].expand(len(own), -1), own + first + ahead], 1)
+
+    def context(self, h: Tensor, lengths: Tensor, copies: int, tree: Any) -> dict[str, Any]:
+        """What every block takes beside the hidden states [copies * S, n + T, H]."""
+        past = None if self.past is None else Past(self.past, len(h) // len(self.past))
+        places = self.places(h.shape[1], copies, tree)
+        mask = self.mask(h.shape[1], lengths, copies, tree)
+        return {"attention_mask": mask, **self.facts.context(self.model, h, places, past)}
+
+    def mask(self, length: int, lengths: Tensor, copies: int, tree: Any) -> Tensor | None:
+        """True where a row may look: [1 or copies * S, 1, 1 or T, m + T]; None: at no later row. length: T.
+
+        Attention both ways sees all but padding; rows see all that is past, and in a tree their own branch alone.
+        """
         if self.facts.HEAD == "MaskedLM":
-            mask = (torch.arange(h.shape[1]) < lengths[:, None]).to(self.device)[:, None, None]
-        elif self.past is not None:
-            past = Past(self.past, len(h) // len(self.past))
-            mask = past.mask(h.shape[1])
-        return {"attention_mask": mask, **self.facts.context(self.model, h, past)}
+            return (torch.arange(length) < lengths.repeat(copies)[:, None]).to(self.device)[:, None, None]
+        if tree is None and self.past is None:
+            return None
+        past = 0 if self.past is None else self.past.shape[-2]
+        before = torch.ones(length, past + length, dtype=torch.bool, device=self.device).tril(past)
+        if tree is None:
+            return before[None, None]
+        owner = tree.owner.to(self.device)
+        owner = nn.functional.pad(owner, (past + length - owner.shape[1], 0), value=-1)[:, None]
+        own = (owner < 0) | (owner == owner[..., past:].mT)
+        return (own & before).repeat(copies, 1, 1)[:, None]
 
     @torch.inference_mode()
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
@@ -278,18 +310,9 @@ class Past:
     held: Tensor
     each: int
 
-    @property
-    def length(self) -> int:
-        return self.held.shape[-2]
-
     def update(self, k: Tensor, v: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
         before = self.held[:, layer].repeat_interleave(self.each, 0).unbind(1)
         return torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
-
-    def mask(self, length: int) -> Tensor:
-        """True where a row may look, [1, 1, T, m + T]: at all that is held, and at no later row."""
-        ones = torch.ones(length, self.length + length, dtype=torch.bool, device=self.held.device)
-        return ones.tril(self.length)[None, None]
 
 
 def chosen_layers(layers: list[int] | str, count: int) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._branches import Branches, fills
 from ._rows import shuffled
 
 WINDOW = 8
@@ -60,8 +61,11 @@ class Examples:
             whole.update(some.digest())
         return whole.digest()
 
-    def collate(self, chosen: Sequence[int]) -> Batch:
-        """A batch of examples, padded on the right to its longest sequence."""
+    def collate(self, chosen: Sequence[int], sizes: list[int] | None = None) -> Batch:
+        """A batch of examples, padded on the right to its longest sequence.
+
+        sizes: how many sequences in a row are options after one prompt; those of an example, if not told.
+        """
         index = [i * self.per + j for i in chosen for j in range(self.per)]
         longest = max(len(self.tokens[i]) for i in index)
         width = max(len(self.rows[i]) for i in index)
@@ -78,7 +82,10 @@ class Examples:
         check = 0
         for tensor in (ids, lengths, rows, targets, labels):
             check = zlib.crc32(tensor.numpy().tobytes(), check)
-        return Batch(self, index, ids, rows, targets, labels, check)
+        sizes = sizes or [self.per] * len(chosen)
+        several = max(sizes) > 1
+        branches = Branches.of([self.tokens[i] for i in index], sizes, ids, rows) if several else None
+        return Batch(self, index, ids, rows, targets, labels, check, branches)
 
     @lru_cache(maxsize=4)  # noqa: B019
     def head(self, count: int) -> Examples:
@@ -109,6 +116,10 @@ class Examples:
             batches += [window[j : j + size] for j in range(0, len(window), size)]
         return [batches[i] for i in shuffled(len(batches), seed, ~epoch)]
 
+    def fills(self, i: int) -> int:
+        """Token rows of an example."""
+        return fills(self.tokens[i * self.per : (i + 1) * self.per])
+
     def _length(self, i: int) -> int:
         return max(map(len, self.tokens[i * self.per : (i + 1) * self.per]))
 
@@ -129,6 +140,7 @@ class Batch:
     targets: Tensor
     labels: Tensor
     check: int
+    branches: Branches | None = None  # the same in fewer rows, where options share what they begin with
     flat: Batch | None = None  # every candidate of the examples, where they are what a step scores
 
     def __len__(self) -> int:
@@ -136,7 +148,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return (self.flat or self).ids.numel()
+        batch = self.flat or self
+        return (batch.branches or batch).ids.numel()
 
     @property
     def notes(self) -> list[dict[str, Any]]:

@@ -60,8 +60,17 @@ def token_losses(model: Any, batch: Batch, copies: int) -> Tensor:
 
 def batches(examples: Examples, more: int = 0) -> Iterator[list[int]]:
     """All examples once, in batches of about TOKENS tokens; `more`: tokens that each sequence will grow by."""
-    longest = (max(map(len, examples.tokens)) + more) * examples.per
+    longest = max(map(examples.fills, range(len(examples)))) + more
     yield from examples.sorted_batches(max(1, TOKENS // longest))
+
+
+def filled(sizes: list[int]) -> Iterator[list[int]]:
+    """Numbers of examples of `sizes` token rows, like sizes together, in batches of TOKENS padded rows or of one."""
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    while order:
+        count = max(1, min(len(order), TOKENS // sizes[order[-1]]))
+        yield order[-count:]
+        del order[-count:]
 
 
 def mean_loss(model: Any, examples: Examples) -> float:

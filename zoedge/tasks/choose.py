@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..errors import DataError, plain
 from . import _objective
+from ._branches import fills
 from ._encode import overflowed, shortened, tokenise
 from ._examples import Batch, Examples
 from ._prompt import names, pieces, render
 from ._rows import Row, many, require, text_of
-from ._training import AbstractTraining, batches, likelihoods, mean_loss, token_losses
+from ._training import AbstractTraining, filled, likelihoods, mean_loss, token_losses
 
 CHOICE = "choice"  # the candidate, as a field that `option` may name
 
@@ -132,14 +133,14 @@ class Choosing(AbstractTraining):
     def batch(self, step: int) -> Batch:
         batch = super().batch(step)
         if self.options.objective != "loss":
-            batch.flat = flat(batch)
+            batch.flat = flat(self.train, batch.index)
         return batch
 
     def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
         """Cross-entropy of the right candidates' tokens, or 1 - reward of the likeliest: [copies, B], float64."""
         if self.options.objective == "loss":
             return token_losses(model, batch, copies)
-        every = batch.flat or flat(batch)
+        every = batch.flat or flat(batch.examples, batch.index)
         sums, counts = likelihoods(model, every, copies)
         sets = [batch.examples.choices[i] for i in batch.index]
         notes = batch.notes if _objective.is_function(self.options.objective) else []
@@ -156,12 +157,11 @@ class Choosing(AbstractTraining):
     def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
         """Accuracy of the likeliest candidate, and of the best one place in the list; the training loss."""
         sets = examples.choices
-        every = joined(sets)
-        means = torch.empty(len(every), dtype=torch.float64)
-        for chosen in batches(every):
-            sums, counts = likelihoods(model, every.collate(chosen), 1)
-            means[chosen] = (sums / counts)[0]
-        picks = picked(means, sets)
+        picks = [0] * len(sets)
+        for chosen in filled([fills(some.tokens) for some in sets]):
+            sums, counts = likelihoods(model, flat(examples, chosen), 1)
+            for i, pick in zip(chosen, picked((sums / counts)[0], [sets[i] for i in chosen])):
+                picks[i] = pick
         places = range(max(map(len, sets)))
         found = {
             "loss": mean_loss(model, examples), "count": len(sets),
@@ -178,19 +178,13 @@ def picked(means: Tensor, sets: list[Examples]) -> list[int]:
     return [int(part.argmax()) for part in means.split([len(some) for some in sets])]
 
 
-def joined(sets: list[Examples]) -> Examples:
-    """All candidates of several examples, one after another."""
-    whole = Examples(1)
+def flat(examples: Examples, chosen: list[int]) -> Batch:
+    """Every candidate of some examples, one after another."""
+    whole, sets = Examples(1), [examples.choices[i] for i in chosen]
     for some in sets:
         for ours, theirs in zip(
             (whole.tokens, whole.rows, whole.targets, whole.labels, whole.names),
             (some.tokens, some.rows, some.targets, some.labels, some.names),
         ):
             ours += theirs
-    return whole
-
-
-def flat(batch: Batch) -> Batch:
-    """Every candidate of a batch's examples."""
-    every = joined([batch.examples.choices[i] for i in batch.index])
-    return every.collate(range(len(every)))
+    return whole.collate(range(len(whole)), [len(some) for some in sets])

@@ -14,25 +14,24 @@ def gather(h: Tensor, rows: Tensor) -> Tensor:
     return h.gather(1, rows[:, :, None].expand(-1, -1, h.shape[-1]))
 
 
-def places(h: Tensor, past: Any) -> Tensor:
-    """Positions [1, T] of hidden states [S, T, H], after what is past."""
-    first = 0 if past is None else past.length
-    return torch.arange(first, first + h.shape[1], device=h.device)[None]
-
-
 def put(ahead: Tensor | None, h: Tensor) -> Tensor:
     """[S, n, E] before [S, T, E]."""
     return h if ahead is None else torch.cat([ahead, h], 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, past: Any, layer: int) -> Tensor:
-    """Causal attention of the queries at `rows` alone: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D].
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, mask: Tensor | None, past: Any, layer: int
+) -> Tensor:
+    """Attention of the queries at `rows` alone: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D].
 
-    past: None, or a models.base.Past, all of which every row sees.
+    mask: as the other blocks take it, [1 or S, 1, T, m + T]; None: causal. past: None, or a models.base.Past of m tokens.
     """
     if past is not None:
-        (k, v), rows = past.update(k, v, layer), rows + past.length
-    seen = torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
+        k, v = past.update(k, v, layer)
+    if mask is None:
+        seen = torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
+    else:
+        seen = gather(mask[:, 0].expand(len(rows), -1, -1), rows)[:, None]
     out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
 

@@ -10,27 +10,27 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ._rows import attend, gather, longest, places, put, split
+from ._rows import attend, gather, longest, put, split
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.layers", "CausalLM"
 
 
-def embed(model: Any, ids: Tensor, ahead: Tensor | None = None, first: int = 0) -> Tensor:
-    """What the first block reads: [S, n + T, H]. ahead: [S, n, E] before the embeddings; first: the first position."""
+def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
+    """What the first block reads: [S, n + T, H]. places [1 or S, n + T]: positions; ahead: [S, n, E] before the embeddings."""
     return put(ahead, model.model.embed_tokens(ids))
 
 
-def context(model: Any, h: Tensor, past: Any = None) -> dict[str, Any]:
-    """What every block takes beside the hidden states [S, T, H]. past: None, or a models.base.Past."""
-    positions = places(h, past)
-    turns = model.model.rotary_emb(h, position_ids=positions)
-    return {"position_ids": positions, "position_embeddings": turns, "past_key_values": past}
+def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:
+    """What every block takes beside the hidden states [S, T, H]. places: as `embed`'s; past: None, or a models.base.Past."""
+    turns = model.model.rotary_emb(h, position_ids=places)
+    return {"position_ids": places, "position_embeddings": turns, "past_key_values": past}
 
 
 def last(
-    block: Any, h: Tensor, rows: Tensor, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
-) -> Tensor:
+    block: Any, h: Tensor, rows: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor],
+    past_key_values: Any, **_: Any,
+) -> Tensor:  # fmt: skip
     """The block's output at rows [S, R] alone: [S, R, H]."""
     a, x = block.self_attn, block.input_layernorm(h)
     k, v = projected(a, "k", x), projected(a, "v", x)
@@ -39,7 +39,7 @@ def last(
     at = [gather(w.expand(len(rows), -1, -1), rows) for w in (cos, sin)]
     q = projected(a, "q", gather(x, rows))
     q, _ = apply_rotary_pos_emb(q, q, *at)
-    h = gather(h, rows) + a.o_proj(attend(q, k, v, rows, a.scaling, past_key_values, a.layer_idx))
+    h = gather(h, rows) + a.o_proj(attend(q, k, v, rows, a.scaling, attention_mask, past_key_values, a.layer_idx))
     return h + block.mlp(block.post_attention_layernorm(h))
 
 

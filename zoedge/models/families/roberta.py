@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
@@ -22,15 +21,14 @@ def longest(config: Any) -> int:
     return int(config.max_position_embeddings - config.pad_token_id - 1)
 
 
-def embed(model: Any, ids: Tensor, ahead: Tensor | None = None, first: int = 0) -> Tensor:
-    """What the first block reads: [S, T, H]. Base.reserve has refused virtual tokens: ahead is None, first 0."""
+def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
+    """What the first block reads: [S, T, H]. Base.reserve has refused virtual tokens: ahead is None."""
     table = model.roberta.embeddings
     # no mask: sequences are padded on the right, and a padding token inside a text has a place like any other
-    positions = torch.arange(ids.shape[1], device=ids.device)[None] + table.padding_idx + 1
-    return table(input_ids=ids, position_ids=positions)
+    return table(input_ids=ids, position_ids=places + table.padding_idx + 1)
 
 
-def context(model: Any, h: Tensor, past: Any = None) -> dict[str, Any]:
+def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:
     return {}
 
 
