@@ -31,8 +31,8 @@ fix: env  ## let ruff format and mend
 docs: env  ## make docs/methods.md and docs/lab.md anew
 	$(PY) docs/generate.py
 
-bench: env  ## memory of training against plain inference
-	$(PY) benchmarks/memory.py
+bench: env  ## a training step against plain inference and MeZO's own step: time and memory
+	PYTHONPATH=. $(PY) benchmarks/step.py
 
 clean:  ## remove the environment (runs and the cache stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

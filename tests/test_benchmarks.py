@@ -1,0 +1,90 @@
+"""What the benchmarks compare with computes what zoedge computes: else their ratios would say nothing."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(HERE))
+
+import _plain  # noqa: E402
+import step  # noqa: E402
+
+from zoedge import engine  # noqa: E402
+from zoedge.models.loading import load  # noqa: E402
+
+
+@pytest.fixture
+def args(llama: Path) -> Namespace:
+    found = Namespace(model=str(llama), threads=1, repeat=1)
+    step.shape(found)
+    return found
+
+
+@pytest.mark.parametrize("task", ["classify", "lm"])
+@pytest.mark.parametrize(("base", "space"), [("nf4", "all"), ("fp32", "last"), ("fp32", "full")])
+def test_same_gradient(args: Namespace, tmp_path: Path, base: str, space: str, task: str) -> None:
+    """MeZO's step along zoedge's direction measures the same projected gradient."""
+    cell = step.Cell(base, space, task, 4, 9)
+    loaded = load(step.recipe(args, cell).model)
+    with step.prepared(args, cell, loaded, tmp_path) as bench:
+        run = bench.run(Memory())
+        record = engine.measure(run, 0)
+        batch = run.task.batch(0)
+        values = dict(bench.space.tensors())
+        z = torch.cat([run.direction(0, 0, leaf).z.clone() for leaf in bench.space.leaves()])
+        drawn = dict(zip(values, z.split([v.numel() for v in values.values()])))
+        draw = lambda parameters, seed: (drawn[name].view(values[name].shape).clone() for name in values)
+        plain = {name: value.clone() for name, value in values.items()} if space != "full" else values
+        for once in (False, True):
+            loss = _plain.loss_of(loaded.model, batch, once)
+            if space == "full":
+                g = _plain.mezo(list(plain.values()), loss, 3e-3, 0.0, 0, draw)
+            else:
+                with _plain.adapted(loaded.model, plain, bench.space.scale):
+                    g = _plain.mezo(list(plain.values()), loss, 3e-3, 0.0, 0, draw)
+            assert abs(record.g[0]) > 1e-2
+            assert g == pytest.approx(record.g[0], rel=2e-2)
+
+
+@pytest.mark.parametrize("task", ["classify", "lm"])
+def test_same_logits(args: Namespace, tmp_path: Path, task: str) -> None:
+    """The floor computes the logits that zoedge's loss reads."""
+    cell = step.Cell("nf4", "scales", task, 3, 9)
+    loaded = load(step.recipe(args, cell).model)
+    with step.prepared(args, cell, loaded, tmp_path) as bench:
+        batch = bench.task.batch(0)
+        columns = batch.targets[0] if task == "classify" else torch.arange(loaded.model.config.vocab_size)
+        ours = loaded.logits(loaded.hidden(batch, 2), columns)
+        torch.testing.assert_close(_plain.floor(loaded, batch, 2).float(), ours, rtol=1e-3, atol=1e-3)
+
+
+class Memory(list[Any]):
+    next_seq = 0
+
+
+def test_a_cell_from_end_to_end(args: Namespace) -> None:
+    cells = {step.Cell("nf4", "qv", "classify", 2, 9): [1, 2]}
+    (row,) = step.times(args, "nf4", cells)
+    row["memory"] = {"plain 2": [2.0], "step": [3.0], "mezo": [4.0]}
+    found = step.ratios(row)
+    assert {"step / floor", "2 queries / 2 steps", "mezo fp32 / step", "not forwards"} <= found.keys()
+    assert found["memory: step / plain"][0] == 1.5 and "| memory: step / plain " in step.text([row])
+
+
+def test_defaults_hold_every_target() -> None:
+    wanted = "1.1 1.2 6.0 12.0 15.0 2.5 2.7 0.7 0.03".split()
+    found = set()
+    for cell, queries in step.DEFAULT.items():
+        assert cell.exists
+        names = ["step / floor", "mezo / step", "mezo once / step", "mezo fp32 / step", "not forwards"]
+        for name in names + [f"{q} queries / {q} steps" for q in queries]:
+            if bound := step.target(cell._asdict(), name):
+                found.add(str(bound[1]))
+    assert found == set(wanted) and set(step.REMEMBERED) <= step.DEFAULT.keys()
