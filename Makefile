@@ -31,8 +31,9 @@ fix: env  ## let ruff format and mend
 docs: env  ## make docs/methods.md and docs/lab.md anew
 	$(PY) docs/generate.py
 
-bench: env  ## a training step against plain inference and MeZO's own step: time and memory
-	PYTHONPATH=. $(PY) benchmarks/step.py
+bench: env  ## a step against plain inference and MeZO's own, time and memory; replay, noise, load, log
+	$(PY) benchmarks/step.py
+	$(PY) benchmarks/parts.py
 
 clean:  ## remove the environment (runs and the cache stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,9 @@ import torch
 HERE = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(HERE))
 
+import _measure  # noqa: E402
 import _plain  # noqa: E402
+import parts  # noqa: E402
 import step  # noqa: E402
 
 from zoedge import engine  # noqa: E402
@@ -21,7 +23,8 @@ from zoedge.models.loading import load  # noqa: E402
 
 
 @pytest.fixture
-def args(llama: Path) -> Namespace:
+def args(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
+    monkeypatch.setattr(_measure, "LEAST", 1e-3)
     found = Namespace(model=str(llama), threads=1, repeat=1)
     step.shape(found)
     return found
@@ -88,3 +91,10 @@ def test_defaults_hold_every_target() -> None:
             if bound := step.target(cell._asdict(), name):
                 found.add(str(bound[1]))
     assert found == set(wanted) and set(step.REMEMBERED) <= step.DEFAULT.keys()
+
+
+def test_parts(args: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "SHAPE", (64, 64))
+    rows = parts.replay(args, tmp_path) + parts.noise(args, tmp_path) + parts.log(args, tmp_path)
+    assert len(rows) > 15 and all(value > 0 for row in rows for value in row["values"])
+    assert "| replay full bf16 " in parts.text(rows)
