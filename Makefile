@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test lint fix docs bench clean
+.PHONY: help demo env test lint fix docs bench race clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ docs: env  ## make docs/methods.md and docs/lab.md anew
 bench: env  ## a step against plain inference and MeZO's own, time and memory; replay, noise, load, log
 	$(PY) benchmarks/step.py
 	$(PY) benchmarks/parts.py
+
+race: env  ## forward passes and seconds to an accuracy, first-order LoRA beside them: half an hour
+	$(PY) benchmarks/race.py
 
 clean:  ## remove the environment (runs and the cache stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE))
 import _measure  # noqa: E402
 import _plain  # noqa: E402
 import parts  # noqa: E402
+import race  # noqa: E402
 import step  # noqa: E402
 
 from zoedge import engine  # noqa: E402
@@ -98,3 +99,19 @@ def test_parts(args: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rows = parts.replay(args, tmp_path) + parts.noise(args, tmp_path) + parts.log(args, tmp_path)
     assert len(rows) > 15 and all(value > 0 for row in rows for value in row["values"])
     assert "| replay full bf16 " in parts.text(rows)
+
+
+def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path, tmp_path: Path) -> None:
+    from zoedge.lab._model import Model
+    from zoedge.recipe import read
+
+    model = Model(read(str(recipe_file)), tmp_path)
+    bench, args.steps = model.bench, 3
+    batch = bench.task.batch(0)
+    ours = bench.task.outputs(bench.base, batch, 1)[0].float()
+    torch.testing.assert_close(race.differentiable(bench.base, batch).detach(), ours, rtol=1e-4, atol=1e-4)
+    found = race.run(model, race.FIRST, 0, args)
+    assert [point[0] for point in found["curve"]] == [12, 24, 36] and found["peak"] > 0
+    assert bench.space.value.abs().sum() > 0 and any(v.any() for k, v in bench.space.tensors() if k.endswith("lora_B"))
+    assert "| first-order " in race.text({race.FIRST: {"0": found}})
+    assert race.reached([[[8, 1.0, 0.7]], [[8, 2.0, 0.5]]], 0.6, 0) == "8 (1 of 2)"
