@@ -236,13 +236,13 @@ def text(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    import torch
-
     parser = arguments(__doc__, "parts.json")
     parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
     args = parser.parse_args()
     if wrong := set(args.parts) - PARTS.keys():
         parser.error(f"no part {', '.join(wrong)}: there is {' '.join(PARTS)}")
+    import torch
+
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
     found = {"machine": machine() | {"threads": args.threads}, "model": args.model, "repeat": args.repeat, "rows": rows}

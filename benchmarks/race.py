@@ -10,6 +10,7 @@ not timed. Peaks are of the run alone, from when the base is loaded. Finished ru
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
@@ -135,16 +136,14 @@ def text(runs: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    import json
-
-    import torch
-
     parser = arguments(__doc__, "race.json")
     parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join((*RECIPES, FIRST)))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10**6, help="of a run, at most")
     parser.add_argument("--smoke", action="store_true", help="few rows and steps: does it run?")
     args = parser.parse_args()
+    import torch
+
     from zoedge.lab._model import Model
     from zoedge.recipe import read
 
@@ -152,7 +151,7 @@ def main() -> None:
     split = ["data.limit=64", "data.valid.split=16", "data.test.split=16"] if args.smoke else ["data.valid.split=500"]
     args.steps = min(args.steps, 4) if args.smoke else args.steps
     settings = {"model": args.model, "threads": args.threads, "steps": args.steps, "data": split}
-    found: dict[str, Any] = {"machine": machine(), "settings": settings, "runs": {}}
+    found: dict[str, Any] = {"machine": machine() | {"threads": args.threads}, "settings": settings, "runs": {}}
     if args.json.exists():
         found = json.loads(args.json.read_text(encoding="utf-8"))
         if found["settings"] != settings:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -292,7 +293,7 @@ def target(row: dict[str, Any], name: str) -> tuple[str, float] | None:
         return "<=", 0.7
     if name == "not forwards":
         return "<=", 0.03
-    if name == "memory: step / plain":
+    if name == "memory: step / plain" and cell.space != "scales":
         plain = statistics.median(next(v for k, v in row["memory"].items() if k.startswith("plain")))
         return "<=", 1.1 if cell.space in LORA else 1 + row["largest"] / plain
     return None
@@ -374,8 +375,6 @@ def main() -> None:
 
 def shape(args: argparse.Namespace) -> None:
     """What a recipe needs to know of the model: layers, and the names of q and v."""
-    import json
-
     from zoedge.sources import resolve_model
 
     config = json.loads((resolve_model(args.model, None) / "config.json").read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -17,6 +18,7 @@ import _measure  # noqa: E402
 import _plain  # noqa: E402
 import parts  # noqa: E402
 import race  # noqa: E402
+import report  # noqa: E402
 import step  # noqa: E402
 
 from zoedge import engine  # noqa: E402
@@ -115,3 +117,22 @@ def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path
     assert bench.space.value.abs().sum() > 0 and any(v.any() for k, v in bench.space.tensors() if k.endswith("lora_B"))
     assert "| first-order " in race.text({race.FIRST: {"0": found}})
     assert race.reached([[[8, 1.0, 0.7]], [[8, 2.0, 0.5]]], 0.6, 0) == "8 (1 of 2)"
+
+
+def test_the_page() -> None:
+    curve = {"curve": [[16, 1.0, 0.7, 0.7, 0.5]], "peak": 500.0, "diverged": False}
+    rows = [parts.row("replay LoRA 1 M", "steps/s", [2000.0], target=("value", ">=", 1000))]
+    machine = _measure.machine()
+    page = report.page(
+        {
+            "parts": {"machine": machine, "model": "m", "rows": rows},
+            "race": {"machine": machine, "settings": {"model": "m"}, "runs": {"mezo": {"0": curve}}},
+        }
+    )
+    assert "| >= 1000 | yes |" in page and "| mezo  " in page and machine["torch"] in page
+
+
+@pytest.mark.parametrize("name", ["step", "parts", "race", "report"])
+def test_help(name: str) -> None:
+    command = [sys.executable, str(HERE / f"{name}.py"), "--help"]
+    assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
