@@ -20,10 +20,13 @@ HERE = Path(__file__).parent
 LEAST = 0.1  # seconds of a repetition: what is shorter is called several times
 
 
-def interleaved(items: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of a call of each item, A B C A B C ...: a noisy neighbour meets them all. The first round is not counted."""
+def interleaved(items: dict[str, Callable[[], Any]], repeat: int, least: int = 1) -> dict[str, list[float]]:
+    """Seconds of a call of each item, A B C A B C ...: a noisy neighbour meets them all. The first round is not counted.
+
+    least: calls a repetition, whose mean counts.
+    """
     found: dict[str, list[float]] = {name: [] for name in items}
-    calls = dict.fromkeys(items, 1)
+    calls = dict.fromkeys(items, least)
     for i in range(-1, repeat):
         for name, call in items.items():
             began = time.perf_counter()
@@ -31,7 +34,7 @@ def interleaved(items: dict[str, Callable[[], Any]], repeat: int) -> dict[str, l
                 call()
             seconds = (time.perf_counter() - began) / calls[name]
             if i < 0:
-                calls[name] = max(1, math.ceil(LEAST / seconds))
+                calls[name] = max(least, math.ceil(LEAST / seconds))
             else:
                 found[name].append(seconds)
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, pad
 
 
 def one_token(batch: Any) -> bool:
@@ -73,17 +73,22 @@ def loss_of(model: Any, batch: Any, once: bool = False) -> Callable[[], float]:
     as many padded tokens are computed as zoedge computes.
     """
     single, options = one_token(batch), batch.targets.shape[1]
-    last = batch.targets.reshape(-1, 1) if single else batch.targets[:, -1:]
-    ids = torch.cat([batch.ids.repeat_interleave(options if single else 1, 0), last], 1)
+    last = batch.rows[:, -1:]  # the row whose next token is the last
     if single and once:
         ids = batch.ids
+    elif single:
+        last = last.repeat_interleave(options, 0)
+        ids = pad(batch.ids.repeat_interleave(options, 0), (0, 1)).scatter(1, last + 1, batch.targets.reshape(-1, 1))
+    else:  # sequences of one length
+        ids = torch.cat([batch.ids, batch.targets[:, -1:]], 1)
 
     def loss() -> float:
         log_p = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), -1)
-        if single and once:
-            return cross_entropy(log_p[:, -1].gather(-1, batch.targets), batch.labels).item()
-        found = log_p[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-        return cross_entropy(found[:, -1].view(-1, options), batch.labels).item() if single else -found.mean().item()
+        if single:
+            here = log_p.gather(1, last[..., None].expand(-1, -1, log_p.shape[-1]))[:, 0]
+            found = here.gather(-1, batch.targets if once else batch.targets.reshape(-1, 1))
+            return cross_entropy(found.view(-1, options), batch.labels).item()
+        return -log_p[:, :-1].gather(-1, ids[:, 1:, None]).mean().item()
 
     return loss
 

@@ -7,8 +7,9 @@
 step: `engine.play`'s, the log made durable each time. floor: one forward of transformers' own model over the same two
 copies of the batch, on the same base, with only the logits that the loss reads. mezo: MeZO's published step on the same
 base, LoRA matrices (or weights), batch and threads, one sequence an option; mezo once: one sequence an example, as
-zoedge; mezo fp32: on the base in float32. All sequences are of `tokens` random tokens: nothing is gained here by cutting
-padding. q queries are compared with q floors.
+zoedge; mezo fp32: on the base in float32. All sequences are of `tokens` random tokens, where nothing is gained by less
+padding; 0: film reviews, in zoedge's own batches of like lengths, and for MeZO in batches at random, as published. q
+queries are compared with q floors.
 
 space: qv (LoRA on q_proj and v_proj), all (on every Linear), last (of the last third of the layers, with the trunk
 cache; quarter: of the last quarter), full (all weights; bf16, fp32), scales (nf4, int8).
@@ -55,18 +56,24 @@ class Cell(NamedTuple):
     @property
     def exists(self) -> bool:
         quantised = self.base in ("nf4", "int8")
+        if self.task == "lm" and not self.tokens:
+            return False  # MeZO's loss is written for texts of one length there
         return {"full": not quantised, "scales": quantised}.get(self.space, True)
 
     def __str__(self) -> str:
-        return f"{self.base} {self.space} {self.task} {self.batch} x {self.tokens}"
+        return f"{self.base} {self.space} {self.task} {self.size}"
+
+    @property
+    def size(self) -> str:
+        return f"{self.batch} x {self.tokens or 'reviews'}"
 
 
 DEFAULT = {
-    Cell("nf4", "qv", "classify", 16, 64): [1], Cell("nf4", "all", "classify", 16, 64): [1],
-    Cell("nf4", "last", "classify", 16, 64): [1], Cell("nf4", "qv", "classify", 4, 32): [1, 8],
-    Cell("nf4", "all", "classify", 4, 32): [1, 8], Cell("nf4", "qv", "lm", 16, 64): [1],
-    Cell("nf4", "scales", "classify", 4, 32): [1], Cell("bf16", "full", "classify", 2, 32): [1],
-    Cell("bf16", "full", "classify", 16, 64): [1],
+    Cell("nf4", "qv", "classify", 16, 0): [1], Cell("nf4", "all", "classify", 16, 0): [1],
+    Cell("nf4", "last", "classify", 16, 0): [1], Cell("nf4", "all", "classify", 16, 64): [1],
+    Cell("nf4", "qv", "classify", 4, 32): [1, 8], Cell("nf4", "all", "classify", 4, 32): [1, 8],
+    Cell("nf4", "qv", "lm", 16, 64): [1], Cell("nf4", "scales", "classify", 4, 32): [1],
+    Cell("bf16", "full", "classify", 2, 32): [1], Cell("bf16", "full", "classify", 16, 64): [1],
 }  # fmt: skip
 REMEMBERED = [
     Cell("nf4", "all", "classify", 16, 64), Cell("bf16", "full", "classify", 16, 64)
@@ -94,11 +101,16 @@ def recipe(args: argparse.Namespace, cell: Cell, queries: int = 1, folder: str =
 
 
 def examples(base: Any, cell: Cell) -> Any:
-    """Four batches of random tokens, the same in every run."""
+    """Four batches of random tokens, the same in every run; or 16 of film reviews: two windows that zoedge sorts in."""
     import torch
 
     from zoedge.tasks._examples import Examples
 
+    if not cell.tokens:
+        from zoedge import runs
+        from zoedge.recipe import read
+
+        return runs.texts(read("quickstart", []), base.tokenizer, 128).train.head(16 * cell.batch)
     made, seeded = Examples(1), torch.Generator().manual_seed(0)
     words = [base.tokenizer(word, add_special_tokens=False).input_ids[-1] for word in CLASSES]
     for i in range(4 * cell.batch):
@@ -166,11 +178,19 @@ class Step:
 
 
 def mezo(bench: Any, base: Any, once: bool = False) -> Callable[[], float]:
-    """MeZO's step on copies of what `bench` trains, over `base`, which may be the same model in another type."""
+    """MeZO's step on copies of what `bench` trains, over `base`, which may be the same model in another type.
+
+    Rows stand in an order by a hash of their content, so that some in a row are a batch at random.
+    """
     import _plain
 
-    batch = bench.texts.train.collate(range(bench.recipe.train.batch))
-    step = partial(_plain.mezo, loss=_plain.loss_of(base.model, batch, once), eps=3e-3, lr=1e-7, seed=0)
+    size, some = bench.recipe.train.batch, bench.texts.train
+    batches = [some.collate(range(i, i + size)) for i in range(0, len(some) // size * size, size)]
+    losses = itertools.cycle([_plain.loss_of(base.model, batch, once) for batch in batches])
+
+    def step(parameters: Any) -> float:
+        return _plain.mezo(parameters, next(losses), 3e-3, 1e-7, 0)
+
     if not hasattr(bench.space, "scale"):
         return partial(step, [p.data for p in base.model.parameters()])
     matrices = {name: value.to(base.dtype, copy=True) for name, value in bench.space.tensors()}
@@ -201,16 +221,17 @@ def times(args: argparse.Namespace, name: str, cells: dict[Cell, list[int]]) -> 
         with ExitStack() as stack:
             folder = Path(stack.enter_context(TemporaryDirectory()))
             bench = stack.enter_context(prepared(args, cell, base, folder))
-            batch = bench.texts.train.collate(range(cell.batch))
+            at = itertools.count()
             steps = {f"step {q}": Step(bench, args, cell, q, folder / str(q), stack) for q in queries}
-            items: dict[str, Any] = {"floor": partial(floor, base, batch, 2), **steps}
+            items: dict[str, Any] = {"floor": lambda: floor(base, bench.task.batch(next(at)), 2), **steps}
             if cell.space != "scales":
                 items["mezo"] = mezo(bench, base)
             if cell.space == "full" and cell.task == "classify":
                 items["mezo once"] = mezo(bench, base, once=True)
             if full and cell.space in ("qv", "all"):
                 items["mezo fp32"] = mezo(bench, full)
-            row = {**cell._asdict(), "seconds": interleaved(items, args.repeat), "trained": bench.header().elements}
+            row = {**cell._asdict(), "trained": bench.header().elements}
+            row["seconds"] = interleaved(items, args.repeat, 1 if cell.tokens else 2)
             row["largest"] = getattr(bench.space, "largest", 0) * base.dtype.itemsize / 2**20
             row["others"] = {k: step.shares[-args.repeat :] for k, step in steps.items()}
         found.append(row)
@@ -252,6 +273,10 @@ def kinds(cell: Cell) -> list[str]:
 # -- what it means
 
 
+def cell_of(row: dict[str, Any]) -> Cell:
+    return Cell(*(row[key] for key in Cell._fields))
+
+
 def ratios(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     """(median, least, largest) of what is compared, by name."""
     seconds, found = row["seconds"], {}
@@ -276,7 +301,7 @@ def ratios(row: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
 
 def target(row: dict[str, Any], name: str) -> tuple[str, float] | None:
     """("<=" or ">=", bound) of a ratio of a cell, if there is one."""
-    cell, shape = Cell(*(row[key] for key in Cell._fields)), (row["batch"], row["tokens"])
+    cell, shape = cell_of(row), (row["batch"], row["tokens"])
     lora = cell.space in ("qv", "all")
     if name == "step / floor" and lora and cell.task == "classify" and shape in ((16, 64), (4, 32)):
         return "<=", 1.1 if shape == (16, 64) else 1.2
@@ -300,7 +325,7 @@ def target(row: dict[str, Any], name: str) -> tuple[str, float] | None:
 
 
 def line(row: dict[str, Any]) -> str:
-    cell = Cell(*(row[key] for key in Cell._fields))
+    cell = cell_of(row)
     return f"{cell}: " + ", ".join(f"{k} {1000 * statistics.median(v):.1f} ms" for k, v in row["seconds"].items())
 
 
@@ -308,7 +333,7 @@ def text(rows: list[dict[str, Any]]) -> str:
     """The tables: medians, how far an item's own repetitions lay apart, and ratios beside their targets."""
     first, second = [], []
     for row in rows:
-        cell = [str(row[key]) for key in ("base", "space", "task")] + [f"{row['batch']} x {row['tokens']}"]
+        cell = [str(row[key]) for key in ("base", "space", "task")] + [cell_of(row).size]
         for name, values in row["seconds"].items():
             first.append([*cell, name, f"{1000 * statistics.median(values):.1f} ms", f"{spread(values):.2f}"])
         for name, values in row.get("memory", {}).items():
@@ -363,9 +388,10 @@ def main() -> None:
         save(args.json, found)
     for cell in remembered if args.memory else ():
         memory: dict[str, list[float]] = {kind: [] for kind in kinds(cell)}
-        for _, kind in itertools.product(range(args.memory), memory):
-            memory[kind].append(apart(held, args, cell, kind))
-        next(row for row in rows if Cell(*(row[key] for key in Cell._fields)) == cell)["memory"] = memory
+        for i, kind in itertools.product(range(args.memory), memory):
+            if kind != "mezo" or i == 0:  # no target is of it, and it takes the longest
+                memory[kind].append(apart(held, args, cell, kind))
+        next(row for row in rows if cell_of(row) == cell)["memory"] = memory
         print(f"  {cell}: " + ", ".join(f"{k} {statistics.median(v):.0f} MiB" for k, v in memory.items()), flush=True)
         save(args.json, found)
     found["machine"]["load after"] = machine()["load"]

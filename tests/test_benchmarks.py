@@ -112,6 +112,11 @@ def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path
     batch = bench.task.batch(0)
     ours = bench.task.outputs(bench.base, batch, 1)[0].float()
     torch.testing.assert_close(race.differentiable(bench.base, batch).detach(), ours, rtol=1e-4, atol=1e-4)
+    batch = bench.texts.train.collate(range(8))
+    assert len({len(bench.texts.train.tokens[i]) for i in batch.index}) > 1  # MeZO's loss of padded texts is the same
+    loss = bench.task.score(bench.base, batch, 1).mean().item()
+    for once in (False, True):
+        assert _plain.loss_of(bench.base.model, batch, once)() == pytest.approx(loss, rel=1e-4)
     found = race.run(model, race.FIRST, 0, args)
     assert [point[0] for point in found["curve"]] == [12, 24, 36] and found["peak"] > 0
     assert bench.space.value.abs().sum() > 0 and any(v.any() for k, v in bench.space.tensors() if k.endswith("lora_B"))
