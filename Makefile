@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test lint fix docs bench clean
+.PHONY: help demo env test lint fix docs bench race clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -31,8 +31,14 @@ fix: env  ## let ruff format and mend
 docs: env  ## make docs/methods.md and docs/lab.md anew
 	$(PY) docs/generate.py
 
-bench: env  ## memory of training against plain inference
-	$(PY) benchmarks/memory.py
+bench: env  ## a step against plain inference and MeZO's own, time and memory; its parts; docs/benchmarks.md
+	$(PY) benchmarks/step.py
+	$(PY) benchmarks/parts.py
+	$(PY) benchmarks/report.py
+
+race: env  ## forward passes and seconds to an accuracy, first-order LoRA beside them: half an hour
+	$(PY) benchmarks/race.py
+	$(PY) benchmarks/report.py
 
 clean:  ## remove the environment (runs and the cache stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

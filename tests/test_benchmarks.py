@@ -1,0 +1,143 @@
+"""What the benchmarks compare with computes what zoedge computes: else their ratios would say nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(HERE))
+
+import _measure  # noqa: E402
+import _plain  # noqa: E402
+import parts  # noqa: E402
+import race  # noqa: E402
+import report  # noqa: E402
+import step  # noqa: E402
+
+from zoedge import engine  # noqa: E402
+from zoedge.models.loading import load  # noqa: E402
+
+
+@pytest.fixture
+def args(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
+    monkeypatch.setattr(_measure, "LEAST", 1e-3)
+    found = Namespace(model=str(llama), threads=1, repeat=1)
+    step.shape(found)
+    return found
+
+
+@pytest.mark.parametrize("task", ["classify", "lm"])
+@pytest.mark.parametrize(("base", "space"), [("nf4", "all"), ("fp32", "last"), ("fp32", "full")])
+def test_same_gradient(args: Namespace, tmp_path: Path, base: str, space: str, task: str) -> None:
+    """MeZO's step along zoedge's direction measures the same projected gradient."""
+    cell = step.Cell(base, space, task, 4, 9)
+    loaded = load(step.recipe(args, cell).model)
+    with step.prepared(args, cell, loaded, tmp_path) as bench:
+        run = bench.run(Memory())
+        record = engine.measure(run, 0)
+        batch = run.task.batch(0)
+        values = dict(bench.space.tensors())
+        z = torch.cat([run.direction(0, 0, leaf).z.clone() for leaf in bench.space.leaves()])
+        drawn = dict(zip(values, z.split([v.numel() for v in values.values()])))
+        draw = lambda parameters, seed: (drawn[name].view(values[name].shape).clone() for name in values)
+        plain = {name: value.clone() for name, value in values.items()} if space != "full" else values
+        for once in (False, True):
+            loss = _plain.loss_of(loaded.model, batch, once)
+            if space == "full":
+                g = _plain.mezo(list(plain.values()), loss, 3e-3, 0.0, 0, draw)
+            else:
+                with _plain.adapted(loaded.model, plain, bench.space.scale):
+                    g = _plain.mezo(list(plain.values()), loss, 3e-3, 0.0, 0, draw)
+            assert abs(record.g[0]) > 1e-2
+            assert g == pytest.approx(record.g[0], rel=2e-2)
+
+
+@pytest.mark.parametrize("task", ["classify", "lm"])
+def test_same_logits(args: Namespace, tmp_path: Path, task: str) -> None:
+    """The floor computes the logits that zoedge's loss reads."""
+    cell = step.Cell("nf4", "scales", task, 3, 9)
+    loaded = load(step.recipe(args, cell).model)
+    with step.prepared(args, cell, loaded, tmp_path) as bench:
+        batch = bench.task.batch(0)
+        columns = batch.targets[0] if task == "classify" else torch.arange(loaded.model.config.vocab_size)
+        ours = loaded.logits(loaded.hidden(batch, 2), columns)
+        torch.testing.assert_close(_plain.floor(loaded, batch, 2).float(), ours, rtol=1e-3, atol=1e-3)
+
+
+class Memory(list[Any]):
+    next_seq = 0
+
+
+def test_a_cell_from_end_to_end(args: Namespace) -> None:
+    cells = {step.Cell("nf4", "qv", "classify", 2, 9): [1, 2]}
+    (row,) = step.times(args, "nf4", cells)
+    row["memory"] = {"plain 2": [2.0], "step": [3.0], "mezo": [4.0]}
+    found = step.ratios(row)
+    assert {"step / floor", "2 queries / 2 steps", "mezo fp32 / step", "not forwards"} <= found.keys()
+    assert found["memory: step / plain"][0] == 1.5 and "| memory: step / plain " in step.text([row])
+
+
+def test_defaults_hold_every_target() -> None:
+    wanted = "1.1 1.2 6.0 12.0 15.0 2.5 2.7 0.7 0.03".split()
+    found = set()
+    for cell, queries in step.DEFAULT.items():
+        assert cell.exists
+        names = ["step / floor", "mezo / step", "mezo once / step", "mezo fp32 / step", "not forwards"]
+        for name in names + [f"{q} queries / {q} steps" for q in queries]:
+            if bound := step.target(cell._asdict(), name):
+                found.add(str(bound[1]))
+    assert found == set(wanted) and set(step.REMEMBERED) <= step.DEFAULT.keys()
+
+
+def test_parts(args: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "SHAPE", (64, 64))
+    rows = parts.replay(args, tmp_path) + parts.noise(args, tmp_path) + parts.log(args, tmp_path)
+    assert len(rows) > 15 and all(value > 0 for row in rows for value in row["values"])
+    assert "| replay full bf16 " in parts.text(rows)
+
+
+def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path, tmp_path: Path) -> None:
+    from zoedge.lab._model import Model
+    from zoedge.recipe import read
+
+    model = Model(read(str(recipe_file)), tmp_path)
+    bench, args.steps = model.bench, 3
+    batch = bench.task.batch(0)
+    ours = bench.task.outputs(bench.base, batch, 1)[0].float()
+    torch.testing.assert_close(race.differentiable(bench.base, batch).detach(), ours, rtol=1e-4, atol=1e-4)
+    batch = bench.texts.train.collate(range(8))
+    assert len({len(bench.texts.train.tokens[i]) for i in batch.index}) > 1  # MeZO's loss of padded texts is the same
+    loss = bench.task.score(bench.base, batch, 1).mean().item()
+    for once in (False, True):
+        assert _plain.loss_of(bench.base.model, batch, once)() == pytest.approx(loss, rel=1e-4)
+    found = race.run(model, race.FIRST, 0, args)
+    assert [point[0] for point in found["curve"]] == [12, 24, 36] and found["peak"] > 0
+    assert bench.space.value.abs().sum() > 0 and any(v.any() for k, v in bench.space.tensors() if k.endswith("lora_B"))
+    assert "| first-order " in race.text({race.FIRST: {"0": found}})
+    assert race.reached([[[8, 1.0, 0.7]], [[8, 2.0, 0.5]]], 0.6, 0) == "8 (1 of 2)"
+
+
+def test_the_page() -> None:
+    curve = {"curve": [[16, 1.0, 0.7, 0.7, 0.5]], "peak": 500.0, "diverged": False}
+    rows = [parts.row("replay LoRA 1 M", "steps/s", [2000.0], target=("value", ">=", 1000))]
+    machine = _measure.machine()
+    page = report.page(
+        {
+            "parts": {"machine": machine, "model": "m", "rows": rows},
+            "race": {"machine": machine, "settings": {"model": "m"}, "runs": {"mezo": {"0": curve}}},
+        }
+    )
+    assert "| >= 1000 | yes |" in page and "| mezo  " in page and machine["torch"] in page
+
+
+@pytest.mark.parametrize("name", ["step", "parts", "race", "report"])
+def test_help(name: str) -> None:
+    command = [sys.executable, str(HERE / f"{name}.py"), "--help"]
+    assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
