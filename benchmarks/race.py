@@ -73,7 +73,7 @@ def differentiable(base: Any, batch: Any) -> Any:
     import torch
 
     h = base.kept[id(batch.examples)].read(batch.index, batch.ids.shape[1])
-    context = base.context(h, torch.tensor([len(batch.examples.tokens[i]) for i in batch.index]))
+    context = base.context(h, torch.tensor([len(batch.examples.tokens[i]) for i in batch.index]), 1, None)
     for block in base.blocks[base.cut : -1]:
         h = block(h, **context)
     h = base.facts.last(base.blocks[-1], h, batch.rows, **context)

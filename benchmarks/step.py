@@ -129,7 +129,8 @@ def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> I
     from zoedge import runs
 
     hooks = [some for m in base.model.modules() for some in (m._forward_hooks, m._forward_pre_hooks)]
-    before, rows = [dict(some) for some in hooks], base.rows
+    before, project = [dict(some) for some in hooks], base.project
+    forwards = {m: vars(m).get("forward") for m in base.model.modules()}
     made = recipe(args, cell)
     space = made.space.attach(base, made.seed, runs.initial(made.noise))
     some = examples(base, cell)
@@ -141,7 +142,9 @@ def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> I
         for now, then in zip(hooks, before):
             now.clear()
             now.update(then)
-        base.rows = rows
+        for module, forward in forwards.items():
+            vars(module).pop("forward", None) if forward is None else vars(module).update(forward=forward)
+        base.project = project
         base.kept.clear()
         base.cut_at(0)
 

@@ -22,6 +22,7 @@ from zoedge.models.loading import load
 from zoedge.noise._uniform import PERIOD, rounding
 from zoedge.noise.normal import Normal
 from zoedge.recipe import Model, Recipe, read
+from zoedge.spaces import full
 from zoedge.spaces.full import Full
 from zoedge.types import HALVES, ROUND, Key, Leaf, dithered
 
@@ -133,15 +134,42 @@ def test_the_direction_moved_is_the_direction_probed(recipe: Make, noise: str, m
     engine.advance(run, record)
     gain = run.noise.gain(1, lambda: 1.0)
     assert probed.keys() == moved.keys() and len(moved) >= 3
-    for name, delta in moved.items():  # the second point's sign is minus
-        expected = probed[name] * (-record.coefficients[0] / (0.0078125 * gain))
+    for name, delta in moved.items():
+        expected = probed[name] * (record.coefficients[0] / (0.0078125 * gain))
         assert torch.allclose(delta, expected, rtol=1e-6, atol=0)
 
 
-def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make) -> None:
+@pytest.mark.parametrize("family", ["llama", "opt", "opt_350m", "gpt_neox", "gemma", "roberta"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_two_points_together_are_two_points_alone(
+    recipe: Make, families: dict[str, Path], roberta: Path, family: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own weights, norms, biases, positions and head, in pieces; one that rests too."""
+    monkeypatch.setattr(full, "PIECE", 1000)
+    mlm = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
+    task = [mlm] if family == "roberta" else []
+    source = {**families, "roberta": roberta}[family]
+    bench = runs.Bench.build(recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task))
+    batch, h = bench.texts.train.collate(range(6)), torch.randn(4, bench.base.facts.head(bench.base.model).in_features)
+    assert len(bench.space.leaves()) > 60
+    for some in ([deltas(0.02), deltas(-0.02)], [deltas(0.02), lambda leaf: None]):
+        alone = []
+        for one in some:
+            with bench.space.visit([one]):
+                words = bench.base.log_likelihood(h[2 * len(alone) :][:2], torch.arange(2))
+                alone.append((bench.task.score(bench.base, batch, 1)[0], words))
+        with bench.space.visit(some):
+            together, words = bench.task.score(bench.base, batch, 2), bench.base.log_likelihood(h, torch.arange(4) % 2)
+        assert torch.equal(together[0], alone[0][0]) and torch.equal(together[1], alone[1][0])
+        assert torch.allclose(words, torch.cat([alone[0][1], alone[1][1]]), rtol=0, atol=1e-5)
+        assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full, "PIECE", 64 * 128)
     bench, asked = runs.Bench.build(recipe()), []
     slabs = [leaf for leaf in bench.space.leaves() if "embed_tokens" in leaf.name]
-    assert len(slabs) == 3 and max(len(leaf.value) for leaf in slabs) <= bench.space.largest
+    assert len(slabs) == 3 and max(len(leaf.value) for leaf in slabs) == 64 * 128
 
     def delta(leaf: Leaf) -> torch.Tensor:
         asked.append(leaf)
@@ -153,12 +181,14 @@ def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make) -> None
     assert asked == [slabs[1]]
 
 
-def test_nothing_as_large_as_the_model_is_kept(recipe: Make, tmp_path: Path) -> None:
+def test_nothing_as_large_as_the_model_is_kept(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full, "PIECE", 1000)
     bench = runs.Bench.build(recipe())
     with runs.begin(bench, tmp_path) as log:
         run = bench.run(log)
         next(engine.play(run, 1))
-    assert not run._drawn and bench.space._scratch.numel() == bench.space.largest == 64 * 128
+    assert sum(len(d.z) for d in run._drawn.values()) <= 1000
+    assert bench.space._scratch.numel() == 2 * bench.space.largest == 2 * 64 * 128
     shapes = [p.shape for p in bench.base.model.model.layers.parameters()]
     assert bench.space.largest == max(s.numel() for s in shapes)
 

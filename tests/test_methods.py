@@ -40,6 +40,7 @@ TRIPLES = [t for t in itertools.product(N["noise"], N["estimator"], N["rule"]) i
 class Plain:
     """A space of two tensors in one vector, without a model: the point being visited is what the task reads."""
 
+    lean = False
     width = 3
 
     def __init__(self) -> None:

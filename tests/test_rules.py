@@ -144,7 +144,7 @@ def test_a_rule_is_its_papers_recursion(rule: str, options: dict[str, Any]) -> N
 class Flat:
     """One leaf, no model."""
 
-    width = 1
+    width, lean = 1, True
 
     def __init__(self, value: torch.Tensor):
         self._leaves = [Leaf("x", 0, value, (Part("x", 0, (len(value),)),), len(value))]

@@ -63,13 +63,12 @@ class Run:
         if self._drawn and next(iter(self._drawn))[0] != seq:
             self._drawn.clear()
         if (place := (seq, query, leaf.name)) not in self._drawn:
+            if self.space.lean and self._drawn and next(iter(self._drawn))[2] != leaf.name:
+                self._drawn.clear()  # a step's directions would be another copy of the model: one leaf's are kept
             keys = (Key(self.seed, seq, query * self.rule.draws + i) for i in range(self.rule.draws))
             noise = tuple(z for key in keys if (z := self.noise.draw(key, leaf)) is not None)
             z = self.rule.direction(self.slots[leaf.name], *noise) if noise else None
-            found = None if z is None else Direction(z, noise)
-            if self.space.width == 1:
-                return found  # kept, a step's directions would be another copy of the model
-            self._drawn[place] = found
+            self._drawn[place] = None if z is None else Direction(z, noise)
         return self._drawn[place]
 
 

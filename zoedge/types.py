@@ -81,14 +81,16 @@ def signs(x: Any) -> Any:
 def dithered(x: Any, bits: Any, storage: str) -> Any:
     """Float32 `x` on the grid of a 16-bit `storage`, rounded up or down by chance so that the mean is x (in float32).
 
-    bits: int32, 16 random bits an element; torch or numpy. Integer additions alone: a magnitude's dropped bits plus
+    bits: int32 in 0 .. 65535, random, an element; torch or numpy. Integer additions alone: a magnitude's dropped bits plus
     random ones carry with probability dropped / 2**n. float16's subnormals lie on the grid of 2**-14 .. 2**-13, where
     they are moved first: what that addition rounds is below 2**-14 of a unit.
     """
     drop, least = HALVES[storage]
     mask = (1 << drop) - 1
     if not least:
-        return ((x.view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype)
+        found = x.view(bits.dtype) + bits
+        found &= ~mask
+        return found.view(x.dtype)
     shift = (abs(x) < least) * signs(x) * least
     return (((x + shift).view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype) - shift
 
@@ -255,7 +257,8 @@ class AbstractRule(ABC):
 class Space(Protocol):
     """What is trained. Owns the float32 master; `add` is the only mutation of theta in the package."""
 
-    width: int  # how many points it can hold in one forward; 1: as large as the base, directions are drawn when needed
+    width: int  # how many points it can hold in one forward
+    lean: bool  # as large as the base: a direction is drawn leaf by leaf, where it is needed
 
     def leaves(self) -> Sequence[Leaf]: ...
 

@@ -71,7 +71,7 @@ def states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[engi
 class Arrays:
     """A space's leaves as numpy arrays: the second implementation, with no line of torch in noise, rule or update."""
 
-    width = 1
+    width, lean = 1, True
 
     def __init__(self, space: Any):
         self._leaves = [replace(x, value=x.value.float().cpu().numpy().copy()) for x in space.leaves()]

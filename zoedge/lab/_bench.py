@@ -54,6 +54,7 @@ def axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Any, list[Any]]:
 class Space:
     """theta is one 1-D numpy float64 array (or torch tensor); `points` are those being visited, [copies, d]."""
 
+    lean = False
     width = 1 << 16
 
     def __init__(self, start: Any):

@@ -27,9 +27,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
 
 
-def stored(head: Any, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-    """(rows [N, H] of the head's matrix, those of its bias if it has one) as they are stored."""
-    return head.weight[index], None if head.bias is None else head.bias[index]
+def project(head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
+    """float32 logits [..., C] of hidden states [..., H] by some rows [C] of the head, and of its bias if it has one."""
+    bias = None if head.bias is None else head.bias[index].float()
+    return nn.functional.linear(h.float(), head.weight[index].float(), bias)
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Base:
 
     cut: blocks below it see no trained tensor. kept: trunk outputs by data set, computed once. ahead: positions reserved
     for virtual tokens. While points are held, copy by copy, prompt: their embeddings [copies, n, E]; past: their keys
-    and values [copies, blocks, 2, groups, m, D], before the prompt. rows: how the forward reads rows of the head; a
-    space that moves them puts its own there.
+    and values [copies, blocks, 2, groups, m, D], before the prompt. project: how the forward takes logits; a space that
+    moves the head puts its own there.
     """
 
     model: Any
@@ -54,7 +55,7 @@ class Base:
     ahead: int = 0
     prompt: Tensor | None = None
     past: Tensor | None = None
-    rows: Callable[[Any, Tensor | slice], tuple[Tensor, Tensor | None]] = stored
+    project: Callable[[Any, Tensor, Tensor | slice], Tensor] = project
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -243,8 +244,7 @@ class Base:
     @torch.inference_mode()
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
         """float32 logits [..., C] of hidden states [..., H] for some tokens [C] of the vocabulary."""
-        weight, bias = self.rows(self.facts.head(self.model), columns.to(self.device))
-        return nn.functional.linear(h.float(), weight.float(), None if bias is None else bias.float())
+        return self.project(self.facts.head(self.model), h, columns.to(self.device))
 
     @torch.inference_mode()
     def log_likelihood(self, h: Tensor, targets: Tensor) -> Tensor:
@@ -253,8 +253,7 @@ class Base:
         total: Tensor | None = None
         wanted = torch.empty(h.shape[:-1], device=self.device)
         for start in range(0, head.weight.shape[0], COLUMNS):
-            weight, bias = self.rows(head, slice(start, start + COLUMNS))
-            part = nn.functional.linear(h.float(), weight.float(), None if bias is None else bias.float())
+            part = self.project(head, h, slice(start, start + COLUMNS))
             inside = (targets >= start) & (targets < start + part.shape[-1])
             wanted[inside] = part[inside].gather(-1, (targets[inside] - start)[:, None])[:, 0]
             summed = part.logsumexp(-1)

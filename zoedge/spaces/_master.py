@@ -25,6 +25,7 @@ class Master:
     """`value`: [elements] float32, zeros at first; the only leaf. start: what `value` is a change of, if not of zero."""
 
     width = 64  # points in one forward; Run.rows caps it by tokens
+    lean = False
     start: Tensor | None = None  # [elements] float32
 
     complete = True  # False: `value` is a change of what only a base can give

@@ -1,8 +1,8 @@
 """All weights of a 16 or 32-bit base (MeZO's full fine-tuning, arXiv 2305.17333), never perturbed in place.
 
-While a module computes at a point, W + c z is written into one scratch buffer and lent to it; of tables of tokens, only
-the rows that are read. The memory is that of inference and the largest matrix's scratch: points come one after the
-other, and directions are drawn where they are needed, a tensor at a time.
+A module computes its rows of each point in turn, on W + c z in one scratch buffer that is lent to it; of tables of tokens,
+only the rows that are read move. All points of a step go through a layer together, so that its direction is drawn once
+for all of them. The memory is that of inference, and what the largest matrix's point and direction take.
 
 The trained values are the model's own, so a run starts from its base, and replay needs it. float32: theta + delta, as
 any space. 16 bits: rounded to nearest, the small steps of ZO mostly vanish (0.1 % of weights move at lr g = 1e-7), so
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ..types import HALVES, AbstractNoise, Leaf, Part, dithered
-from ._loans import Loans
 
-CHUNK = 1 << 20  # elements rounded at a time
+PIECE = 1 << 19  # elements of a leaf: what is made of it stays in a core's cache, and takes no more of a larger model
+CHUNK = 1 << 18  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits
 SAMPLE = 4096  # elements a leaf of which it is seen how much of the update arrives
 
 
@@ -54,12 +54,12 @@ class Full:
 
 
 class Held:
-    """The parameters of a model as leaves, one a tensor; a table of tokens is cut into slabs of rows.
+    """The parameters of a model as leaves, each some rows of a tensor.
 
     kept: (applied . intended, nearest . intended, |intended|^2) over samples of all 16-bit updates so far.
     """
 
-    width = 1
+    width, lean = 2, True  # the two points of a direction; each has a matrix's room of its own
 
     def __init__(self, parameters: dict[str, nn.Parameter], embedding: nn.Module, head: nn.Module):
         self.parameters = parameters
@@ -74,15 +74,14 @@ class Held:
             self.by_parameter[id(p)] = list(self._cut(name, p, offset))
             offset += p.numel()
         self._leaves = [leaf for some in self.by_parameter.values() for leaf in some]
-        self._delta: Callable[[Leaf], Tensor | None] | None = None
-        self._loans = Loans(self._lend)
+        self._points: Sequence[Callable[[Leaf], Tensor | None]] = ()
         self._scratch = torch.empty(0)
         self.kept = [0.0, 0.0, 0.0]
 
     def _cut(self, name: str, p: nn.Parameter, offset: int) -> Iterator[Leaf]:
-        """The leaves of a parameter: one, or slabs of a table that are no larger than the largest other tensor."""
+        """The leaves of a parameter: PIECE elements each, or a row."""
         wide = p[0].numel()
-        rows = max(1, self.largest // wide) if id(p) in self.tables else len(p)
+        rows = max(1, PIECE // wide)
         for start in range(0, len(p), rows):
             piece = p.data[start : start + rows]
             title = name if rows >= len(p) else f"{name}[{start}:{start + len(piece)}]"
@@ -118,13 +117,16 @@ class Held:
                 leaf.value.mul_(decay)
             leaf.value.add_(delta)
             return
-        for start in range(0, len(delta), CHUNK):
-            old = leaf.value[start : start + CHUNK]
-            wanted = old.float() * decay + delta[start : start + CHUNK]
+        start = 0
+        while start < len(delta):
+            stop = min(len(delta), start + CHUNK - (leaf.offset + start) % CHUNK)
+            old = leaf.value[start:stop]
+            wanted = (old.float() * decay if decay != 1.0 else old.float()).add_(delta[start:stop])
             new = dithered(wanted, bits(Leaf(leaf.name, leaf.offset + start, old)), self.storage)
             if start == 0:
                 self._survival(old[:SAMPLE].float(), wanted[:SAMPLE], new[:SAMPLE])
             old.copy_(new)
+            start = stop
 
     def _survival(self, old: Tensor, wanted: Tensor, new: Tensor) -> None:
         """Sums for people; nothing that is trained reads them."""
@@ -137,57 +139,90 @@ class Held:
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
-        (self._delta,) = deltas
+        self._points = deltas
         try:
             yield
         finally:
-            self._loans.back()
-            self._delta = None
+            self._points = ()
 
     def hook(self, base: Any) -> None:
-        """Make every module of the base that has parameters borrow them, and the tables add to the rows they give."""
-        self._scratch = torch.empty(self.largest, dtype=getattr(torch, self.storage), device=base.device)
+        """Make every module of the base that has parameters compute point by point, and the tables move what they give."""
+        kind = getattr(torch, self.storage)
+        self._scratch = torch.empty(self.width, self.largest, dtype=kind, device=base.device)
         embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
         for module in base.model.modules():
             if module is not embedding and module is not head and any(True for _ in module.parameters(recurse=False)):
-                self._loans.attach(module)
+                module.forward = self._each(module)
         embedding.register_forward_hook(self._embedded)
         head.register_forward_hook(self._scored)
-        base.rows = self._rows
+        self._plain, base.project = base.project, self._project
 
-    def _lend(self, module: nn.Module, name: str) -> Tensor | None:
-        own = module._parameters[name]
-        assert own is not None
-        (leaf,) = self.by_parameter[id(own)]
-        delta = None if self._delta is None else self._delta(leaf)
-        if delta is None:
-            return None
-        value = self._scratch[: own.numel()].view(own.shape) if name == "weight" else torch.empty_like(own.data)
-        return value.copy_(own.data + delta.view(own.shape))  # the sum is float32
+    def _each(self, module: nn.Module) -> Callable[..., Tensor]:
+        """Its forward: inputs [points * S, ...], point by point, each share with that point's parameters."""
 
-    def _rows(self, head: Any, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        """Rows [N, H] of the head, and of its bias, at the point that is visited."""
-        rows, bias = head.weight[index], None if head.bias is None else head.bias[index]
-        if self._delta is None:
-            return rows, bias
-        if bias is not None and (delta := self._delta(self.by_parameter[id(head.bias)][0])) is not None:
-            bias = (bias + delta[index]).to(bias.dtype)
-        if isinstance(index, slice):
-            index = torch.arange(*index.indices(len(head.weight)), device=rows.device)
-        return self._moved(head, index, rows), bias
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            return type(module).forward(module, *args, **kwargs)
+
+        def at_points(*args: Any, **kwargs: Any) -> Tensor:
+            count, own, found = len(self._points), dict(module._parameters), []
+            try:
+                lent = {name: self._lent(name, p) for name, p in own.items() if p is not None and count}
+                for i in range(count):
+                    for name, values in lent.items():
+                        module._parameters[name] = nn.Parameter(values[i], requires_grad=False)
+                    some = {key: share(x, i, count) for key, x in kwargs.items()}
+                    found.append(forward(*(share(x, i, count) for x in args), **some))
+            finally:
+                module._parameters.update(own)
+            return torch.cat(found) if count > 1 else found[0] if count else forward(*args, **kwargs)
+
+        return at_points
+
+    def _lent(self, name: str, own: Tensor) -> list[Tensor]:
+        """A parameter at each point, its own value where nothing moves it. Of a piece, all points follow one another."""
+        room = self._scratch if name == "weight" else own.new_empty(len(self._points), own.numel())
+        start, still = 0, [True] * len(self._points)
+        for leaf in self.by_parameter[id(own)]:
+            stop = start + len(leaf.value)
+            for i, delta in enumerate(self._points):
+                if (moved := delta(leaf)) is None:
+                    room[i, start:stop] = leaf.value
+                else:
+                    torch.add(leaf.value, moved, out=room[i, start:stop])  # the sum is float32
+                    still[i] = False
+            start = stop
+        return [own.data if rests else row[:stop].view(own.shape) for rests, row in zip(still, room)]
 
     def _embedded(self, table: Any, args: Any, y: Tensor) -> Tensor:
-        """What the table of tokens gives, at the point; Gemma's multiplies what it looks up."""
-        if self._delta is None:
+        """What the table of tokens gives, at the points; Gemma's multiplies what it looks up."""
+        if not self._points:
             return y
-        rows = self._moved(table, args[0], table.weight[args[0]])
+        rows = table.weight[args[0]]
+        for at, i, moved in self._moved(table, args[0].view(len(self._points), -1)):
+            rows.view(len(self._points), -1, rows.shape[-1])[i][at] = moved
         return rows.to(y.dtype) * getattr(table, "factor", 1.0)
 
+    def _project(self, head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
+        """float32 logits [points * ..., C] of hidden states [points * ..., H] by rows [C] of the head, at the points."""
+        if not self._points:
+            return self._plain(head, h, index)
+        count, size = len(self._points), len(head.weight)
+        ids = torch.arange(size, device=h.device)[index]
+        parts = h.float().view(count, -1, h.shape[-1])
+        found = parts.new_empty(*parts.shape[:2], len(ids))
+        for at, i, moved in self._moved(head, ids.expand(count, -1)):
+            found[i][:, at] = nn.functional.linear(parts[i], moved.float())
+        for i, bias in enumerate(self._lent("bias", head.bias) if head.bias is not None else ()):
+            found[i] += bias[ids].float()
+        return found.view(*h.shape[:-1], len(ids))
+
     def _scored(self, head: Any, args: Any, y: Tensor) -> Tensor:
-        """Logits of transformers' own forward, by which text is generated, at the point."""
-        for leaf, first, (count, wide) in self._slabs(head) if self._delta is not None else ():
-            if (delta := self._delta(leaf)) is not None:
-                y[..., first : first + count] += nn.functional.linear(args[0].float(), delta.view(count, wide))
+        """Logits of transformers' own forward, by which text is generated, at the points."""
+        for leaf, first, (count, wide) in self._slabs(head) if self._points else ():
+            for i, delta in enumerate(self._points):
+                if (moved := delta(leaf)) is not None:
+                    x, there = share(args[0], i, len(self._points)), share(y, i, len(self._points))
+                    there[..., first : first + count] += nn.functional.linear(x.float(), moved.view(count, wide))
         return y
 
     def _slabs(self, table: Any) -> Iterator[tuple[Leaf, int, tuple[int, ...]]]:
@@ -197,14 +232,17 @@ class Held:
             shape = leaf.parts[0].shape
             yield leaf, (leaf.offset - leaves[0].offset) // shape[1], shape
 
-    def _moved(self, table: Any, ids: Tensor, rows: Tensor) -> Tensor:
-        """rows [..., H] of a table at ids [...], moved to the point that is visited."""
-        if self._delta is None:
-            return rows
-        moved = None
-        for leaf, first, (count, wide) in self._slabs(table):
-            here = (ids >= first) & (ids < first + count)
-            if bool(here.any()) and (delta := self._delta(leaf)) is not None:
-                moved = rows.float().clone() if moved is None else moved
-                moved[here] += delta.view(count, wide)[ids[here] - first]
-        return rows if moved is None else moved.to(rows.dtype)
+    def _moved(self, table: Any, ids: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """(where in ids[point], the point, those rows of a table moved to it), slab by slab. ids [points, N]."""
+        for leaf, first, shape in self._slabs(table):
+            inside = (ids >= first) & (ids < first + shape[0])
+            for i, delta in enumerate(self._points):
+                if bool((here := inside[i]).any()):
+                    rows, moved = table.weight[ids[i][here]], delta(leaf)
+                    some = rows if moved is None else (rows + moved.view(shape)[ids[i][here] - first]).to(rows.dtype)
+                    yield here, i, some
+
+
+def share(x: Any, i: int, count: int) -> Any:
+    """The i-th of `count` equal pieces of a tensor's first dimension, a view; anything else as it is."""
+    return x.chunk(count)[i] if isinstance(x, Tensor) else x

@@ -60,6 +60,7 @@ class Held:
     """`value`: [elements] float32, what every scale is moved by, module by module, then every norm and bias."""
 
     width = 1  # a forward has one set of scales
+    lean = False
 
     def __init__(self, description: dict[str, Any], device: torch.device):
         self.description = description

@@ -76,6 +76,8 @@ class Several:
 class Held:
     """members: word -> the space. Its leaves are theirs, the same memory, one behind another."""
 
+    lean = False
+
     def __init__(self, options: Several, members: dict[str, Any]):
         self.options, self.members = options, members
         self.width = min(member.width for member in members.values())

@@ -18,7 +18,7 @@ def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) 
     h = put(ahead, decoder.embed_tokens(ids))
     if decoder.project_in is not None:
         h = decoder.project_in(h)
-    return h + decoder.embed_positions(None, position_ids=places)
+    return h + decoder.embed_positions(None, position_ids=places.expand(len(h), -1))
 
 
 def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:

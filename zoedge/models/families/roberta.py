@@ -25,7 +25,7 @@ def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) 
     """What the first block reads: [S, T, H]. Base.reserve has refused virtual tokens: ahead is None."""
     table = model.roberta.embeddings
     # no mask: sequences are padded on the right, and a padding token inside a text has a place like any other
-    return table(input_ids=ids, position_ids=places + table.padding_idx + 1)
+    return table(input_ids=ids, position_ids=(places + table.padding_idx + 1).expand(len(ids), -1))
 
 
 def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:
