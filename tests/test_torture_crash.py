@@ -193,7 +193,8 @@ def room(tmp_path: Path) -> Any:
 
 
 SCENES = [
-    *((name, 2, w) for name in ("append", "rewind") for w in (1, 3, 12)), ("append", 7, 16), ("append", 40, 6), ("create", 2, 1), ("mend", 2, 4),
+    *((name, 2, w) for name in ("append", "rewind") for w in (1, 3, 12)), ("append", 7, 16), ("append", 40, 6),
+    ("create", 2, 1), ("mend", 2, 4),
     ("mend", 39, 1), ("repair", 2, 1), ("repair", 7, 1), ("export", 2, 1),
 ]  # fmt: skip
 
@@ -201,6 +202,7 @@ SCENES = [
 @pytest.mark.parametrize("name, k, sync_every", SCENES)
 @pytest.mark.parametrize("tries", sizes([800], [60_000]))
 def test_t5_power_cuts(name: str, k: int, sync_every: int, tries: int, room: Path) -> None:
+    tries = tries // 8 if name == "repair" else tries  # a wrong byte is sought among 16,000
     Scene(name, k, sync_every, tries, room).run()
 
 
