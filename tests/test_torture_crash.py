@@ -49,7 +49,7 @@ class Scene:
         self.raw = write(room / "whole.zlog", self.head, self.ops)
         self.meant = states(self.head, self.raw)
         self.synced = -1  # slots that must be there; -1: not even the log
-        self.seen: set[str] = set()
+        self.seen: set[int] = set()
         self.work = room / "work"
         self.work.mkdir()
 
@@ -61,7 +61,7 @@ class Scene:
         def after(model: Forgetful) -> None:
             for _ in range(self.tries):
                 state = model.crash(self.chance)
-                if (known := repr((self.synced, state))) in self.seen:
+                if (known := hash((self.synced, repr(state)))) in self.seen:
                     continue
                 self.seen.add(known)
                 folder = lay(state, self.room / f"crash-{len(self.seen)}")
@@ -215,4 +215,4 @@ def test_the_model_misses_a_sync_that_is_left_out(
     """Otherwise the suite would say nothing."""
     monkeypatch.setattr(Forgetful, call, lambda self, what: self.after(self))
     with pytest.raises((AssertionError, DamagedError)):
-        Scene(name, 2, 1, 300, room).run()
+        Scene(name, 2, 1, 40 if name == "repair" else 300, room).run()

@@ -67,7 +67,7 @@ def judged(tally: Tally, folder: Path, said: list[str], sync_every: int) -> None
 # -- T4
 
 
-@pytest.mark.parametrize("kills, sync_every", sizes([(10, 1), (10, 8)], [(1_000, 1), (1_000, 8)]))
+@pytest.mark.parametrize("kills, sync_every", sizes([(25, 1), (25, 8)], [(1_000, 1), (1_000, 8)]))
 def test_t4_killed_at_any_time(tmp_path: Path, kills: int, sync_every: int) -> None:
     """Killed at a random step, and again, until it is done: the bytes of a run that was never killed."""
     whole, tally, chance = (
