@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import SEED, SHA, Tally, header, sizes, step
+from faults import SEED, SHA, Failing, Tally, disk, header, sizes, step
 
 from zoedge import runs, storage
 from zoedge.errors import LockedError, StorageError
@@ -390,3 +390,20 @@ def test_a_real_limit_of_the_file_size(tmp_path: Path) -> None:
     assert (len(log), log.torn) == (8, 33)  # and one state hash: 9 slots
     with Log.resume(tmp_path / "run" / "run.zlog") as log:
         assert log.session(SHA[1])
+
+
+def test_notes_for_people(tmp_path: Path) -> None:
+    """A line that a kill has cut does not take the next one along; no symlink is followed; a full disk is exit 74."""
+    runs.note(tmp_path, event="valid", step=1, loss=0.5)
+    path = tmp_path / runs.METRICS
+    path.write_bytes(path.read_bytes() + b'{"event": "valid", "st')
+    runs.note(tmp_path, event="valid", step=3, loss=0.25)
+    assert runs.looks(tmp_path, 3) == {1: 0.5, 3: 0.25}
+    for number in (errno.ENOSPC, errno.EIO):
+        with disk(Failing(1, number)), pytest.raises(StorageError, match=re.escape(os.strerror(number))):
+            runs.note(tmp_path, event="valid", step=4)
+    path.unlink()
+    path.symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError):
+        runs.note(tmp_path, event="valid", step=4)
+    assert not (tmp_path / "victim").exists()

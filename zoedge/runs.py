@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import storage
 from .engine import Run, capacity, digest, selftest
 from .errors import DamagedError, IdentityError, LockedError, StorageError, UsageError, plain
 from .load import by_id, part
 from .log import DIGESTS, Header, Log, canonical
 from .recipe import Recipe, check, dump, word_of
-from .storage import disk, write_durably
+from .storage import write_durably
 
 LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
 
@@ -52,9 +53,9 @@ def claim(folder: Path) -> None:
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        os.close(disk.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        disk.unlink(probe)
-        disk.sync_directory(folder.parent)
+        os.close(storage.disk.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        storage.disk.unlink(probe)
+        storage.disk.sync_directory(folder.parent)
     except OSError as e:
         raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
     if os.path.lexists(folder / LOG):
@@ -62,9 +63,16 @@ def claim(folder: Path) -> None:
 
 
 def note(folder: Path, **fields: Any) -> None:
-    """A line of metrics.jsonl. Losing one loses nothing."""
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(fields) + "\n")
+    """A line of metrics.jsonl. Losing one loses nothing. StorageError: the disk."""
+    path, line = folder / METRICS, (json.dumps(fields) + "\n").encode()
+    try:
+        fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(fd, "rb") as file:
+            if file.seek(0, os.SEEK_END) and os.pread(fd, 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # the last one was cut by a kill or a full disk: it must not take this one along
+            storage.write_all(fd, line, "")
+    except OSError as e:
+        raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
 
 
 def notes(folder: Path) -> list[dict[str, Any]]:
