@@ -278,3 +278,15 @@ def test_a_failed_sync_is_never_tried_again(tmp_path: Path) -> None:
                     op(log)
             log.close()
             assert failing.calls == made and made[-1] == "datasync"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_second_names(tmp_path: Path, number: int) -> None:
+    """FAT, and some that lie in user space: a log is begun there too, and none is replaced."""
+    with disk(Failing(3, number, sticky=False)) as failing:  # open, write, sync, link
+        create(tmp_path / "run.zlog")
+        assert failing.calls[3:5] == ["link", "rename"]
+        failing.calls.clear()
+        with pytest.raises(FileExistsError):
+            create(tmp_path / "run.zlog")
+    assert len(Log.open(tmp_path / "run.zlog")) == 0 and [p.name for p in tmp_path.iterdir()] == ["run.zlog"]

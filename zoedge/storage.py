@@ -3,7 +3,7 @@
 Whatever is to survive a power cut goes through `disk`: tests put one there that fails, or that remembers what was not
 synced. A failpoint is armed by ZOEDGE_FAILPOINT=name:count:action. When `name` (of POINTS) is reached for the count-th
 time, the process is killed (`kill`) or the call fails as the disk would (`ENOSPC`, `EIO`, any errno's name). Unarmed, a
-point is one comparison: 40 ns, where the fastest sync takes 150,000.
+point is one comparison: 80 ns, where an append takes 28,000 and the fastest sync 150,000.
 """
 
 from __future__ import annotations
@@ -144,8 +144,7 @@ def publish(path: Path, data: bytes, replace: bool = True, ready: Callable[[int]
         if replace:
             disk.rename(temporary, path)
         else:
-            disk.link(temporary, path)
-            disk.unlink(temporary)
+            rename_new(temporary, path)
         disk.sync_directory(path.parent)
     except BaseException:
         os.close(fd)
@@ -153,6 +152,20 @@ def publish(path: Path, data: bytes, replace: bool = True, ready: Callable[[int]
             disk.unlink(temporary)
         raise
     return fd
+
+
+def rename_new(old: Path, new: Path) -> None:
+    """FileExistsError rather than replace: atomic by a second name, where the file system has them (FAT has not)."""
+    try:
+        disk.link(old, new)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        disk.rename(old, new)
+    else:
+        disk.unlink(old)
 
 
 def write_durably(path: Path, data: bytes) -> None:
