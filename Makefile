@@ -22,7 +22,7 @@ demo: env  ## fetch the embedded model and data, and fine-tune it: recipes/quick
 test: lint  ## ruff, mypy and the default test suite
 	$(PY) -m pytest -n 2 --dist loadfile
 
-torture: env  ## the torture suites at their nightly sizes, a line of counts each: an hour; ZOEDGE_SEED=n for another seed
+torture: env  ## the torture suites at their nightly sizes, a line of counts each: hours; ZOEDGE_SEED=n for another seed
 	$(PY) -m pytest -s -m torture --timeout 0
 
 lint: env  ## ruff and mypy alone
