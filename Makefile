@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test lint fix docs bench race clean
+.PHONY: help demo env test torture lint fix docs bench race clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ demo: env  ## fetch the embedded model and data, and fine-tune it: recipes/quick
 
 test: lint  ## ruff, mypy and the default test suite
 	$(PY) -m pytest -n 2 --dist loadfile
+
+torture: env  ## the torture suites at their nightly sizes, a line of counts each: hours; ZOEDGE_SEED=n for another seed
+	$(PY) -m pytest -s -m torture --timeout 0
 
 lint: env  ## ruff and mypy alone
 	$(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/mypy

@@ -192,7 +192,8 @@ def loaded(args: argparse.Namespace, kind: str) -> tuple[float, float]:
 
 
 def log(args: argparse.Namespace, folder: Path) -> list[Row]:
-    from zoedge.log import Log, datasync
+    from zoedge.log import Log
+    from zoedge.storage import disk
 
     number = count()
 
@@ -205,7 +206,7 @@ def log(args: argparse.Namespace, folder: Path) -> list[Row]:
         fd = os.open(folder / f"log{next(number)}", os.O_WRONLY | os.O_CREAT)
         for _ in range(APPENDED):
             os.write(fd, bytes(64))
-            datasync(fd)
+            disk.datasync(fd)
         os.close(fd)
 
     items = {"every step": partial(appended, 1), "every 64 steps": partial(appended, 64), "by hand": by_hand}

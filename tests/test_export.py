@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from zoedge import engine, export, runs
+from zoedge import engine, export, runs, storage
 from zoedge.errors import (
     DamagedError,
     DataError,
@@ -351,17 +351,18 @@ def test_an_interrupted_export_never_looks_complete(
             draft.rename(tmp_path / f".out.tmp-{999999000 + stop}")  # of a process that is gone
     renames = 2 if replaced else 1
     for stop in range(renames):
-        left, rename = stop, export.os.rename
+        left, rename = stop, storage.Disk.rename
 
-        def once(a: Path, b: Path) -> None:
+        def once(self: storage.Disk, a: Path, b: Path) -> None:
             nonlocal left
-            left -= 1
-            if left == -1:
-                raise OSError(5, "Input/output error")
-            rename(a, b)
+            if a.is_dir():
+                left -= 1
+                if left == -1:
+                    raise OSError(5, "Input/output error")
+            rename(self, a, b)
 
         with monkeypatch.context() as broken:
-            broken.setattr(export.os, "rename", once)
+            broken.setattr(storage.Disk, "rename", once)
             with pytest.raises(StorageError, match="Input/output"):
                 write()
         assert intact()

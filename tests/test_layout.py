@@ -25,7 +25,7 @@ ALLOWED = {
     "rules": {"types"},
     "spaces": {"types"},
     "estimators": {"types"},
-    "engine": {"log", "errors", "types"},
+    "engine": {"log", "errors", "storage", "types"},
 }
 ZEROTH_ORDER = {"noise", "rules", "estimators", "spaces", "engine"}  # tasks and models know nothing of it
 

@@ -9,7 +9,6 @@ import math
 import os
 import random
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -20,76 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import OPS, SHA, header, note, put, same, states, step, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoedge.log as module
+from zoedge import storage
 from zoedge.errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
-from zoedge.log import DIGESTS, HASH, NOTE, REWIND, SESSION, STEP, Header, Log, State
+from zoedge.log import HASH, NOTE, REWIND, SESSION, STEP, Header, Log
 from zoedge.types import CLIPPED, SKIPPED, Record, bits16
-
-SHA = [bytes([i]) * 32 for i in range(256)]
-Op = Callable[[Log], Any]
-
-
-def header(k: int = 2, sync_every: int = 1, hash_every: int = 2, seed: int = 7, block: bytes = b"{}") -> Header:
-    digests = {name: SHA[i] for i, name in enumerate(DIGESTS, 1)}
-    return Header(block, k, 1, 1, seed, 1024, hash_every, sync_every, **digests)
-
-
-def step(log: Log, g: tuple[float, ...] = (1.5,), losses: tuple[float, ...] = (0.75, 0.5), **more: Any) -> Record:
-    return log.append(Record(len(log), log.next_seq, 2.0**-10, g, losses, **more))
-
-
-def note(log: Log) -> None:
-    log._put(NOTE, len(log), digest=SHA[0xCC])
-
-
-OPS: list[Op] = [  # a slot each, every kind, with a rewind over a state hash
-    lambda log: log.session(SHA[0xAA]),
-    step,
-    lambda log: step(log, (-0.25, 3.0), (0.5, 0.625, 2.0), flags=CLIPPED, check=5, decay=0.9990234375),
-    lambda log: log.seal(2, lambda: SHA[0xBB]),
-    lambda log: step(log, (0.0,), (math.nan, math.inf), flags=SKIPPED),
-    lambda log: step(log, (0.125, -7.0), ()),
-    lambda log: log.seal(4, lambda: SHA[0xBA]),
-    lambda log: log.rewind(3),
-    note,
-    lambda log: step(log, (2.0**-100, 1.9999389648437500), (0.5,)),
-    lambda log: log.seal(4, lambda: SHA[0xBD]),
-    step,
-    lambda log: log.finish(SHA[0xBE]),
-]
-
-
-def write(path: Path, head: Header, ops: list[Op] = OPS) -> bytes:
-    with Log.create(path, head) as log:
-        for op in ops:
-            op(log)
-    return path.read_bytes()
-
-
-def put(path: Path, data: bytes) -> None:
-    """`data` at `path`; not truncated to nothing first, after which ext4 makes the next close wait for the disk."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    os.pwrite(fd, data, 0)
-    os.ftruncate(fd, len(data))
-    os.close(fd)
-
-
-def states(head: Header, raw: bytes) -> list[State]:
-    """What the log means after 0, 1, .. slots, from the slots that a whole log is known to have."""
-    found, size = [State()], head.slot_size
-    for at in range(head.length, len(raw), size):
-        state = State(**{k: v.copy() if hasattr(v, "copy") else v for k, v in vars(found[-1]).items()})
-        slot, wrong = module.decode_slot(raw[at : at + size], head.directions)
-        assert not wrong and not state.fold(slot)
-        found.append(state)
-    return found
-
-
-def same(a: State, b: State) -> bool:
-    return repr(a) == repr(b)  # nan losses are not equal to themselves
 
 
 @pytest.fixture
@@ -314,55 +252,6 @@ def test_20000_steps_fit_in_1_300_000_bytes(tmp_path: Path, fast: None) -> None:
 # -- damage
 
 
-@pytest.mark.parametrize("k, count", [(2, 1024 + 13 * 64 + 1), (3, 1024 + 13 * 128 + 1)])
-def test_cut_at_every_byte(tmp_path: Path, fast: None, k: int, count: int, fds: None) -> None:
-    """1,857 and 2,689 offsets: exact whole-record prefix; resumed, it becomes the log that was never cut."""
-    head = header(k, block=module.canonical({"a": "b"}))
-    raw = write(tmp_path / "whole.zlog", head)
-    meant, path, size, checked = states(head, raw), tmp_path / "run.zlog", head.slot_size, 0
-    for cut in range(len(raw) + 1):
-        put(path, raw[:cut])
-        checked += 1
-        if cut < head.length:
-            with pytest.raises(DamagedError):
-                Log.open(path)
-            continue
-        whole, torn = divmod(cut - head.length, size)
-        log = Log.open(path)
-        assert (log.seq, log.torn, log.size) == (whole, torn, cut - torn) and same(log.state, meant[whole])
-        aside = path.with_suffix(".torn")
-        aside.unlink(missing_ok=True)
-        with Log.resume(path) as log:
-            assert path.stat().st_size == log.size == cut - torn
-            assert (aside.read_bytes() if torn else b"") == raw[cut - torn : cut] and aside.exists() == bool(torn)
-            for op in OPS[whole:]:
-                op(log)
-        assert path.read_bytes() == raw
-    assert checked == count
-
-
-@pytest.mark.parametrize("k, sync_every, count", [(2, 1, 14_848), (3, 16, 21_504)])
-def test_every_flipped_bit_is_refused(
-    tmp_path: Path, fast: None, k: int, sync_every: int, count: int, fds: None
-) -> None:
-    """Every bit of header, block, padding and slots; a slot's flip is named with its slot and offset."""
-    head = header(k, sync_every)
-    raw = write(tmp_path / "run.zlog", head)
-    fd, refused = os.open(tmp_path / "run.zlog", os.O_RDWR), 0
-    for at, bit in itertools.product(range(len(raw)), range(8)):
-        os.pwrite(fd, bytes([raw[at] ^ 1 << bit]), at)
-        with pytest.raises(DamagedError) as e:
-            Log.open(tmp_path / "run.zlog")
-        if at >= head.length:
-            slot = (at - head.length) // head.slot_size
-            assert f"slot {slot} (byte {head.length + slot * head.slot_size}, " in str(e.value)
-        os.pwrite(fd, raw[at : at + 1], at)
-        refused += 1
-    os.close(fd)
-    assert refused == 8 * len(raw) == count
-    assert Log.open(tmp_path / "run.zlog").state.end is not None
-
-
 def test_flips_that_cannot_be_told(tmp_path: Path, fast: None) -> None:
     """In the torn part of a file a flip is one more way to be torn: the prefix is the same. All 320 bits of it."""
     head = header()
@@ -425,31 +314,6 @@ def test_zeros_are_torn_only_within_sync_every(tmp_path: Path, fast: None, k: in
         check(raw[: at + size // 2] + bytes(size // 2) + raw[at + size :], first, half)
         check(raw[: at + 8] + bytes(size - 8) + raw[at + size :], first, half)
         check(raw[: at + 8] + b"\xff" * (size - 8) + raw[at + size :], first, "damage")
-
-
-@pytest.mark.parametrize("k, sync_every, count", [(2, 3, 56), (2, 12, 904), (7, 6, 476), (40, 3, 1_300)])
-def test_every_crash_state_loses_only_what_was_not_synced(
-    tmp_path: Path, fast: None, k: int, sync_every: int, count: int
-) -> None:
-    """Any subset of the unsynced sectors, any size of the file: all that was synced, and a prefix of what was not."""
-    head = header(k, sync_every)
-    raw = write(tmp_path / "run.zlog", head, OPS[:-1])
-    meant, path, size, tried = states(head, raw), tmp_path / "crash.zlog", head.slot_size, 0
-    last = (len(raw) - head.length) // size
-    for synced in range(last - sync_every, last + 1):
-        edge = head.length + synced * size
-        sectors = range(edge // 512 * 512, len(raw), 512)
-        for end in range(edge, len(raw) + 1, max(16, size // 16)):
-            here = [s for s in sectors if s < end]
-            for lost in itertools.chain.from_iterable(itertools.combinations(here, i) for i in range(len(here) + 1)):
-                data = bytearray(raw[:end])
-                for sector in lost:
-                    data[max(sector, edge) : min(sector + 512, end)] = bytes(min(sector + 512, end) - max(sector, edge))
-                put(path, data)
-                log = Log.open(path)
-                assert synced <= log.seq <= last and same(log.state, meant[log.seq])
-                tried += 1
-    assert tried == count
 
 
 FORGED: dict[str, tuple[int, bytes]] = {
@@ -642,36 +506,6 @@ def test_a_second_writer_is_refused_at_once(tmp_path: Path, fds: None) -> None:
     assert len(Log.open(path)) == 3
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from zoedge.log import Log
-from zoedge.types import Record
-with Log.resume(Path(sys.argv[1])) as log:
-    while True:
-        log.append(Record(len(log), log.next_seq, 0.5, (float(len(log) % 1000),), (0.5, 0.25)))
-        log.seal(len(log), lambda: bytes(32))
-        print(len(log), flush=True)
-"""
-
-
-@pytest.mark.parametrize("sync_every", [1, 8])
-def test_sigkill_loses_no_acknowledged_step(tmp_path: Path, sync_every: int) -> None:
-    path, chance = tmp_path / "run.zlog", random.Random(sync_every)
-    Log.create(path, header(sync_every=sync_every, hash_every=5)).close()
-    for _ in range(4):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        said = [int(writer.stdout.readline()) for _ in range(chance.randrange(1, 200))]
-        writer.send_signal(signal.SIGKILL)
-        said += [int(line) for line in writer.stdout.read().split("\n")[:-1]]
-        writer.wait(30)
-        writer.stdout.close()
-        log = Log.open(path)
-        assert said[-1] <= len(log) <= said[-1] + 1
-        assert [r.g[0] for r in log] == [float(i % 1000) for i in range(len(log))]
-
-
 def test_only_regular_files_are_opened(tmp_path: Path, fds: None) -> None:
     path = tmp_path / "run.zlog"
     write(path, header())
@@ -753,40 +587,6 @@ def refused(log: Log) -> None:
             op(log)  # type: ignore[operator]
     log.seal(len(log), lambda: state)
     assert log.path.stat().st_size == size
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-def test_every_failed_write_leaves_a_whole_prefix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fast: None, fds: None
-) -> None:
-    """13 slots x 64 short lengths x 3 errors = 2,496 failures; resumed, each log becomes the one without."""
-    head, tried = header(), 0
-    raw = write(tmp_path / "whole.zlog", head)
-    meant, path = states(head, raw), tmp_path / "run.zlog"
-    for call, short in itertools.product(range(len(OPS)), range(64)):
-        put(path, raw[: head.length])
-        with monkeypatch.context() as patch, Log.resume(path) as log:
-            disk = Disk(patch)
-            disk.fail_write, disk.short, disk.error = call, short, OSError(number, os.strerror(number))
-            with pytest.raises(StorageError, match=os.strerror(number)) as e:
-                for op in OPS:
-                    op(log)
-            assert e.value.exit_code == 74 and log.seq == call and same(log.state, meant[call])
-            if short % 21 == 0:
-                refused(log)
-            made = disk.writes
-        assert disk.writes == made and path.read_bytes() == raw[: head.length + 64 * call + short]
-        log = Log.open(path)
-        assert (log.seq, log.torn) == (call, short) and same(log.state, meant[call])
-        if short % 9 == 0:
-            with monkeypatch.context() as patch, Log.resume(path) as log:
-                Disk(patch)
-                for op in OPS[call:]:
-                    op(log)
-            assert path.read_bytes() == raw
-        path.with_suffix(".torn").unlink(missing_ok=True)
-        tried += 1
-    assert tried == 832
 
 
 def test_short_writes_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -890,24 +690,6 @@ def test_a_disk_that_fails_at_the_start(
     assert path.read_bytes() == raw if raw else not path.exists()  # no half header stands in the way of the next try
     with Log.resume(path) if raw else Log.create(path, header()) as log:
         assert log.seq == (12 if raw else 0)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a file size limit")
-def test_a_real_limit_of_the_file_size(tmp_path: Path) -> None:
-    """RLIMIT_FSIZE makes the kernel itself write short, then fail: in the middle of slot 9."""
-    path = tmp_path / "run.zlog"
-    Log.create(path, header(hash_every=100)).close()
-    limited = (
-        "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (1633, 1633))\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n" + WRITER
-    )
-    argv = [sys.executable, "-c", limited, str(path)]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
-    assert "StorageError" in done.stderr and done.stdout.split()[-1] == "9"
-    log = Log.open(path)
-    assert (len(log), log.torn) == (9, 33)
-    with Log.resume(path) as log:
-        step(log)
 
 
 # -- durable before it is applied
@@ -1058,13 +840,13 @@ def test_a_log_opened_for_reading_is_not_written(tmp_path: Path) -> None:
 
 def test_write_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fds: None) -> None:
     path = tmp_path / "file"
-    module.write_durably(path, b"one")
+    storage.write_durably(path, b"one")
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "injected")))
         with pytest.raises(StorageError, match="injected"):
-            module.write_durably(path, b"two")
+            storage.write_durably(path, b"two")
     assert path.read_bytes() == b"one" and [p.name for p in tmp_path.iterdir()] == ["file"]
-    module.write_durably(path, b"two")
+    storage.write_durably(path, b"two")
     assert path.read_bytes() == b"two" and [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(StorageError):
-        module.write_durably(tmp_path / "absent" / "file", b"")
+        storage.write_durably(tmp_path / "absent" / "file", b"")

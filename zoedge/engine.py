@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from .errors import DivergedError
+from .storage import point
 from .types import (
     CLIPPED,
     HALVES,
@@ -159,6 +160,7 @@ def advance(run: Run, record: Record) -> None:
         here = record._replace(g=tuple(g for d, g in zip(found, record.g) if d is not None))
         if here.g:  # else the leaf rests
             delta = run.rule.update(run.slots[leaf.name], [d for d in found if d is not None], here)
+            point("apply.mid")
             if leaf.storage in HALVES:
                 assert run.bits is not None
                 bits = partial(run.bits, Key(run.seed, record.seq, 0, ROUND))

@@ -33,6 +33,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from . import storage
 from .engine import Run, digest
 from .errors import (
     DamagedError,
@@ -45,10 +46,10 @@ from .errors import (
     ZoedgeError,
     plain,
 )
-from .log import sync_directory, write_durably
 from .models.base import COLUMNS, DTYPES, Base
 from .recipe import Model, Recipe, rebuilt, word_of
 from .spaces.lora import head_of
+from .storage import write_durably
 
 MARKER, CONFIG, WEIGHTS, CARD = "zoedge.json", "adapter_config.json", "adapter_model.safetensors", "README.md"
 HEADER_LIMIT, TEXT_LIMIT = 8 << 20, 8 << 20
@@ -67,30 +68,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     """A draft beside `folder` that takes its place if the block succeeds. UsageError: something else is there."""
     folder = Path(os.path.abspath(folder))
     replaceable(folder)
-    draft, former = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep(folder, "tmp")
-        draft.mkdir()
-    except OSError as e:
-        raise StorageError(f"{folder}: cannot write there: {e.strerror}. Name another folder.") from e
-    try:
+    with storage.replaced(folder) as draft:
         yield draft
-        try:
-            if folder.exists():
-                os.rename(folder, former)
-            try:
-                os.rename(draft, folder)
-            except OSError:
-                if former.exists():
-                    os.rename(former, folder)
-                raise
-            sync_directory(folder.parent)
-        except OSError as e:
-            raise StorageError(f"{folder}: cannot put the export in its place: {e.strerror}.") from e
-        sweep(folder, "old")
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def replaceable(folder: Path) -> None:
@@ -111,24 +90,14 @@ def replaceable(folder: Path) -> None:
         )
 
 
-def sweep(folder: Path, what: str) -> None:
-    """Remove what this process, or one that died, left beside `folder`."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.{what}-([0-9]{{1,9}})")
-    for path in folder.parent.iterdir():
-        if (found := pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
-            if (pid := int(found[1])) != os.getpid():
-                try:
-                    os.kill(pid, 0)
-                    continue
-                except ProcessLookupError:
-                    pass
-                except PermissionError:
-                    continue
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def text(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def mark(draft: Path, facts: dict[str, Any]) -> None:
+    """The last file: an export without it is not complete."""
+    storage.point("export.marker")
+    write_durably(draft / MARKER, text(facts))
 
 
 def marker(folder: Path) -> dict[str, Any]:
@@ -326,7 +295,7 @@ def adapter(space: Any, facts: dict[str, Any], folder: Path, log: Any, tokenizer
         for name, raw in files.items():
             write_durably(draft / name, raw)
         more = {"space": table, "trained": said, "payload": payload, "files": list(files)}
-        write_durably(draft / MARKER, text({**facts, **more}))
+        mark(draft, {**facts, **more})
 
 
 def serialised(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
@@ -554,7 +523,7 @@ def merged(
             index = {"metadata": {"total_size": size}, "weight_map": placed}
             write_durably(draft / "model.safetensors.index.json", text(index))
         names = sorted(p.name for p in draft.iterdir())
-        write_durably(draft / MARKER, text({**facts, "payload": payloads, "kept": merge.kept, "files": names}))
+        mark(draft, {**facts, "payload": payloads, "kept": merge.kept, "files": names})
     return Merge(folder, dtype, merge.kept, size)
 
 

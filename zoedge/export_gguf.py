@@ -21,9 +21,9 @@ from torch import Tensor
 
 from .errors import DamagedError, DataError, StorageError, UsageError
 from .export import about, check, exportable
-from .log import write_durably
 from .recipe import Model, Recipe
 from .spaces.lora import Lora
+from .storage import write_durably
 
 FAMILIES = ("llama", "mistral")
 OURS = b"zoedge.state"

@@ -44,23 +44,25 @@ smaller) is zero. Anything else that fails is *damage*, refused with slot, byte 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import re
-import secrets
+import socket
 import stat
 import struct
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import storage
 from .errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
+from .storage import point
 from .types import SKIPPED, Record, bits16
 
 MAGIC = b"\x89ZOE\r\n\x1a\n"
@@ -331,6 +333,7 @@ class Log:
         self.state = State()
         self.seq = 0
         self.torn = 0  # bytes of an unfinished write after the last whole slot
+        self.wrong = ""  # what is wrong with slot `seq`, if it is damaged
         self._chain = b""
         self._unsynced = 0
 
@@ -340,26 +343,15 @@ class Log:
     def create(cls, path: Path, header: Header) -> Log:
         """A new log at `path`, durable with its directory entry when this returns. FileExistsError if there is one."""
         raw = header.encode()
+        log = cls(path, header, -1, True)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            log._fd = storage.publish(path, raw, replace=False, ready=log._lock)  # nobody sees it unlocked, or in part
         except FileExistsError:
             raise
         except OSError as e:
             raise StorageError(f"{path}: cannot create the log: {e.strerror}.") from e
-        log = cls(path, header, fd, True)
-        try:
-            log._lock()
-            _write_all(fd, raw)
-            os.fsync(fd)
-            sync_directory(path.parent)
-        except BaseException as e:
-            os.close(fd)
-            with suppress(OSError):
-                path.unlink()
-            if isinstance(e, OSError):
-                raise StorageError(f"{path}: cannot write the log: {e.strerror}.") from e
-            raise
         log._chain = raw[480:496]
+        log._hold()
         return log
 
     @classmethod
@@ -373,7 +365,12 @@ class Log:
         return cls._scan(path, os.O_RDWR)
 
     @classmethod
-    def _scan(cls, path: Path, mode: int) -> Log:
+    def inspect(cls, path: Path) -> Log:
+        """Locked, and read up to its damage (`wrong`), for repair: nothing is changed, and nothing can be appended."""
+        return cls._scan(path, os.O_RDWR, inspect=True)
+
+    @classmethod
+    def _scan(cls, path: Path, mode: int, inspect: bool = False) -> Log:
         fd = open_file(path, mode)
         try:
             head = os.pread(fd, 512 + BLOCK_LIMIT, 0)
@@ -382,22 +379,32 @@ class Log:
             if log.writable:
                 if header.minor > MINOR:
                     raise DamagedError(f"{path}: written by a newer zoedge; this one can read it, not extend it.")
-                log._lock()
+                log._lock(fd)
             log._chain = head[480:496]
-            log._read()
+            log.read()
+            if log.wrong and not inspect:
+                raise DamagedError(
+                    f"{path}: {log.place}: {log.wrong}. What stands before it is intact: `zoedge repair` keeps a copy of "
+                    "all, and mends the log or cuts it there."
+                )
             if log.writable:
-                log._mend()
+                log.writable = not inspect
+                if not inspect:
+                    log._mend()
+                log._hold()
         except BaseException as e:
             os.close(fd)
             if isinstance(e, OSError):
                 raise StorageError(f"{path}: cannot read or mend the log: {e.strerror}.") from e
             raise
-        if not log.writable:
+        if mode == os.O_RDONLY:
             log.close()
         return log
 
-    def _read(self) -> None:
-        size, offset, end = self.header.slot_size, self.header.length, os.fstat(self._fd).st_size
+    def read(self) -> None:
+        """Fold in what stands behind the slots that were read; stops at damage, which `wrong` then names."""
+        size, offset, end = self.header.slot_size, self.size, os.fstat(self._fd).st_size
+        self.wrong = ""
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(offset)
             # `end` is fixed: another process may be writing this run
@@ -412,37 +419,50 @@ class Log:
                     wrong = wrong or ("" if slot.seq == self.seq else f"it says it is slot {slot.seq}")
                     wrong = wrong or self.state.fold(slot)
                 if wrong:
-                    raise DamagedError(
-                        f"{self.path}: damaged at slot {self.seq} (byte {offset}, after {len(self)} steps): {wrong}. "
-                        f"What stands before it is intact: `head -c {offset} {self.path}` is a log that replays."
-                    )
+                    self.wrong = wrong
+                    break
                 self._chain, self.seq, offset = value, self.seq + 1, offset + size
         self.torn = end - offset
 
     def _mend(self) -> None:
         """Cut a torn tail off, and make the rest durable: a killed process may have left it in the kernel's cache."""
         if self.torn:
-            aside = os.open(
-                self.path.with_suffix(".torn"),
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
-                0o644,
-            )
+            aside = storage.disk.open(self.path.with_suffix(".torn"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
-                _write_all(aside, os.pread(self._fd, self.torn, self.size))
-                os.fsync(aside)
+                storage.write_all(aside, os.pread(self._fd, self.torn, self.size), "")
+                storage.disk.sync(aside)
             finally:
                 os.close(aside)
-            os.ftruncate(self._fd, self.size)
-        os.fsync(self._fd)
+            storage.disk.sync_directory(self.path.parent)
+            storage.disk.truncate(self._fd, self.size)
+        storage.disk.sync(self._fd)
         os.lseek(self._fd, self.size, os.SEEK_SET)
 
-    def _lock(self) -> None:
+    def _lock(self, fd: int) -> None:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(
-                f"{self.path}: another zoedge process is writing this run. Wait for it, or stop it."
+                f"{self.path}: another zoedge process{self._holder()} is writing this run. Wait for it, or stop it."
             ) from None
+
+    def _hold(self) -> None:
+        """Say beside the log who has it. Only for the sentence of who does not get it: the lock is the kernel's."""
+        _held.add(self)
+        with suppress(OSError):
+            fd = storage.Disk().open(self._lockfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with os.fdopen(fd, "w") as file:
+                file.write(f"{os.getpid()} {socket.gethostname()}\n")
+
+    def _holder(self) -> str:
+        with suppress(OSError, ValueError, StorageError), os.fdopen(open_file(self._lockfile), "rb") as file:
+            if found := re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})\n", file.read(300).decode()):
+                return f" (pid {found[1]} on {found[2]})"
+        return ""
+
+    @property
+    def _lockfile(self) -> Path:
+        return self.path.with_suffix(".lock")
 
     # -- reading
 
@@ -463,6 +483,11 @@ class Log:
     def fingerprint(self) -> str:
         """The last chain value: 32 hexadecimal digits that stand for every byte of the run."""
         return self._chain.hex()
+
+    @property
+    def place(self) -> str:
+        """Where its damage is."""
+        return f"damaged at slot {self.seq} (byte {self.size}, after {len(self)} steps)"
 
     @property
     def size(self) -> int:
@@ -488,7 +513,9 @@ class Log:
         if (known := self.state.hashes.get(step)) is not None:
             agree(self.path, step, known, digest)
         elif due:
+            point("hash.before")
             self._put(HASH, step, digest=digest())
+            point("hash.after")
 
     def session(self, digest: bytes) -> bool:
         """Record the environment if it is another than the last; an unchanged one leaves no trace, so that a run that
@@ -524,7 +551,9 @@ class Log:
         value = chain(self._chain, body)
         self.writable = False  # whatever interrupts from here on, Ctrl-C too, leaves a tail that nothing may follow
         try:
-            _write_all(self._fd, body + value)
+            point("append.before")
+            storage.write_all(self._fd, body + value, "append.mid")
+            point("append.after")
         except OSError as e:
             raise StorageError(
                 f"{self.path}: the log could not be written at step {step}: {e.strerror}. What was synced is safe; "
@@ -541,7 +570,9 @@ class Log:
         """Make all that was appended durable. After a failed sync nothing is tried again: the page may be dropped."""
         writable, self.writable = self.writable, False
         try:
-            datasync(self._fd)
+            point("sync.before")
+            storage.disk.datasync(self._fd)
+            point("sync.after")
         except OSError as e:
             raise StorageError(
                 f"{self.path}: the log could not be synced: {e.strerror}. What was synced before is safe; mend the "
@@ -556,6 +587,10 @@ class Log:
                 if self.writable and self._unsynced:
                     self.sync()
             finally:
+                if self in _held:
+                    _held.remove(self)
+                    with suppress(OSError):
+                        self._lockfile.unlink()
                 self.writable = False
                 fd, self._fd = self._fd, -1
                 os.close(fd)
@@ -579,45 +614,15 @@ def open_file(path: Path, mode: int = os.O_RDONLY) -> int:
     return fd
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        if not (written := os.write(fd, view)):
-            raise OSError(errno.EIO, "a write made no progress")
-        view = view[written:]
+_held: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
-def datasync(fd: int) -> None:
-    """Onto the platter: fdatasync; macOS needs F_FULLFSYNC, its fsync stops at the drive's cache."""
-    if hasattr(fcntl, "F_FULLFSYNC"):
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fdatasync(fd)
+def _forked() -> None:
+    """In a forked child: its copy of the descriptor would keep the lock after the owner's death, and could append."""
+    for log in list(_held):
+        os.close(log._fd)
+        log._fd, log.writable = -1, False
+    _held.clear()
 
 
-def sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """All of `data` at `path`, or nothing: temporary file, fsync, rename, directory fsync."""
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")  # not the pid: in a container it repeats
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            _write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except BaseException as e:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(e, OSError):
-            raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
-        raise
+os.register_at_fork(after_in_child=_forked)

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import storage
 from .engine import Run, capacity, digest, selftest
-from .errors import DamagedError, IdentityError, StorageError, UsageError, plain
+from .errors import DamagedError, IdentityError, LockedError, StorageError, UsageError, plain
 from .load import by_id, part
-from .log import DIGESTS, Header, Log, canonical, sync_directory, write_durably
+from .log import DIGESTS, Header, Log, canonical
 from .recipe import Recipe, check, dump, word_of
+from .storage import write_durably
 
 LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
 
@@ -44,21 +46,33 @@ def folder_of(recipe: Recipe) -> Path:
 
 
 def claim(folder: Path) -> None:
-    """Make a run's folder and prove that it can be written, before anything slow begins."""
+    """Make a run's folder, and prove that it and its log can be written, before anything slow begins.
+
+    StorageError: the disk. LockedError: another process is writing the run. DamagedError: the log is damaged.
+    """
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW))
-        probe.unlink()
-        sync_directory(folder.parent)
+        os.close(storage.disk.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        storage.disk.unlink(probe)
+        storage.disk.sync_directory(folder.parent)
     except OSError as e:
         raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
+    if os.path.lexists(folder / LOG):
+        Log.resume(folder / LOG).close()
 
 
 def note(folder: Path, **fields: Any) -> None:
-    """A line of metrics.jsonl. Losing one loses nothing."""
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(fields) + "\n")
+    """A line of metrics.jsonl. Losing one loses nothing. StorageError: the disk."""
+    path, line = folder / METRICS, (json.dumps(fields) + "\n").encode()
+    try:
+        fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(fd, "rb") as file:
+            if file.seek(0, os.SEEK_END) and os.pread(fd, 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # the last one was cut by a kill or a full disk: it must not take this one along
+            storage.write_all(fd, line, "")
+    except OSError as e:
+        raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
 
 
 def notes(folder: Path) -> list[dict[str, Any]]:
@@ -238,9 +252,14 @@ def environment(base: Any) -> dict[str, Any]:
 
 
 def begin(bench: Bench, folder: Path) -> Log:
-    """A new run: recipe.yaml and the log's header, both durable."""
+    """A new run: recipe.yaml and the log's header, both durable. LockedError: another process was faster."""
     write_durably(folder / RECIPE, dump(bench.recipe).encode())
-    return Log.create(folder / LOG, bench.header())
+    try:
+        return Log.create(folder / LOG, bench.header())
+    except FileExistsError:
+        raise LockedError(
+            f"{folder / LOG}: another zoedge process has just begun this run. Wait for it, or stop it."
+        ) from None
 
 
 def recipe_digest(recipe: Recipe) -> bytes:

@@ -1,4 +1,4 @@
-"""replay, verify and log show | export | diff: everything that needs a log and no model."""
+"""replay, verify, repair and log show | export | diff: everything that needs a log and no model."""
 
 from __future__ import annotations
 
@@ -99,6 +99,18 @@ def verify(
     typer.echo("verified")
 
 
+@app.command()
+def repair(run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog")]) -> None:
+    """Mend a damaged log, or cut it where its damage begins; a copy of it as it was stays beside it."""
+    from ..repair import repair
+    from ..runs import log_of
+
+    path = log_of(run)
+    for line in repair(path):
+        typer.echo(line)
+    typer.echo(f"next: zoedge verify {run} --replay, then zoedge resume {run}")
+
+
 def told(level: str, lines: list[str]) -> None:
     for line in lines:
         typer.echo(f"{level:10} {line}")
@@ -147,8 +159,9 @@ def export_log(
     import io
 
     from ..errors import UsageError
-    from ..log import Log, write_durably
+    from ..log import Log
     from ..packed import pack
+    from ..storage import write_durably
 
     journal = opened(run)
     if out.exists():
