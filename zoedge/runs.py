@@ -22,6 +22,7 @@ from .errors import DamagedError, IdentityError, StorageError, UsageError, plain
 from .load import by_id, part
 from .log import DIGESTS, Header, Log, canonical, sync_directory, write_durably
 from .recipe import Recipe, check, dump, word_of
+from .watchdog import Watchdog
 
 LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
 
@@ -196,6 +197,8 @@ class Bench:
             self.base,
             r.train.rows,
             bits(),
+            r.train.watchdog and Watchdog(r.train.watchdog),
+            lambda: move(self.space, replayer(log).space),
         )
 
 

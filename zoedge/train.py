@@ -95,9 +95,12 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
-            still = 0
+            still, rewinds = 0, log.state.rewinds
             for record in engine.play(bench.run(log), recipe.train.steps):
                 still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
+                if log.state.rewinds > rewinds:
+                    resumed, rewinds = record.step, log.state.rewinds
+                    show.warn(f"the loss rose far over its best: back to step {record.step:,}, with half the lr")
                 if record.step >= resumed:
                     if still == STILL:
                         show.warn(nothing_moves(recipe, record.step))

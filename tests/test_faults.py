@@ -1,0 +1,155 @@
+"""Training faults: losses that explode or are not finite, memory that runs out, signals. The log holds all there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_play import train
+
+from zoedge import engine, packed, runs, verify
+from zoedge.errors import DivergedError
+from zoedge.log import REWIND, Log
+from zoedge.types import CLIPPED, SKIPPED
+from zoedge.watchdog import LAST, SETTLED
+
+GUARD = "train.watchdog={clip: 0, factor: 3, patience: 4, rewinds: 2}"
+
+
+@pytest.fixture
+def worse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The losses of some slots are so many times what they are: like any loss a function of the log so far."""
+
+    def by(factor: float, slots: range) -> None:
+        real = engine.Scorer.losses
+
+        def losses(self: engine.Scorer, points: Any) -> list[float]:
+            found = real(self, points)
+            if self.seq in slots:
+                found = [x * factor for x in found]
+                self.asked[-len(found) :] = found
+            return found
+
+        monkeypatch.setattr(engine.Scorer, "losses", losses)
+
+    return by
+
+
+def kinds(raw: bytes, path: Path) -> list[int]:
+    with Log.open(path) as log:
+        return [raw[at] for at in range(log.header.length, len(raw), log.header.slot_size)]
+
+
+METHODS = {
+    "sgd": [],
+    "momentum": ["rule={name: momentum, lr: 1e-2}"],
+    "adam": ["rule={name: adam, lr: 1e-3}", "noise=normal"],
+    "adamu": ["rule={name: adamu, lr: 1e-3, warm: 2}", "noise=normal"],
+    "hizoo": ["rule={name: hizoo, lr: 1e-3}", "estimator={name: curved, eps: 1e-2}"],
+    "as2p": ["estimator={name: as2p, rho: 1e-2}", "rule={name: sgd, lr: 1.0}"],
+    "residual": ["estimator={name: residual, eps: 1e-2}", "rule.lr=1e-4"],
+    "fzoo": ["estimator={name: fzoo, queries: 4}"],
+    "prompt": ["space={name: prompt, tokens: 2}"],
+    "prefix": ["space={name: prefix, tokens: 2}"],
+    "scales": ["space=scales", "output.export=[]"],
+    "several": ["space={name: several, of: {lora: {rank: 2}, prompt: {tokens: 2}}}"],
+    "full": ["space=full", "model.quantization=none", "rule.lr=1e-4", "output.export=[]"],
+    "full bf16": ["space=full", "model.quantization=none", "model.compute_dtype=bf16", "rule.lr=1e-4", "output.export=[]"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_went_back_resumes_and_replays_to_the_same_bits(
+    recipe_file: Path, tmp_path: Path, worse: Callable[..., None], method: str
+) -> None:
+    """Whatever has slots or reads the past sees the effective steps alone; killed anywhere, the log is the same."""
+    worse(100.0, range(14, 26))
+    options = [GUARD, "train.steps=16", "rule.schedule=constant", *METHODS[method]]
+    final, raw = train(recipe_file, tmp_path / "whole", overrides=options)
+    path = tmp_path / "whole" / runs.LOG
+    found = kinds(raw, path)
+    back = found.index(REWIND)
+    log = Log.open(path)
+    assert log.state.rewinds == found.count(REWIND) >= 1 and len(log) == 16
+    whole = runs.recipe_of(log.header, "log").rule.rate(15, 16)
+    assert log[15].lr == whole / 2**log.state.rewinds, "the rule's lr, halved at every rewind"
+    assert [record.seq for record in log] == sorted({record.seq for record in log}), "no direction is used twice"
+    for slots in (3, back, back + 1, back + 2):  # back: killed before, + 1: right after it
+        again = tmp_path / f"cut-{slots}"
+        again.mkdir()
+        (again / runs.LOG).write_bytes(raw[: log.header.length + slots * log.header.slot_size])
+        assert train(recipe_file, again, overrides=options) == (final, raw), slots
+    verify.integrity(log)
+    assert engine.digest(verify.states(log)[0].space) == final
+    (tmp_path / "log.zpack").write_bytes(packed.pack(log))
+    assert engine.digest(verify.states(packed.Packed.open(tmp_path / "log.zpack"))[0].space) == final
+
+
+def test_before_any_state_is_logged_it_goes_back_to_the_beginning(
+    recipe_file: Path, tmp_path: Path, worse: Callable[..., None]
+) -> None:
+    worse(100.0, range(4, 8))
+    options = [GUARD, "train.steps=9", "log.hash_every=100"]
+    final, raw = train(recipe_file, tmp_path / "whole", overrides=options)
+    found = kinds(raw, tmp_path / "whole" / runs.LOG)
+    log = Log.open(tmp_path / "whole" / runs.LOG)
+    assert found[8] == REWIND and log[0].seq == 9 and log.state.rewinds == 1
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / runs.LOG).write_bytes(raw[: log.header.length + 9 * 64])
+    assert train(recipe_file, tmp_path / "cut", overrides=options) == (final, raw), "killed right after the REWIND"
+    assert engine.digest(verify.states(log)[0].space) == final
+
+
+@pytest.mark.parametrize(("factor", "says"), [(100.0, "far over its best"), (float("nan"), "not finite")])
+def test_a_run_that_went_back_often_enough_stops_and_stays_stopped(
+    recipe_file: Path, tmp_path: Path, worse: Callable[..., None], factor: float, says: str
+) -> None:
+    worse(2.0, range(4))  # so that the beginning is not the best
+    worse(factor, range(12, 10**6))
+    options = [GUARD, "train.steps=100"]
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=rf"{says} at steps \d+\.\.\d+, after 2 rewinds.*rule\.lr") as e:
+            train(recipe_file, tmp_path / "run", overrides=options)
+        assert e.value.exit_code == 7
+        log = Log.open(tmp_path / "run" / runs.LOG)
+        assert log.state.rewinds == 2 and log.state.end is None and len(log) < 40
+        verify.states(log)
+
+
+SPACES = ["lora", "prompt", "prefix", "scales", "full", "several"]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_eight_losses_that_are_not_finite_end_a_run_and_change_nothing(
+    recipe_file: Path, tmp_path: Path, worse: Callable[..., None], space: str
+) -> None:
+    worse(float("nan"), range(4, 10**6))
+    options = ["log.hash_every=100", *METHODS.get(space, [])]
+    with pytest.raises(DivergedError, match=r"not finite at steps 4\.\.11\. .*rule\.lr or estimator\.eps"):
+        train(recipe_file, tmp_path / "run", overrides=options)
+    log = Log.open(tmp_path / "run" / runs.LOG)
+    assert [r.flags for r in log] == [0] * 4 + [SKIPPED] * 8 and not any(r.g[0] for r in log if r.flags)
+    run = runs.replayer(log)
+    states = [engine.digest(run.space) for _ in engine.play(run, len(log))]
+    assert len(set(states[:4])) == 4 and set(states[3:]) == {states[3]}
+
+
+def test_a_derivative_far_over_the_median_is_clipped(
+    recipe_file: Path, tmp_path: Path, worse: Callable[..., None]
+) -> None:
+    """What is logged is the clipped value; a run that is never clipped has the log of one without a watchdog."""
+    options = ["train.watchdog={clip: 4, factor: 1e9}", "log.hash_every=100", "estimator.queries=2"]
+    plain, raw = train(recipe_file, tmp_path / "plain", overrides=options[1:])
+    loose, other = train(recipe_file, tmp_path / "loose", overrides=["train.watchdog={clip: 1e6}", *options[1:]])
+    assert plain == loose and raw != other, "the same steps; the header names the watchdog"
+    worse(1000.0, range(15, 16))
+    final, raw = train(recipe_file, tmp_path / "run", overrides=options)
+    log = Log.open(tmp_path / "run" / runs.LOG)
+    assert [r.step for r in log if r.flags & CLIPPED and r.step < 16] == [15]
+    for query in (0, 1):
+        past = sorted(abs(r.g[query]) for r in log if r.step < 15)
+        assert abs(log[15].g[query]) == pytest.approx(4 * past[7], rel=2**-15)
+    assert engine.digest(verify.states(log)[0].space) == final
+    assert SETTLED < 15 < LAST
