@@ -107,8 +107,8 @@ def test_a_run_that_went_back_often_enough_stops_and_stays_stopped(
     recipe_file: Path, tmp_path: Path, worse: Callable[..., None], factor: float, says: str
 ) -> None:
     worse(2.0, range(4))  # so that the beginning is not the best
-    worse(factor, range(12, 10**6))
-    options = [GUARD, "train.steps=100"]
+    worse(factor, range(18, 10**6))
+    options = [GUARD, "train.steps=100", "log.hash_every=2"]
     for _ in range(2):
         with pytest.raises(DivergedError, match=rf"{says} at steps \d+\.\.\d+, after 2 rewinds.*rule\.lr") as e:
             train(recipe_file, tmp_path / "run", overrides=options)
