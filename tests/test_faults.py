@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_play import train
 
 from zoedge import engine, packed, runs, verify
-from zoedge.errors import DivergedError
+from zoedge.errors import DataError, DivergedError
 from zoedge.log import REWIND, Log
-from zoedge.types import CLIPPED, SKIPPED
+from zoedge.models.base import Base
+from zoedge.recipe import read
+from zoedge.types import CLIPPED, SKIPPED, SPLIT
 from zoedge.watchdog import LAST, SETTLED
 
 GUARD = "train.watchdog={clip: 0, factor: 3, patience: 4, rewinds: 2}"
@@ -153,3 +156,85 @@ def test_a_derivative_far_over_the_median_is_clipped(
         assert abs(log[15].g[query]) == pytest.approx(4 * past[7], rel=2**-15)
     assert engine.digest(verify.states(log)[0].space) == final
     assert SETTLED < 15 < LAST
+
+
+TASKS = {
+    "classify": [],
+    "options of several tokens": ['task.options={negative: " very dull", positive: " great fun"}'],
+    "accuracy": ["task.objective=accuracy"],
+    "lm": ["task={name: lm}", "output.export=[]"],
+}
+FAULTS = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "host": MemoryError(),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
+}
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """A forward of more than so many sequences runs out of memory, in its midst; the sizes that were tried."""
+
+    def holds(sequences: int, fault: Exception) -> list[int]:
+        tried: list[int] = []
+        real = Base.hidden
+
+        def hidden(self: Any, batch: Any, copies: int) -> Any:
+            found = real(self, batch, copies)
+            tried.append(copies * len(batch.index))
+            if tried[-1] > sequences:
+                raise fault
+            return found
+
+        monkeypatch.setattr(Base, "hidden", hidden)
+        return tried
+
+    return holds
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("space", SPACES)
+def test_out_of_memory_the_step_is_measured_again_in_smaller_pieces(
+    recipe_file: Path, tmp_path: Path, memory: Callable[..., list[int]], task: str, space: str
+) -> None:
+    """First fewer points in a forward, then fewer rows; theta is as it was, and the losses up to the kernels' rounding."""
+    per = 2 if "several" in task else 1
+    options = ["train.steps=2", "estimator.queries=2", *METHODS.get(space, []), *TASKS[task]]
+    train(recipe_file, tmp_path / "whole", overrides=options)
+    tried = memory(2 * per, FAULTS["cuda"])
+    train(recipe_file, tmp_path / "split", overrides=options)
+    whole, split = (Log.open(tmp_path / name / runs.LOG) for name in ("whole", "split"))
+    assert split[0].losses == pytest.approx(whole[0].losses, abs=1e-5) and split[0].check == whole[0].check
+    assert [r.flags for r in split] == [SPLIT, SPLIT] and not any(r.flags for r in whole)
+    first = next(i for i, n in enumerate(tried) if n <= 2 * per)
+    assert tried[: first + 1] == sorted(tried[: first + 1], reverse=True) and max(tried[first:]) <= 2 * per
+    verify.states(split)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_where_one_example_does_not_fit_a_sentence_says_the_way_out(
+    recipe_file: Path, tmp_path: Path, memory: Callable[..., list[int]], fault: str
+) -> None:
+    tried = memory(0, FAULTS[fault])
+    with pytest.raises(DataError, match=r"Out of memory in a forward of one example \(\d+ token rows\).*max_length"):
+        train(recipe_file, tmp_path / "run")
+    assert tried == [8, 4, 2, 1] and len(Log.open(tmp_path / "run" / runs.LOG)) == 0
+
+
+def test_other_errors_of_a_forward_are_not_taken_for_it(
+    recipe_file: Path, tmp_path: Path, memory: Callable[..., list[int]]
+) -> None:
+    tried = memory(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1"):
+        train(recipe_file, tmp_path / "run")
+    assert tried == [8]
+
+
+def test_losses_of_parts_are_those_of_the_whole(recipe_file: Path) -> None:
+    """Where the model's forward gives equal bits, so do any parts: a sum correctly rounded has no order."""
+    bench = runs.Bench.build(read(str(recipe_file), TASKS["lm"]))
+    batch = bench.task.batch(0)
+    whole = bench.task.score(bench.base, batch, 2)
+    for size in (1, 2, 3):
+        parts = [bench.task.score(bench.base, batch.part(i, i + size), 2) for i in range(0, len(batch), size)]
+        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5) and torch.cat(parts, 1).shape == whole.shape

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
-from .errors import DivergedError
+from .errors import DataError, DivergedError, exhausted
 from .types import (
     CLIPPED,
     HALVES,
@@ -53,6 +54,7 @@ class Run:
     model: Any = None
     rows: int = 2048  # token rows in one forward: more than ~2,000 gain nothing and cost memory
     bits: Callable[[Key, Leaf], Any] | None = None  # random bits for leaves in 16-bit storage
+    most: float = math.inf  # token rows in one forward that memory has been found to hold
     watchdog: Watchdog | None = None
     rewound: Callable[[], Any] | None = None  # puts the space to its value at step 0
     slots: dict[str, Slots] = field(default_factory=dict)
@@ -98,17 +100,41 @@ class Scorer:
     _gains: dict[int, float] = field(default_factory=dict)
 
     def losses(self, points: Sequence[Point]) -> list[float]:
-        held = max(1, min(self.run.space.width, self.run.rows // max(1, self.batch.tokens)))
+        tokens = max(1, self.batch.tokens)
+        held = max(1, min(self.run.space.width, self.run.rows // tokens))
         found: list[float] = []
-        for i in range(0, len(points), held):
-            some = [partial(self._delta, point) for point in points[i : i + held]]
-            with self.run.space.visit(some):
-                assert self.run.task is not None
-                scores = self.run.task.score(self.run.model, self.batch, len(some))
-            # a sum in example order, correctly rounded: the same however the batch was cut
-            found += [math.fsum(row) / len(row) for row in scores.tolist()]
+        while left := points[len(found) :][:held]:
+            some, parts = left, 1
+            if len(left) * tokens > self.run.most:
+                self.flags |= SPLIT
+                some = left[: max(1, int(self.run.most // tokens))]
+                parts = math.ceil(tokens / self.run.most)
+            try:
+                found += self._forward(some, parts)
+                continue
+            except (MemoryError, RuntimeError) as e:
+                if not exhausted(e):
+                    raise
+            # outside of `except`, whose traceback holds what the forward had allocated
+            if len(some) == 1 and parts >= len(self.batch):
+                raise DataError(
+                    f"Out of memory in a forward of one example ({tokens // len(self.batch):,} token rows). The log is "
+                    "safe. Lower data.max_length, set model.quantization: nf4, or free memory, and go on."
+                )
+            self.run.most = len(some) * tokens / parts / 2
         self.asked += found
         return found
+
+    def _forward(self, points: Sequence[Point], parts: int) -> list[float]:
+        """Mean losses at some points, in one forward for each of so many parts of the batch."""
+        task, size = self.run.task, math.ceil(len(self.batch) / parts) if parts > 1 else 0
+        assert task is not None
+        pieces = [self.batch.part(i, i + size) for i in range(0, len(self.batch), size)] if size else [self.batch]
+        with self.run.space.visit([partial(self._delta, point) for point in points]):
+            scores = [task.score(self.run.model, piece, len(points)).tolist() for piece in pieces]
+        # a sum in example order, correctly rounded: the same however the batch was cut
+        rows = (list(chain(*row)) for row in zip(*scores))
+        return [math.fsum(row) / len(row) for row in rows]
 
     def dot(self, a: int, b: int) -> float:
         return self.gain(a) * self.gain(b) * self._inner(a, b)
@@ -214,12 +240,12 @@ def judge(run: Run) -> int | None:
         return None
     if run.watchdog is not None and run.log.state.rewinds < run.watchdog.options.rewinds:
         return run.watchdog.target(run.log, max(lost, over))
-    what, since = ("not finite", done - lost) if lost >= PATIENCE else ("far over its best", done - over)
+    what = "not finite" if lost >= min(max(over, 1), PATIENCE) else "far over its best"
     tried = f", after {run.log.state.rewinds} rewinds with half the lr" if run.watchdog is not None else ""
     radius = "rho" if hasattr(run.estimator, "rho") else "eps"
     raise DivergedError(
-        f"The loss is {what} at steps {since}..{done - 1}{tried}. The log is safe up to there. Lower rule.lr or "
-        f"estimator.{radius}, or set model.compute_dtype: fp32, and start a new run."
+        f"The loss is {what} at steps {done - max(lost, over)}..{done - 1}{tried}. The log is safe up to there. Lower "
+        f"rule.lr or estimator.{radius}, or set model.compute_dtype: fp32, and start a new run."
     )
 
 

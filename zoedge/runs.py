@@ -197,8 +197,8 @@ class Bench:
             self.base,
             r.train.rows,
             bits(),
-            r.train.watchdog and Watchdog(r.train.watchdog),
-            lambda: move(self.space, replayer(log).space),
+            watchdog=Watchdog(r.train.watchdog) if r.train.watchdog else None,
+            rewound=lambda: move(self.space, replayer(log).space),
         )
 
 

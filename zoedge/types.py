@@ -277,6 +277,8 @@ class Batch(Protocol):
     tokens: int  # padded rows of one copy in a forward
 
     def __len__(self) -> int: ...
+    def part(self, first: int, end: int) -> Batch:
+        """Some of its examples, each with the loss that it has in the whole."""
 
 
 class Task(Protocol):
