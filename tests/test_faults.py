@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,14 @@ import pytest
 import torch
 from test_play import train
 
-from zoedge import engine, packed, runs, verify
+from zoedge import engine, evaluate, export, packed, runs, verify
+from zoedge.display import display
 from zoedge.errors import DataError, DivergedError
 from zoedge.log import REWIND, Log
 from zoedge.models.base import Base
 from zoedge.recipe import read
+from zoedge.train import Stopped
+from zoedge.train import train as whole_run
 from zoedge.types import CLIPPED, SKIPPED, SPLIT
 from zoedge.watchdog import LAST, SETTLED
 
@@ -238,3 +243,88 @@ def test_losses_of_parts_are_those_of_the_whole(recipe_file: Path) -> None:
     for size in (1, 2, 3):
         parts = [bench.task.score(bench.base, batch.part(i, i + size), 2) for i in range(0, len(batch), size)]
         assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5) and torch.cat(parts, 1).shape == whole.shape
+
+
+STAGES: dict[str, tuple[Any, str, int]] = {  # where a signal comes; at which call
+    "loading": (runs, "texts", 0),
+    "the header": (runs, "write_durably", 0),
+    "the trunk": (Base, "trunk", 0),
+    "the first look": (evaluate, "evaluate", 0),
+    "measuring": (engine.Scorer, "losses", 12),
+    "advancing": (engine, "advance", 5),
+    "logging": (Log, "append", 5),
+    "a look on the way": (evaluate, "evaluate", 1),
+    "after the last step": (Log, "finish", 0),
+    "going back to the best": (runs, "replayer", 0),
+    "the export": (export, "peft", 0),
+    "the last look": (evaluate, "evaluate", 4),
+}
+
+
+@pytest.fixture
+def struck(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """At some call of a function, that signal comes, so many times."""
+
+    def at(owner: Any, name: str, call: int, number: int, times: int = 1) -> None:
+        real, left = getattr(owner, name), [call]
+
+        def function(*args: Any, **named: Any) -> Any:
+            left[0] -= 1
+            for _ in range(times if left[0] == -1 else 0):
+                os.kill(os.getpid(), number)
+            return real(*args, **named)
+
+        monkeypatch.setattr(owner, name, function)
+
+    return at
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_loses_nothing(
+    recipe_file: Path,
+    tmp_path: Path,
+    struck: Callable[..., None],
+    stage: str,
+    number: int,
+) -> None:
+    recipe = read(str(recipe_file), ["eval.every=8", "eval.select=best"])
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    folders = [tmp_path / "whole", tmp_path / "struck"]
+    whole_run(recipe, folders[0], display("quiet"))
+    struck(*STAGES[stage], number)
+    with pytest.raises(Stopped, match=r"before the first step|nothing is lost. Go on with: zoedge resume") as e:
+        whole_run(recipe, folders[1], display("quiet"))
+    assert e.value.exit_code == 128 + number
+    assert before == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    if stage in ("measuring", "advancing", "logging"):
+        with Log.open(folders[1] / runs.LOG) as log:
+            assert len(log) > 0 and f"after step {len(log)}" in str(e.value) and log.torn == 0
+    whole_run(recipe, folders[1], display("quiet"))
+    for name in (runs.LOG, runs.RECIPE, "adapter/adapter_model.safetensors"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    seen = [[(x["event"], x["step"], x["loss"]) for x in runs.notes(f) if "loss" in x] for f in folders]
+    assert sorted(set(seen[0])) == sorted(set(seen[1])), "no look is missing"
+    assert {p.name for p in folders[0].iterdir()} == {p.name for p in folders[1].iterdir()}
+
+
+@pytest.mark.parametrize("stage", ["measuring", "logging"])
+def test_a_second_signal_exits_at_once(
+    recipe_file: Path, tmp_path: Path, struck: Callable[..., None], stage: str
+) -> None:
+    struck(*STAGES[stage], signal.SIGTERM, 2)
+    with pytest.raises(SystemExit) as e:
+        whole_run(read(str(recipe_file)), tmp_path / "run", display("quiet"))
+    assert e.value.code == 143
+    with Log.resume(tmp_path / "run" / runs.LOG) as log:
+        assert 0 < len(log) < 24 and log.torn == 0
+
+
+def test_a_signal_that_is_ignored_stays_ignored(recipe_file: Path, tmp_path: Path, struck: Callable[..., None]) -> None:
+    """As a shell does for what it starts with `&`, or nohup for a hangup."""
+    struck(*STAGES["measuring"], signal.SIGINT)
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert whole_run(read(str(recipe_file)), tmp_path / "run", display("quiet")).steps == 24
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -76,11 +76,16 @@ def notes(folder: Path) -> list[dict[str, Any]]:
 # -- which step
 
 
-def looks(folder: Path, steps: int) -> dict[int, float]:
-    """The validation losses noted up to `steps`, by step; a step that was looked at again has the later one."""
+def looks(folder: Path, log: Any) -> dict[int, float]:
+    """The validation losses noted of a log's steps; a step that was looked at again has the later one.
+
+    A look notes the slot of its step's record: what the log went back over does not count.
+    """
     found = {}
     for line in notes(folder):
-        if line.get("event") == "valid" and line["step"] <= steps and math.isfinite(line["loss"]):
+        if line.get("event") != "valid" or not 0 < line["step"] <= len(log) or not math.isfinite(line["loss"]):
+            continue
+        if line.get("seq", slot := log[line["step"] - 1].seq) == slot:
             found[line["step"]] = line["loss"]
     return dict(sorted(found.items()))
 
@@ -92,7 +97,7 @@ def step_of(log: Any, at: str | None) -> int:
     """
     steps, at = len(log), at or recipe_of(log.header, str(log.path)).eval.select
     if at == "best":
-        if not (losses := looks(log.path.parent, steps)):
+        if not (losses := looks(log.path.parent, log)):
             raise UsageError(
                 f"{log.path}: no validation loss is noted beside it ({METRICS}), so no step is the best. Train with "
                 f"data.valid, or name a step: --at last, or a number up to {steps:,}."
