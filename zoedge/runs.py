@@ -245,10 +245,14 @@ def environment(base: Any) -> dict[str, Any]:
 # -- opening
 
 
-def begin(bench: Bench, folder: Path) -> Log:
-    """A new run: recipe.yaml and the log's header, both durable."""
+def begin(bench: Bench, folder: Path, parent: Any = None) -> Log:
+    """A new run: recipe.yaml and the log's header, both durable; of a branch, with the parent's steps."""
+    from . import branch
+
+    if parent is not None:
+        branch.begin(parent, bench.header(), bench.recipe, folder / LOG)
     write_durably(folder / RECIPE, dump(bench.recipe).encode())
-    return Log.create(folder / LOG, bench.header())
+    return Log.create(folder / LOG, bench.header()) if parent is None else Log.resume(folder / LOG)
 
 
 def recipe_digest(recipe: Recipe) -> bytes:
@@ -320,6 +324,15 @@ def recipe_of(header: Header, where: str) -> Recipe:
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
     return check(table, {}, f"{where} (its recipe)")
+
+
+def parent_of(header: Header) -> dict[str, Any]:
+    """Of a branch, the parent's fingerprint and how many of its steps came first; else an empty fingerprint and 0."""
+    found = header.about.get("parent", {"fingerprint": "", "step": 0})
+    match found:
+        case {"fingerprint": str(), "step": int(step), **more} if step >= 0 and not more:
+            return dict(found)
+    raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
 
 
 def base_of(log: Log, recipe: Recipe, source: str | None = None, **changes: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import curvature, engine, evaluate, runs
+from . import branch, curvature, engine, evaluate, runs
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
@@ -106,14 +106,20 @@ def signals(folder: Path, show: Plain) -> Iterator[Signals]:
             signal.signal(number, former)
 
 
-def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Outcome:
-    """Begin the run in `folder`, or go on with it; returns when it is finished.
+def train(
+    recipe: Recipe, folder: Path, show: Plain, resume: bool = True, parent: branch.Parent | None = None
+) -> Outcome:
+    """Begin the run in `folder`, as a branch of `parent` if there is one, or go on with it; returns when it is finished.
 
-    IdentityError: the folder holds a run of something else. Stopped: a signal; `zoedge resume` goes on.
+    IdentityError: the folder holds a run of something else, or the parent is another. Stopped: a signal; `zoedge resume`
+    goes on.
     """
     path = folder / runs.LOG
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
+    if path.exists() and parent is not None:
+        with Log.open(path) as log:
+            branch.same(log.header, parent, folder)
     if path.exists() and (outcome := done_before(recipe, folder, path)):
         show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
         return outcome
@@ -122,7 +128,7 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
     with signals(folder, show) as stop:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"):
             bench = runs.Bench.build(recipe)
-        log = Log.resume(path) if path.exists() else runs.begin(bench, folder)
+        log = Log.resume(path) if path.exists() else runs.begin(bench, folder, parent)
         with log:
             runs.same(log.header, bench.header(), folder)
             resumed = len(log)
