@@ -401,3 +401,29 @@ def test_replay_that_differs_is_traced_to_a_step_a_tensor_and_an_element(
     count[0] = 0
     found = re.search(r"differ first at step 11, (.+), element 3:", verify.bisect(log))
     assert found and found[1] == last.parts[0].name
+
+
+def test_sigterm_in_any_command(
+    recipe_file: Path, tmp_path: Path, struck: Callable[..., None], zoedge: Callable[..., Any]
+) -> None:
+    """Exit 143, and half-written files are taken away."""
+    train(recipe_file, tmp_path / "run", overrides=["train.steps=2"])
+    old, before = signal.getsignal(signal.SIGTERM), {p.name for p in tmp_path.iterdir()}
+    try:
+        struck(export, "write_durably", 1, signal.SIGTERM)
+        done = zoedge("export", tmp_path / "run", "--to", "peft", "-o", tmp_path / "out")
+        assert done.code == 143 and {p.name for p in tmp_path.iterdir()} == before
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_out_of_memory_elsewhere_is_no_bug(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Callable[..., Any], fault: str
+) -> None:
+    def build(recipe: Any) -> Any:
+        raise FAULTS[fault]
+
+    monkeypatch.setattr(runs.Bench, "build", build)
+    done = zoedge("finetune", recipe_file, "--quiet")
+    assert done.code == 3 and done.err == "zoedge: Out of memory. Free some, or take a smaller model.\n"

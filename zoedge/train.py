@@ -75,8 +75,10 @@ class Signals:
         """The steps, each whole. Interrupt: a signal came meanwhile."""
         while True:
             self.waits = True
-            record = next(steps, None)
-            self.waits = False
+            try:
+                record = next(steps, None)
+            finally:
+                self.waits = False
             if self.seen:
                 raise Interrupt
             if record is None:
@@ -142,7 +144,9 @@ def train(
                 still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
                 if log.state.rewinds > rewinds:
                     resumed, rewinds = record.step, log.state.rewinds
-                    show.warn(f"the loss rose far over its best: back to step {record.step:,}, with half the lr")
+                    show.warn(
+                        f"the loss was far over its best, or not finite: back to step {record.step:,}, with half the lr"
+                    )
                 if record.step >= resumed:
                     if still == STILL:
                         show.warn(nothing_moves(recipe, record.step))

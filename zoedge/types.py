@@ -202,6 +202,8 @@ class Oracle(Protocol):
 
 
 class Estimator(Protocol):
+    """bound = True on a class that reads `past`: it must have measured those records itself."""
+
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> Sequence[float]:
         """A weight g a query: the gradient estimate is sum g[q] * z[q]."""
 
@@ -214,6 +216,7 @@ class AbstractRule(ABC):
     """
 
     draws: ClassVar[int] = 1  # of noise, a query
+    bound: ClassVar[bool] = False  # to the run's length: `slots` depends on it
     lr: Positive = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
