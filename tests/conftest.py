@@ -257,3 +257,24 @@ def zoedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return done
 
     return run
+
+
+@pytest.fixture
+def worse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The losses of some slots are so many times what they are: like any loss a function of the log so far."""
+
+    from zoedge import engine
+
+    def by(factor: float, slots: range) -> None:
+        real = engine.Scorer.losses
+
+        def losses(self: Any, points: Any) -> list[float]:
+            found = real(self, points)
+            if self.seq in slots:
+                found = [x * factor for x in found]
+                self.asked[-len(found) :] = found
+            return found
+
+        monkeypatch.setattr(engine.Scorer, "losses", losses)
+
+    return by

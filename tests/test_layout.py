@@ -25,9 +25,10 @@ ALLOWED = {
     "rules": {"types"},
     "spaces": {"types"},
     "estimators": {"types"},
-    "engine": {"log", "errors", "storage", "types"},
+    "watchdog": {"types"},
+    "engine": {"log", "errors", "storage", "types", "watchdog"},
 }
-ZEROTH_ORDER = {"noise", "rules", "estimators", "spaces", "engine"}  # tasks and models know nothing of it
+ZEROTH_ORDER = {"noise", "rules", "estimators", "spaces", "engine", "watchdog"}  # tasks and models know nothing of it
 
 
 def ours(path: Path) -> set[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,7 +61,8 @@ def test_the_best_step_is_delivered_and_the_log_is_the_same(
     assert (last.at, [x["step"] for x in noted(last.folder, "valid")]) == (24, [4, 8, 12, 16, 20])
     looked(3.0, 1.0, 2.0, 1.0, 2.0, 2.0)
     best = tune("best", "eval.select=best")
-    assert (best.at, best.better, [*runs.looks(best.folder, 24)]) == (8, None, [4, 8, 12, 16, 20, 24])
+    log = Log.open(best.folder / runs.LOG)
+    assert (best.at, best.better, [*runs.looks(best.folder, log)]) == (8, None, [4, 8, 12, 16, 20, 24])
     with (
         Log.open(last.folder / runs.LOG) as one,
         Log.open(best.folder / runs.LOG) as two,
@@ -110,7 +112,7 @@ def test_what_a_kill_lost_is_looked_at_again(tune: Callable[..., Outcome]) -> No
     best = tune("run", "eval.select=best")
     found = noted(first.folder, "valid")
     assert [x["step"] for x in found] == [4, 12, 16, 20, 8, 24] and found[-2] == json.loads(lost)
-    losses = runs.looks(first.folder, 24)
+    losses = runs.looks(first.folder, Log.open(first.folder / runs.LOG))
     assert losses[best.at] == min(losses.values()) and best.at == min(losses, key=losses.__getitem__)
     assert (first.folder / runs.LOG).read_bytes() == log
     assert (tune("run").at, tune("run").after) == (24, first.after)
@@ -130,10 +132,15 @@ def test_a_better_step_is_told(
 
 
 def test_notes_of_steps_that_the_log_lost_do_not_count(tmp_path: Path) -> None:
+    """Neither steps after its end nor those that it went back over."""
     for step, loss in ((4, 2.0), (8, 1.0), (12, 0.5), (4, 3.0), (8, float("nan"))):
         runs.note(tmp_path, event="valid", step=step, loss=loss)
     runs.note(tmp_path, event="after", step=8, loss=0.1)
-    assert runs.looks(tmp_path, 11) == {4: 3.0, 8: 1.0} and runs.looks(tmp_path, 12)[12] == 0.5
+    log = [SimpleNamespace(seq=10 + i) for i in range(12)]
+    assert runs.looks(tmp_path, log[:11]) == {4: 3.0, 8: 1.0} and runs.looks(tmp_path, log)[12] == 0.5
+    for seq, loss in ((13, 4.0), (3, 0.1)):  # of step 4's record, and of one that was dropped
+        runs.note(tmp_path, event="valid", step=4, seq=seq, loss=loss)
+    assert runs.looks(tmp_path, log)[4] == 4.0
 
 
 def test_steps_that_cannot_be_meant(

@@ -9,15 +9,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
-from .errors import DivergedError
+from .errors import DataError, DivergedError, exhausted
 from .storage import point
 from .types import (
     CLIPPED,
     HALVES,
     ROUND,
     SKIPPED,
+    SPLIT,
     AbstractNoise,
     AbstractRule,
     Direction,
@@ -33,9 +35,9 @@ from .types import (
     Task,
     bits16,
 )
+from .watchdog import PATIENCE, Watchdog, limit, skips
 
 LARGEST = 2.0**64  # a weight beyond it is no estimate, and would leave float32
-PATIENCE = 8  # non-finite steps in a row before the run is given up
 
 
 @dataclass
@@ -53,11 +55,21 @@ class Run:
     model: Any = None
     rows: int = 2048  # token rows in one forward: more than ~2,000 gain nothing and cost memory
     bits: Callable[[Key, Leaf], Any] | None = None  # random bits for leaves in 16-bit storage
+    most: float = math.inf  # token rows in one forward that memory has been found to hold
+    watchdog: Watchdog | None = None
+    rewound: Callable[[], Any] | None = None  # puts the space to its value at step 0
     slots: dict[str, Slots] = field(default_factory=dict)
     _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slots = {leaf.name: self.rule.slots(leaf, self.steps) for leaf in self.space.leaves()}
+
+    def restart(self) -> None:
+        """Space and slots as before step 0."""
+        assert self.rewound is not None
+        self.rewound()
+        self._drawn.clear()
+        self.__post_init__()
 
     def direction(self, seq: int, query: int, leaf: Leaf) -> Direction | None:
         """What is probed and what is moved along: one function for both. None: the leaf rests."""
@@ -88,17 +100,41 @@ class Scorer:
     _gains: dict[int, float] = field(default_factory=dict)
 
     def losses(self, points: Sequence[Point]) -> list[float]:
-        held = max(1, min(self.run.space.width, self.run.rows // max(1, self.batch.tokens)))
+        tokens = max(1, self.batch.tokens)
+        held = max(1, min(self.run.space.width, self.run.rows // tokens))
         found: list[float] = []
-        for i in range(0, len(points), held):
-            some = [partial(self._delta, point) for point in points[i : i + held]]
-            with self.run.space.visit(some):
-                assert self.run.task is not None
-                scores = self.run.task.score(self.run.model, self.batch, len(some))
-            # a sum in example order, correctly rounded: the same however the batch was cut
-            found += [math.fsum(row) / len(row) for row in scores.tolist()]
+        while left := points[len(found) :][:held]:
+            some, parts = left, 1
+            if len(left) * tokens > self.run.most:
+                self.flags |= SPLIT
+                some = left[: max(1, int(self.run.most // tokens))]
+                parts = math.ceil(tokens / self.run.most)
+            try:
+                found += self._forward(some, parts)
+                continue
+            except (MemoryError, RuntimeError) as e:
+                if not exhausted(e):
+                    raise
+            # outside of `except`, whose traceback holds what the forward had allocated
+            if len(some) == 1 and parts >= len(self.batch):
+                raise DataError(
+                    f"Out of memory in a forward of one example ({tokens // len(self.batch):,} token rows). The log is "
+                    "safe. Lower data.max_length, set model.quantization: nf4, or free memory, and go on."
+                )
+            self.run.most = len(some) * tokens / parts / 2
         self.asked += found
         return found
+
+    def _forward(self, points: Sequence[Point], parts: int) -> list[float]:
+        """Mean losses at some points, in one forward for each of so many parts of the batch."""
+        task, size = self.run.task, math.ceil(len(self.batch) / parts) if parts > 1 else 0
+        assert task is not None
+        pieces = [self.batch.part(i, i + size) for i in range(0, len(self.batch), size)] if size else [self.batch]
+        with self.run.space.visit([partial(self._delta, point) for point in points]):
+            scores = [task.score(self.run.model, piece, len(points)).tolist() for piece in pieces]
+        # a sum in example order, correctly rounded: the same however the batch was cut
+        rows = (list(chain(*row)) for row in zip(*scores))
+        return [math.fsum(row) / len(row) for row in rows]
 
     def dot(self, a: int, b: int) -> float:
         return self.gain(a) * self.gain(b) * self._inner(a, b)
@@ -139,16 +175,20 @@ def measure(run: Run, step: int) -> Record:
     assert run.task is not None and run.estimator is not None
     batch = run.task.batch(step)
     lr = run.rule.rate(step, run.steps)
+    if run.watchdog is not None:
+        lr = bits16(lr / 2**run.log.state.rewinds)
     oracle = Scorer(run, batch, step, run.steps, run.log.next_seq, lr)
     g = run.estimator.measure(oracle, run.log)  # type: ignore[arg-type]
-    flags = oracle.flags
     try:
         weights = tuple(bits16(w * oracle.gain(query)) for query, w in enumerate(g))
+        if run.watchdog is not None:
+            clip = run.watchdog.options.clip
+            weights = tuple(bits16(oracle.clip(w, limit(clip, run.log, step, q))) for q, w in enumerate(weights))
     except (ValueError, OverflowError):
         weights = (math.inf,)
     if any(abs(w) > LARGEST for w in weights):
-        weights, flags = (0.0,) * len(g), SKIPPED
-    return Record(step, oracle.seq, lr, weights, tuple(oracle.asked), flags, batch.check, run.rule.decay(lr))
+        weights, oracle.flags = (0.0,) * len(g), oracle.flags & SPLIT | SKIPPED
+    return Record(step, oracle.seq, lr, weights, tuple(oracle.asked), oracle.flags, batch.check, run.rule.decay(lr))
 
 
 def advance(run: Run, record: Record) -> None:
@@ -170,19 +210,44 @@ def advance(run: Run, record: Record) -> None:
 
 
 def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
-    """Train, resume and replay: every record of start .. until - 1 in order, each applied before it is yielded."""
-    skipped = 0
-    for step in range(start, until):
-        record = run.log[step] if step < len(run.log) else run.log.append(measure(run, step))
+    """Train, resume and replay: every record of start .. until - 1 in order, each applied before it is yielded.
+
+    After a rewind, the records from its target on follow: those before it were applied again, by this very loop.
+    """
+    step, trains = start, run.estimator is not None and run.log.writable
+    while True:
+        here = step == len(run.log)
+        if here and trains and (back := judge(run)) is not None:
+            run.log.rewind(back)
+            run.restart()
+            for _ in play(run, back):
+                pass
+            step = back
+            continue
+        if step >= until:
+            return
+        record = run.log.append(measure(run, step)) if here else run.log[step]
         advance(run, record)
         run.log.seal(step + 1, partial(digest, run.space))
         yield record
-        skipped = skipped + 1 if record.flags & SKIPPED else 0
-        if skipped >= PATIENCE:
-            raise DivergedError(
-                f"The loss is not finite at steps {step + 1 - skipped}..{step}. The log is safe up to there. Lower rule.lr "
-                "or estimator.eps, or set model.compute_dtype: fp32, and start a new run."
-            )
+        step += 1
+
+
+def judge(run: Run) -> int | None:
+    """The step that the run must go back to; None: go on. DivergedError: it went back often enough, or may not."""
+    done, lost = len(run.log), skips(run.log)
+    over = run.watchdog.look(run.log) if run.watchdog is not None else 0
+    if lost < PATIENCE and (run.watchdog is None or over < run.watchdog.options.patience):
+        return None
+    if run.watchdog is not None and run.log.state.rewinds < run.watchdog.options.rewinds:
+        return run.watchdog.target(run.log, max(lost, over))
+    what = "not finite" if lost >= min(max(over, 1), PATIENCE) else "far over its best"
+    tried = f", after {run.log.state.rewinds} rewinds with half the lr" if run.watchdog is not None else ""
+    radius = "rho" if hasattr(run.estimator, "rho") else "eps"
+    raise DivergedError(
+        f"The loss is {what} at steps {done - max(lost, over)}..{done - 1}{tried}. The log is safe up to there. Lower "
+        f"rule.lr or estimator.{radius}, or set model.compute_dtype: fp32, and start a new run."
+    )
 
 
 def digest(space: Space) -> bytes:

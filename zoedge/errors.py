@@ -55,6 +55,12 @@ class StorageError(ZoedgeError):
     exit_code = 74
 
 
+def exhausted(e: BaseException) -> bool:
+    """Is it memory that ran out? By name, because torch need not be loaded; its CPU allocator has no class of its own."""
+    named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
+    return named or any(text in str(e) for text in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+
+
 def nearest(word: str, choices: object) -> str:
     """- did you mean 'x'? (or nothing), to be appended to a sentence."""
     from difflib import get_close_matches

@@ -86,16 +86,31 @@ class Data(Section):
     skip_bad_lines: bool = False
 
 
+class Watchdog(Section):
+    """What guards a run. clip: |g| is at most so many times the median of its last 200; 0: no limit.
+
+    Where the loss is over factor times its best (means of `patience` steps) for `patience` steps in a row, or not finite
+    for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then it stops.
+    """
+
+    clip: float = Field(10.0, ge=0)
+    factor: float = Field(3.0, gt=1)
+    patience: int = Field(50, ge=1)
+    rewinds: int = Field(2, ge=0, le=64)
+
+
 class Train(Section):
     """How long. rows: token rows in one forward; a step with more points than fit takes several.
 
     threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
+    watchdog: {} guards the run with the defaults; off, if not told.
     """
 
     steps: int = Field(1000, ge=1, lt=2**31)
     batch: int = Field(16, ge=1)
     rows: int = Field(2048, ge=1)
     threads: int | None = Field(None, ge=1, le=1024)
+    watchdog: Watchdog | None = None
 
 
 class Curvature(Section):
@@ -174,6 +189,9 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
+LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe: sections and parts as the objects that use them. `seed` is 64 bits; 0 is a seed."""
@@ -197,7 +215,7 @@ class Recipe:
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = value.model_dump()
+                table[key] = {k: v for k, v in value.model_dump().items() if v is not None or k not in LATER}
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
         return table
@@ -429,6 +447,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
     names |= {key: ["name", *(schema(made).model_fields if made else ())] for key, (made, _) in classes.items()}
     names |= {
         "eval.curvature": list(Curvature.model_fields),
+        "train.watchdog": list(Watchdog.model_fields),
         "data.valid": list(Split.model_fields),
         "data.test": list(Split.model_fields),
     }

@@ -24,6 +24,7 @@ from .load import by_id, part
 from .log import DIGESTS, Header, Log, canonical
 from .recipe import Recipe, check, dump, word_of
 from .storage import write_durably
+from .watchdog import Watchdog
 
 LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
 
@@ -89,11 +90,16 @@ def notes(folder: Path) -> list[dict[str, Any]]:
 # -- which step
 
 
-def looks(folder: Path, steps: int) -> dict[int, float]:
-    """The validation losses noted up to `steps`, by step; a step that was looked at again has the later one."""
+def looks(folder: Path, log: Any) -> dict[int, float]:
+    """The validation losses noted of a log's steps; a step that was looked at again has the later one.
+
+    A look notes the slot of its step's record: what the log went back over does not count.
+    """
     found = {}
     for line in notes(folder):
-        if line.get("event") == "valid" and line["step"] <= steps and math.isfinite(line["loss"]):
+        if line.get("event") != "valid" or not 0 < line["step"] <= len(log) or not math.isfinite(line["loss"]):
+            continue
+        if line.get("seq", slot := log[line["step"] - 1].seq) == slot:
             found[line["step"]] = line["loss"]
     return dict(sorted(found.items()))
 
@@ -105,7 +111,7 @@ def step_of(log: Any, at: str | None) -> int:
     """
     steps, at = len(log), at or recipe_of(log.header, str(log.path)).eval.select
     if at == "best":
-        if not (losses := looks(log.path.parent, steps)):
+        if not (losses := looks(log.path.parent, log)):
             raise UsageError(
                 f"{log.path}: no validation loss is noted beside it ({METRICS}), so no step is the best. Train with "
                 f"data.valid, or name a step: --at last, or a number up to {steps:,}."
@@ -210,6 +216,8 @@ class Bench:
             self.base,
             r.train.rows,
             bits(),
+            watchdog=Watchdog(r.train.watchdog) if r.train.watchdog else None,
+            rewound=lambda: move(self.space, replayer(log).space),
         )
 
 
@@ -251,11 +259,18 @@ def environment(base: Any) -> dict[str, Any]:
 # -- opening
 
 
-def begin(bench: Bench, folder: Path) -> Log:
-    """A new run: recipe.yaml and the log's header, both durable. LockedError: another process was faster."""
+def begin(bench: Bench, folder: Path, parent: Any = None) -> Log:
+    """A new run: recipe.yaml and the log's header, both durable; of a branch, with the parent's steps.
+
+    LockedError: another process was faster.
+    """
+    from . import branch
+
+    if parent is not None:
+        branch.begin(parent, bench.header(), bench.recipe, folder / LOG)
     write_durably(folder / RECIPE, dump(bench.recipe).encode())
     try:
-        return Log.create(folder / LOG, bench.header())
+        return Log.create(folder / LOG, bench.header()) if parent is None else Log.resume(folder / LOG)
     except FileExistsError:
         raise LockedError(
             f"{folder / LOG}: another zoedge process has just begun this run. Wait for it, or stop it."
@@ -331,6 +346,15 @@ def recipe_of(header: Header, where: str) -> Recipe:
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
     return check(table, {}, f"{where} (its recipe)")
+
+
+def parent_of(header: Header) -> dict[str, Any]:
+    """Of a branch, the parent's fingerprint and how many of its steps came first; else an empty fingerprint and 0."""
+    found = header.about.get("parent", {"fingerprint": "", "step": 0})
+    match found:
+        case {"fingerprint": str(), "step": int(step), **more} if step >= 0 and not more:
+            return dict(found)
+    raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
 
 
 def base_of(log: Log, recipe: Recipe, source: str | None = None, **changes: Any) -> Any:

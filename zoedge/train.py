@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from . import curvature, engine, evaluate, runs
+from . import branch, curvature, engine, evaluate, runs
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
 from .log import Log, canonical
 from .recipe import Recipe
-from .types import SKIPPED
+from .types import SKIPPED, Record
 
 STILL = 20  # steps in a row without a difference, and it is said
 PROBE_SEQ = 2**32 - 1  # of the numerics self-test's direction: no step of a run reaches it
@@ -45,68 +45,116 @@ class Outcome:
 
 
 class Stopped(ZoedgeError):
-    """Ctrl-C or SIGTERM: the step was finished, nothing is lost."""
+    """Ctrl-C or SIGTERM: nothing is lost."""
 
     def __init__(self, text: str, number: int):
         super().__init__(text)
         self.exit_code = 128 + number
 
 
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """While open, SIGINT and SIGTERM are only noted; a second one acts at once (safe: the log is written ahead)."""
-    seen: list[int] = []
+class Interrupt(BaseException):
+    """A signal has come. No Exception: libraries swallow those."""
 
-    def handler(number: int, frame: Any) -> None:
-        if seen:
+
+@dataclass
+class Signals:
+    """SIGINT and SIGTERM. A step is finished first; anything else is left where it is: the log is written ahead, files
+    are written whole, and looks are taken again. A second signal exits at once, whatever is going on."""
+
+    seen: int = 0
+    waits: bool = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.seen:
             raise SystemExit(128 + number)
-        seen.append(number)
+        self.seen = number
+        if not self.waits:
+            raise Interrupt
 
-    old = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    def between(self, steps: Iterator[Record]) -> Iterator[Record]:
+        """The steps, each whole. Interrupt: a signal came meanwhile."""
+        while True:
+            self.waits = True
+            try:
+                record = next(steps, None)
+            finally:
+                self.waits = False
+            if self.seen:
+                raise Interrupt
+            if record is None:
+                return
+            yield record
+
+
+@contextmanager
+def signals(folder: Path, show: Plain) -> Iterator[Signals]:
+    """While open, a signal ends in Stopped, which says how to go on."""
+    here = Signals()
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, `&`
+    old = {number: signal.signal(number, here) for number in numbers}
     try:
-        yield seen
+        yield here
+    except Interrupt:
+        show.close()
+        path = folder / runs.LOG
+        if not path.exists():
+            raise Stopped("Stopped before the first step.", here.seen) from None
+        with Log.open(path) as log:
+            raise Stopped(
+                f"Stopped after step {len(log):,}; nothing is lost. Go on with: zoedge resume {folder}", here.seen
+            ) from None
     finally:
         for number, former in old.items():
             signal.signal(number, former)
 
 
-def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Outcome:
-    """Begin the run in `folder`, or go on with it; returns when it is finished.
+def train(
+    recipe: Recipe, folder: Path, show: Plain, resume: bool = True, parent: branch.Parent | None = None
+) -> Outcome:
+    """Begin the run in `folder`, as a branch of `parent` if there is one, or go on with it; returns when it is finished.
 
-    IdentityError: the folder holds a run of something else. Stopped: a signal; `zoedge resume` goes on.
+    IdentityError: the folder holds a run of something else, or the parent is another. Stopped: a signal; `zoedge resume`
+    goes on.
     """
     path = folder / runs.LOG
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
+    if path.exists() and parent is not None:
+        with Log.open(path) as log:
+            branch.same(log.header, parent, folder)
     if path.exists() and (outcome := done_before(recipe, folder, path)):
         show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
         return outcome
     runs.claim(folder)
     began = time.monotonic()
-    with signals() as stop:
+    with signals(folder, show) as stop:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"):
             bench = runs.Bench.build(recipe)
-        log = Log.resume(path) if path.exists() else runs.begin(bench, folder)
+        log = Log.resume(path) if path.exists() else runs.begin(bench, folder, parent)
         with log:
             runs.same(log.header, bench.header(), folder)
             resumed = len(log)
             introduce(bench, log, show)
-            looker = Looker(bench, folder, show)
+            looker = Looker(bench, log, show)
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
-            still = 0
-            for record in engine.play(bench.run(log), recipe.train.steps):
+            still, rewinds = 0, log.state.rewinds
+            for record in stop.between(engine.play(bench.run(log), recipe.train.steps)):
                 still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
+                if log.state.rewinds > rewinds:
+                    resumed, rewinds = record.step, log.state.rewinds
+                    show.warn(
+                        f"the loss was far over its best, or not finite: back to step {record.step:,}, with half the lr"
+                    )
                 if record.step >= resumed:
                     if still == STILL:
                         show.warn(nothing_moves(recipe, record.step))
                     show.step(record)
                     looker.at(record.step + 1)
                     looker.curvature(record.step + 1)
-                elif looker.missed(record.step + 1):
+                elif looker.missed(record.step + 1, resumed):
                     looker.at(record.step + 1)
-                obey(stop, record.step + 1, folder, show)
             log.finish(engine.digest(bench.space))
         show.close()
         rounding(bench, folder, show)
@@ -115,21 +163,14 @@ def train(recipe: Recipe, folder: Path, show: Plain, resume: bool = True) -> Out
             with show.phase(f"replaying to step {at:,}, of the lowest validation loss"):
                 runs.move(bench.space, runs.replayer(log).space)  # to where it began; on this device, as when resuming
                 for _ in engine.play(bench.run(log), at):
-                    obey(stop, len(log), folder, show)
+                    pass
         adapter = deliver(bench, log, folder, show, at)
         after = looker.after(at)
-    seconds, chosen = time.monotonic() - began, (at, better(folder, at, len(log)))
+    seconds, chosen = time.monotonic() - began, (at, better(folder, at, log))
     runs.note(
         folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=at, select=recipe.eval.select
     )
     return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter, *chosen)
-
-
-def obey(stop: list[int], done: int, folder: Path, show: Plain) -> None:
-    """Stopped, if a signal has come."""
-    if stop:
-        show.close()
-        raise Stopped(f"Stopped after step {done:,}; nothing is lost. Go on with: zoedge resume {folder}", stop[0])
 
 
 def goal(recipe: Recipe) -> str:
@@ -153,9 +194,9 @@ def nothing_moves(recipe: Recipe, step: int) -> str:
     )
 
 
-def better(folder: Path, at: int, steps: int) -> int | None:
+def better(folder: Path, at: int, log: Log) -> int | None:
     """The step of the lowest validation loss, if it is before `at` and two later looks or more found a higher one."""
-    losses = runs.looks(folder, steps)
+    losses = runs.looks(folder, log)
     best = min(losses, key=losses.__getitem__, default=at)
     return best if best < at and sum(step > best and losses[step] > losses[best] for step in losses) >= 2 else None
 
@@ -172,7 +213,7 @@ def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
         scores = [Score.of(lines[event]) if event in lines else None for event in ("before", "after")]
         last = lines["finished"]
         adapter, at = Path(last["adapter"]) if last["adapter"] else None, last.get("at", len(log))
-        chosen = (at, better(folder, at, len(log)))
+        chosen = (at, better(folder, at, log))
         return Outcome(folder, log.fingerprint, log.size, len(log), *scores, last["seconds"], adapter, *chosen)
 
 
@@ -229,8 +270,8 @@ def numerics(bench: runs.Bench, log: Log, show: Plain, name: str) -> None:
 class Looker:
     """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
 
-    def __init__(self, bench: runs.Bench, folder: Path, show: Plain):
-        self.bench, self.folder, self.show = bench, folder, show
+    def __init__(self, bench: runs.Bench, log: Log, show: Plain):
+        self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
 
@@ -257,16 +298,17 @@ class Looker:
         looked = step % options.every == 0 if step < steps else options.select == "best"
         return self.bench.texts.valid is not None and looked
 
-    def missed(self, step: int) -> bool:
-        """Whether a step that was taken before still lacks a look that `best` may need: a kill came between."""
-        chooses = self.bench.recipe.eval.select == "best" and self.due(step)
-        return chooses and step not in runs.looks(self.folder, step)
+    def missed(self, step: int, last: int) -> bool:
+        """Whether a step that was taken before still lacks a look that `best` may need, or the last a look at all: a
+        kill came between."""
+        wanted = (self.bench.recipe.eval.select == "best" or step == last) and self.due(step)
+        return wanted and step not in runs.looks(self.folder, self.log)
 
     def at(self, step: int) -> None:
         if self.due(step):
-            self.show.score(
-                step, self.look(self.bench.space, self.bench.texts.valid, event="valid", step=step), "validation"
-            )
+            seq = self.log[step - 1].seq
+            score = self.look(self.bench.space, self.bench.texts.valid, event="valid", step=step, seq=seq)
+            self.show.score(step, score, "validation")
 
     def curvature(self, step: int) -> None:
         b, options = self.bench, self.bench.recipe.eval.curvature

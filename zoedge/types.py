@@ -204,6 +204,8 @@ class Oracle(Protocol):
 
 
 class Estimator(Protocol):
+    """bound = True on a class that reads `past`: it must have measured those records itself."""
+
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> Sequence[float]:
         """A weight g a query: the gradient estimate is sum g[q] * z[q]."""
 
@@ -216,6 +218,7 @@ class AbstractRule(ABC):
     """
 
     draws: ClassVar[int] = 1  # of noise, a query
+    bound: ClassVar[bool] = False  # to the run's length: `slots` depends on it
     lr: Positive = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -280,6 +283,8 @@ class Batch(Protocol):
     tokens: int  # padded rows of one copy in a forward
 
     def __len__(self) -> int: ...
+    def part(self, first: int, end: int) -> Batch:
+        """Some of its examples, each with the loss that it has in the whole."""
 
 
 class Task(Protocol):
@@ -293,10 +298,15 @@ class Task(Protocol):
 class Journal(Protocol):
     """What the loop needs of a log (log.py, or a packed log)."""
 
+    writable: bool
+
     def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> Record: ...
     def __iter__(self) -> Iterator[Record]: ...
     def append(self, record: Record) -> Record: ...
     def seal(self, step: int, digest: Callable[[], bytes]) -> None: ...
+    def rewind(self, step: int) -> None: ...
+    @property
+    def state(self) -> Any: ...
     @property
     def next_seq(self) -> int: ...

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import engine, runs
-from .errors import DamagedError, IdentityError, ReplayError
+from .errors import DamagedError, IdentityError, ReplayError, plain
 from .log import Log
 from .recipe import Recipe
 from .types import Leaf, dithered
@@ -30,6 +30,8 @@ def integrity(log: Log) -> list[str]:
         said.append("the file ends in an unfinished write (torn tail): the steps before it are whole")
     if state.rewinds:
         said.append(f"{state.rewinds} rewinds")
+    if (parent := runs.parent_of(log.header))["step"]:
+        said.append(f"a branch: its first {parent['step']:,} steps are those of {plain(parent['fingerprint'])}")
     said.append(
         "finished" if state.end is not None else "incomplete: no END record (stopped, or cut at a record's boundary)"
     )
@@ -41,13 +43,14 @@ def inputs(log: Log, recipe: Recipe) -> list[str]:
     bench = runs.Bench.build(recipe)
     if found := runs.differences(log.header, bench.header()):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
-    for record in log if isinstance(log, Log) else ():  # a packed log has no batch checks
+    parents = runs.parent_of(log.header)["step"]  # whose data may be others
+    for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
         if (check := bench.task.batch(record.step).check) != record.check:
             raise IdentityError(
                 f"{log.path}: step {record.step} was measured on another batch (crc {record.check:08x}, here {check:08x})."
             )
     return [
-        f"base, tokenizer, data, recipe, tensors, arithmetic and {len(log):,} batches are the ones it was made with"
+        f"base, tokenizer, data, recipe, tensors, arithmetic and {len(log) - parents:,} batches are the ones it was made with"
     ]
 
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
 
-from ..errors import ZoedgeError
+from ..errors import ZoedgeError, exhausted
 
 app = typer.Typer(
     name="zoedge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -21,6 +22,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are taken away
     try:
         app(standalone_mode=False)
     except typer.Exit as e:
@@ -42,6 +44,9 @@ def main() -> None:
         if usage is not None:
             print(f"zoedge: {usage()}", file=sys.stderr)
             sys.exit(2)
+        if exhausted(e):
+            print("zoedge: Out of memory. Free some, or take a smaller model.", file=sys.stderr)
+            sys.exit(3)
         what = str(e).strip() or type(e).__name__
         print(
             f"zoedge: {type(e).__name__}: {what}\nThis is a bug. `--debug` shows where; please report it.",

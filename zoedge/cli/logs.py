@@ -143,7 +143,8 @@ def show(
     typer.echo(f"\n{'step':>7} {'seq':>7} {'lr':>10} {'g':>12}  losses")
     for r in list(journal)[-last:] if last else []:
         losses = " ".join(f"{x:.5f}" for x in r.losses)
-        typer.echo(f"{r.step:7} {r.seq:7} {r.lr:10.3e} {r.g[0]:12.5f}  {losses}{'  skipped' if r.flags & 1 else ''}")
+        said = "".join(f"  {word}" for i, word in enumerate(("skipped", "clipped", "split")) if r.flags >> i & 1)
+        typer.echo(f"{r.step:7} {r.seq:7} {r.lr:10.3e} {r.g[0]:12.5f}  {losses}{said}")
 
 
 @log.command("export")

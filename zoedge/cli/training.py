@@ -27,6 +27,10 @@ def finetune(
     resume: Annotated[
         str, typer.Option(help="auto: go on where the run's log ends; never: refuse an existing run")
     ] = "auto",
+    parent: Annotated[
+        str | None,
+        typer.Option("--from", help="RUN@STEP: begin with another run's first steps (a number, last or best)"),
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="the run's folder instead of output.dir/name")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check the recipe, print it with all defaults, and stop")
@@ -46,7 +50,8 @@ def finetune(
     if dry_run:
         typer.echo(dump(checked), nl=False)
         return
-    go(checked, run_dir or folder_of(checked), resume == "auto", style(quiet, plain, json))
+    how = style(quiet, plain, json)
+    go(checked, run_dir or folder_of(checked), resume == "auto", how, parent and branched(parent))
 
 
 @app.command()
@@ -66,13 +71,27 @@ def resume(
     go(recipe, path.parent, True, style(quiet, plain, json))
 
 
-def go(recipe: Any, folder: Path, resume: bool, how: str) -> None:
+def branched(text: str) -> Any:
+    """The parent that RUN@STEP names."""
+    from ..branch import Parent
+    from ..errors import UsageError
+    from ..runs import step_of
+    from .logs import opened
+
+    run, at, step = text.rpartition("@")
+    if not at:
+        raise UsageError(f"--from: '{text}' is not RUN@STEP, such as runs/quickstart@500.")
+    journal = opened(run)
+    return Parent(journal, step_of(journal, step))
+
+
+def go(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) -> None:
     from ..display import display
     from ..train import train
 
     show = display(how)
     try:
-        outcome = train(recipe, folder, show, resume)
+        outcome = train(recipe, folder, show, resume, parent)
     finally:
         show.close()
     summary(outcome, show)

@@ -30,6 +30,7 @@ class As2p:
     """
 
     only_with = {"rule": ("sgd",), "rule.lr": (1.0,), "rule.schedule": ("constant",)}  # g is a chosen step, no estimate
+    bound = True  # to the records of the steps before
     rho: Positive = 1e-3
     rho_end: Positive = 1e-4
     eta_a: Positive = 5.0

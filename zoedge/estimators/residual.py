@@ -15,6 +15,7 @@ from ..types import Oracle, Positive, Record
 class Residual:
     """eps: the smoothing radius. The first step only measures."""
 
+    bound = True  # to the records of the steps before
     eps: Positive = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:

@@ -107,6 +107,8 @@ class _Batch(NamedTuple):
 class Memory:
     """A log that is a list."""
 
+    state = None  # nothing but the records is known
+    writable = True
     records: list[Record] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -124,6 +126,9 @@ class Memory:
 
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
         """Nothing to prove: this log is not kept."""
+
+    def rewind(self, step: int) -> None:
+        del self.records[step:]
 
     @property
     def next_seq(self) -> int:

@@ -32,6 +32,7 @@ class Adamu(AbstractRule):
 
     rule = 5  # frozen: the rule id in a log's header
     draws = 2
+    bound = True  # to the length of the run
     only_with = {"noise": ("normal", "rademacher"), "estimator": ("two_sided", "one_sided"), "estimator.queries": (1,)}
     a: Share = 0.5
     b1: Share = 0.1

@@ -142,9 +142,20 @@ class Batch:
     check: int
     branches: Branches | None = None  # the same in fewer rows, where options share what they begin with
     flat: Batch | None = None  # every candidate of the examples, where they are what a step scores
+    whole: Batch | None = None  # what this is a part of
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, first: int, end: int) -> Batch:
+        """Examples first .. end - 1, padded as in the whole: of equal shape, kernels mostly give equal bits."""
+        per = self.examples.per
+        some = slice(first * per, end * per)
+        index, ids, rows = self.index[some], self.ids[some], self.rows[some]
+        sequences = [self.examples.tokens[i] for i in index]
+        branches = Branches.of(sequences, [per] * (len(index) // per), ids, rows) if self.branches else None
+        targets, labels = self.targets[some], self.labels[first:end]
+        return Batch(self.examples, index, ids, rows, targets, labels, self.check, branches, whole=self.whole or self)
 
     @property
     def tokens(self) -> int:

@@ -54,8 +54,9 @@ def likelihoods(model: Any, batch: Batch, copies: int) -> tuple[Tensor, Tensor]:
 
 def token_losses(model: Any, batch: Batch, copies: int) -> Tensor:
     """Losses [copies, B] whose mean is the cross-entropy of a token of the batch (as MeZO's), one sequence an example."""
-    sums, counts = likelihoods(model, batch, copies)
-    return -sums * (len(batch) / counts.sum())
+    sums, _ = likelihoods(model, batch, copies)
+    whole = batch.whole or batch
+    return -sums * (len(whole) / (whole.targets >= 0).sum())
 
 
 def batches(examples: Examples, more: int = 0) -> Iterator[list[int]]:

@@ -1,0 +1,159 @@
+"""`finetune RECIPE --from RUN@STEP`: the branch's log holds the parent's steps, and replays alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_faults import GUARD, METHODS, kinds
+from test_play import train
+
+from zoedge import branch, engine, packed, runs, verify
+from zoedge.display import display
+from zoedge.errors import DamagedError, IdentityError, LockedError, UsageError
+from zoedge.log import HASH, NOTE, STEP, Log, canonical
+from zoedge.recipe import read
+from zoedge.train import train as whole_run
+
+OTHER = ["rule.lr=3e-3", "rule.schedule=constant", "train.batch=3", "rule.weight_decay=0.1"]
+
+
+def begun(recipe_file: Path, folder: Path, parent: branch.Parent, options: list[str], until: int) -> bytes:
+    """The state of a branch after so many steps, begun or continued."""
+    recipe = read(str(recipe_file), options)
+    bench = runs.Bench.build(recipe)
+    sum(bench.base.keep(bench.texts.train, folder.parent))
+    folder.mkdir(exist_ok=True)
+    path = folder / runs.LOG
+    with Log.resume(path) if path.exists() else runs.begin(bench, folder, parent) as log:
+        for _ in engine.play(bench.run(log), until):
+            pass
+        if until == recipe.train.steps:
+            log.finish(engine.digest(bench.space))
+    return engine.digest(bench.space)
+
+
+def state(log: Any, steps: int) -> bytes:
+    run = runs.replayer(log)
+    for _ in engine.play(run, steps):
+        pass
+    return engine.digest(run.space)
+
+
+@pytest.mark.parametrize("method", ["sgd", "adamu", "hizoo", "residual", "several", "full bf16"])
+def test_a_branch_goes_on_from_the_parents_state_and_replays_alone(
+    recipe_file: Path,
+    tmp_path: Path,
+    worse: Callable[..., None],
+    method: str,
+) -> None:
+    """Of a parent that itself went back; killed and resumed; and from the packed parent, the same bytes."""
+    worse(100.0, range(14, 21))
+    own = METHODS[method]
+    train(recipe_file, tmp_path / "parent", overrides=[GUARD, "train.steps=16", *own])
+    parent = Log.open(tmp_path / "parent" / runs.LOG)
+    assert parent.state.rewinds
+    free = OTHER[:-1] if method == "hizoo" else OTHER
+    options = ["train.steps=16", *own, *free]
+    final = begun(recipe_file, tmp_path / "a", branch.Parent(parent, 12), options, 16)
+    begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 13)
+    assert begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 16) == final
+    raw = (tmp_path / "a" / runs.LOG).read_bytes()
+    assert raw == (tmp_path / "b" / runs.LOG).read_bytes()
+    log = Log.open(tmp_path / "a" / runs.LOG)
+    assert list(log)[:12] == list(parent)[:12] and len(log) == 16 and not log.state.rewinds
+    assert all(r.lr == runs.recipe_of(log.header, "log").rule.rate(12, 16) for r in list(log)[12:])
+    assert state(log, 12) == state(parent, 12) and log.state.hashes[12] == state(parent, 12)[:24]
+    assert {s: d for s, d in parent.state.hashes.items() if s < 12}.items() <= log.state.hashes.items()
+    join = log[11].seq + 1
+    found = kinds(raw, log.path)
+    assert found[join] == HASH and found[:join].count(STEP) == 12 and NOTE in found[:join]
+    assert any("its first 12 steps" in line for line in verify.integrity(log))
+    assert engine.digest(verify.states(log)[0].space) == final
+    if method != "residual":
+        (tmp_path / "p.zpack").write_bytes(packed.pack(parent))
+        again = branch.Parent(packed.Packed.open(tmp_path / "p.zpack"), 12)
+        begun(recipe_file, tmp_path / "c", again, options, 12)
+        other = Log.open(tmp_path / "c" / runs.LOG)
+        assert [r._replace(losses=(), check=0) for r in list(log)[:12]] == list(other)[:12]
+    second = begun(recipe_file, tmp_path / "d", branch.Parent(log, 14), [*options, "rule.lr=1e-4"], 16)
+    assert engine.digest(verify.states(Log.open(tmp_path / "d" / runs.LOG))[0].space) == second != final
+
+
+REFUSED = {
+    "seed=8": "seed 7 -> 8",
+    "space.rank=2": "space.rank 4 -> 2",
+    "noise=normal": "noise.name rademacher -> normal",
+    "rule={name: momentum}": "rule.name sgd -> momentum",
+    "log.hash_every=7": "log.hash_every 5 -> 7",
+    "model.quantization=int8": "the base model",
+    "estimator={name: residual, eps: 1e-2}": r"estimator.name two_sided -> residual \(Residual reads the past\)",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_the_parents_steps_do_not_replay_under_is_refused(recipe_file: Path, tmp_path: Path, change: str) -> None:
+    train(recipe_file, tmp_path / "parent", until=12)
+    parent = branch.Parent(Log.open(tmp_path / "parent" / runs.LOG), 8)
+    with pytest.raises(IdentityError, match=rf"Cannot branch from .*run\.zlog@8: .*{REFUSED[change]}"):
+        begun(recipe_file, tmp_path / "a", parent, [change], 9)
+    assert not (tmp_path / "a" / runs.LOG).exists() and not list((tmp_path / "a").iterdir())
+
+
+def test_a_rule_paced_by_the_run_keeps_its_length(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file, tmp_path / "parent", until=8, overrides=METHODS["adamu"])
+    parent = branch.Parent(Log.open(tmp_path / "parent" / runs.LOG), 8)
+    with pytest.raises(IdentityError, match=r"train.steps 24 -> 30 \(Adamu has schedules of the run's length"):
+        begun(recipe_file, tmp_path / "a", parent, [*METHODS["adamu"], "train.steps=30"], 9)
+
+
+def test_the_command(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., Any]) -> None:
+    parent = recipe_file.parent / "runs" / "tiny"
+    assert zoedge("finetune", recipe_file, "--quiet").code == 0
+    start = ["finetune", recipe_file, "name=two", "train.steps=30", "rule.lr=1e-3", "--plain"]
+    for text, says in (("here", "is not RUN@STEP"), (f"{parent}@99", "the log has 24"), ("none@3", "No run 'none'")):
+        done = zoedge(*start, "--from", text)
+        assert done.code == 2 and says in done.err
+    done = zoedge(*start, "--from", f"{parent}@0")
+    assert done.code == 2 and "at least one step" in done.err
+    done = zoedge("finetune", recipe_file, "name=two", "--from", f"{parent}@24")
+    assert done.code == 2 and "train.steps counts the parent's steps too, and is 24. Raise it" in done.err
+    done = zoedge(*start, "--from", f"{parent}@last")
+    assert done.code == 0 and "30 steps" in done.out
+    folder = parent.with_name("two")
+    assert zoedge("verify", folder, "--replay", "--against", folder / runs.RECIPE).code == 0
+    assert zoedge(*start, "--from", f"{parent}@last").code == 0, "it is finished"
+    done = zoedge(*start, "--from", f"{parent}@20")
+    assert done.code == 4 and "did not begin as" in done.err
+    assert zoedge("resume", folder).code == 0
+    assert not [p for p in folder.iterdir() if "branch" in p.name]
+
+
+def test_a_log_that_is_there_is_not_replaced(recipe_file: Path, tmp_path: Path) -> None:
+    train(recipe_file, tmp_path / "parent", until=8)
+    parent = branch.Parent(Log.open(tmp_path / "parent" / runs.LOG), 8)
+    recipe = read(str(recipe_file))
+    (tmp_path / "run.zlog").write_bytes(b"another's")
+    with pytest.raises(LockedError):
+        branch.begin(parent, runs.Bench.build(recipe).header(), recipe, tmp_path / "run.zlog")
+    assert (tmp_path / "run.zlog").read_bytes() == b"another's" and not list(tmp_path.glob(".run*"))
+
+
+@pytest.mark.parametrize("parent", [3, {"step": 3}, {"step": "3", "fingerprint": ""}, {"step": -1, "fingerprint": ""}])
+def test_what_a_header_says_of_a_parent_is_checked(recipe_file: Path, tmp_path: Path, parent: Any) -> None:
+    train(recipe_file, tmp_path / "run", until=1)
+    header = Log.open(tmp_path / "run" / runs.LOG).header
+    object.__setattr__(header, "block", canonical({**header.about, "parent": parent}))
+    with pytest.raises(DamagedError, match="parent run cannot be read"):
+        runs.parent_of(header)
+
+
+def test_a_branch_by_train(recipe_file: Path, tmp_path: Path) -> None:
+    first = whole_run(read(str(recipe_file)), tmp_path / "one", display("quiet"))
+    parent = branch.Parent(Log.open(first.folder / runs.LOG), 10)
+    with pytest.raises(UsageError, match="at least one step"):
+        whole_run(read(str(recipe_file), ["train.steps=10"]), tmp_path / "x", display("quiet"), parent=parent)
+    second = whole_run(read(str(recipe_file), OTHER), tmp_path / "two", display("quiet"), parent=parent)
+    assert second.steps == 24 and second.fingerprint != first.fingerprint

@@ -1,0 +1,77 @@
+"""When a run has gone wrong: a function of its effective records alone, so that resume finds what training found.
+
+Clipping: |g| of a query is at most so many times the median of its last 200 that were not zero. Rolling back: the loss
+was over factor times its best for so many steps, or not finite for eight, and the run goes back to an earlier state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, NamedTuple
+
+from .types import SKIPPED, Journal, Record
+
+LAST = 200  # steps whose |g| the median is of
+SETTLED = 10  # steps before there is a median, or a best loss: of fewer, one lucky batch decides
+PATIENCE = 8  # non-finite steps in a row before a run is given up
+
+
+def limit(clip: float, past: Journal, step: int, query: int) -> float:
+    """The most that |g| of a query may be at `step`."""
+    some = (past[i].g for i in range(max(0, step - LAST), step))
+    sizes = [abs(g[query]) for g in some if len(g) > query and g[query]]
+    return clip * median(sizes) if clip and len(sizes) >= SETTLED else math.inf
+
+
+def skips(past: Journal) -> int:
+    """How many of the newest steps in a row were not finite; at most PATIENCE are counted."""
+    end = len(past)
+    newest = range(end - 1, max(-1, end - 1 - PATIENCE), -1)
+    return next((end - 1 - i for i in newest if not past[i].flags & SKIPPED), len(newest))
+
+
+def level(record: Record) -> float:
+    """The lowest loss of a step: others may be of trial steps that were not taken."""
+    return min((x for x in record.losses if math.isfinite(x)), default=math.inf)
+
+
+class Seen(NamedTuple):
+    """After a step. mean: of the newest losses. best: the lowest such mean so far. over: steps in a row too high."""
+
+    loss: float
+    mean: float
+    best: float
+    over: int
+
+
+@dataclass
+class Watchdog:
+    """options: recipe.Watchdog. seen: one a record of the log, kept because a run asks at every step."""
+
+    options: Any
+    seen: list[Seen] = field(default_factory=list)
+
+    def look(self, past: Journal) -> int:
+        """How many of the newest steps in a row were over factor times the best loss before them."""
+        o, seen = self.options, self.seen
+        del seen[len(past) :]  # after a rewind
+        while len(seen) < len(past):
+            loss, last = level(past[len(seen)]), seen[-1] if seen else Seen(0.0, 0.0, math.inf, 0)
+            newest = [x.loss for x in seen[max(0, len(seen) + 1 - o.patience) :]] + [loss]
+            mean = math.fsum(newest) / len(newest)
+            best = min(last.best, mean) if len(newest) >= min(SETTLED, o.patience) else last.best
+            over = (
+                last.over + 1 if 0 < o.factor * last.best < loss else 0
+            )  # a goal may be 0 or less: nothing to multiply
+            seen.append(Seen(loss, mean, best, over))
+        return seen[-1].over if seen else 0
+
+    def target(self, log: Any, bad: int) -> int:
+        """The step to go back to: of those with a logged state before the last `bad` ones, the lowest in loss; or 0."""
+        before = len(log) - bad
+        steps = [s for s in log.state.hashes if 0 < s < before]
+        first = self.seen[min(self.options.patience, before) - 1].mean if before else math.inf
+        means = {0: first} | {s: self.seen[s - 1].mean for s in steps}
+        return min(means, key=lambda s: (means[s], -s))
