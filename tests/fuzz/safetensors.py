@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent))
 import atheris
 from common import fuzz
 
-with atheris.instrument_imports(include=["zoedge.export"]):
+with atheris.instrument_imports(include=["zoedge.export", "zoedge.models.loading"]):
     from zoedge.errors import DamagedError
     from zoedge.export import header_of, labelled, serialised
 
