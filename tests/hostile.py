@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import signal
 import sys
@@ -147,6 +148,7 @@ def main() -> None:
         torch.set_num_threads(1)
         loading.load(zoedge.recipe.Model(source="model", quantization="none"))  # what is imported at the first use
         zoedge.recipe.read("my.yaml")
+        platform.processor()  # the standard library's, remembered: it asks `uname -p`
         base = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     print(json.dumps({"base": base, "torch": "torch" in sys.modules}), flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Any log, cut, edit, recipe, file of rows and batch plan keeps what is promised. 300 examples each; 100,000 where slow."""
+"""Any log, cut, edit, recipe, file of rows and batch plan keeps what is promised. 200 examples each; 100,000 where slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoedge.log import Log, State
 from zoedge.tasks._rows import read, shuffled
 from zoedge.types import Record, bits16
 
-FAST, SLOW = 300, 100_000
+FAST, SLOW = 200, 100_000
 NUMBERS = st.floats(-1e9, 1e9, width=32).map(bits16)
 CHECKS = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
