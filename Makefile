@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test torture lint fix docs bench race clean
+.PHONY: help demo env test torture lint fix docs bench race fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ bench: env  ## a step against plain inference and MeZO's own, time and memory; i
 race: env  ## forward passes and seconds to an accuracy, first-order LoRA beside them: half an hour
 	$(PY) benchmarks/race.py
 	$(PY) benchmarks/report.py
+
+SECONDS_EACH ?= 30
+fuzz: env  ## four fuzzers on log, recipe, rows and safetensors, 30 s each (SECONDS_EACH=900); needs the extra fuzz
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	for name in log recipe rows safetensors; do \
+	  OMP_NUM_THREADS=1 $(PY) tests/fuzz/$$name.py -max_total_time=$(SECONDS_EACH) -verbosity=0 -print_final_stats=1 || exit 1; done
 
 clean:  ## remove the environment (runs and the cache stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

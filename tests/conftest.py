@@ -234,6 +234,35 @@ output: {{dir: "{tmp_path / "runs"}"}}
     return path
 
 
+TINY = """version: 1
+name: tiny
+model: {source: model, quantization: none}
+data: {train: rows.jsonl, valid: {split: 10}, max_length: 64}
+task: {name: classify, prompt: "{text} It was", options: {negative: " terrible", positive: " great"}}
+space: {name: lora, rank: 2, targets: [q_proj], layers: last 1}
+rule: {name: sgd, lr: 1e-2}
+train: {steps: 4, batch: 4}
+eval: {every: 4, calibrate: 4}
+log: {hash_every: 2}
+"""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path, reviews: Path) -> Path:
+    """A user's folder: my.yaml, rows.jsonl, model/ and runs/tiny/, a finished run of four steps with its adapter."""
+    from zoedge.cli import app
+
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(llama, folder / "model")
+    shutil.copyfile(reviews, folder / "rows.jsonl")
+    (folder / "my.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ZOEDGE_CACHE", str(tmp_path_factory.getbasetemp() / "zoedge-cache"))
+        app(["finetune", "my.yaml", "--quiet"], standalone_mode=False)
+    return folder
+
+
 class Done(NamedTuple):
     code: int
     out: str

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+SHOWN = 20  # faults of a list that are printed
+
 
 class ZoedgeError(Exception):
     """Its text is shown to the user as it stands: what was found, where, and what to do. Never a traceback."""
@@ -67,6 +71,17 @@ def nearest(word: str, choices: object) -> str:
 
     found = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]
     return f" - did you mean '{found[0]}'?" if found else ""
+
+
+def listed(faults: Sequence[str]) -> str:
+    """The first faults, a line each, and how many more there are."""
+    more = f"\n... and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+    return "\n".join(faults[:SHOWN]) + more
+
+
+def told(e: object) -> str:
+    """A sentence, or several lines of it, as a terminal may be shown it: names of files may hold escape sequences too."""
+    return "\n".join(plain(line, len(line)) for line in str(e).splitlines())
 
 
 def plain(text: str, limit: int = 120) -> str:

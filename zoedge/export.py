@@ -52,7 +52,7 @@ from .spaces.lora import head_of
 from .storage import write_durably
 
 MARKER, CONFIG, WEIGHTS, CARD = "zoedge.json", "adapter_config.json", "adapter_model.safetensors", "README.md"
-HEADER_LIMIT, TEXT_LIMIT = 8 << 20, 8 << 20
+TEXT_LIMIT = 8 << 20
 NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 SHARD = 256 << 20  # bytes of a merged file; it is held twice while it is written, as tensors and as bytes
@@ -133,7 +133,7 @@ def table(path: Path) -> dict[str, Any]:
 
 def public(source: str) -> str:
     """A source as it may be published: a hub id or a packaged name as it is, of a folder the last component alone."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if HUB_ID.fullmatch(source) and not path.is_dir():
         return source
     return os.path.basename(os.path.abspath(path)).rpartition("\\")[2] or "base"
@@ -345,7 +345,7 @@ def load_adapter(
             raise DamagedError(
                 f"{folder / CONFIG}: {key} is {plain(repr(config.get(key)))}, and was written as {value!r}."
             )
-    raw = bounded(folder / WEIGHTS, HEADER_LIMIT + 8 + 4 * sum(map(math.prod, expected.values())))
+    raw = bounded(folder / WEIGHTS, TEXT_LIMIT + 8 + 4 * sum(map(math.prod, expected.values())))
     header, start = header_of(raw, folder / WEIGHTS)
     said = header.pop("__metadata__", {})
     payload = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
@@ -411,25 +411,13 @@ def bounded(path: Path, limit: int) -> bytes:
 
 
 def header_of(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
-    """(a safetensors header, where the payload starts), checked for what the library lets pass.
+    """(a safetensors header, where the payload starts), checked for what the library lets pass: names such as ../../x."""
+    from .models import loading
 
-    It takes the last of duplicate keys and any name, such as ../../x; offsets and sizes it checks itself.
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key stands there twice")
-        return found
-
-    size = int.from_bytes(raw[:8], "little")
-    if size > min(HEADER_LIMIT, len(raw) - 8):
-        raise DamagedError(f"{path}: a header of {size:,} bytes in a file of {len(raw):,}.")
     try:
-        header = json.loads(raw[8 : 8 + size], object_pairs_hook=once)
-    except (ValueError, RecursionError) as e:
-        raise DamagedError(f"{path}: its header cannot be read: {plain(str(e))}.") from None
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
-        raise DamagedError(f"{path}: its header is not a table.")
+        header, start = loading.header_of(raw, len(raw))
+    except ValueError as e:
+        raise DamagedError(f"{path}: {e}.") from None
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -437,7 +425,7 @@ def header_of(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
             raise DamagedError(f"{path}: '{plain(name)}' is not a tensor's name.")
         if not isinstance(entry, dict) or entry.get("dtype") != "F32" or not isinstance(entry.get("shape"), list):
             raise DamagedError(f"{path}: {name} is not a float32 tensor.")
-    return header, 8 + size
+    return header, start
 
 
 # -- merged weights

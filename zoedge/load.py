@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .errors import UsageError, nearest
+from .errors import UsageError, nearest, plain
 
 FOLDERS = {"noise": "noise", "estimator": "estimators", "rule": "rules", "space": "spaces", "task": "tasks"}
 
@@ -28,7 +28,9 @@ def part(kind: str, word: str) -> type[Any]:
     """The class behind a recipe's word: `rule: zo_adamu` is ZoAdamu in rules/zo_adamu.py."""
     folder = FOLDERS[kind]
     if word not in words(folder):
-        raise UsageError(f"{kind}: no '{word}'. There is: {', '.join(words(folder))}{nearest(word, words(folder))}")
+        raise UsageError(
+            f"{kind}: no '{plain(word)}'. There is: {', '.join(words(folder))}{nearest(word, words(folder))}"
+        )
     made: type[Any] = getattr(module(folder, word), "".join(w.capitalize() for w in word.split("_")))
     return made
 

@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from .errors import UsageError, ZoedgeError, nearest, plain
+from .errors import UsageError, ZoedgeError, listed, nearest, plain
 from .load import FOLDERS, part
 
 LIMIT, DEPTH = 64 << 10, 16
+ENOUGH = 100  # faults that are looked for: 30,000 in 60 KiB would take 44 s
 Place = tuple[int, int]  # line, column, from 1; (0, 0) is a key=value
 Path_ = tuple[Any, ...]
 Marks = dict[Path_, Place]
@@ -377,16 +378,7 @@ def shipped() -> list[Path]:
 def read(name: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe from a file (or a shipped name) and `key=value` overrides. UsageError lists every mistake at once."""
     path = find(name)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LIMIT + 1)
-        text = raw.decode("utf-8-sig") if len(raw) <= LIMIT else ""
-    except OSError as e:
-        raise UsageError(f"{path}: cannot be read: {e.strerror}.") from None
-    except UnicodeDecodeError as e:
-        raise UsageError(f"{path}:{raw.count(10, 0, e.start) + 1}: not UTF-8 text (byte {e.start}).") from None
-    if len(raw) > LIMIT:
-        raise UsageError(f"{path}: larger than {LIMIT >> 10} KiB: not a recipe.")
+    text = text_of(path)
     table, marks = read_yaml(text, str(path))
     if not isinstance(table, dict):
         raise UsageError(f"{path}: a recipe is a table of keys and values; see `zoedge recipes show quickstart`.")
@@ -399,6 +391,21 @@ def read(name: str, overrides: list[str] | None = None) -> Recipe:
     if table.get("name") is None:
         table["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:64] or "run"
     return check(table, marks, str(path), wrong)
+
+
+def text_of(path: Path) -> str:
+    """A recipe's text, read with a limit and strictly."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LIMIT + 1)
+        text = raw.decode("utf-8-sig") if len(raw) <= LIMIT else ""
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be read: {e.strerror}.") from None
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path}:{raw.count(10, 0, e.start) + 1}: not UTF-8 text (byte {e.start}).") from None
+    if len(raw) > LIMIT:
+        raise UsageError(f"{path}: larger than {LIMIT >> 10} KiB: not a recipe.")
+    return text
 
 
 def apply(table: dict[str, Any], marks: Marks, override: str) -> None:
@@ -431,8 +438,8 @@ def apply(table: dict[str, Any], marks: Marks, override: str) -> None:
 
 def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str] = ()) -> Recipe:
     """The recipe of a table; every mistake is collected, beside those in `wrong`, before one UsageError is raised."""
-    if not isinstance(table, dict) or deep(table):  # a log's recipe has not come through read_yaml
-        raise UsageError(f"{where}: not a table of keys and values, at most {DEPTH} deep.")
+    if not isinstance(table, dict) or odd(table):  # a log's recipe has not come through read_yaml
+        raise UsageError(f"{where}: not a table of keys and values, at most {DEPTH} deep, without NUL characters.")
     found: list[tuple[Place, str]] = [((0, 0), text) for text in wrong]
     given = {key: value for key, value in table.items() if value is not None}
 
@@ -440,6 +447,8 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         place = next((marks[path[:i]] for i in range(len(path), -1, -1) if path[:i] in marks), (0, 0))
         at = f"{where}:{place[0]}:{place[1]}" if place[0] else f"{where} (key=value)" if marks else where
         found.append((place, f"{at}: {what}" + ("" if what.endswith(("?", ".")) else ".")))
+        if len(found) > ENOUGH:
+            raise UsageError(listed([text for _, text in sorted(found)]))
 
     parts: dict[str, Any] = {}
     classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault, (key,)) for key in FOLDERS}
@@ -533,13 +542,16 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             what = f"space {word_of(parts['space'])} has no adapter, and PEFT no format for it"
             fault(("output", "export"), f"output.export: {what} - write [merged], or []")
     if found:
-        raise UsageError("\n".join(text for _, text in sorted(found)))
+        raise UsageError(listed([text for _, text in sorted(found)]))
     return Recipe(**parts)
 
 
-def deep(value: Any, left: int = DEPTH) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return left < 0 or any(deep(v, left - 1) for v in inner)
+def odd(value: Any, left: int = DEPTH) -> bool:
+    """Is it too deep, or is there a NUL, which no name of a file can hold?"""
+    if isinstance(value, str):
+        return "\0" in value
+    inner = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left < 0 or any(odd(v, left - 1) for v in inner)
 
 
 def build_part(kind: str, value: Any, fault: Fault, path: Path_) -> tuple[Any, dict[str, Any]]:
@@ -620,7 +632,7 @@ def shown(value: Any) -> str:
 def mistakes(e: ValidationError, value: Any) -> Iterator[tuple[Path_, str]]:
     """(path, sentence) of pydantic's errors; those of the branches of one union as one."""
     groups: dict[Path_, list[Any]] = {}
-    for error in e.errors(include_url=False):
+    for error in e.errors(include_url=False)[: 2 * ENOUGH]:
         place, at = [], value
         for word in error["loc"]:  # also names branches of unions, which are no keys of the user's
             if (isinstance(at, dict) and word in at) or (isinstance(at, list) and isinstance(word, int)):

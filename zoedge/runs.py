@@ -19,7 +19,7 @@ from typing import Any
 
 from . import storage
 from .engine import Run, capacity, digest, selftest
-from .errors import DamagedError, IdentityError, LockedError, StorageError, UsageError, plain
+from .errors import DamagedError, DataError, IdentityError, LockedError, StorageError, UsageError, nearest, plain
 from .load import by_id, part
 from .log import DIGESTS, Header, Log, canonical
 from .recipe import Recipe, check, dump, word_of
@@ -34,12 +34,14 @@ LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "ada
 
 def log_of(run: str) -> Path:
     """The log that a user means by a run's folder, a log's path, or a run's name under runs/."""
-    for path in (Path(run), Path("runs") / run):
+    for path in (Path(run), Path("runs") / run) if run else ():
         if path.is_dir() and (path / LOG).exists():
             return path / LOG
         if path.is_file():
             return path
-    raise UsageError(f"No run '{plain(run)}': no such log, and no folder with a {LOG}.")
+    there = [path.parent.name for path in sorted(Path("runs").glob(f"*/{LOG}"))]
+    way_out = nearest(run, there) or (f". Under runs/: {plain(', '.join(there))}." if there else ".")
+    raise UsageError(f"No run '{plain(run)}': no such log, and no folder with a {LOG}{way_out}")
 
 
 def folder_of(recipe: Recipe) -> Path:
@@ -81,9 +83,11 @@ def notes(folder: Path) -> list[dict[str, Any]]:
     if (folder / METRICS).is_file():
         for line in (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
                 continue  # a line cut by a kill
+            if isinstance(value, dict):
+                found.append(value)
     return found
 
 
@@ -97,10 +101,15 @@ def looks(folder: Path, log: Any) -> dict[int, float]:
     """
     found = {}
     for line in notes(folder):
-        if line.get("event") != "valid" or not 0 < line["step"] <= len(log) or not math.isfinite(line["loss"]):
-            continue
-        if line.get("seq", slot := log[line["step"] - 1].seq) == slot:
-            found[line["step"]] = line["loss"]
+        step, loss = line.get("step"), line.get("loss")
+        good = line.get("event") == "valid" and isinstance(step, int) and isinstance(loss, float)
+        if (
+            good
+            and 0 < step <= len(log)
+            and math.isfinite(loss)
+            and line.get("seq", log[step - 1].seq) == log[step - 1].seq
+        ):
+            found[step] = loss
     return dict(sorted(found.items()))
 
 
@@ -284,14 +293,14 @@ def recipe_digest(recipe: Recipe) -> bytes:
 def same_recipe(log: Header, recipe: Recipe, run: Path) -> None:
     """IdentityError unless the log was begun by a recipe that decides the same numbers; no model is needed to tell."""
     if log.recipe != recipe_digest(recipe):
-        refuse(run, [f"{path} {a} -> {b}" for path, a, b in changed(log.about["recipe"], recipe.resolved())])
+        refuse(run, settings(log.about.get("recipe"), recipe.resolved()))
 
 
 def differences(log: Header, now: Header) -> list[str]:
     """What of a run's identity is another now, in words that name the field."""
     found = []
     if log.recipe != now.recipe:
-        found += [f"{path} {a} -> {b}" for path, a, b in changed(log.about["recipe"], now.about["recipe"])]
+        found += settings(log.about.get("recipe"), now.about.get("recipe"))
     words = {
         "base": "the base model (model.source, quantization)", "tokenizer": "the tokenizer",
         "data": "data.train content", "manifest": "the trained tensors", "initial": "their initial values",
@@ -302,6 +311,11 @@ def differences(log: Header, now: Header) -> list[str]:
         if a != b:
             found.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
     return found
+
+
+def settings(old: Any, new: Any) -> list[str]:
+    """What two recipes differ in; nothing of them is trusted, a log may be anyone's."""
+    return [plain(f"{path} {a} -> {b}".strip()) for path, a, b in changed(old, new)] or ["the recipe"]
 
 
 def changed(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -397,10 +411,8 @@ def replayer(log: Log, device: str = "cpu", base: str | None = None) -> Run:
         raise DamagedError(
             f"{log.path}: its description of what is trained is not one of {header.elements:,} elements."
         )
-    if getattr(recipe.space, "own_start", False):
-        space = own_start(log, recipe, device, base)
-    else:
-        space = recipe.space.blank(about, header.seed, initial(recipe.noise), device)
+    own = getattr(recipe.space, "own_start", False)
+    space = own_start(log, recipe, device, base) if own else blank(log, recipe, device)
     first = space.leaves()[0].value
     for what, ours, theirs in (
         ("trained tensors", manifest(space), header.manifest),
@@ -414,6 +426,23 @@ def replayer(log: Log, device: str = "cpu", base: str | None = None) -> Run:
         if ours != theirs:
             raise IdentityError(f"{log.path}: this machine's {what} are not the log's: it would replay other bits.")
     return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule, bits=bits())
+
+
+def blank(log: Log, recipe: Recipe, device: str) -> Any:
+    """The recipe's space from the log's description alone. DataError: memory cannot hold what the log describes."""
+    import psutil
+
+    header = log.header
+    wanted, free = 4 * header.elements, psutil.virtual_memory().available
+    try:
+        if device == "cpu" and wanted > free:  # the kernel would promise more than it has, and then kill us
+            raise MemoryError
+        return recipe.space.blank(header.about["space"], header.seed, initial(recipe.noise), device)
+    except (MemoryError, RuntimeError) as e:  # torch's own, of either kind of memory, is a RuntimeError
+        raise DataError(
+            f"{log.path}: what it trains, {header.elements:,} elements, needs {wanted / 1e9:,.1f} GB of memory: "
+            f"{free / 1e9:,.1f} GB are free."
+        ) from e
 
 
 def move(space: Any, to: Any) -> Any:

@@ -83,7 +83,7 @@ def resolve_model(source: str, revision: str | None = None) -> Path:
     """The folder of a model: a local folder, a packaged name, or (where a hub is reachable) a hub id."""
     if source in MODELS:
         return packaged_model(source)
-    if (folder := Path(source).expanduser()).is_dir():
+    if (folder := Path(os.path.expanduser(source))).is_dir():
         return folder
     if HUB_ID.fullmatch(source) and not folder.is_file():
         return hub("model", source, revision, ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"])
@@ -100,7 +100,7 @@ def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
     """
     if source in TEXTS:
         return packaged_text(source), source
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # which leaves ~nobody as it is; pathlib's own raises RuntimeError
     if path.is_file():
         return path, source
     if path.is_dir():

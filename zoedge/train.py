@@ -205,16 +205,21 @@ def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
     """The outcome of a run that this very recipe has finished in `folder`. IdentityError: another recipe has begun one."""
     with Log.open(path) as log:
         runs.same_recipe(log.header, recipe, folder)
-        lines = {line.get("event"): line for line in runs.notes(folder)}
+        lines = {str(line.get("event")): line for line in runs.notes(folder)}
         if log.state.end is None or "finished" not in lines:
             return None
         if lines["finished"].get("select", "last") != recipe.eval.select:
             return None  # nothing is trained again: another step is delivered
-        scores = [Score.of(lines[event]) if event in lines else None for event in ("before", "after")]
-        last = lines["finished"]
-        adapter, at = Path(last["adapter"]) if last["adapter"] else None, last.get("at", len(log))
-        chosen = (at, better(folder, at, log))
-        return Outcome(folder, log.fingerprint, log.size, len(log), *scores, last["seconds"], adapter, *chosen)
+        try:
+            scores = [Score.of(lines[event]) if event in lines else None for event in ("before", "after")]
+            last = lines["finished"]
+            adapter, at = Path(last["adapter"]) if last["adapter"] else None, int(last.get("at", len(log)))
+            chosen = (at, better(folder, at, log))
+            return Outcome(
+                folder, log.fingerprint, log.size, len(log), *scores, float(last["seconds"]), adapter, *chosen
+            )
+        except (KeyError, TypeError, ValueError):  # somebody has written in metrics.jsonl: it is looked at anew
+            return None
 
 
 def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 
 import typer
 
-from ..errors import ZoedgeError, exhausted
+from ..errors import ZoedgeError, exhausted, told
 
 app = typer.Typer(
     name="zoedge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -24,7 +25,7 @@ def main() -> None:
         sys.argv.remove("--debug")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are taken away
     try:
-        app(standalone_mode=False)
+        app(standalone_mode=False, prog_name="zoedge")
     except typer.Exit as e:
         sys.exit(e.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -32,22 +33,34 @@ def main() -> None:
     except ZoedgeError as e:
         if debug:
             raise
-        print(f"zoedge: {e}", file=sys.stderr)
+        print(f"zoedge: {told(e)}", file=sys.stderr)
         sys.exit(e.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
+    except OSError as e:
+        if debug:
+            raise
+        what = f"{str(e.filename)[:200]}: " if e.filename is not None else ""
+        print(f"zoedge: {told(what)}{e.strerror or told(e)}.", file=sys.stderr)
+        sys.exit(2 if e.errno == errno.ENAMETOOLONG else 74)
     except Exception as e:
         usage = getattr(e, "format_message", None)  # click's own errors
         if debug and usage is None:
             raise
         if usage is not None:
-            print(f"zoedge: {usage()}", file=sys.stderr)
+            path = getattr(getattr(e, "ctx", None), "command_path", "")
+            what = told(usage())
+            more = f"{'' if what.endswith('.') else '.'} See: {path} --help" if path and "Usage:" not in what else ""
+            print(f"zoedge: {what}{more}", file=sys.stderr)
             sys.exit(2)
         if exhausted(e):
-            print("zoedge: Out of memory. Free some, or take a smaller model.", file=sys.stderr)
+            print(
+                "zoedge: memory ended. Is the input what it should be? Less of it at a time, a smaller model, or more memory.",
+                file=sys.stderr,
+            )
             sys.exit(3)
-        what = str(e).strip() or type(e).__name__
+        what = told(e).strip() or type(e).__name__
         print(
             f"zoedge: {type(e).__name__}: {what}\nThis is a bug. `--debug` shows where; please report it.",
             file=sys.stderr,

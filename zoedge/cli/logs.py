@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json as json_
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError, plain
 from . import app
 
 log = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
@@ -22,12 +24,12 @@ At = Annotated[str | None, typer.Option(help=WHEN)]
 
 def opened(run: str) -> Any:
     """The log of a run, raw or packed."""
-    from ..log import Log
+    from ..log import Log, open_file
     from ..packed import MAGIC, Packed
     from ..runs import log_of
 
     path = log_of(run)
-    with path.open("rb") as file:
+    with os.fdopen(open_file(path), "rb") as file:  # a pipe would make us wait
         packed = file.read(len(MAGIC)) == MAGIC
     return Packed.open(path) if packed else Log.open(path)
 
@@ -37,7 +39,7 @@ def replay(
     run: Run,
     at: Annotated[str | None, typer.Option("--at", "--to-step", help=WHEN)] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("rebuilt"),
-    device: str = "cpu",
+    device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
     base: Base = None,
 ) -> None:
     """Rebuild the adapter from the log alone: no model, no data, no forward pass. A space without an adapter: the
@@ -45,7 +47,12 @@ def replay(
     import time
 
     from .. import engine, export, runs
+    from ..models.loading import device_of
+    from ..recipe import Model
 
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device: '{device}' is not cpu or cuda.")
+    device_of(Model(source="", device=device))
     journal = opened(run)
     steps = runs.step_of(journal, at)
     made, began = runs.replayer(journal, device, base), time.monotonic()
@@ -120,7 +127,7 @@ def told(level: str, lines: list[str]) -> None:
 @log.command("show")
 def show(
     run: Run,
-    last: Annotated[int, typer.Option("-n", help="how many of the last steps")] = 10,
+    last: Annotated[int, typer.Option("-n", min=0, help="how many of the last steps")] = 10,
     json: Annotated[bool, typer.Option("--json", help="the header and every step, one JSON object a line")] = False,
 ) -> None:
     """The header and the last steps."""
@@ -159,13 +166,12 @@ def export_log(
     import csv
     import io
 
-    from ..errors import UsageError
     from ..log import Log
     from ..packed import pack
     from ..storage import write_durably
 
     journal = opened(run)
-    if out.exists():
+    if out.exists() or out.is_symlink():  # a link to nothing would be replaced
         raise UsageError(f"{out} is there already; name another file.")
     if packed:
         if not isinstance(journal, Log):
@@ -191,7 +197,7 @@ def diff(a: Run, b: Run) -> None:
 
     one, two = opened(a), opened(b)
     for what in differences(one.header, two.header):
-        typer.echo(f"header: {what}")
+        typer.echo(f"header: {plain(what, 1000)}")
     for r, s in zip(one, two):
         if (r.lr, r.g, r.flags, r.decay) != (s.lr, s.g, s.flags, s.decay):
             typer.echo(f"step {r.step}: lr {r.lr} g {r.g}  |  lr {s.lr} g {s.g}")

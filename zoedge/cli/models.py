@@ -74,7 +74,7 @@ def export(
 def eval_(
     run: Run,
     data: Annotated[str | None, typer.Option(help="a file or packaged text; default: the run's test rows")] = None,
-    limit: Annotated[int | None, typer.Option(help="at most so many rows")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many rows")] = None,
     at: At = None,
     json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -121,7 +121,7 @@ def eval_(
 def generate(
     run: Run,
     prompt: Annotated[str, typer.Option("-p", "--prompt")],
-    tokens: Annotated[int, typer.Option(help="at most so many new tokens")] = 40,
+    tokens: Annotated[int, typer.Option(min=1, help="at most so many new tokens")] = 40,
     free: Annotated[bool, typer.Option("--free", help="free text, also from a run that learnt to choose")] = False,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer beside it")] = False,
     at: At = None,
@@ -136,7 +136,7 @@ def generate(
 @app.command()
 def chat(
     run: Run,
-    tokens: Annotated[int, typer.Option(help="at most so many new tokens an answer")] = 200,
+    tokens: Annotated[int, typer.Option(min=1, help="at most so many new tokens an answer")] = 200,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer before it")] = False,
     at: At = None,
 ) -> None:

@@ -26,22 +26,23 @@ def ls() -> None:
 @recipes.command("show")
 def show(name: str) -> None:
     """Print one."""
-    from ..recipe import find
+    from ..recipe import find, text_of
 
-    typer.echo(find(name).read_text(), nl=False)
+    typer.echo(text_of(find(name)), nl=False)
 
 
 @recipes.command("cp")
 def cp(name: str, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
     """Copy one, to change it."""
     from ..errors import UsageError
-    from ..recipe import find
+    from ..recipe import find, text_of
 
     source = find(name)
+    text = text_of(source)
     target = to / source.name if to.is_dir() else to
     try:
         with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text())
+            file.write(text)
     except FileExistsError:
         raise UsageError(f"{target} is there already; name another file.") from None
     except OSError as e:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError, UsageError, ZoedgeError, nearest
+from ..errors import StorageError, UsageError, ZoedgeError, nearest, plain
 from ..load import module, words
 
 
@@ -28,7 +28,7 @@ def experiment(name: str, overrides: list[str]) -> Any:
 
     known = [name for name, _ in experiments()]
     if name not in known:
-        raise UsageError(f"lab: no '{name}'. There is: {', '.join(known)}{nearest(name, known)}")
+        raise UsageError(f"lab: no '{plain(name)}'. There is: {', '.join(known)}{nearest(name, known)}")
     word = name.replace("-", "_")
     try:
         found = module("lab", word)

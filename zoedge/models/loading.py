@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import DataError, plain
+from ..errors import DataError, ZoedgeError, plain
 from ..log import canonical
 from ..sources import cache, complete, resolve_model, sha256
 from .base import DTYPES, Base, facts_of, release
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else: a line about a kernel from a hub at every import
 ALLOWED = (".safetensors",)
+HEADER_LIMIT, TENSORS = 8 << 20, 100_000  # of a safetensors file; 300,000 empty tensors took the library 7 s
+PICKLED = (b"PK", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"\x89HDF", b"\x1f\x8b")  # torch.save's, pickle's, ...
 FAULTS = {
     "missing_keys": "missing: transformers would fill them with random values",
     "unexpected_keys": "not part of this architecture: transformers would drop them",
@@ -109,11 +111,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 def check_files(folder: Path) -> None:
     """Whatever can be refused before transformers is asked: no configuration, an unknown family, no safetensors."""
+    if not (folder / "config.json").exists():
+        raise DataError(f"model.source: {folder} has no config.json: not a model folder.")
+    for path in folder.iterdir():  # a pipe would make us wait, /dev/zero never ends
+        if path.suffix in (*ALLOWED, ".json", ".txt", ".model", ".jinja") and not path.is_file():
+            raise DataError(f"model.source: {path} is not a regular file. Use a complete checkpoint.")
     try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"model.source: {folder} has no config.json: not a model folder.") from None
-    except ValueError as e:
+        with (folder / "config.json").open("rb") as file:
+            raw = file.read(HEADER_LIMIT + 1)
+        config = json.loads(raw) if len(raw) <= HEADER_LIMIT else None
+    except (ValueError, RecursionError) as e:
         raise DataError(f"model.source: {folder}/config.json is not valid JSON: {plain(str(e))}") from None
     facts_of(SimpleNamespace(model_type=config.get("model_type") if isinstance(config, dict) else None))
     if "Classification" in (made := str(config.get("architectures"))):
@@ -125,19 +132,70 @@ def check_files(folder: Path) -> None:
         pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
         extra = f" It has {pickled[0]}, a pickle, which can run code and is never loaded." if pickled else ""
         raise DataError(f"model.source: {folder} has no .safetensors weights.{extra}")
+    check_weights(folder, config)
+
+
+def check_weights(folder: Path, config: dict[str, Any]) -> None:
+    """The headers of a folder's weights, before a library reads them. DataError: not safetensors, or not as config.json."""
+    tensors, found = 0, sorted(p for p in folder.iterdir() if p.suffix in ALLOWED)
+    if (index := folder / "model.safetensors.index.json").exists():
+        try:
+            placed = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            raise DataError(f"model.source: {index} is not an index of shards. Use a complete checkpoint.") from None
+        if absent := sorted(placed - {p.name for p in found}):  # or of another folder, which the digest does not see
+            raise DataError(f"model.source: {folder} has no {plain(absent[0])}, which its index names.")
+    for path in found:
+        with path.open("rb") as file:
+            try:
+                size = path.stat().st_size
+                tensors += len(header_of(file.read(min(size, HEADER_LIMIT + 8)), size)[0])
+            except ValueError as e:
+                raise DataError(f"model.source: {path}: {e}. Use a complete checkpoint.") from None
+    if isinstance(layers := config.get("num_hidden_layers"), int) and layers > max(
+        tensors, 1000
+    ):  # building them would not end
+        raise DataError(
+            f"model.source: {folder}/config.json says {layers:,} layers, and the weights are {tensors:,} tensors."
+        )
+
+
+def header_of(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
+    """(the header of a safetensors file of `size` bytes that begins with `raw`, where the payload starts).
+
+    ValueError says what the library lets pass, or takes long over: it keeps the last of duplicate keys, and allows
+    100 MB of header. Offsets and sizes it checks itself.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key stands there twice")
+        return found
+
+    length = int.from_bytes(raw[:8], "little")
+    if length > HEADER_LIMIT and raw.startswith(PICKLED):
+        raise ValueError("a pickle, an archive or HDF5 under this name, which can run code and is never loaded")
+    if length > min(HEADER_LIMIT, len(raw) - 8):
+        raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+    try:
+        header = json.loads(raw[8 : 8 + length], object_pairs_hook=once)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"its header cannot be read: {plain(str(e))}") from None
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError("its header is not a table")
+    if len(header) > TENSORS:
+        raise ValueError(f"{len(header):,} tensors, where at most {TENSORS:,} make sense")
+    return header, 8 + length
 
 
 @contextmanager
 def in_a_sentence(folder: Path) -> Iterator[None]:
     """What the libraries raise over a model's files, in one sentence; running out of memory stays what it is."""
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ZoedgeError):
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as e:
+    except Exception as e:  # of any kind: the tokenizers' library raises a bare Exception, odd configurations TypeError
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise DataError(f"model.source: {folder}: {plain(first, 300)}") from e
 

@@ -45,10 +45,9 @@ class Full:
     def elements(self, description: Any) -> int:
         """How many elements it trains; -1: not a description of this space."""
         try:
-            sizes = [math.prod(shape) for _, *shape in description["shapes"]]
             known = description["storage"] in ("float32", *HALVES)
             good = known and all(isinstance(x, int) and x > 0 for _, *shape in description["shapes"] for x in shape)
-            return sum(sizes) if good else -1
+            return sum(math.prod(shape) for _, *shape in description["shapes"]) if good else -1
         except (TypeError, KeyError, ValueError):
             return -1
 

@@ -48,10 +48,10 @@ class Lora:
     def elements(self, description: Any) -> int:
         """How many elements `blank` would train; -1: not a description of this space."""
         try:
-            sizes = [
-                self.rank * (out + (wide if self.train == "both" else 0)) for _, out, wide in description["shapes"]
-            ]
-            return sum(sizes) if all(isinstance(x, int) and x > 0 for x in sizes) else -1
+            sizes = [size for _, *size in description["shapes"]]
+            if not all(len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) for size in sizes):
+                return -1  # told first: of other things than numbers, rank times one may be gigabytes
+            return sum(self.rank * (out + (wide if self.train == "both" else 0)) for out, wide in sizes)
         except (TypeError, KeyError, ValueError):
             return -1
 

@@ -15,15 +15,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from ..errors import DataError, nearest, plain
+from ..errors import SHOWN, DataError, listed, nearest, plain
 
 if TYPE_CHECKING:
     from ..recipe import Data
 
 LINE, DEPTH = 1 << 20, 16
-SHOWN = 20
 
 
 class Row(NamedTuple):
@@ -150,7 +149,7 @@ def deep(value: Any, left: int = DEPTH) -> bool:
 def csv_rows(path: Path, name: str) -> Iterator[Row | str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(lines_of(file, name), strict=True)
             header = reader.fieldnames or []
             if len(set(header)) != len(header):
                 raise DataError(f"{name}:1: a column's name stands twice.")
@@ -162,6 +161,16 @@ def csv_rows(path: Path, name: str) -> Iterator[Row | str]:
         raise DataError(f"{name}:{line_of(path)}: not UTF-8 ({e.reason}).") from None
     except csv.Error as e:  # raised: where a quote is lost, what follows cannot be told apart, and must not be skipped
         raise DataError(f"{name}:{reader.line_num + 1}: not valid CSV: {e}. Mend the line.") from None
+
+
+def lines_of(file: TextIO, name: str) -> Iterator[str]:
+    """A text's lines; csv's own limit is that of a field, and comes after the line has been read."""
+    number = 0
+    while line := file.readline(LINE + 1):
+        number += 1
+        if len(line) > LINE:
+            raise DataError(f"{name}:{number}: longer than 1 MiB.")
+        yield line
 
 
 def line_of(path: Path) -> int:
@@ -249,7 +258,8 @@ def require(
 ) -> None:
     """DataError where no row has a field that the task needs: what is there instead, and what likely stands for it."""
     seen = Counter(key for row in rows for key in row.fields)
-    owners = dict.fromkeys(prompt, "task.prompt") | dict.fromkeys(choices, "task.choices") | {label: option}
+    owners = dict.fromkeys(prompt, "task.prompt") | dict.fromkeys(choices, "task.choices")
+    owners |= {label: option} if label else {}
     absent = [f for f in owners if f not in seen]
     if not absent:
         return
@@ -332,6 +342,7 @@ def share(rows: list[Row], size: int | float, salt: str, fields: Sequence[str] =
     limit = sorted(keys)[wanted - 1] if 0 < wanted < len(rows) else max(keys)
     rest = [r for r, k in zip(rows, keys) if k > limit]
     if not rest:
+        require(rows, fields, "")  # rows that all lack the prompt's field are all equal
         raise DataError(f"data.{salt}: cannot take {size} of {len(set(keys)):,} different rows and leave some.")
     return rest, [r for r, k in zip(rows, keys) if k <= limit]
 
@@ -359,11 +370,6 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
 
 
 # -- faults
-
-
-def listed(faults: Sequence[str]) -> str:
-    more = f"\n... and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
-    return "\n".join(faults[:SHOWN]) + more
 
 
 def many(faults: Iterable[DataError]) -> None:

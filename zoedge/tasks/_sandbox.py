@@ -1,7 +1,7 @@
 """Renders chat templates, run as a program of its own: a template is a program of a stranger's, and may loop or swell.
 
-Reads JSON {template, words, chats, seconds, bytes} on standard input, writes [{text, answers: [[begin, end], ...]} or
-{error}] on standard output. Jinja's sandbox keeps a template from Python; the limits on CPU time and memory end it. There
+Reads JSON {template, words, chats, seconds, bytes, text} on standard input, writes [{text, answers: [[begin, end], ...]} or
+{error}] on standard output. Jinja's sandbox keeps a template from Python; the limits on CPU time, memory and text end it. There
 is no strftime_now: what is trained on would change with the date.
 """
 
@@ -34,10 +34,17 @@ def rendered(template: Any, chat: list[dict[str, str]], words: dict[str, str]) -
     return {"text": whole, "answers": answers}
 
 
+def limit(what: int, wanted: int) -> None:
+    """No limit is raised: a container may have set a lower one."""
+    hard = resource.getrlimit(what)[1]
+    least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(what, (least, least))
+
+
 def main() -> None:
     given = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_CPU, (given["seconds"], given["seconds"] + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (given["bytes"], given["bytes"]))
+    limit(resource.RLIMIT_CPU, given["seconds"])
+    limit(resource.RLIMIT_AS, given["bytes"])
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -45,7 +52,8 @@ def main() -> None:
     )
     environment.filters["tojson"] = lambda x, **_: json.dumps(x, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
-    found = []
+    found: list[str] = []
+    left = given["text"]  # of what is written: who reads it holds it several times
     try:
         source = re.sub(
             r"({%-?\s*)generation(\s*-?%})", r"\1if true\2", given["template"]
@@ -56,12 +64,15 @@ def main() -> None:
         return
     for chat in given["chats"]:
         try:
-            found.append(rendered(template, chat, given["words"]))
+            one = rendered(template, chat, given["words"])
         except MemoryError:
             raise
         except Exception as e:
-            found.append({"error": str(e) or type(e).__name__})
-    print(json.dumps(found))
+            one = {"error": (str(e) or type(e).__name__)[:1000]}
+        found.append(json.dumps(one))
+        if (left := left - len(found[-1])) < 0:
+            raise MemoryError
+    print(f"[{','.join(found)}]")
 
 
 if __name__ == "__main__":

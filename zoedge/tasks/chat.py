@@ -21,7 +21,7 @@ from .lm import Modelling
 
 TEMPLATES = Path(__file__).parent / "templates"
 SANDBOX = Path(__file__).with_name("_sandbox.py")
-SECONDS, MEMORY = 10, 1 << 30  # CPU time and address space of a template, and more for many chats
+SECONDS, MEMORY, TEXT = 10, 1 << 30, 32 << 20  # CPU time, address space and output of a template; more for many chats
 ROLES = ("system", "user", "assistant")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 Message = dict[str, str]
@@ -138,11 +138,19 @@ def render(template: str, chats: list[list[Message]], tokenizer: Any) -> list[di
     words = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     size = sum(len(message["content"]) for chat in chats for message in chat)
     seconds = SECONDS + len(chats) // 200 + (size >> 18)  # a chat takes a millisecond
-    given = {"template": template, "words": words, "chats": chats, "seconds": seconds, "bytes": MEMORY + 16 * size}
-    done = subprocess.run(
-        [sys.executable, "-I", str(SANDBOX)], input=json.dumps(given).encode(), capture_output=True, check=False
-    )
-    if done.returncode:
+    given = {
+        "template": template, "words": words, "chats": chats, "seconds": seconds, "bytes": MEMORY + 16 * size,
+        "text": TEXT + 12 * size + 8192 * len(chats),
+    }  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(SANDBOX)], input=json.dumps(given).encode(), capture_output=True, check=False,
+            timeout=60 + 10 * seconds,
+        )  # fmt: skip
+        ended = done.returncode != 0
+    except subprocess.TimeoutExpired:  # it slept, or the machine did
+        ended = True
+    if ended:
         raise DataError(
             f"The chat template took more than {seconds} s or {MEMORY >> 30} GiB, and was ended. Set task.format: chatml, "
             "llama2 or plain."

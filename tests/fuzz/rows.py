@@ -1,0 +1,34 @@
+"""Any bytes as JSON lines or CSV, read strictly and with bad lines dropped."""
+
+from __future__ import annotations
+
+import json
+
+import atheris
+from common import FOLDER, fuzz
+
+with atheris.instrument_imports(include=["zoedge"]):
+    from zoedge.errors import DataError
+    from zoedge.tasks import _rows
+
+
+def target(data: bytes) -> None:
+    path = FOLDER / ("rows.csv" if data[:1] == b"c" else "rows.jsonl")
+    path.write_bytes(data[1:])
+    found, faults = _rows.read(path, path.name, skip_bad=True)
+    assert all(isinstance(row.fields, dict) and row.where.startswith(path.name) for row in found)
+    for row in found:
+        _rows.content(row).encode()
+        if path.suffix == ".jsonl":
+            json.dumps(row.fields, allow_nan=False)
+    try:
+        strict, none = _rows.read(path, path.name)
+    except DataError:
+        assert faults
+    else:
+        assert strict == found and not faults and not none
+
+
+if __name__ == "__main__":
+    good = b'{"text": "a \\u00e9 film", "label": 1, "more": [1.5, null, true, {"x": "y"}]}\n'
+    fuzz(target, [b"j" + good, b"j\xef\xbb\xbf" + good * 3, b"j[1]\n{}", b'ctext,label\n"a, ""b""",c\n', b"c"])

@@ -1,0 +1,38 @@
+"""Any bytes as an adapter's safetensors file: what the pre-check lets pass, the library reads or refuses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.remove(str(Path(__file__).parent))  # this file's name is the library's
+import safetensors.torch
+
+sys.path.append(str(Path(__file__).parent))
+import atheris
+from common import fuzz
+
+with atheris.instrument_imports(include=["zoedge.export", "zoedge.models.loading"]):
+    from zoedge.errors import DamagedError
+    from zoedge.export import header_of, labelled, serialised
+
+
+def target(data: bytes) -> None:
+    """Of every second input the length of the header is made right, or few get past it."""
+    if data[:1] == b"s":
+        end = data.rfind(b"}") + 1
+        data = max(end - 1, 0).to_bytes(8, "little") + data[1:]
+    header, start = header_of(data, Path("x"))
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, RuntimeError):  # as load_adapter has it
+        raise DamagedError("refused by the library") from None
+    assert tensors.keys() == header.keys() - {"__metadata__"} and 8 <= start <= len(data)
+
+
+if __name__ == "__main__":
+    import torch
+
+    raw, payload = serialised({"a.b.lora_A": torch.arange(6.0).view(2, 3), "a.b.lora_B": torch.zeros(3, 2)})
+    whole = labelled(raw, payload=payload, log="00")
+    fuzz(target, [raw, whole, b"s" + whole[8:], b"s{}", b""])
