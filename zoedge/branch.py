@@ -16,7 +16,7 @@ from . import engine, runs
 from .errors import IdentityError, LockedError, StorageError, UsageError
 from .log import HASH, NOTE, STEP, Header, Log, canonical, chain, encode_slot
 from .recipe import Recipe
-from .storage import sync_directory, write_durably
+from .storage import publish
 from .types import Record
 
 # what a record says itself (lr, decay), or what only measuring needs; all else must be the parent's, or its steps would
@@ -99,17 +99,12 @@ def begin(parent: Parent, header: Header, recipe: Recipe, path: Path) -> None:
         directions=max(header.directions, parent.log.header.directions),
         run_id=hashlib.sha256(own).digest()[:16],
     )
-    aside = path.with_name(f".{path.name}.branch-{os.getpid()}")
-    write_durably(aside, graft(parent, whole, engine.digest(run.space)))
     try:
-        os.link(aside, path)  # unlike a rename, it takes no other process's log away
-        sync_directory(path.parent)
+        os.close(publish(path, graft(parent, whole, engine.digest(run.space)), replace=False))
     except FileExistsError:
         raise LockedError(f"{path}: another zoedge process has begun this run.") from None
     except OSError as e:
         raise StorageError(f"{path}: cannot create the log: {e.strerror}.") from e
-    finally:
-        aside.unlink()
 
 
 def graft(parent: Parent, header: Header, state: bytes) -> bytes:
