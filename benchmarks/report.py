@@ -20,7 +20,8 @@ HEAD = """# Benchmarks
 
 Made by `make bench` and `make race` from what they measured. A ratio is taken inside each round of interleaved repetitions;
 the table has the median, the least and the largest. max/min is of one item's own repetitions, so it is how noisy the
-machine was: where it is above 1.1, times say little, and ratios more. A target that is missed stays in the table."""
+machine was: where it is above 1.1, times say little, and ratios more. A target that is missed stays in the table; what
+forbids it is in lab-notes.md. No GPU was at hand: nothing here has been measured, or tested, on CUDA."""
 
 
 def about(machine: dict[str, Any]) -> str:

@@ -22,17 +22,18 @@ def _table_torch(table: bytes, width: int, device: torch.device) -> torch.Tensor
 
 
 @lru_cache(maxsize=16)  # a step's queries
-def _window(key: Key, number: int, device: torch.device) -> torch.Tensor:
-    """[WINDOW, 4] words: a model's matrices are many, and each alone is too short to be worth the calls."""
-    return words_torch(key, number * WINDOW, min(WINDOW, 2**32 - number * WINDOW), device)
+def _window(key: Key, number: int, end: int, device: torch.device) -> torch.Tensor:
+    """[<= WINDOW, 4] words: a model's matrices are many, and each alone is too short to be worth the calls."""
+    return words_torch(key, number * WINDOW, min(WINDOW, end - number * WINDOW), device)
 
 
-def _words(key: Key, first: int, count: int, device: torch.device, alone: bool) -> torch.Tensor:
-    if alone:
+def _words(key: Key, first: int, count: int, end: int, device: torch.device) -> torch.Tensor:
+    """Counters first .. first + count, of a vector with `end` (0: of one by itself)."""
+    if end <= count:
         return words_torch(key, first, count, device)
     check(key, first, count)
     numbers = range(first // WINDOW, (first + count - 1) // WINDOW + 1)
-    found = [_window(key, i, device) for i in numbers]
+    found = [_window(key, i, end, device) for i in numbers]
     start = first - numbers[0] * WINDOW
     return (found[0] if len(found) == 1 else torch.cat(found))[start : start + count]
 
@@ -50,7 +51,7 @@ def lookup(key: Key, leaf: Leaf, bits: int, table: bytes, width: int) -> Any:
     if isinstance(like, np.ndarray):
         index = words_numpy(key, first, count).reshape(-1).view(f"<u{bits // 8}")
         return np.frombuffer(table, dtype=np.float32).reshape(-1, width)[index].reshape(-1)[start:stop]
-    words = _words(key, first, count, like.device, leaf.total <= len(like))
+    words = _words(key, first, count, -(-leaf.total // block), like.device)
     row = words.reshape(-1).view(torch.uint8 if bits == 8 else torch.int16).to(torch.int32)
     if bits == 16:
         row &= 0xFFFF

@@ -46,13 +46,12 @@ class Master:
         leaf.value.add_(delta)
 
     def points(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Tensor:
-        """start + (value + delta) a delta, in the compute type: [points, elements], overwritten by the next call."""
+        """start + value + delta a delta, in the compute type: [points, elements], overwritten by the next call."""
         if len(self._buffer) < len(deltas):
             self._buffer = torch.empty(len(deltas), len(self.value), dtype=self._dtype, device=self.value.device)
         points = self._buffer[: len(deltas)]
         (leaf,) = self._leaves
         for point, make in zip(points, deltas):
-            delta = make(leaf)
-            here = leaf.value if delta is None else leaf.value + delta
-            point.copy_(here if self.start is None else self.start + here)
+            delta, here = make(leaf), leaf.value if self.start is None else self.start + leaf.value
+            point.copy_(here) if delta is None else torch.add(here, delta, out=point)
         return points
