@@ -37,6 +37,8 @@ class Flat:
 
     width = 2
 
+    lean = False
+
     def __init__(self) -> None:
         self._leaves = [
             Leaf(f"leaf {i}", 150 * i, np.zeros(150, "f4"), (Part(f"leaf {i}", 150 * i, (150,)),), 300)  # type: ignore[arg-type]

@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
     "a header cut": Case("verify tiny", edit(LOG, lambda raw: raw[:600]), 5, r"the header is [\d]+ bytes and the file ends after 600"),
     "a bit flipped in the header": Case("resume tiny", edit(LOG, flip(200)), 5, "the header's digest does not match"),
     "a bit flipped in a slot": Case(
-        "resume tiny", edit(LOG, flip(-64 * 4)), 5, r"damaged at slot \d+ \(byte \d+, after \d steps\): .*`head -c \d+ runs/tiny/run\.zlog`"
+        "resume tiny", edit(LOG, flip(-64 * 4)), 5, r"damaged at slot \d+ \(byte \d+, after \d steps\): .*`zoedge repair`"
     ),
     "a newer format": Case("log show tiny", edit(LOG, lambda raw: raw[:8] + b"\2" + raw[9:]), 5, "format 2.0 is not one that this version"),
     "a link to a log": Case(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -398,7 +399,8 @@ def test_notes_for_people(tmp_path: Path) -> None:
     path = tmp_path / runs.METRICS
     path.write_bytes(path.read_bytes() + b'{"event": "valid", "st')
     runs.note(tmp_path, event="valid", step=3, loss=0.25)
-    assert runs.looks(tmp_path, 3) == {1: 0.5, 3: 0.25}
+    log = [SimpleNamespace(seq=i) for i in range(3)]
+    assert runs.looks(tmp_path, log) == {1: 0.5, 3: 0.25}
     for number in (errno.ENOSPC, errno.EIO):
         with disk(Failing(1, number)), pytest.raises(StorageError, match=re.escape(os.strerror(number))):
             runs.note(tmp_path, event="valid", step=4)

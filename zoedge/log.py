@@ -49,8 +49,8 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
-import socket
 import stat
 import struct
 import weakref
@@ -452,7 +452,7 @@ class Log:
         with suppress(OSError):
             fd = storage.Disk().open(self._lockfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with os.fdopen(fd, "w") as file:
-                file.write(f"{os.getpid()} {socket.gethostname()}\n")
+                file.write(f"{os.getpid()} {platform.node()}\n")
 
     def _holder(self) -> str:
         with suppress(OSError, ValueError, StorageError), os.fdopen(open_file(self._lockfile), "rb") as file:
