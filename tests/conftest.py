@@ -51,6 +51,19 @@ def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> An
     return model
 
 
+def replays(folder: Path) -> bool:
+    """Did the finished run move, skip no step, and does its log lead to the state that it ends with?"""
+    from zoedge import engine, runs
+    from zoedge.log import Log
+
+    with Log.open(folder / runs.LOG) as log:
+        sound = any(g for record in log for g in record.g) and not any(record.flags for record in log)
+        run = runs.replayer(log)
+        for _ in engine.play(run, len(log)):
+            pass
+        return sound and log.state.end is not None and engine.digest(run.space).startswith(log.state.end)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level BPE in which ' great' and ' terrible' are one token each."""

@@ -102,3 +102,14 @@ def test_points_are_left_behind_when_the_score_fails() -> None:
     with pytest.raises(RuntimeError):
         trace(space, SimpleNamespace(score=score), space, Rows(), Curvature(rows=1), 0, 0)
     assert space.points is None and not space.value.any()
+
+
+@pytest.mark.parametrize("space", ["lora", "scales"])
+def test_it_asks_for_no_more_points_than_a_space_holds(recipe_file: Path, space: str) -> None:
+    """Scales hold one at a time, LoRA both of a direction."""
+    from zoedge import runs
+
+    bench = runs.Bench.build(read(str(recipe_file), [f"space={space}", "output.export=[]"]))
+    some = Curvature(rows=4, directions=2)
+    found = trace(bench.space, bench.task, bench.base, bench.texts.train, some, 0, 0)
+    assert np.isfinite(found.trace) and found.error > 0

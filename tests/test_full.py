@@ -165,6 +165,18 @@ def test_two_points_together_are_two_points_alone(
         assert (together[0] - together[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+def test_two_points_answer_together_as_alone(recipe: Make, families: dict[str, Path], family: str) -> None:
+    base = (bench := runs.Bench.build(recipe(f"model.source={families[family]}"))).base
+    some, prompts, alone = [deltas(0.1), deltas(-0.1)], [[40, 50, 60, 70], [90]], []
+    with bench.space.visit(some):
+        together = base.answers(prompts, 2, 6)
+    for one in some:
+        with bench.space.visit([one]):
+            alone.append([base.answers([prompt], 1, 6)[0][0] for prompt in prompts])
+    assert together == alone and alone[0] != alone[1]
+
+
 def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "PIECE", 64 * 128)
     bench, asked = runs.Bench.build(recipe()), []

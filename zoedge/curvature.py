@@ -35,9 +35,12 @@ def trace(space: Any, task: Any, model: Any, examples: Any, options: Curvature, 
     signs = (1.0, -1.0) if options.estimator == "antithetic" else (1.0,)
 
     def losses(points: list[Any]) -> list[float]:
-        with space.visit(points):
-            scores = [task.score(model, examples.collate(chosen), len(points)) for chosen in batches]
-        return [math.fsum(x for score in scores for x in score[i].tolist()) / count for i in range(len(points))]
+        found: list[float] = []
+        while some := points[len(found) :][: space.width]:
+            with space.visit(some):
+                scores = [task.score(model, examples.collate(chosen), len(some)) for chosen in batches]
+            found += [math.fsum(x for score in scores for x in score[i].tolist()) / count for i in range(len(some))]
+        return found
 
     def delta(leaf: Leaf, key: Key, size: float) -> Any:
         return Normal().draw(key, leaf) * size
