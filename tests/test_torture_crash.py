@@ -53,9 +53,10 @@ class Scene:
         self.work = room / "work"
         self.work.mkdir()
 
-    def run(self) -> None:
+    def run(self) -> Tally:
         getattr(self, self.name)()
         self.tally.close()
+        return self.tally
 
     def watched(self, check: Callable[[Path], None]) -> Any:
         def after(model: Forgetful) -> None:
@@ -203,7 +204,8 @@ SCENES = [
 @pytest.mark.parametrize("tries, steps", sizes([(800, 6)], [(200, 200)]))
 def test_t5_power_cuts(name: str, k: int, sync_every: int, tries: int, steps: int, room: Path) -> None:
     tries = tries // 8 if name == "repair" else tries  # a wrong byte is sought among 16,000
-    Scene(name, k, sync_every, tries, room, steps).run()
+    tally = Scene(name, k, sync_every, tries, room, steps).run()
+    assert tally.cases == tally.recovered > 0
 
 
 @pytest.mark.parametrize("name, call", [("append", "datasync"), ("create", "sync"), ("create", "sync_directory"),

@@ -62,9 +62,8 @@ class Watchdog:
             newest = [x.loss for x in seen[max(0, len(seen) + 1 - o.patience) :]] + [loss]
             mean = math.fsum(newest) / len(newest)
             best = min(last.best, mean) if len(newest) >= min(SETTLED, o.patience) else last.best
-            over = (
-                last.over + 1 if 0 < o.factor * last.best < loss else 0
-            )  # a goal may be 0 or less: nothing to multiply
+            high = 0 < o.factor * last.best < loss  # a goal may be 0 or less: nothing to multiply
+            over = last.over + 1 if high else 0
             seen.append(Seen(loss, mean, best, over))
         return seen[-1].over if seen else 0
 
