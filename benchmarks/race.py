@@ -5,7 +5,9 @@
 All train the same LoRA matrices of the same 4-bit base from the same start, on the same batches, over the same cached
 lower layers. A recipe has its own noise, estimator, rule and steps; first-order is torch's backpropagation and AdamW,
 whose backward pass counts as two forwards. Accuracy is raw, on validation rows, looked at LOOKS times a run; looking is
-not timed. Peaks are of the run alone, from when the base is loaded. Finished runs are kept: a killed race goes on.
+not timed. Seconds are of the main thread's CPU, which works in every parallel region: another process that takes turns
+with the race does not count. Peaks are of the run alone, from when the base is loaded. Finished runs are kept: a
+killed race goes on.
 """
 
 from __future__ import annotations
@@ -95,13 +97,13 @@ def run(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
     release()
     rest_peak()
     for step in range(1, total + 1):
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             passes += next(steps)
         except DivergedError:
             diverged = True
             break
-        seconds += time.perf_counter() - began
+        seconds += time.thread_time() - began
         if step % max(1, total // LOOKS) == 0 or step == total:
             most = max(most, peak())
             score = evaluate(bench.space, bench.task, bench.base, bench.texts.valid, recipe.eval.calibrate)
