@@ -64,8 +64,7 @@ def replays(folder: Path) -> bool:
         return sound and log.state.end is not None and engine.digest(run.space).startswith(log.state.end)
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
+def byte_level() -> Any:
     """A byte-level BPE in which ' great' and ' terrible' are one token each."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -80,6 +79,11 @@ def tokenizer() -> Any:
         [" ".join(WORDS[i:] + WORDS[:i]) + " It was great terrible" for i in range(len(WORDS))], trainer
     )
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return byte_level()
 
 
 def save(folder: Path, config: Any, tokenizer: Any, seed: int = 0, spread: float = 0.0, head: str = "CausalLM") -> Path:
