@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from faults import SEED, SHA, Failing, Tally, disk, header, sizes, step
 
+import zoedge.log as module
 from zoedge import runs, storage
 from zoedge.errors import LockedError, StorageError
 from zoedge.log import Log
@@ -216,6 +218,21 @@ def test_a_lock_file_of_others_is_not_believed(tmp_path: Path, said: bytes) -> N
             Log.resume(tmp_path / "run.zlog")
 
 
+def test_a_pid_from_before_a_reboot_is_not_named(tmp_path: Path) -> None:
+    """On a disk that two hosts share, say: the lock is held by somebody, but not by the process of that number here."""
+    with Log.create(tmp_path / "run.zlog", header()):
+        path = tmp_path / "run.lock"
+        pid, host, boot = path.read_text().split()
+        assert (pid, host) == (str(os.getpid()), socket.gethostname()) and boot == module.boot() != ""
+        for said, named in (
+            (f"{pid} {host} {boot}\n", True), (f"{pid} {host}\n", True), (f"{pid} elsewhere other-boot\n", True),
+            (f"{pid} {host} other-boot\n", False),
+        ):  # fmt: skip
+            path.write_text(said)
+            with pytest.raises(LockedError, match="another zoedge process is" if not named else rf"pid {pid} on"):
+                Log.resume(tmp_path / "run.zlog")
+
+
 def test_a_lock_file_that_is_a_symlink_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("x")
     (tmp_path / "run.lock").symlink_to(tmp_path / "victim")
@@ -361,6 +378,58 @@ def test_a_folder_or_a_log_without_permission(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="Permission denied"):
             runs.claim(tmp_path)
         path.chmod(0o755)
+
+
+TABLE = """/dev/vda / ext4 rw 0 0
+proc /proc proc rw 0 0
+server:/home {home} nfs4 rw,local_lock=all 0 0
+/dev/vdb {home}/near ext4 rw 0 0
+//server/x {home}/far\\040away cifs rw 0 0
+user@host: {home}/over fuse.sshfs rw 0 0
+/dev/vdc {home}/over ext4 rw 0 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a table of mounts as Linux has it")
+def test_a_network_file_system_is_told_by_the_table_of_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.network(tmp_path) == storage.network(Path("/proc")) == "", "this machine's own table"
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "link").symlink_to(tmp_path)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mounts").write_text(TABLE.format(home=home))
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    for path, kind in (
+        (home, "nfs4"), (home / "runs" / "x", "nfs4"), (home / "far away" / "x", "cifs"), (home / "far", "nfs4"),
+        (home / "near" / "x", ""), (home / "over", ""), (home / "link", ""), (tmp_path, ""), (tmp_path / "homely", ""),
+    ):  # fmt: skip
+        assert storage.network(path) == kind, path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a table of mounts as Linux has it")
+def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Any
+) -> None:
+    whole = finished / "runs" / "tiny" / runs.LOG
+    shutil.copytree(finished, tmp_path / "user")
+    monkeypatch.chdir(tmp_path / "user")
+    path = Path("runs/tiny") / runs.LOG
+    path.write_bytes(whole.read_bytes()[:-30])  # in END
+    done = zoedge("resume", "tiny", "--plain")
+    assert done.code == 0 and path.read_bytes() == whole.read_bytes()
+    assert (
+        "note: the log ended in an unfinished write: its 34 bytes were cut off and kept as runs/tiny/run.torn; the run "
+        "goes on from step 4.\n"
+    ) in done.out
+    assert path.with_suffix(".torn").read_bytes() == whole.read_bytes()[-64:-30]
+    assert "network" not in done.out
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "mounts").write_text(f"server:/x {tmp_path} nfs4 rw 0 0\n")
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    assert runs.claim(Path("runs/new")) == [
+        "runs/new is on a network file system (nfs4), where a lock may hold on one host alone: do not write one run from "
+        "two hosts."
+    ]
 
 
 def test_a_log_that_is_a_symlink_is_refused_before_anything_slow(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ class Log:
         self.path, self.header, self._fd, self.writable = path, header, fd, writable
         self.state = State()
         self.seq = 0
-        self.torn = 0  # bytes of an unfinished write after the last whole slot
+        self.torn = 0  # bytes of an unfinished write after the last whole slot; `resume` has cut them off
         self.wrong = ""  # what is wrong with slot `seq`, if it is damaged
         self._chain = b""
         self._unsynced = 0
@@ -452,11 +452,12 @@ class Log:
         with suppress(OSError):
             fd = storage.Disk().open(self._lockfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with os.fdopen(fd, "w") as file:
-                file.write(f"{os.getpid()} {platform.node()}\n")
+                file.write(f"{os.getpid()} {platform.node()} {boot()}\n")
 
     def _holder(self) -> str:
         with suppress(OSError, ValueError, StorageError), os.fdopen(open_file(self._lockfile), "rb") as file:
-            if found := re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})\n", file.read(300).decode()):
+            found = re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})(?: ([\w-]{1,64}))?\n", file.read(400).decode())
+            if found and not (found[2] == platform.node() and found[3] and found[3] != boot()):  # before a reboot
                 return f" (pid {found[1]} on {found[2]})"
         return ""
 
@@ -600,6 +601,13 @@ class Log:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def boot() -> str:
+    """Which start of this machine it is: after a reboot a pid is somebody else's. Linux; elsewhere '-'."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return "-"
 
 
 def open_file(path: Path, mode: int = os.O_RDONLY) -> int:

@@ -48,10 +48,11 @@ def folder_of(recipe: Recipe) -> Path:
     return Path(recipe.output.dir) / recipe.name
 
 
-def claim(folder: Path) -> None:
+def claim(folder: Path) -> list[str]:
     """Make a run's folder, and prove that it and its log can be written, before anything slow begins.
 
-    StorageError: the disk. LockedError: another process is writing the run. DamagedError: the log is damaged.
+    Returns what the user should know of them, a sentence each. StorageError: the disk. LockedError: another process is
+    writing the run. DamagedError: the log is damaged.
     """
     probe = folder / f".probe-{os.getpid()}"
     try:
@@ -61,8 +62,20 @@ def claim(folder: Path) -> None:
         storage.disk.sync_directory(folder.parent)
     except OSError as e:
         raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
+    said = []
+    if kind := storage.network(folder):
+        said.append(
+            f"{folder} is on a network file system ({kind}), where a lock may hold on one host alone: do not write one run "
+            "from two hosts."
+        )
     if os.path.lexists(folder / LOG):
-        Log.resume(folder / LOG).close()
+        with Log.resume(folder / LOG) as log:
+            if log.torn:
+                said.append(
+                    f"the log ended in an unfinished write: its {log.torn:,} bytes were cut off and kept as "
+                    f"{log.path.with_suffix('.torn')}; the run goes on from step {len(log):,}."
+                )
+    return said
 
 
 def note(folder: Path, **fields: Any) -> None:

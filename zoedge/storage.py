@@ -176,6 +176,28 @@ def write_durably(path: Path, data: bytes) -> None:
         raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
 
 
+NETWORKS = {
+    "nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "afpfs", "ceph", "lustre", "beegfs", "gpfs",
+    "davfs", "webdav", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
+}  # fmt: skip
+
+
+def network(path: Path) -> str:
+    """The type of the file system that `path` lies on if other hosts may write there too, such as nfs4; else ''.
+
+    flock(2): over NFS and SMB a lock may be this host's alone (`local_lock`, `nobrl`).
+    """
+    import psutil
+
+    here = os.path.realpath(path)
+    kinds = {
+        p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)
+    }  # of two on one point the later is on top
+    below = [p for p in kinds if (here + os.sep).startswith(p.rstrip(os.sep) + os.sep)]
+    kind = kinds[max(below, key=len)] if below else ""
+    return kind if kind in NETWORKS else ""
+
+
 # -- folders
 
 

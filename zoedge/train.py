@@ -125,7 +125,8 @@ def train(
     if path.exists() and (outcome := done_before(recipe, folder, path)):
         show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
         return outcome
-    runs.claim(folder)
+    for said in runs.claim(folder):
+        show.warn(said)
     began = time.monotonic()
     with signals(folder, show) as stop:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"):
