@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -17,6 +18,18 @@ os.environ["ZOEDGE_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they give
 
 WORDS = "a the film is was it great terrible very dull bright story of and but so good bad plot actor scene fun boring".split()
+
+
+def pytest_runtest_teardown() -> None:
+    """A collection, which every load of a model ends with, need not look at the libraries again: two thirds of a load."""
+    global imported
+    if len(sys.modules) > imported + 100:
+        imported = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+imported = 0
 
 
 def fitting(kind: str, word: str) -> dict[str, Any]:

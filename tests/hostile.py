@@ -7,6 +7,7 @@ CPU, and a hook that ends whatever executes other code, opens a socket, starts a
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -149,6 +150,8 @@ def main() -> None:
         loading.load(zoedge.recipe.Model(source="model", quantization="none"))  # what is imported at the first use
         zoedge.recipe.read("my.yaml")
         platform.processor()  # the standard library's, remembered: it asks `uname -p`
+        gc.collect()
+        gc.freeze()  # a fork need not look at, nor copy, what is imported
         base = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     print(json.dumps({"base": base, "torch": "torch" in sys.modules}), flush=True)
     for line in sys.stdin:
