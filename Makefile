@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test torture lint fix docs bench race fuzz clean
+.PHONY: help demo env test torture soak mutate lint fix docs bench race fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,13 @@ test: lint  ## ruff, mypy and the default test suite
 
 torture: env  ## the torture suites at their nightly sizes, a line of counts each: hours; ZOEDGE_SEED=n for another seed
 	$(PY) -m pytest -s -m torture --timeout 0
+
+MINUTES ?= 30
+soak: env  ## a run that is killed, signalled, left without disk: for 30 minutes (MINUTES=n), then compared
+	OMP_NUM_THREADS=1 $(PY) tests/soak.py --minutes $(MINUTES)
+
+mutate: env  ## change the log's and the replay's source, one thing at a time: do the tests notice? Half an hour
+	OMP_NUM_THREADS=1 $(PY) tests/mutate.py
 
 lint: env  ## ruff and mypy alone
 	$(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/mypy

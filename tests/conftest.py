@@ -22,14 +22,13 @@ WORDS = "a the film is was it great terrible very dull bright story of and but s
 
 def pytest_runtest_teardown() -> None:
     """A collection, which every load of a model ends with, need not look at the libraries again: two thirds of a load."""
-    global imported
-    if len(sys.modules) > imported + 100:
-        imported = len(sys.modules)
+    if len(sys.modules) > imported[-1] + 100:
+        imported.append(len(sys.modules))
         gc.collect()
         gc.freeze()
 
 
-imported = 0
+imported = [0]
 
 
 def fitting(kind: str, word: str) -> dict[str, Any]:

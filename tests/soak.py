@@ -297,6 +297,7 @@ def main() -> int:
         own_disk(Path(os.environ["ZOEDGE_SOAK"]) / "run" / "run")
     root, mounted = Path(os.environ["ZOEDGE_SOAK"]), "ZOEDGE_SOAK_DISK" in os.environ
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `&` and nohup have it ignored, and children would too
     prepare(root)
     steps = options.steps or max(200, int(rate(place(root, "rate", 600)) * 60 * options.minutes * FILLED))
     soak = Soak(place(root, "run", steps), random.Random(options.seed), *options.every, mounted)

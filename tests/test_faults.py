@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,8 +247,9 @@ STAGES: dict[str, tuple[Any, str, int]] = {  # where a signal comes; at which ca
 
 
 @pytest.fixture
-def struck(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def struck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """At some call of a function, that signal comes, so many times."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was started by `&` has it ignored
 
     def at(owner: Any, name: str, call: int, number: int, times: int = 1) -> None:
         real, left = getattr(owner, name), [call]
@@ -261,7 +262,8 @@ def struck(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         monkeypatch.setattr(owner, name, function)
 
-    return at
+    yield at
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.mark.parametrize("stage", STAGES)
