@@ -242,7 +242,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def recipe_file(tmp_path: Path, llama: Path, reviews: Path) -> Path:
     """A recipe over the tiny LLaMA that trains in seconds."""
-    path = tmp_path / "tiny.yaml"
+    return tiny_recipe(tmp_path, llama, reviews)
+
+
+def tiny_recipe(folder: Path, llama: Path, reviews: Path) -> Path:
+    path = folder / "tiny.yaml"
     path.write_text(
         f"""version: 1
 name: tiny
@@ -257,7 +261,7 @@ rule: {{name: sgd, lr: 1e-2, schedule: linear}}
 train: {{steps: 24, batch: 4}}
 eval: {{every: 10, calibrate: 16}}
 log: {{hash_every: 5}}
-output: {{dir: "{tmp_path / "runs"}"}}
+output: {{dir: "{folder / "runs"}"}}
 """
     )
     return path

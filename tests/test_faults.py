@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_recipe
 from test_play import train
 
 from zoedge import engine, evaluate, export, packed, runs, verify
@@ -21,7 +22,7 @@ from zoedge.display import display
 from zoedge.errors import DataError, DivergedError, IdentityError, ReplayError
 from zoedge.log import DIGESTS, REWIND, Log, canonical
 from zoedge.models.base import Base
-from zoedge.recipe import read
+from zoedge.recipe import Recipe, read
 from zoedge.train import Stopped
 from zoedge.train import train as whole_run
 from zoedge.types import CLIPPED, SKIPPED, SPLIT
@@ -266,19 +267,25 @@ def struck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     signal.signal(signal.SIGINT, former)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, llama: Path, reviews: Path) -> tuple[Recipe, Path]:
+    """(a recipe, the folder of its run)"""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = read(str(tiny_recipe(folder, llama, reviews)), ["eval.every=8", "eval.select=best"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOEDGE_CACHE", str(tmp_path_factory.getbasetemp() / "zoedge-cache"))
+        whole_run(recipe, folder / "whole", display("quiet"))
+    return recipe, folder / "whole"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_moment_loses_nothing(
-    recipe_file: Path,
-    tmp_path: Path,
-    struck: Callable[..., None],
-    stage: str,
-    number: int,
+    undisturbed: tuple[Recipe, Path], tmp_path: Path, struck: Callable[..., None], stage: str, number: int
 ) -> None:
-    recipe = read(str(recipe_file), ["eval.every=8", "eval.select=best"])
+    recipe, whole = undisturbed
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    folders = [tmp_path / "whole", tmp_path / "struck"]
-    whole_run(recipe, folders[0], display("quiet"))
+    folders = [whole, tmp_path / "struck"]
     struck(*STAGES[stage], number)
     with pytest.raises(Stopped, match=r"before the first step|nothing is lost. Go on with: zoedge resume") as e:
         whole_run(recipe, folders[1], display("quiet"))
