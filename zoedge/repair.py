@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from itertools import count
 from pathlib import Path
@@ -65,15 +66,19 @@ def keep(path: Path, raw: bytes) -> Path:
 
 
 def one_byte(previous: bytes, raw: bytes) -> tuple[int, bytes] | None:
-    """(place, the slot) if changing one byte puts a slot on the chain; 16,000 SHA-256 for 64 bytes, 20 ms.
+    """(place, the slot) if changing one byte puts a slot on the chain; 12,000 SHA-256 for 64 bytes, 10 ms.
 
     By chance one of them would once in 2**114 slots.
     """
-    if chain(previous, raw[:-16]) == raw[-16:]:
+    body, said, value = raw[:-16], raw[-16:], chain(previous, raw[:-16])
+    wrong = [i for i in range(16) if value[i] != said[i]]
+    if not wrong:
         return None  # not the bytes are wrong: they say what no writer writes
-    for at in range(len(raw)):
-        for value in range(256):
-            slot = raw[:at] + bytes([value]) + raw[at + 1 :]
-            if chain(previous, slot[:-16]) == slot[-16:]:
-                return at, slot
+    if len(wrong) == 1:
+        return len(body) + wrong[0], body + value
+    for at in range(len(body)):
+        head, tail = previous + body[:at], body[at + 1 :]
+        for byte in range(256):
+            if hashlib.sha256(head + bytes((byte,)) + tail).digest().startswith(said):
+                return at, head[len(previous) :] + bytes((byte,)) + tail + said
     return None
