@@ -24,6 +24,7 @@ from zoedge.types import Key, Leaf, Part, Record
 from zoedge.verify import Arrays
 
 N = {kind: words(FOLDERS[kind]) for kind in ("noise", "estimator", "rule")}
+STEPS = 8  # of a run; a state is logged after every fourth
 SIZES = {"matrix": (6, 4), "vector": (9,)}
 
 
@@ -97,7 +98,7 @@ class Bowl:
         return torch.stack([bowl, bowl + points.sum(1) / 7], dim=1)
 
 
-def run_of(triple: tuple[str, str, str], log: Any, steps: int = 12) -> engine.Run:
+def run_of(triple: tuple[str, str, str], log: Any, steps: int = STEPS) -> engine.Run:
     noise, estimator, rule = triple
     space = Plain()
     made = part("rule", rule)(lr=2.0**-7, schedule="cosine", weight_decay=0.01)
@@ -108,7 +109,7 @@ def run_of(triple: tuple[str, str, str], log: Any, steps: int = 12) -> engine.Ru
 def header_of(triple: tuple[str, str, str]) -> Header:
     noise, estimator, rule = triple
     zero = bytes(32)
-    k = engine.capacity(part("estimator", estimator)(), 12)
+    k = engine.capacity(part("estimator", estimator)(), STEPS)
     ids = part("noise", noise).scheme, part("rule", rule).rule
     return Header(b"{}", k, *ids, 11, 33, 4, 1, zero, zero, zero, zero, zero, zero, zero)
 
@@ -122,22 +123,22 @@ def test_train_resume_and_replay_end_in_the_same_bits(triple: tuple[str, str, st
     with Log.create(tmp_path / "whole", header_of(triple)) as log:
         whole = run_of(triple, log)
         before = engine.digest(whole.space)
-        records = list(engine.play(whole, 12))
+        records = list(engine.play(whole, STEPS))
     assert engine.digest(whole.space) != before and all(math.isfinite(g) for r in records for g in r.g)
     with Log.create(tmp_path / "cut", header_of(triple)) as log:
-        list(engine.play(run_of(triple, log), 5))
+        list(engine.play(run_of(triple, log), 3))
     with Log.resume(tmp_path / "cut") as log:
         resumed = run_of(triple, log)
-        list(engine.play(resumed, 12))
+        list(engine.play(resumed, STEPS))
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
     log = Log.open(tmp_path / "whole")
     replayed = run_of(triple, log)
     replayed.task = replayed.estimator = None
-    list(engine.play(replayed, 12))
+    list(engine.play(replayed, STEPS))
     second = run_of(triple, log)
     second.space = Arrays(second.space)  # type: ignore[assignment]
     second.__post_init__()
-    list(engine.play(second, 12))
+    list(engine.play(second, STEPS))
     assert len({engine.digest(run.space) for run in (whole, resumed, replayed, second)}) == 1
 
 
