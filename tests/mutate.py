@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
+import importlib
 import importlib.util
 import io
 import os
@@ -22,13 +24,18 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = {  # the fast ones that hold a module, those that kill most first
-    "log": ["test_log.py", "test_repair.py", "test_torture_log.py::test_t3_every_call_that_fails"],
-    "storage": ["test_torture_log.py::test_t3_every_call_that_fails", "test_torture_crash.py", "test_log.py"],
-    "repair": ["test_repair.py"],
+TESTS = {  # that hold a module, the fast ones that notice most first
+    "log": ["test_log.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-append]", "test_repair.py"],
+    "storage": ["test_torture_log.py", "test_torture_crash.py", "test_log.py"],
+    "repair": ["test_repair.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-repair]"],
     "packed": ["test_packed.py"],
-    "engine": ["test_exact.py", "test_play.py", "test_faults.py"],
-}
+    "engine": [
+        "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[low_rank two_sided momentum]",
+        "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[block fzoo sgd]",
+        "test_methods.py::test_the_direction_moved_along_is_the_direction_probed[sphere two_sided adam]",
+        "test_golden.py", "test_play.py", "test_faults.py", "test_exact.py",
+    ],
+}  # fmt: skip
 COMPARE = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -123,19 +130,7 @@ def survives(name: str, tree: ast.Module, tests: list[str], seconds: float) -> b
                 import pytest
 
                 install(name, tree)
-                args = [
-                    "-x",
-                    "-q",
-                    "-p",
-                    "no:cacheprovider",
-                    "-p",
-                    "no:xdist",
-                    "-p",
-                    "no:timeout",
-                    "--no-header",
-                    "-W",
-                    "ignore",
-                ]
+                args = "-x -q -p no:cacheprovider -p no:xdist -p no:timeout --no-header -W ignore".split()
                 code = int(pytest.main([*args, *(str(ROOT / "tests" / t) for t in tests)]))
         finally:
             os._exit(code)
@@ -153,13 +148,10 @@ def main() -> int:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.chdir(ROOT)
     os.environ["OMP_NUM_THREADS"] = "1"
-    import hypothesis  # noqa: F401
-    import numpy  # noqa: F401
-
-    if set(options.modules) & {"engine", "packed"}:
-        import torch  # noqa: F401
-    import zoedge  # noqa: F401
-
+    for name in ("hypothesis", "peft", "transformers.models.llama.modeling_llama", "typer", "zoedge"):
+        importlib.import_module(name)  # once, not in every fork
+    gc.collect()
+    gc.freeze()
     for module in options.modules:
         source = (ROOT / "zoedge" / f"{module}.py").read_text()
         every = len(list(sites(ast.parse(source))))

@@ -27,6 +27,7 @@ import zoedge.log as module
 from zoedge import storage
 from zoedge.errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
 from zoedge.log import HASH, NOTE, REWIND, SESSION, STEP, Header, Log
+from zoedge.packed import Packed
 from zoedge.types import CLIPPED, SKIPPED, Record, bits16
 
 
@@ -850,3 +851,93 @@ def test_write_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fds: Non
     assert path.read_bytes() == b"two" and [p.name for p in tmp_path.iterdir()] == ["file"]
     with pytest.raises(StorageError):
         storage.write_durably(tmp_path / "absent" / "file", b"")
+
+
+# -- what only another system, another process or another disk does
+
+
+def test_elsewhere_there_is_no_name_of_a_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(self: Path) -> str:
+        raise FileNotFoundError
+
+    assert module.boot() == module.boot()
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert module.boot() == "-"
+
+
+def test_the_half_of_a_fork_that_must_not_write(tmp_path: Path) -> None:
+    """As os.fork calls it in a child, here without one; test_torture_process.py has the child."""
+    log = Log.create(tmp_path / "run.zlog", header())
+    before, fd = (tmp_path / "run.zlog").read_bytes(), log._fd
+    module._forked()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    with pytest.raises(StorageError, match="not open for writing"):
+        step(log)
+    log.close()
+    assert (tmp_path / "run.zlog").read_bytes() == before and (tmp_path / "run.lock").exists()
+    Log.resume(tmp_path / "run.zlog").close()
+
+
+def test_a_failpoint_is_reached_the_third_time() -> None:
+    try:
+        storage.arm("append.before:3:EDQUOT")
+        for _ in range(2):
+            storage.point("append.before")
+            storage.point("append.after")
+        with pytest.raises(OSError, match="injected EDQUOT") as e:
+            storage.point("append.before")
+        assert e.value.errno == errno.EDQUOT
+        storage.point("append.before")
+    finally:
+        storage.arm("")
+
+
+def test_macos_syncs_past_the_drives_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[int, int]] = []
+    monkeypatch.setattr("fcntl.F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr("fcntl.fcntl", lambda *args: called.append(args))
+    storage.Disk().datasync(7)
+    assert called == [(7, 51)]
+
+
+def test_only_what_dead_processes_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 lives, 2 is somebody else's, 3 is dead."""
+
+    def kill(pid: int, number: int) -> None:
+        assert number == 0
+        if pid != 1:
+            raise {2: PermissionError, 3: ProcessLookupError}[pid]
+
+    monkeypatch.setattr(os, "kill", kill)
+    for name in (".x.tmp-1", ".x.tmp-2", ".x.tmp-3", f".x.tmp-{os.getpid()}", ".x.old-3", ".y.tmp-3", "x.tmp-3"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".x.tmp-03").symlink_to(tmp_path / ".x.old-3")
+    (tmp_path / ".x.tmp-003").write_text("")
+    storage.sweep(tmp_path / "x", "tmp")
+    left = {".x.tmp-1", ".x.tmp-2", ".x.old-3", ".y.tmp-3", "x.tmp-3", ".x.tmp-03", ".x.tmp-003"}
+    assert {p.name for p in tmp_path.iterdir()} == left
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_a_swap_that_fails_leaves_what_there_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: bool) -> None:
+    if former:
+        (tmp_path / "x").mkdir()
+    real = storage.Disk.rename
+
+    def rename(self: Any, old: Path, new: Path) -> None:
+        if ".tmp-" in old.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(self, old, new)
+
+    monkeypatch.setattr(storage.Disk, "rename", rename)
+    wanted = pytest.raises(StorageError, match="cannot put the export in its place: Input/output error")
+    with wanted, storage.replaced(tmp_path / "x") as draft:
+        (draft / "new").write_text("")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] * former
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that can be opened and not read")
+def test_a_packed_log_that_cannot_be_read() -> None:
+    with pytest.raises(StorageError, match="/proc/self/mem: cannot read the log: Input/output error"):
+        Packed.open(Path("/proc/self/mem"))
