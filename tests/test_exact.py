@@ -233,9 +233,13 @@ from pathlib import Path
 from zoedge import engine, runs
 from zoedge.log import Log
 assert torch.backends.cpu.get_cpu_capability().lower() == sys.argv[1], torch.backends.cpu.get_cpu_capability()
-for path in sys.argv[3:]:
-    for threads in map(int, sys.argv[2]):
-        torch.set_num_threads(threads)
+threads = (1, 2)
+for path in sys.argv[2:]:
+    if path == "1":  # from here on
+        threads = (1,)
+        continue
+    for number in threads:
+        torch.set_num_threads(number)
         run = runs.replayer(Log.open(Path(path)))
         assert all("bitsandbytes" not in name and "transformers" not in name for name in sys.modules)
         for _ in engine.play(run, len(run.log)):
@@ -251,34 +255,34 @@ def capabilities() -> list[str]:
     return known[: known.index(own) + 1] if own in known else ["default"]
 
 
-@pytest.mark.parametrize("capability", capabilities())
-def test_r1_one_state_over_instruction_sets_and_threads(logs: dict[str, Path], capability: str) -> None:
-    """torch at 1 and 2 threads in a process of its own; what END says; and the third implementation."""
+@pytest.fixture(scope="module", params=capabilities())
+def elsewhere(request: Any, logs: dict[str, Path], methods: list[Path]) -> tuple[list[str], list[str]]:
+    """The final states in a process of its own, with that instruction set: of `logs` at 1 and 2 threads, of `methods`."""
     done = subprocess.run(
-        [sys.executable, "-c", REPLAY, capability, "12", *map(str, logs.values())], capture_output=True, text=True,
-        check=False, timeout=120, cwd=Path(zoedge.__file__).parent.parent,
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        [sys.executable, "-c", REPLAY, request.param, *map(str, logs.values()), "1", *map(str, methods)],
+        capture_output=True, text=True, check=False, timeout=120, cwd=Path(zoedge.__file__).parent.parent,
+        env={**os.environ, "ATEN_CPU_CAPABILITY": request.param},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = done.stdout.split()
-    assert len(found) == 2 * len(logs)
-    assert found == [own_replay(path.read_bytes()) for path in logs.values() for _ in range(2)]
+    assert len(found) == 2 * len(logs) + len(methods)
+    return found[: 2 * len(logs)], found[2 * len(logs) :]
 
 
-@pytest.mark.parametrize("capability", capabilities())
-def test_r1_every_noise_and_rule(methods: list[Path], capability: str) -> None:
-    """A process of its own ends in what END says, which was computed here."""
-    done = subprocess.run(
-        [sys.executable, "-c", REPLAY, capability, "1", *map(str, methods)], capture_output=True, text=True,
-        check=False, timeout=120, cwd=Path(zoedge.__file__).parent.parent,
-        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_r1_one_state_over_instruction_sets_and_threads(
+    logs: dict[str, Path], elsewhere: tuple[list[str], list[str]]
+) -> None:
+    """What END says; and the third implementation."""
+    assert elsewhere[0] == [own_replay(path.read_bytes()) for path in logs.values() for _ in range(2)]
+
+
+def test_r1_every_noise_and_rule(methods: list[Path], elsewhere: tuple[list[str], list[str]]) -> None:
+    """It ends in what END says, which was computed here."""
     ends = []
     for path in methods:
         with Log.open(path) as log:
             ends.append(log.state.end)
-    assert [bytes.fromhex(line)[:24] for line in done.stdout.split()] == ends
+    assert [bytes.fromhex(line)[:24] for line in elsewhere[1]] == ends
 
 
 def test_r1_the_state_is_the_master_and_nothing_else(logs: dict[str, Path]) -> None:
