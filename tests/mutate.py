@@ -33,7 +33,18 @@ TESTS = {  # that hold a module, the fast ones that notice most first
         "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[low_rank two_sided momentum]",
         "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[block fzoo sgd]",
         "test_methods.py::test_the_direction_moved_along_is_the_direction_probed[sphere two_sided adam]",
-        "test_golden.py", "test_play.py", "test_faults.py", "test_exact.py",
+        "test_golden.py::test_a_golden_log_replays_to_its_bits",
+        "test_play.py::test_a_resumed_run_ends_in_the_uninterrupted_runs_bytes",
+        *(f"test_faults.py::test_{name}" for name in (
+            "a_derivative_far_over_the_median_is_clipped", "before_any_state_is_logged_it_goes_back_to_the_beginning",
+            "eight_losses_that_are_not_finite_end_a_run_and_change_nothing[lora]",
+            "a_run_that_went_back_often_enough_stops_and_stays_stopped[100.0-far over its best]",
+            "a_run_that_went_back_resumes_and_replays_to_the_same_bits[full bf16]",
+            "out_of_memory_the_step_is_measured_again_in_smaller_pieces[lora-classify]",
+            "where_one_example_does_not_fit_a_sentence_says_the_way_out[cuda]",
+            "other_errors_of_a_forward_are_not_taken_for_it",
+        )),
+        "test_estimators.py",
     ],
 }  # fmt: skip
 COMPARE = {

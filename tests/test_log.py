@@ -810,6 +810,7 @@ def test_seal_logs_what_is_due_and_compares_what_is_known(tmp_path: Path) -> Non
 def test_sessions_are_logged_when_they_change(tmp_path: Path) -> None:
     path = tmp_path / "run.zlog"
     with Log.create(path, header()) as log:
+        assert (log.seq, log.torn, log.wrong) == (0, 0, ""), "a new log"
         assert log.session(SHA[1]) and not log.session(SHA[1])
     with Log.resume(path) as log:
         assert not log.session(SHA[1]) and log.session(SHA[2]) and log.session(SHA[1])
