@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,12 @@ def test_the_direction_moved_along_is_the_direction_probed(triple: tuple[str, st
             continue
         left = probe - span @ (torch.linalg.pinv(span) @ probe)  # directions may repeat
         assert left.norm() <= 2e-4 * probe.norm() + 1e-6
+
+
+def test_an_estimators_own_signs_are_these_for_ever() -> None:
+    """Another version that goes on with a run asks for the same points."""
+    oracle = engine.Scorer(SimpleNamespace(seed=7), None, 0, 1, 3)  # type: ignore[arg-type]
+    assert "".join("+-"[oracle.sign(query) < 0] for query in range(32)) == "+-+-+--+--+-------+-+--+--++-+++"
 
 
 @pytest.mark.parametrize("noise", N["noise"])
