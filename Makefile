@@ -1,10 +1,10 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test torture lint fix docs bench race fuzz clean
+.PHONY: help demo env test torture gpu lint fix docs bench bench-gpu race fuzz clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 # the stamp is newer than what decides the environment, so a second run does nothing
 $(VENV)/.done: pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ test: lint  ## ruff, mypy and the default test suite
 torture: env  ## the torture suites at their nightly sizes, a line of counts each: hours; ZOEDGE_SEED=n for another seed
 	$(PY) -m pytest -s -m torture --timeout 0
 
+gpu: env  ## the tests that need a CUDA device and a torch built for it, Triton's kernel too: a verdict a line
+	$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device is visible to torch")'
+	$(PY) -m pytest -v -rs -m gpu
+
 lint: env  ## ruff and mypy alone
 	$(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/mypy
 
@@ -37,6 +41,10 @@ docs: env  ## make docs/methods.md and docs/lab.md anew
 bench: env  ## a step against plain inference and MeZO's own, time and memory; its parts; docs/benchmarks.md
 	$(PY) benchmarks/step.py
 	$(PY) benchmarks/parts.py
+	$(PY) benchmarks/report.py
+
+bench-gpu: env  ## a step at the sizes of 7B and 13B on a CUDA device: time, peak memory; docs/benchmarks.md
+	$(PY) benchmarks/gpu.py
 	$(PY) benchmarks/report.py
 
 race: env  ## forward passes and seconds to an accuracy, first-order LoRA beside them: half an hour
