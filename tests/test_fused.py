@@ -6,13 +6,13 @@ input shows every weight: the product is exact.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PLACES = [((33, 96), 40), ((7, 128), 256), ((65, 70), 8), ((20, 50), 13), ((3, 192), 2**33 + 64), ((1, 1), 127)]
 KEYS = Key(0, 0, 0), Key(2**64 - 1, 2**32 - 1, 2**32 - 1), Key(2**63 + 5, 7, 1, 4)
 FULL = ["model.quantization=none", "space=full", "output.export=[]", "train.steps=3"]
-absent = importlib.util.find_spec("triton") is None
+absent = find_spec("triton") is None
 interpreted = pytest.mark.skipif(absent, reason="triton is not installed (a wheel of 286 MB): pip install triton")
 
 
@@ -72,7 +72,12 @@ def stepped(recipe: Any, product: Callable[..., Any] | None) -> tuple[list[float
         bench = runs.Bench.build(recipe)
         run = bench.run([])  # type: ignore[arg-type]
         run.log = type("Empty", (list,), {"next_seq": 5})()
-        return list(engine.measure(run, 0).losses), len(calls)
+        losses = list(engine.measure(run, 0).losses)
+        modules = [m for m in bench.base.model.modules() if not isinstance(m, (torch.nn.Linear, torch.nn.Embedding))]
+        vectors = max(p.numel() for m in modules for p in m.parameters(recurse=False))
+        if calls and not hasattr(bench.base.model.model, "decoder"):  # OPT has a table of positions besides
+            assert bench.space._scratch.shape[1] == vectors, "no perturbed matrix is stored"
+        return losses, len(calls)
 
 
 # -- anywhere
@@ -120,6 +125,9 @@ def test_whatever_is_not_one_noise_times_a_number_is_drawn(recipe_file: Path, op
 def test_no_kernel_on_a_cpu_nor_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(_fused, "agrees", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr(_fused, "version", lambda name: {"triton": "1.2.3"}[name])
+    monkeypatch.setattr(_fused, "find_spec", lambda name: name)
+    assert _fused.about() == "triton 1.2.3"
     there: Any = SimpleNamespace(is_cuda=True, device="cuda", dtype=torch.bfloat16)
     for word in NOISES:
         noise = load.part("noise", word)()
@@ -127,7 +135,10 @@ def test_no_kernel_on_a_cpu_nor_where_it_is_switched_off(monkeypatch: pytest.Mon
         assert noise.kernel(there) is not None and asked.pop() == ("cuda", torch.bfloat16, *NOISES[word])
         with monkeypatch.context() as patch:
             patch.setenv("ZOEDGE_FUSED", "0")
-            assert noise.kernel(there) is None and not asked
+            assert noise.kernel(there) is None and not asked and _fused.about() == "none"
+        with monkeypatch.context() as patch:
+            patch.setattr(_fused, "find_spec", lambda name: find_spec("no such package as " + name))
+            assert noise.kernel(there) is None and not asked and _fused.about() == "none"
     assert load.part("noise", "low_rank")().kernel(there) is None
 
 

@@ -1,8 +1,7 @@
 """x (W + c z)' at the points of one direction, with z made in registers where it is multiplied: W + c z is never stored.
 
-Triton, on CUDA, for noise of 1 or 16 bits an element; the perturbed weights have the bits that drawing them has. Before
-its first use on a device it is compared with drawing there; where it fails or differs, directions are drawn.
-ZOEDGE_FUSED=0 leaves it out.
+Triton, on CUDA, for noise of 1 or 16 bits an element; weights have the bits that drawing gives. Before its first use on a
+device it is compared with drawing; where it fails or differs, directions are drawn. ZOEDGE_FUSED=0 leaves it out.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import torch
 
@@ -20,17 +20,20 @@ from ..types import Key, Leaf
 from ._lookup import _table_torch, lookup
 from ._philox import LOW, check
 
-BLOCKS = {
-    2: (64, 64, 64),
-    4: (64, 64, 32),
-}  # rows, columns, depth by bytes of a weight: 24 KiB a stage of shared memory
+BLOCKS = {2: (64, 64, 64), 4: (64, 64, 32)}  # rows, columns, depth by bytes of a weight: 24 KiB of inputs at a time
 
 
 def kernel(like: torch.Tensor, bits: int, table: bytes, width: int) -> Callable[..., torch.Tensor] | None:
     """`product` of a noise (bits, table, width: as `lookup` takes them) for weights like `like`; None: draw instead."""
-    if not like.is_cuda or os.environ.get("ZOEDGE_FUSED") == "0":
+    if not like.is_cuda or about() == "none":
         return None
     return partial(product, bits, table) if agrees(like.device, like.dtype, bits, table, width) else None
+
+
+def about() -> str:
+    """Which Triton would compile it; none: it is not installed, or ZOEDGE_FUSED is 0."""
+    off = os.environ.get("ZOEDGE_FUSED") == "0" or find_spec("triton") is None
+    return "none" if off else f"triton {version('triton')}"
 
 
 def product(
@@ -44,12 +47,10 @@ def product(
     """
     from ._kernel import product as run
 
-    (n, k), points = w.shape, len(cs)
+    (n, k), points, (bm, bn, bk) = w.shape, len(cs), BLOCKS[w.element_size()]
     check(key, 0, -(-(offset + n * k) // (128 if bits == 8 else 8)))
     rows = x.reshape(points, -1, k).contiguous()
-    m = rows.shape[1]
-    y = x.new_empty(points, m, n)
-    bm, bn, bk = BLOCKS[w.element_size()]
+    y = x.new_empty(points, m := rows.shape[1], n)
     looked = _table_torch(table, 1, w.device) if bits == 16 else w
     group = math.gcd(offset, k, bk, 128 if bits == 8 else 8)  # neighbours in a row that always share a counter
     run[(-(-m // bm), -(-n // bn))](
@@ -64,17 +65,16 @@ def product(
 @lru_cache(maxsize=16)
 def agrees(device: torch.device, kind: torch.dtype, bits: int, table: bytes, width: int) -> bool:
     """Does the kernel run on this device, and are its weights those of drawing? x = 1 shows them: the product is exact."""
-    key, offset, shape, c = Key(0x5EED_0000_5EED, 1, 2), 40, (33, 96), 2.9e-3
+    key, offset, shape, c = Key(0x5EED_0000_5EED, 1, 2), 64, (33, 192), 2.9e-3
     try:
         w = torch.linspace(-1, 1, math.prod(shape), device=device).to(kind).view(shape)
-        z: Any = lookup(key, Leaf("", offset, w.view(-1)), bits, table, width).view(shape)
+        z = lookup(key, Leaf("", offset, w.view(-1)), bits, table, width).view(shape)
         wanted = torch.stack([(w.float() + z * by).to(kind) for by in (c, -c)])
         x = torch.eye(shape[1], dtype=kind, device=device).repeat(2, 1)
         found = product(bits, table, x, w, None, offset, key, (c, -c)).view(2, shape[1], shape[0]).mT
-        if torch.equal(found, wanted):
-            return True
-        why = "its weights differ from those that are drawn"
+        why = "" if torch.equal(found, wanted) else "its weights differ from those that are drawn"
     except Exception as e:  # no Triton, no compiler, a device too old: of every kind
         why = f"{type(e).__name__}: {e}".splitlines()[0][:200]
-    warnings.warn(f"The fused kernel is not used on {device} ({why}): directions are drawn instead.", stacklevel=2)
-    return False
+    if why:
+        warnings.warn(f"The fused kernel is not used on {device} ({why}): directions are drawn instead.", stacklevel=2)
+    return not why
