@@ -1,10 +1,10 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test torture soak mutate lint fix docs bench race fuzz clean
+.PHONY: help demo env test torture soak mutate gpu lint fix docs bench bench-gpu race fuzz clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 # the stamp is newer than what decides the environment, so a second run does nothing
 $(VENV)/.done: pyproject.toml constraints.txt
@@ -32,6 +32,10 @@ soak: env  ## a run that is killed, signalled, left without disk: for 30 minutes
 mutate: env  ## change the log's and the replay's source, one thing at a time: do the tests notice? Half an hour
 	OMP_NUM_THREADS=1 $(PY) tests/mutate.py
 
+gpu: env  ## the tests that need a CUDA device and a torch built for it, Triton's kernel too: a verdict a line
+	$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device is visible to torch")'
+	$(PY) -m pytest -v -rs -m gpu
+
 lint: env  ## ruff and mypy alone
 	$(VENV)/bin/ruff format --check --quiet . && $(VENV)/bin/ruff check --quiet . && $(VENV)/bin/mypy
 
@@ -44,6 +48,10 @@ docs: env  ## make docs/methods.md and docs/lab.md anew
 bench: env  ## a step against plain inference and MeZO's own, time and memory; its parts; docs/benchmarks.md
 	$(PY) benchmarks/step.py
 	$(PY) benchmarks/parts.py
+	$(PY) benchmarks/report.py
+
+bench-gpu: env  ## a step at the sizes of 7B and 13B on a CUDA device: time, peak memory; docs/benchmarks.md
+	$(PY) benchmarks/gpu.py
 	$(PY) benchmarks/report.py
 
 race: env  ## forward passes and seconds to an accuracy, first-order LoRA beside them: half an hour

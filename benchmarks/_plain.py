@@ -26,16 +26,17 @@ def floor(base: Any, batch: Any, copies: int) -> Tensor:
     One token an option: those columns of the head alone. Else all columns, at the scored rows alone.
     """
     model, head = base.model, base.facts.head(base.model)
-    h = model.base_model(input_ids=batch.ids.repeat(copies, 1), use_cache=False)[0]
-    h = h.gather(1, batch.rows.repeat(copies, 1)[..., None].expand(-1, -1, h.shape[-1]))
-    return linear(h.float(), head.weight[batch.targets[0]].float()) if one_token(batch) else head(h)
+    ids, rows, targets = (x.to(base.device) for x in (batch.ids, batch.rows, batch.targets))
+    h = model.base_model(input_ids=ids.repeat(copies, 1), use_cache=False)[0]
+    h = h.gather(1, rows.repeat(copies, 1)[..., None].expand(-1, -1, h.shape[-1]))
+    return linear(h.float(), head.weight[targets[0]].float()) if one_token(batch) else head(h)
 
 
 def normals(parameters: Sequence[Tensor], seed: int) -> Iterator[Tensor]:
     """The step's direction, anew at every pass: a global generator, and a normal tensor a parameter, in its type."""
     torch.manual_seed(seed)
     for p in parameters:
-        yield torch.normal(mean=0.0, std=1.0, size=p.shape, dtype=p.dtype)
+        yield torch.normal(mean=0.0, std=1.0, size=p.shape, dtype=p.dtype, device=p.device)
 
 
 @torch.inference_mode()
@@ -81,13 +82,14 @@ def loss_of(model: Any, batch: Any, once: bool = False) -> Callable[[], float]:
         ids = pad(batch.ids.repeat_interleave(options, 0), (0, 1)).scatter(1, last + 1, batch.targets.reshape(-1, 1))
     else:  # sequences of one length
         ids = torch.cat([batch.ids, batch.targets[:, -1:]], 1)
+    ids, last, targets, labels = (x.to(model.device) for x in (ids, last, batch.targets, batch.labels))
 
     def loss() -> float:
         log_p = torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), -1)
         if single:
             here = log_p.gather(1, last[..., None].expand(-1, -1, log_p.shape[-1]))[:, 0]
-            found = here.gather(-1, batch.targets if once else batch.targets.reshape(-1, 1))
-            return cross_entropy(found.view(-1, options), batch.labels).item()
+            found = here.gather(-1, targets if once else targets.reshape(-1, 1))
+            return cross_entropy(found.view(-1, options), labels).item()
         return -log_p[:, :-1].gather(-1, ids[:, 1:, None]).mean().item()
 
     return loss

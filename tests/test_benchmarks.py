@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE))
 
 import _measure  # noqa: E402
 import _plain  # noqa: E402
+import gpu  # noqa: E402
 import parts  # noqa: E402
 import race  # noqa: E402
 import report  # noqa: E402
@@ -135,9 +136,58 @@ def test_the_page() -> None:
         }
     )
     assert "| >= 1000 | yes |" in page and "| mezo  " in page and machine["torch"] in page
+    assert "Untested: no GPU was available" in page and "| opt-13b " in page
+    row = {"shape": "llama-7b", **step.Cell("nf4", "qv", "classify", 16, 64)._asdict(), "weights": 3.9}
+    row |= {"seconds": {"floor": [1.0], "step": [1.2]}, "memory": {"floor": [4.1, 4.2], "step": [4.3, 4.4]}}
+    page = report.page({"gpu": {"machine": machine | {"gpu": "a card"}, "model": "random weights", "rows": [row]}})
+    lines = [" ".join(line.split()) for line in page.splitlines()]
+    where = "| llama-7b | nf4 | qv | classify | 16 x 64 |"
+    assert "Untested" not in page and f"random weights, {machine['date']}, a card, " in page
+    assert f"{where} step / floor | 1.2 | 1.2 .. 1.2 | <= 1.1 | no |" in lines
+    assert f"{where} memory: step | 4.30 GB | reserved 4.40 | <= 5 | yes |" in lines
 
 
-@pytest.mark.parametrize("name", ["step", "parts", "race", "report"])
+def test_the_gpus_benchmark_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines at a tiny shape: a step of its made base is MeZO's in what it measures, and the sums count its weights."""
+    monkeypatch.setattr(_measure, "LEAST", 1e-3)
+    args = Namespace(device="cpu", batch=2, tokens=9, task=["classify"], repeat=1, model="tiny")
+    (row,) = gpu.measured(args, "tiny", "nf4", "qv")
+    assert row["trained"] == 2 * 4 * 8 * 64 and row["seconds"].keys() == row["memory"].keys() == {
+        "floor",
+        "step",
+        "mezo",
+    }
+    (row,) = gpu.measured(args, "tiny", "bf16", "full")
+    assert {"mezo once", "step drawn"} < row["seconds"].keys() and "| tiny " in gpu.text([row])
+    base = gpu.made("tiny", "nf4", torch.device("cpu"), torch.bfloat16)
+    found, counted = dict.fromkeys(("matrices", "tables", "vectors"), 0), gpu.sums("tiny")
+    for name, p in base.model.named_parameters():
+        kind = "matrices" if hasattr(p, "quant_state") else "vectors" if p.dim() == 1 else "tables"
+        found[kind] += p.nbytes
+        if kind == "matrices":
+            state = p.quant_state
+            assert state.nested and name.startswith("model.layers")
+            found[kind] += state.absmax.nbytes + state.state2.absmax.nbytes
+    assert found == {kind: pytest.approx(counted[kind], rel=2e-3) for kind in found}
+
+
+def test_a_gpus_memory_on_paper() -> None:
+    """The shapes have the parameters that their names say; every target would hold."""
+    for shape, billions in {"llama-7b": 6.738, "llama-13b": 13.016, "opt-6.7b": 6.658, "opt-13b": 12.853}.items():
+        found = gpu.sums(shape)
+        parameters = found["matrices"] / gpu.NF4 + (found["tables"] + found["vectors"]) / 2
+        assert parameters / 1e9 == pytest.approx(billions, abs=0.001)
+        for space in ("qv", "all"):
+            for task in ("classify", "lm"):
+                assert gpu.together(gpu.sums(shape, space, task)) / 1e9 < gpu.LIMITS[shape]
+
+
+def test_random_numbers_lie_where_the_weights_do() -> None:
+    found = list(_plain.normals([torch.zeros(2, 3, dtype=torch.bfloat16, device="meta")], 0))
+    assert found[0].device.type == "meta" and found[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["step", "parts", "race", "gpu", "report"])
 def test_help(name: str) -> None:
     command = [sys.executable, str(HERE / f"{name}.py"), "--help"]
     assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

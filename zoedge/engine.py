@@ -30,6 +30,7 @@ from .types import (
     Part,
     Point,
     Record,
+    Shift,
     Slots,
     Space,
     Task,
@@ -130,7 +131,7 @@ class Scorer:
         task, size = self.run.task, math.ceil(len(self.batch) / parts) if parts > 1 else 0
         assert task is not None
         pieces = [self.batch.part(i, i + size) for i in range(0, len(self.batch), size)] if size else [self.batch]
-        with self.run.space.visit([partial(self._delta, point) for point in points]):
+        with self.run.space.visit([self._shift(point) for point in points]):
             scores = [task.score(self.run.model, piece, len(points)).tolist() for piece in pieces]
         # a sum in example order, correctly rounded: the same however the batch was cut
         rows = (list(chain(*row)) for row in zip(*scores))
@@ -160,6 +161,13 @@ class Scorer:
     def _inner(self, a: int, b: int) -> float:
         pairs = ((self.run.direction(self.seq, q, leaf) for q in (a, b)) for leaf in self.run.space.leaves())
         return math.fsum(float((x.z * y.z).sum(dtype=x.z.dtype)) for x, y in pairs if x is not None and y is not None)
+
+    def _shift(self, point: Point) -> Shift:
+        delta, rule = partial(self._delta, point), self.run.rule
+        if len(point) != 1 or rule.draws != 1 or type(rule).direction is not AbstractRule.direction:
+            return Shift(delta)
+        ((c, query),) = point
+        return Shift(delta, (self.run.noise, Key(self.run.seed, self.seq, query), c * self.gain(query)))
 
     def _delta(self, point: Point, leaf: Leaf) -> Any:
         delta = None

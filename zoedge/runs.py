@@ -269,12 +269,15 @@ def environment(base: Any) -> dict[str, Any]:
     import torch
     import transformers
 
+    from .noise import _fused
+
     device = torch.cuda.get_device_name(0) if base.device.type == "cuda" else platform.processor() or platform.machine()
+    own = {"kernel": _fused.about()} if base.device.type == "cuda" else {}
     return {
         "torch": torch.__version__, "transformers": transformers.__version__, "bitsandbytes": bitsandbytes.__version__,
         "device": f"{base.device.type} {device}", "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(), "compute": str(base.dtype), "linear": "train mode, others eval, dropout 0",
-        "attention": base.model.config._attn_implementation,
+        "attention": base.model.config._attn_implementation, **own,
     }  # fmt: skip
 
 

@@ -166,6 +166,20 @@ Slots = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Shift:
+    """A point as a space sees it: leaf -> what is added there (None: nothing).
+
+    term: (noise, key, c) where that is c * noise.draw(key, leaf) and nothing else, so that a kernel may draw by itself.
+    """
+
+    delta: Callable[[Leaf], Tensor | None]
+    term: tuple[AbstractNoise, Key, float] | None = None
+
+    def __call__(self, leaf: Leaf) -> Tensor | None:
+        return self.delta(leaf)
+
+
+@dataclass(frozen=True)
 class AbstractNoise(ABC):
     """Random directions as values; subclasses are final."""
 
@@ -174,6 +188,10 @@ class AbstractNoise(ABC):
     @abstractmethod
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
         """The direction named by `key` on `leaf`: [n] float32 of at most 8 significant bits. None: the leaf rests."""
+
+    def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
+        """`noise._fused.product` of this noise for weights like `like`: x (W + c z)' without a W + c z. None: draw."""
+        return None
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
         """What `draw` is to be multiplied by for E[z z'] = I. It goes into points and weights, never into z.

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import AbstractNoise, Key, Leaf
+from . import _fused
 from ._lookup import lookup
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -35,3 +38,6 @@ class Normal(AbstractNoise):
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         return lookup(key, leaf, 16, quantiles(), 1)
+
+    def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
+        return _fused.kernel(like, 16, quantiles(), 1)

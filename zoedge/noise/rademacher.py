@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import AbstractNoise, Key, Leaf
+from . import _fused
 from ._lookup import lookup
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 # row b: the signs of byte b's bits, lowest first, 1 -> +1. A byte a look-up is 8 elements a gather.
@@ -25,3 +28,6 @@ class Rademacher(AbstractNoise):
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         return lookup(key, leaf, 8, SIGNS, 8)
+
+    def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
+        return _fused.kernel(like, 8, SIGNS, 8)

@@ -2,7 +2,8 @@
 
 A module computes its rows of each point in turn, on W + c z in one scratch buffer that is lent to it; of tables of tokens,
 only the rows that are read move. All points of a step go through a layer together, so that its direction is drawn once
-for all of them. The memory is that of inference, and what the largest matrix's point and direction take.
+for all of them. The memory is that of inference, and what the largest matrix's point and direction take; on CUDA, where
+the noise has a kernel that multiplies by W + c z without storing it, a Linear takes neither.
 
 The trained values are the model's own, so a run starts from its base, and replay needs it. float32: theta + delta, as
 any space. 16 bits: rounded to nearest, the small steps of ZO mostly vanish (0.1 % of weights move at lr g = 1e-7), so
@@ -74,7 +75,7 @@ class Held:
             offset += p.numel()
         self._leaves = [leaf for some in self.by_parameter.values() for leaf in some]
         self._points: Sequence[Callable[[Leaf], Tensor | None]] = ()
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(self.width, 0)  # where a kernel multiplies, norms alone are in it
         self.kept = [0.0, 0.0, 0.0]
 
     def _cut(self, name: str, p: nn.Parameter, offset: int) -> Iterator[Leaf]:
@@ -146,8 +147,6 @@ class Held:
 
     def hook(self, base: Any) -> None:
         """Make every module of the base that has parameters compute point by point, and the tables move what they give."""
-        kind = getattr(torch, self.storage)
-        self._scratch = torch.empty(self.width, self.largest, dtype=kind, device=base.device)
         embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
         for module in base.model.modules():
             if module is not embedding and module is not head and any(True for _ in module.parameters(recurse=False)):
@@ -163,6 +162,8 @@ class Held:
             return type(module).forward(module, *args, **kwargs)
 
         def at_points(*args: Any, **kwargs: Any) -> Tensor:
+            if type(module) is nn.Linear and (y := self._fused(module, *args)) is not None:
+                return y
             count, own, found = len(self._points), dict(module._parameters), []
             try:
                 lent = {name: self._lent(name, p) for name, p in own.items() if p is not None and count}
@@ -177,8 +178,24 @@ class Held:
 
         return at_points
 
+    def _fused(self, module: nn.Linear, x: Tensor) -> Tensor | None:
+        """What a Linear gives at all points, by a kernel of the noise's that stores no W + c z; None: there is none here."""
+        terms = [getattr(point, "term", None) for point in self._points]
+        if not terms or any(term is None or term[:2] != terms[0][:2] for term in terms):
+            return None
+        noise, key, _ = terms[0]
+        if x.dtype != module.weight.dtype or (kernel := noise.kernel(module.weight)) is None:
+            return None
+        bias = None if module.bias is None else torch.stack(self._lent("bias", module.bias))
+        return kernel(
+            x, module.weight, bias, self.by_parameter[id(module.weight)][0].offset, key, [c for *_, c in terms]
+        )
+
     def _lent(self, name: str, own: Tensor) -> list[Tensor]:
         """A parameter at each point, its own value where nothing moves it. Of a piece, all points follow one another."""
+        if name == "weight" and self._scratch.shape[1] < own.numel():
+            with torch.inference_mode(False):  # it outlives the forward that asks first
+                self._scratch = torch.empty(self.width, own.numel(), dtype=own.dtype, device=own.device)
         room = self._scratch if name == "weight" else own.new_empty(len(self._points), own.numel())
         start, still = 0, [True] * len(self._points)
         for leaf in self.by_parameter[id(own)]:

@@ -1,0 +1,68 @@
+"""Triton's program of `_fused.product`; imported only where it runs. The words are Philox's, in Triton's own library."""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def drawn(first, table, low, high, seq, query, stream, BITS: tl.constexpr, GROUP: tl.constexpr):
+    """z [R, G, GROUP] float32 of the elements first .. first + GROUP - 1, first [R, G, 1] int64: a counter a group."""
+    SHIFT: tl.constexpr = 7 if BITS == 1 else 3  # 128 or 8 elements a counter
+    seed = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
+    counter = (first >> SHIFT).to(tl.uint32)
+    a, b, c, d = tl.philox(seed, counter, stream.to(tl.uint32), query.to(tl.uint32), seq.to(tl.uint32))
+    place = (first & ((1 << SHIFT) - 1)).to(tl.int32) + tl.arange(0, GROUP)[None, None, :]
+    bit = place * BITS
+    word = tl.where(bit < 64, tl.where(bit < 32, a, b), tl.where(bit < 96, c, d))
+    value = ((word >> (bit & 31).to(tl.uint32)) & ((1 << BITS) - 1)).to(tl.int32)
+    return value.to(tl.float32) * 2.0 - 1.0 if BITS == 1 else tl.load(table + value)
+
+
+@triton.jit
+def rounded(x, kind: tl.constexpr, INTERPRETED: tl.constexpr):
+    """float32 x in another type, to nearest even. Triton's interpreter cuts bfloat16 off, and cannot multiply it: there
+    the value is rounded by its bits, and stays float32."""
+    if INTERPRETED and kind == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return x.to(kind)
+
+
+@triton.jit(do_not_specialize=["offset", "low", "high", "seq", "query", "stream"])
+def product(
+    x, w, bias, y, table, M, N, K, offset: tl.int64, low: tl.int64, high: tl.int64, seq: tl.int64, query: tl.int64,
+    stream: tl.int64, up, down, TWO: tl.constexpr, BIAS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """y[p] = x[p] (w + c[p] z)' + bias[p]; x [P, M, K], w [N, K], bias [P, N], y [P, M, N], contiguous; c = up, down."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BN + tl.arange(0, BN)
+    first = offset + columns[:, None, None].to(tl.int64) * K + tl.arange(0, BK // GROUP)[None, :, None] * GROUP
+    below = tl.zeros([], tl.int64) + M  # rows to the second point
+    one = tl.zeros([BM, BN], tl.float32)
+    two = tl.zeros([BM, BN], tl.float32)
+    for k in range(0, K, BK):
+        ks = k + tl.arange(0, BK)
+        inside = (columns[:, None] < N) & (ks[None, :] < K)
+        there = (rows[:, None] < M) & (ks[None, :] < K)
+        tile = tl.load(w + columns[:, None].to(tl.int64) * K + ks[None, :], mask=inside, other=0.0).to(tl.float32)
+        z = tl.reshape(drawn(first + k, table, low, high, seq, query, stream, BITS, GROUP), [BN, BK])
+        at = x + rows[:, None].to(tl.int64) * K + ks[None, :]
+        moved = rounded(tile + z * up, w.dtype.element_ty, INTERPRETED)  # as the scratch of the plain path
+        one = tl.dot(tl.load(at, mask=there, other=0.0).to(moved.dtype), tl.trans(moved), one, input_precision="ieee")
+        if TWO:
+            moved = rounded(tile + z * down, w.dtype.element_ty, INTERPRETED)
+            here = tl.load(at + below * K, mask=there, other=0.0).to(moved.dtype)
+            two = tl.dot(here, tl.trans(moved), two, input_precision="ieee")
+    to = y + rows[:, None].to(tl.int64) * N + columns[None, :]
+    good = (rows[:, None] < M) & (columns[None, :] < N)
+    if BIAS:
+        one += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(to, rounded(one, y.dtype.element_ty, INTERPRETED).to(y.dtype.element_ty), mask=good)
+    if TWO:
+        if BIAS:
+            two += tl.load(bias + N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+        tl.store(to + below * N, rounded(two, y.dtype.element_ty, INTERPRETED).to(y.dtype.element_ty), mask=good)
