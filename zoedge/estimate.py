@@ -138,11 +138,10 @@ def facts_of_base(base: Any, stored: int, folder: Path | None = None) -> Facts:
 
     model, config = base.model, base.model.config
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    root = base.facts.BLOCKS.partition(".")[0]  # of a masked model's head nothing is quantised
     linears = tuple(
         (name, m.out_features, m.in_features)
         for name, m in model.named_modules()
-        if isinstance(m, nn.Linear) and name.startswith(f"{root}.")
+        if isinstance(m, nn.Linear) and m is not model.get_output_embeddings()
     )
     tables = embedding.numel() + (0 if head is embedding else head.numel())
     first = f"{base.facts.BLOCKS}.0."
@@ -556,6 +555,12 @@ def case_of(recipe: Recipe) -> Case:
     return Case(recipe, facts, texts, 0 if facts.empty.device.type == "cuda" else resident())
 
 
+def predicted(case: Case, texts: Any) -> dict[str, int]:
+    """Parts of a run that passed the gate as `case`, now that its rows are tokenised (runs.Texts)."""
+    work = work_of(case.recipe, case.facts, texts, case.overhead)
+    return parts(case.facts, replace(work, cached=case.work.cached))  # what loading made did not lie there
+
+
 def halves(value: int, least: int = 1) -> list[int]:
     """value / 2, value / 4, ... down to the least."""
     found = []
@@ -630,26 +635,31 @@ def refusal(case: Case, most: int, where: str) -> str:
     return f"Will not fit: needs {size(case.needs)}, {size(most)} free on {where}: {told(case.parts)}.{best}"
 
 
-def gate(recipe: Recipe) -> None:
-    """DataError, before anything is fetched or loaded, if a run cannot fit into the memory that is free.
+def gate(recipe: Recipe) -> Case | None:
+    """What a run will ask for. DataError, before anything is fetched or loaded, if that cannot fit into the free memory.
 
     It is refused when MARGIN of what is predicted is more than is free. What the longest batch is asks for the tokenizer,
-    which is only needed where the shortest possible one would fit and the longest possible would not. Whatever else is
-    wrong, the run itself has a sentence for.
+    which is only needed where the shortest possible one would fit and the longest possible would not. None: something
+    else is wrong, for which the run itself has a sentence.
     """
     try:
         facts = facts_of_model(recipe.model)
-        most, where = free(facts.empty.device.type == "cuda")
-        case = Case(recipe, facts, None, 0 if facts.empty.device.type == "cuda" else resident())
-        if case.needs <= most:
-            return
-        least = parts(facts, replace(case.work, step=Forward(1, 1, 1, 1), look=None, trunk=None, points=1, touched=0.0))
-        if MARGIN * sum(least.values()) <= most:
-            case = replace(case, texts=tokenised(recipe, facts))
-            if case.texts is None or MARGIN * case.needs <= most:
-                return
+        cuda = facts.empty.device.type == "cuda"
+        case = Case(recipe, facts, None, 0 if cuda else resident())
+        least = replace(case.work, step=Forward(1, 1, 1, 1), look=None, trunk=None, points=1, touched=0.0)
     except ZoedgeError:
-        return
+        return None
+    most, where = free(cuda)
+    if case.needs <= most:
+        return case
+    if MARGIN * sum(parts(facts, least).values()) <= most:
+        try:
+            found = replace(case, texts=tokenised(recipe, facts))
+        except ZoedgeError:
+            return case
+        if found.texts is None or MARGIN * found.needs <= most:
+            return case
+        case = found
     raise DataError(refusal(case, most, where) + " Nothing was downloaded or changed.")
 
 

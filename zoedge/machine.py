@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from .errors import UsageError, ZoedgeError, plain
 UNITS = {"": 1, "b": 1}  # kb and k are 1000, kib 1024
 for power, letter in enumerate("kmgt", 1):
     UNITS |= {letter: 1000**power, f"{letter}b": 1000**power, f"{letter}ib": 1024**power}
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def amount(text: str, option: str) -> int:
-    """Bytes of 8GB, 7.5GiB or 900MB. UsageError: something else, or nothing."""
+    """Bytes of a text such as 8GB, 7.5GiB or 900MB. UsageError: something else, or nothing."""
     found = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{0,3})\s*", text)
     count = int(float(found[1]) * UNITS.get(found[2].lower(), 0)) if found else 0
     if not count:
@@ -68,17 +69,16 @@ def limits() -> Iterator[tuple[int, str]]:
 
     memory = psutil.virtual_memory()
     yield memory.available, f"this machine ({size(memory.total)})"
-    for _, most, used in groups():
+    for most, used in groups():
         yield max(0, most - used), f"this control group ({size(most)})"
     if text := os.environ.get("ZOEDGE_MEMORY"):
         most = amount(text, "ZOEDGE_MEMORY")
         yield max(0, most - resident()), f"ZOEDGE_MEMORY ({size(most)})"
 
 
-def groups() -> Iterator[tuple[Path, int, int]]:
-    """(folder, limit, use) of the control groups over this process that have a limit; pages of files give way."""
-    own = Path("/proc/self/cgroup")
-    for line in own.read_text().splitlines() if own.exists() else ():
+def groups() -> Iterator[tuple[int, int]]:
+    """(limit, use) of the control groups over this process that have a limit; pages of files give way."""
+    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
         _, names, path = line.split(":", 2)
         if names and "memory" not in names.split(","):
             continue
@@ -95,7 +95,7 @@ def groups() -> Iterator[tuple[Path, int, int]]:
                 continue
             if most.isdigit() and int(most) < 1 << 60:
                 cold = re.search(r"^(?:total_)?inactive_file ([0-9]+)$", stat, re.MULTILINE)
-                yield folder, int(most), int(used) - (int(cold[1]) if cold else 0)
+                yield int(most), int(used) - (int(cold[1]) if cold else 0)
 
 
 def free(cuda: bool) -> tuple[int, str]:
@@ -109,6 +109,39 @@ def free(cuda: bool) -> tuple[int, str]:
     if text := os.environ.get("ZOEDGE_MEMORY"):
         left = min(left, amount(text, "ZOEDGE_MEMORY"))
     return left, f"{torch.cuda.get_device_name(0)} ({size(whole)})"
+
+
+def most(base: Any) -> int:
+    """Bytes that a run over a base (models.base.Base) has held at most, where the base lies."""
+    if base.device.type == "cpu":
+        return peak()
+    import torch
+
+    return int(torch.cuda.max_memory_reserved())
+
+
+class Took:
+    """seconds: by part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+
+    def each(self, part: str, items: Iterator[Any]) -> Iterator[Any]:
+        """The items, their making timed: not what is done with them."""
+        while True:
+            with self(part):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
 
 # -- a step for real
