@@ -68,8 +68,9 @@ def test_weights_are_the_loaded_tensors_bytes(
 def work_like(facts: estimate.Facts, **fields: Any) -> estimate.Work:
     one = estimate.Forward(1, 1, 1, 1)
     whole = dict(
-        cuda=False, quantization="none", double=True, compute=4, full=False, elements=1, slots=0, points=1, queries=1,
-        passes=2, step=one, look=None, trunk=None, whole=1, touched=1.0, cached=True, overhead=0, typical=1, trunk_disk=0,
+        cuda=False, quantization="none", double=True, compute=4, same=True, full=False, elements=1, slots=0, points=1,
+        queries=1, passes=2, step=one, look=None, trunk=None, whole=1, touched=1.0, cached=True, overhead=0,
+        typical=1, trunk_disk=0,
     )  # fmt: skip
     return estimate.Work(**(whole | fields))  # type: ignore[arg-type]
 
@@ -107,6 +108,15 @@ def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quan
     bare = estimate.state(found.facts, found.work)
     if not found.work.full:
         assert bare >= sum(leaf.value.nbytes for leaf in leaves)
+
+
+def test_a_conversion_maps_the_source_beside_what_it_makes(half: Path) -> None:
+    facts = estimate.facts_of_model(Model(source=str(half), quantization="none"))
+    assert facts.kind == "float16" and facts.stored == 2
+    assert estimate.loader(facts, work_like(facts)) == 0
+    assert estimate.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
+    quantised = estimate.loader(facts, work_like(facts, quantization="nf4", cached=False))
+    assert quantised > 2 * facts.elements and estimate.loader(facts, work_like(facts, quantization="nf4")) == 0
 
 
 def test_slots_are_those_that_the_rules_keep() -> None:
@@ -308,7 +318,7 @@ def test_only_in_between_are_rows_tokenised(recipe_file: Path, monkeypatch: pyte
     longest = estimate.Case(recipe, facts, None, 0)
     real = estimate.Case(recipe, facts, estimate.tokenised(recipe, facts), 0)
     assert real.needs < 0.9 * longest.needs
-    monkeypatch.setattr(estimate, "resident", lambda: 0)
+    monkeypatch.setattr(estimate, "held_already", lambda facts: 0)
     asked: list[int] = []
     genuine = estimate.tokenised
     monkeypatch.setattr(estimate, "tokenised", lambda *args: asked.append(1) or genuine(*args))

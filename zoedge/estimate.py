@@ -41,7 +41,8 @@ GRANULE = 1 << 16  # what one touch of a mapped file brings into memory (fault-a
 LOOKED = 4096  # steps among which the longest batch is looked for
 MARGIN = 0.9  # the prediction is right to 10 %: what may fit is not refused
 LAYERS = 1000  # building more would not end
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "F32": 4, "F16": 2, "BF16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of safetensors
 PACKAGED = {  # config.json of a model that is yet to be fetched
     "smollm2-135m-instruct": {
         "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -58,7 +59,7 @@ PACKAGED = {  # config.json of a model that is yet to be fetched
 class Facts:
     """Of a model, in elements. linears: (name, out, in) of what is quantised; tables: of tokens (a tied head once).
 
-    others: norms, biases, positions. stored: bytes an element in the source's files. inner, query, key: widths of a block's
+    others: norms, biases, positions. kind: the type of the source's files. inner, query, key: widths of a block's
     hidden layer, of q, and of k. gated: two products make the hidden layer. context: tokens of a sequence at most.
     """
 
@@ -66,7 +67,7 @@ class Facts:
     tables: int
     vocabulary: int
     others: int
-    stored: int
+    kind: str
     layers: int
     hidden: int
     inner: int
@@ -77,6 +78,11 @@ class Facts:
     context: int
     empty: Any = None  # models.base.Base of the model without data: what attaching asks of it
     folder: Path | None = None  # where its files lie, if they are here
+
+    @property
+    def stored(self) -> int:
+        """Bytes an element of the source's files."""
+        return BYTES[self.kind]
 
     @property
     def elements(self) -> int:
@@ -132,7 +138,7 @@ def facts_of_model(model: Any) -> Facts:
     return facts_of_base(here, stored_in(folder, config), folder)
 
 
-def facts_of_base(base: Any, stored: int, folder: Path | None = None) -> Facts:
+def facts_of_base(base: Any, kind: str, folder: Path | None = None) -> Facts:
     """The facts of a model (models.base.Base) whose tensors may be without data."""
     from torch import nn
 
@@ -150,7 +156,7 @@ def facts_of_base(base: Any, stored: int, folder: Path | None = None) -> Facts:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Facts(
-        linears=linears, tables=tables, vocabulary=len(embedding), stored=stored,
+        linears=linears, tables=tables, vocabulary=len(embedding), kind=kind,
         others=sum(p.numel() for p in model.parameters()) - tables - sum(out * wide for _, out, wide in linears),
         layers=len(base.blocks), hidden=config.hidden_size, inner=max(outside), query=config.num_attention_heads * size,
         key=groups * size, gated=any("gate_proj" in name for name in inside), rotary=hasattr(config, "rope_parameters"),
@@ -158,20 +164,21 @@ def facts_of_base(base: Any, stored: int, folder: Path | None = None) -> Facts:
     )  # fmt: skip
 
 
-def stored_in(folder: Path | None, config: Any) -> int:
-    """Bytes an element of a model's files: of the commonest type in their headers, else what config.json says."""
+def stored_in(folder: Path | None, config: Any) -> str:
+    """The type of a model's files: the commonest in their headers, else what config.json says."""
     from .models.loading import HEADER_LIMIT, header_of
 
     sizes: dict[str, int] = {}
     for path in sorted(folder.glob("*.safetensors")) if folder else ():
         with path.open("rb") as file:
-            size = path.stat().st_size
-            header, _ = header_of(file.read(min(size, HEADER_LIMIT + 8)), size)
+            length = path.stat().st_size
+            header, _ = header_of(file.read(min(length, HEADER_LIMIT + 8)), length)
         for name, tensor in header.items():
             if name != "__metadata__":
                 sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     word = max(sizes, key=sizes.__getitem__) if sizes else str(getattr(config, "dtype", "")).removeprefix("torch.")
-    return BYTES.get(word, 2)
+    word = KINDS.get(word, word)
+    return word if word in BYTES else "float16"
 
 
 # -- work
@@ -193,7 +200,8 @@ class Forward(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What a recipe asks of a model. compute: bytes an element; elements: trained; slots: of the rule, an element.
+    """What a recipe asks of a model. compute: bytes an element, same: of the
+    source's own type; elements: trained; slots: of the rule, an element.
 
     points: in one forward; queries: directions that a step holds; passes: forwards of the batch. step, look: the longest
     forwards of a step and of held-out rows; trunk: of the lower layers' cache. whole: blocks that a step computes at all
@@ -205,6 +213,7 @@ class Work:
     quantization: str
     double: bool
     compute: int
+    same: bool
     full: bool
     elements: int
     slots: int
@@ -428,7 +437,7 @@ def logits(facts: Facts, f: Forward) -> int:
 def moments(facts: Facts, work: Work) -> dict[str, dict[str, int]]:
     """The parts at each moment of a run that can be the fullest."""
     matrices, tables = weights(facts, work)
-    mapped = not work.cuda and (work.quantization != "none" or work.compute == facts.stored)
+    mapped = not work.cuda and (work.quantization != "none" or work.same)
     tables = int(tables * (work.touched if mapped else 1.0))
     held = {"weights": matrices, "embeddings": tables}
     trained = held | {"trained": state(facts, work)}
@@ -460,7 +469,7 @@ def loader(facts: Facts, work: Work) -> int:
     """What loading takes beyond what stays: the source's mapped file, and what is quantised and written to the cache."""
     source = facts.elements * facts.stored
     if work.quantization == "none":
-        return 0 if work.compute == facts.stored else source
+        return 0 if work.same else source
     matrices, tables = weights(facts, work)
     if work.cuda:
         return facts.widest * facts.stored * 2
@@ -541,18 +550,28 @@ def case_of(recipe: Recipe) -> Case:
     DataError: whatever is wrong with the source or the rows. Where the tokenizer is not here, rows are taken as the longest
     that there may be.
     """
-    import torch
-
-    from .models.base import release, suits
-    from .models.scaled import Scaled
+    from .models.base import suits
 
     facts = facts_of_model(recipe.model)
     suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts.empty.facts)
     texts = tokenised(recipe, facts)
-    Scaled.has(torch.nn.Identity())  # imports bitsandbytes, as loading does
-    torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # the library of products, too, is loaded once
+    return Case(recipe, facts, texts, held_already(facts))
+
+
+def held_already(facts: Facts) -> int:
+    """Bytes that a process holds that has imported all and loaded nothing; on a GPU that is not there."""
+    if facts.empty.device.type == "cuda":
+        return 0
+    import accelerate  # noqa: F401 - transformers imports it to load
+    import torch
+
+    from .models.base import release
+    from .models.scaled import Scaled
+
+    Scaled.has(torch.nn.Identity())  # imports bitsandbytes
+    torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # the library of products is loaded once
     release()
-    return Case(recipe, facts, texts, 0 if facts.empty.device.type == "cuda" else resident())
+    return resident()
 
 
 def predicted(case: Case, texts: Any) -> dict[str, int]:
@@ -644,12 +663,11 @@ def gate(recipe: Recipe) -> Case | None:
     """
     try:
         facts = facts_of_model(recipe.model)
-        cuda = facts.empty.device.type == "cuda"
-        case = Case(recipe, facts, None, 0 if cuda else resident())
+        case = Case(recipe, facts, None, held_already(facts))
         least = replace(case.work, step=Forward(1, 1, 1, 1), look=None, trunk=None, points=1, touched=0.0)
     except ZoedgeError:
         return None
-    most, where = free(cuda)
+    most, where = free(case.work.cuda)
     if case.needs <= most:
         return case
     if MARGIN * sum(parts(facts, least).values()) <= most:
