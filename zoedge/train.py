@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import branch, curvature, engine, evaluate, runs
+from . import branch, curvature, engine, estimate, evaluate, machine, runs
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
@@ -113,8 +113,8 @@ def train(
 ) -> Outcome:
     """Begin the run in `folder`, as a branch of `parent` if there is one, or go on with it; returns when it is finished.
 
-    IdentityError: the folder holds a run of something else, or the parent is another. Stopped: a signal; `zoedge resume`
-    goes on.
+    IdentityError: the folder holds a run of something else, or the parent is another. DataError: it cannot fit. Stopped: a
+    signal; `zoedge resume` goes on.
     """
     path = folder / runs.LOG
     if path.exists() and not resume:
@@ -125,23 +125,25 @@ def train(
     if path.exists() and (outcome := done_before(recipe, folder, path)):
         show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
         return outcome
+    case = estimate.gate(recipe)
     for said in runs.claim(folder):
         show.warn(said)
-    began = time.monotonic()
+    began, took = time.monotonic(), machine.Took()
     with signals(folder, show) as stop:
-        with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"):
+        with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), took("load"):
             bench = runs.Bench.build(recipe)
         log = Log.resume(path) if path.exists() else runs.begin(bench, folder, parent)
         with log:
             runs.same(log.header, bench.header(), folder)
             resumed = len(log)
-            introduce(bench, log, show)
-            looker = Looker(bench, log, show)
+            with took("trunk"):
+                introduce(bench, log, show)
+            looker = Looker(bench, log, show, took)
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
             still, rewinds = 0, log.state.rewinds
-            for record in stop.between(engine.play(bench.run(log), recipe.train.steps)):
+            for record in stop.between(took.each("steps", engine.play(bench.run(log), recipe.train.steps))):
                 still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
                 if log.state.rewinds > rewinds:
                     resumed, rewinds = record.step, log.state.rewinds
@@ -165,8 +167,14 @@ def train(
                 runs.move(bench.space, runs.replayer(log).space)  # to where it began; on this device, as when resuming
                 for _ in engine.play(bench.run(log), at):
                     pass
-        adapter = deliver(bench, log, folder, show, at)
+        with took("export"):
+            adapter = deliver(bench, log, folder, show, at)
         after = looker.after(at)
+    runs.note(folder, event="time", **took.seconds)
+    if case is not None:
+        runs.note(
+            folder, event="memory", predicted=estimate.predicted(case, bench.texts), measured=machine.most(bench.base)
+        )
     seconds, chosen = time.monotonic() - began, (at, better(folder, at, log))
     runs.note(
         folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=at, select=recipe.eval.select
@@ -276,14 +284,16 @@ def numerics(bench: runs.Bench, log: Log, show: Plain, name: str) -> None:
 class Looker:
     """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
 
-    def __init__(self, bench: runs.Bench, log: Log, show: Plain):
+    def __init__(self, bench: runs.Bench, log: Log, show: Plain, took: machine.Took | None = None):
         self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
+        self.took = took or machine.Took()
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
 
     def look(self, space: Any, examples: Any, **fields: Any) -> Score:
         b = self.bench
-        score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
+        with self.took("scoring"):
+            score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
         return score
 

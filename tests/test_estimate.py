@@ -1,0 +1,406 @@
+"""What a run will need: exact where it is countable, larger for more, and said before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zoedge import engine, estimate, machine, runs, sources, train
+from zoedge.display import display
+from zoedge.errors import DataError, UsageError
+from zoedge.load import part, words
+from zoedge.models import base as bases
+from zoedge.models import loading
+from zoedge.recipe import Model, Recipe, read
+from zoedge.spaces import full
+from zoedge.tasks import _training
+from zoedge.types import Leaf
+
+SCHEMES = ["nf4", "fp4", "int8", "none"]
+
+
+def case(recipe_file: Path, *overrides: str) -> estimate.Case:
+    return estimate.case_of(read(str(recipe_file), list(overrides)))
+
+
+def held(model: Any) -> tuple[int, int]:
+    """(bytes of all but the tables, of the tables) of a loaded model, counted tensor by tensor."""
+    tables = {id(t): t for t in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    rest = [p for p in model.parameters() if id(p) not in tables]
+    found = sum(p.nbytes for p in rest)
+    for p in rest:
+        if (quant := getattr(p, "quant_state", None)) is not None:
+            found += quant.absmax.nbytes + quant.code.nbytes
+            if quant.nested:
+                found += quant.state2.absmax.nbytes + quant.state2.code.nbytes + quant.offset.nbytes
+    for module in model.modules():
+        if (state := getattr(module, "state", None)) is not None:
+            scale = module.weight.SCB if module.weight.SCB is not None else state.SCB
+            found += scale.nbytes
+    return found, sum(t.nbytes for t in tables.values())
+
+
+# -- exact
+
+
+def test_constants_are_those_of_their_owners() -> None:
+    assert (estimate.COLUMNS, estimate.TOKENS, estimate.PIECE) == (bases.COLUMNS, _training.TOKENS, full.PIECE)
+
+
+@pytest.mark.parametrize(
+    "scheme,double", [("nf4", True), ("nf4", False), ("fp4", True), ("int8", False), ("none", False)]
+)
+@pytest.mark.parametrize("family", ["llama", "opt", "llama_untied_half", "opt_350m", "qwen2", "gemma", "pythia"])
+def test_weights_are_the_loaded_tensors_bytes(
+    families: dict[str, Path], family: str, scheme: str, double: bool
+) -> None:
+    model = Model(source=str(families[family]), quantization=scheme, double_quant=double)  # type: ignore[arg-type]
+    facts = estimate.facts_of_model(model)
+    work = work_like(facts, quantization=scheme, double=double)
+    loaded = loading.load(model).model
+    assert estimate.weights(facts, work) == held(loaded)
+
+
+def work_like(facts: estimate.Facts, **fields: Any) -> estimate.Work:
+    one = estimate.Forward(1, 1, 1, 1)
+    whole = dict(
+        cuda=False, quantization="none", double=True, compute=4, same=True, full=False, elements=1, slots=0, points=1,
+        queries=1, passes=2, step=one, look=None, trunk=None, whole=1, touched=1.0, cached=True, overhead=0,
+        typical=1, trunk_disk=0,
+    )  # fmt: skip
+    return estimate.Work(**(whole | fields))  # type: ignore[arg-type]
+
+
+def test_a_masked_models_weights_too(roberta: Path) -> None:
+    for scheme in ("nf4", "none"):
+        model = Model(source=str(roberta), quantization=scheme)  # type: ignore[arg-type]
+        facts = estimate.facts_of_model(model)
+        assert estimate.weights(facts, work_like(facts, quantization=scheme)) == held(loading.load(model).model)
+
+
+@pytest.mark.parametrize(
+    "space,quantization",
+    [
+        ("{name: lora, rank: 4, layers: last 2}", "nf4"),
+        ("{name: lora, train: b, targets: [q_proj]}", "none"),
+        ("{name: prompt, tokens: 3}", "nf4"),
+        ("{name: prefix, tokens: 3}", "nf4"),
+        ("{name: scales}", "nf4"),
+        ("{name: scales, layers: last 1}", "int8"),
+        ("{name: several, of: {lora: {rank: 2}, prompt: {tokens: 2}}}", "nf4"),
+        ("{name: full}", "none"),
+    ],
+)
+def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quantization: str) -> None:
+    """Elements, cut, width and rows of the longest batch, as the run itself has them."""
+    recipe = read(str(recipe_file), [f"space={space}", f"model.quantization={quantization}", "output.export=[]"])
+    found, bench = estimate.case_of(recipe), runs.Bench.build(recipe)
+    leaves = bench.space.leaves()
+    assert found.work.elements == sum(leaf.value.numel() for leaf in leaves)
+    assert found.work.whole == len(bench.base.blocks) - bench.base.cut - 1
+    assert estimate.width_of(recipe.space) == bench.space.width
+    longest = max(bench.task.batch(step).tokens for step in range(recipe.train.steps))
+    assert estimate.lengths(recipe, found.facts, found.texts)[0].tokens == longest
+    bare = estimate.state(found.facts, found.work)
+    if not found.work.full:
+        assert bare >= sum(leaf.value.nbytes for leaf in leaves)
+
+
+def test_a_conversion_maps_the_source_beside_what_it_makes(half: Path) -> None:
+    facts = estimate.facts_of_model(Model(source=str(half), quantization="none"))
+    assert facts.kind == "float16" and facts.stored == 2
+    assert estimate.loader(facts, work_like(facts)) == 0
+    assert estimate.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
+    quantised = estimate.loader(facts, work_like(facts, quantization="nf4", cached=False))
+    assert quantised > 2 * facts.elements and estimate.loader(facts, work_like(facts, quantization="nf4")) == 0
+
+
+def test_slots_are_those_that_the_rules_keep() -> None:
+    for word in words("rules"):
+        rule = part("rule", word)()
+        real = rule.slots(Leaf("x", 0, torch.zeros(640), (), 640), 10)
+        assert estimate.slots_of(rule) * 640 == sum(x.numel() for x in real.values() if isinstance(x, torch.Tensor)), (
+            word
+        )
+    assert estimate.slots_of(part("rule", "adam")()) == 2
+
+
+def test_the_packaged_model_is_known_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "fetch", lambda archive: pytest.fail("fetched"))
+    facts = estimate.facts_of_model(Model(source="smollm2-135m-instruct"))
+    assert facts.folder is None and facts.elements == 134_515_008 and facts.stored == 2
+
+
+def test_of_a_hub_id_the_configuration_alone_is_fetched(
+    recipe_file: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot/config.json").write_bytes((llama / "config.json").read_bytes())
+    asked: list[Any] = []
+    monkeypatch.setattr(sources, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
+    found = case(recipe_file, "model.source=org/name")
+    assert asked == [("model", "org/name", None, ["config.json"])]
+    assert found.texts is None and found.work.step.length == 64 and found.needs > 0
+
+
+# -- more takes more
+
+
+@pytest.mark.parametrize(
+    "key,values",
+    [
+        ("train.batch", [1, 4, 16, 60]), ("space.rank", [1, 8, 64]), ("estimator.queries", [1, 4, 16]),
+        ("train.rows", [64, 512, 4096]), ("model.quantization", ["nf4", "int8", "none"]),
+        ("model.compute_dtype", ["bf16", "fp32"]), ("rule.name", ["sgd", "momentum", "adam"]),
+    ],
+)  # fmt: skip
+def test_more_takes_more(recipe_file: Path, key: str, values: list[Any]) -> None:
+    first = case(recipe_file, "space.layers=all", "rule={name: sgd}", "train.steps=8")
+    found = [first.where(key, value) for value in values]
+    sums = [one.work and sum(estimate.moments(one.facts, one.work)["step"].values()) for one in found if one]
+    assert len(sums) == len(values) and sums == sorted(sums) and sums[0] < sums[-1]
+
+
+def test_logits_of_the_whole_vocabulary_are_a_moment_of_their_own(recipe_file: Path) -> None:
+    options = case(recipe_file)
+    words_ = case(recipe_file, "task={name: lm}")
+    assert "step's logits" in words_.totals and "step's logits" not in options.totals
+    read, columns = words_.work.step.read, words_.work.step.columns
+    assert columns == words_.facts.vocabulary and read == words_.work.step.tokens
+    assert estimate.logits(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
+
+
+def test_parts_are_those_of_the_fullest_moment(recipe_file: Path) -> None:
+    found = case(recipe_file)
+    assert sum(found.parts.values()) == found.needs == max(found.totals.values()) == found.totals[found.moment]
+    assert found.parts["overhead"] > 100e6  # this very process: torch and transformers
+
+
+# -- budgets
+
+
+def test_a_budget_is_met_by_fewer_rows_first(recipe_file: Path) -> None:
+    found = case(
+        recipe_file, "space.layers=all", "train.batch=16", "estimator.queries=8", "model.source=" + WIDE(recipe_file)
+    )
+    least = found.where("train.rows", 64)
+    assert least is not None and least.needs < found.needs
+    fitted, changes = estimate.fitted(found, least.needs)
+    assert [lever.key for lever in changes] == ["train.rows"] and fitted.needs <= least.needs
+    lever = estimate.levers(found, least.needs)[0]
+    assert lever.case.needs <= least.needs and lever.saved == found.needs - lever.case.needs
+    assert lever.told(least.needs).endswith("MB, fits)") and lever.told(1).endswith("MB)")
+    assert estimate.fitted(found, 1)[0].needs > 1
+
+
+def WIDE(recipe_file: Path) -> str:
+    """A model whose activations are more than a rounding: configuration alone, beside the tiny one's tokenizer."""
+    import shutil
+
+    source = Path(read(str(recipe_file)).model.source)
+    folder = recipe_file.parent / "wide"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "head_dim": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "text,count", [("8GB", 8_000_000_000), ("7.5GiB", 8_053_063_680), ("900 mb", 900_000_000), ("1k", 1000), ("12", 12)]
+)
+def test_amounts(text: str, count: int) -> None:
+    assert machine.amount(text, "--budget") == count
+
+
+@pytest.mark.parametrize("text", ["", "8 gigs", "GB", "-1GB", "0", "nan", "1e9", "8GBB"])
+def test_odd_budgets_get_a_sentence(zoedge: Any, recipe_file: Path, text: str) -> None:
+    done = zoedge("estimate", recipe_file, f"--budget={text}")
+    assert done.code == 2 and not done.out
+    assert done.err == f"zoedge: --budget: '{text}' is not an amount of memory, such as 8GB, 7.5GiB or 900MB.\n"
+
+
+# -- the command
+
+
+def test_estimate_fits(zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "load", lambda spec: pytest.fail("loaded"))
+    done = zoedge("estimate", recipe_file)
+    assert done.code == 0 and "memory   fits: needs" in done.out and "time     about" in done.out
+    for word in (
+        "weights",
+        "embeddings",
+        "trained",
+        "activations",
+        "overhead",
+        "quantised cache",
+        "lower layers",
+        "log",
+    ):
+        assert word in done.out
+    assert not (recipe_file.parent / "runs").exists()
+
+
+def test_estimate_will_not_fit(zoedge: Any, recipe_file: Path) -> None:
+    done = zoedge("estimate", recipe_file, "--budget", "50MB", "--json")
+    found = json.loads(done.out)
+    assert done.code == 3 and not found["fits"] and found["free"] == 50_000_000 and found["change"] == []
+    assert sum(found["predicted"].values()) == found["needs"] > 50e6
+    done = zoedge("estimate", recipe_file, "--budget", "50MB")
+    assert done.code == 3 and "Will not fit: needs " in done.out and "50 MB free on the budget: weights" in done.out
+
+
+def test_estimate_refuses_what_a_recipe_may_not_say(zoedge: Any, recipe_file: Path) -> None:
+    assert zoedge("estimate", recipe_file, "train.batch=0").code == 2
+    done = zoedge("estimate", recipe_file, "--device", "tpu")
+    assert (done.code, done.err) == (2, "zoedge: --device: 'tpu' is not cpu or cuda.\n")
+    done = zoedge("estimate", recipe_file, "space.targets=[query]")
+    assert done.code == 3 and "no module named 'query'" in done.err
+
+
+def test_the_log_is_as_large_as_predicted(recipe_file: Path) -> None:
+    recipe = read(str(recipe_file))
+    train.train(recipe, runs.folder_of(recipe), display("quiet"))
+    size = (runs.folder_of(recipe) / runs.LOG).stat().st_size
+    assert abs(estimate.disk(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
+
+
+# -- the gate
+
+
+def test_what_cannot_fit_is_refused_before_it_is_loaded(
+    zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "load", lambda spec: pytest.fail("loaded"))
+    monkeypatch.setattr(sources, "fetch", lambda archive: pytest.fail("fetched"))
+    monkeypatch.setenv("ZOEDGE_MEMORY", "50MB")
+    for changes in ((), ("model.source=smollm2-135m-instruct",)):
+        done = zoedge("finetune", recipe_file, "--quiet", *changes)
+        assert done.code == 3 and not done.out
+        assert (
+            done.err.startswith("zoedge: Will not fit: needs ")
+            and "MB free on ZOEDGE_MEMORY (50 MB): weights" in done.err
+        )
+        assert done.err.endswith(" Nothing was downloaded or changed.\n")
+    assert not (recipe_file.parent / "runs").exists()
+
+
+def test_the_refusals_words(recipe_file: Path) -> None:
+    """Message 7, of a case whose numbers are known."""
+    found = case(recipe_file)
+    text = estimate.refusal(found, 7_600_000, "RTX 3060 (12.9 GB)")
+    assert text.startswith(
+        f"Will not fit: needs {machine.size(found.needs)}, 8 MB free on RTX 3060 (12.9 GB): weights 0 | "
+    )
+    assert " MB." in text
+    assert (
+        estimate.told({"weights": 3_900_000_000, "logits": 4_100_000_000, "loader": 0}) == "weights 3.9 | logits 4.1 GB"
+    )
+
+
+def test_what_fits_is_not_refused(zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = case(recipe_file).needs
+    monkeypatch.setenv("ZOEDGE_MEMORY", f"{needs}")
+    assert estimate.gate(read(str(recipe_file))) is not None
+    monkeypatch.setenv("ZOEDGE_MEMORY", "many")
+    done = zoedge("finetune", recipe_file, "--quiet")
+    assert done.code == 2 and "ZOEDGE_MEMORY: 'many' is not an amount of memory" in done.err
+
+
+def test_only_in_between_are_rows_tokenised(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts as long as data.max_length would not fit, and those that are there do."""
+    recipe = read(str(recipe_file), ["space.layers=all", "train.batch=32", "model.source=" + WIDE(recipe_file)])
+    facts = estimate.facts_of_model(recipe.model)
+    longest = estimate.Case(recipe, facts, None, 0)
+    real = estimate.Case(recipe, facts, estimate.tokenised(recipe, facts), 0)
+    assert real.needs < 0.9 * longest.needs
+    monkeypatch.setattr(estimate, "held_already", lambda facts: 0)
+    asked: list[int] = []
+    genuine = estimate.tokenised
+    monkeypatch.setattr(estimate, "tokenised", lambda *args: asked.append(1) or genuine(*args))
+    for most, times in ((2 * longest.needs, 0), (real.needs, 1), (1000, 0)):
+        asked.clear()
+        monkeypatch.setattr(estimate, "free", lambda cuda, most=most: (most, "here"))
+        if most > 1000:
+            assert estimate.gate(recipe) is not None
+        else:
+            with pytest.raises(DataError, match="Will not fit"):
+                estimate.gate(recipe)
+        assert len(asked) == times
+
+
+def test_other_mistakes_keep_their_sentences(zoedge: Any, recipe_file: Path) -> None:
+    done = zoedge("finetune", recipe_file, "--quiet", "model.source=nowhere")
+    assert done.code == 3 and "model.source: no folder 'nowhere'" in done.err
+
+
+def test_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    for folder, most, used in ((inner, "max", 5), (inner.parent, 1000, 700)):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 3\ninactive_file 200\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text("0::/outer/inner\n")
+    assert list(machine.groups()) == [(1000, 500)]
+    assert min(machine.limits())[0] == 500
+
+
+# -- measured
+
+
+def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
+    recipe: Recipe = read(str(recipe_file))
+    train.train(recipe, runs.folder_of(recipe), display("quiet"))
+    lines = {line["event"]: line for line in runs.notes(runs.folder_of(recipe))}
+    memory, took = lines["memory"], lines["time"]
+    assert set(memory["predicted"]) >= {"weights", "embeddings", "overhead"}
+    assert all(isinstance(count, int) and count >= 0 for count in memory["predicted"].values())
+    assert memory["measured"] > 50e6
+    assert {k for k in took if k != "event"} == {"load", "trunk", "steps", "scoring", "export"}
+    assert all(took[k] > 0 for k in took if k != "event")
+
+
+def test_the_child_takes_the_longest_step(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = read(str(recipe_file))
+    seen: list[int] = []
+    genuine = engine.measure
+    monkeypatch.setattr(
+        engine, "measure", lambda run, step: seen.append(run.task.batch(step).tokens) or genuine(run, step)
+    )
+    found = machine.child(recipe)
+    assert set(found) == {"loading", "base", "lower layers", "step", "look"}
+    assert all(one["peak"] >= one["before"] > 0 for one in found.values())
+    assert seen == [estimate.lengths(recipe, *facts_and_texts(recipe))[0].tokens] * 2
+
+
+def facts_and_texts(recipe: Recipe) -> tuple[estimate.Facts, Any]:
+    found = estimate.case_of(recipe)
+    return found.facts, found.texts
+
+
+@pytest.mark.slow
+def test_measure_on_a_tiny_model(zoedge: Any, recipe_file: Path) -> None:
+    done = zoedge("estimate", recipe_file, "--measure")
+    assert done.code == 0 and "measured in a process of its own" in done.out
+    line = next(line for line in done.out.splitlines() if line.split()[:1] == ["peak"])
+    assert line.endswith("%")
+
+
+def test_a_child_that_fails_says_why(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = read(str(recipe_file), ["model.source=nowhere"])
+    with pytest.raises(machine.ZoedgeError, match="--measure: the process that took the step ended") as caught:
+        machine.measured(recipe)
+    assert caught.value.exit_code == 3 and "no folder 'nowhere'" in str(caught.value)
+
+
+def test_odd_amounts_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOEDGE_MEMORY", "lots")
+    with pytest.raises(UsageError, match="ZOEDGE_MEMORY: 'lots' is not an amount"):
+        machine.free(False)

@@ -1,0 +1,61 @@
+"""estimate: whether a run fits, before it is begun."""
+
+from __future__ import annotations
+
+import json as json_
+from typing import Annotated, Any
+
+import typer
+
+from . import app
+from .training import Json
+
+
+@app.command()
+def estimate(
+    recipe: Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as train.batch=8", metavar="[KEY=VALUE]...")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="memory to fit into, such as 8GB or 7.5GiB; default: what is free here")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="load the model and take the longest batch's step, in a process of its own"),
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cpu | cuda; default: as model.device says")] = None,
+    json: Json = False,
+) -> None:
+    """Predict a run's memory by part, its disk and its time; exit code 3 if it will not fit. Loads no weights."""
+    from .. import estimate as estimates
+    from .. import machine
+    from ..errors import UsageError
+    from ..recipe import read
+
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device: '{device}' is not cpu or cuda.")
+    most = machine.amount(budget, "--budget") if budget is not None else None
+    checked = read(recipe, [*(overrides or []), *([f"model.device={device}"] if device else [])])
+    case = estimates.case_of(checked)
+    cuda = case.work.cuda
+    there, where = (most, "the budget") if most is not None else machine.free(cuda)
+    fits, (fitted, changes) = case.needs <= there, estimates.fitted(case, there)
+    found: dict[str, Any] = {
+        "needs": case.needs, "free": there, "where": where, "fits": fits, "predicted": case.parts, "moment": case.moment,
+        "device": "cuda" if cuda else "cpu", "moments": case.totals, "disk": estimates.disk(case),
+        "seconds": estimates.seconds(case), "longest": case.work.step.length, "rows": case.work.step.tokens,
+        "trained": case.work.elements,
+    }  # fmt: skip
+    if not fits:
+        found["levers"] = [lever.told(there) for lever in estimates.levers(case, there)]
+        found["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needs <= there else []
+    if measure:
+        found["measured"] = machine.measured(checked)
+    if json:
+        typer.echo(json_.dumps(found))
+    else:
+        for line in estimates.report(case, found):
+            typer.echo(line)
+    if not fits:
+        raise typer.Exit(3)
