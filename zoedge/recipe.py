@@ -69,8 +69,10 @@ class Split(Section):
 
 
 class Data(Section):
-    """Which rows. train, valid, test: a .jsonl, .csv or .parquet file, a packaged text, a hub id (ORG/SET:SPLIT).
+    """Which rows. train, valid, test: a .jsonl, .json, .csv, .parquet or .txt file, a folder with train.jsonl, valid.jsonl
+    and test.jsonl, a packaged text, a hub id (ORG/SET:SPLIT), or FOLDER:NAME of a dataset_info.json.
 
+    format: what a row is, told by its keys if auto; to be said where rows have the keys of two (task chat or lm).
     fields: the names that the task uses -> those of the file. per_class: so many rows of each label, drawn by the run's
     seed, of train and of a split valid (few-shot). without: rows whose field is that text are left out ({label: "-1"}).
     """
@@ -78,6 +80,7 @@ class Data(Section):
     train: str
     valid: str | Split | None = None
     test: str | Split | None = None
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "completions", "text"] = "auto"
     fields: dict[str, str] = {}
     without: dict[str, str] = {}
     limit: int | None = Field(None, ge=1)
@@ -190,7 +193,8 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
-LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+# younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
+LATER = {"watchdog": None, "format": "auto"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ class Recipe:
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = {k: v for k, v in value.model_dump().items() if v is not None or k not in LATER}
+                table[key] = {k: v for k, v in value.model_dump().items() if k not in LATER or v != LATER[k]}
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
         return table
@@ -232,7 +236,7 @@ class Recipe:
             "log": ("sync_every",),
         }.items():
             for key in keys:
-                del table[section][key]
+                table[section].pop(key, None)
         return table
 
 
@@ -521,6 +525,13 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
     if parts.get("eval") and parts["eval"].select == "best" and parts.get("data") and parts["data"].valid is None:
         fault(("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}")
+    taken = getattr(parts.get("task"), "formats", ())
+    if parts.get("task") and parts.get("data") and parts["data"].format not in ("auto", *taken):
+        home = "lm" if parts["data"].format == "text" else "chat"
+        fault(
+            ("data", "format"),
+            f"data.format: {parts['data'].format} goes with task: {home}, not {word_of(parts['task'])}",
+        )
     if parts.get("rule") and parts.get("train"):
         try:
             parts["rule"].check(parts["train"].steps)
