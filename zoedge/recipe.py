@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from .errors import UsageError, ZoedgeError, listed, nearest, plain
+from .foreign import FOREIGN, WHY
 from .load import FOLDERS, part
 
 LIMIT, DEPTH = 64 << 10, 16
@@ -166,31 +167,6 @@ REQUIRED = {  # and an example of each
     "data": "data: {train: rows.jsonl}",
 }
 DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "space": "lora", "task": "classify"}
-FOREIGN = {  # other tools' words, at whatever level they are written
-    "learning_rate": "rule.lr", "lr_scheduler": "rule.schedule", "lr_scheduler_type": "rule.schedule",
-    "lr_schedule": "rule.schedule", "scheduler": "rule.schedule", "optimizer": "rule", "optim": "rule",
-    "zo_eps": "estimator.eps", "epsilon": "estimator.eps", "num_perturbations": "estimator.queries",
-    "perturbation": "noise", "lora_r": "space.rank", "r": "space.rank", "lora_rank": "space.rank",
-    "lora_alpha": "space.alpha", "lora_target_modules": "space.targets", "target_modules": "space.targets",
-    "lora_layers": "space.layers", "num_layers": "space.layers", "layers_to_transform": "space.layers",
-    "base_model": "model.source", "model_name_or_path": "model.source", "model_name": "model.source",
-    "model_id": "model.source", "model.name": "model.source", "model.path": "model.source",
-    "load_in_4bit": "model.quantization: nf4", "load_in_8bit": "model.quantization: int8",
-    "bnb_4bit_quant_type": "model.quantization", "quantization_bit": "model.quantization",
-    "bnb_4bit_use_double_quant": "model.double_quant", "bnb_4bit_compute_dtype": "model.compute_dtype",
-    "dtype": "model.compute_dtype", "torch_dtype": "model.compute_dtype", "bf16": "model.compute_dtype: bf16",
-    "fp16": "model.compute_dtype: fp16", "iters": "train.steps", "max_steps": "train.steps",
-    "num_steps": "train.steps", "epochs": "train.steps (steps, not epochs)",
-    "num_epochs": "train.steps (steps, not epochs)", "num_train_epochs": "train.steps (steps, not epochs)",
-    "micro_batch_size": "train.batch", "batch_size": "train.batch", "per_device_train_batch_size": "train.batch",
-    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "sequence_len": "data.max_length",
-    "cutoff_len": "data.max_length", "dataset": "data.train", "datasets": "data.train", "train_file": "data.train",
-    "train_data": "data.train", "data_path": "data.train", "data.path": "data.train", "data.name": "data.train",
-    "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
-    "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
-    "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
-    "load_best_model_at_end": "eval.select: best",
-}  # fmt: skip
 
 
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
@@ -576,7 +552,7 @@ def build_part(kind: str, value: Any, fault: Fault, path: Path_) -> tuple[Any, d
     except ZoedgeError as e:
         fault((*path, "name"), str(e))
         for key in options:
-            if key in FOREIGN:
+            if key in FOREIGN or key in WHY:
                 fault((*path, key), unknown((*path, key), {}))
         return None, {}
 
@@ -696,6 +672,8 @@ def unknown(path: Path_, names: dict[str, list[str]]) -> str:
     ours = FOREIGN.get(full) or FOREIGN.get(word)
     if ours and ours.partition(":")[0] != full:
         return f"{full}: unknown key - zoedge calls this '{ours}'"
+    if word in WHY:
+        return f"{full}: unknown key - {WHY[word]}"
     here = names.get(dotted(path[:-1]), [])
     near = nearest(key, here)
     if not near:  # the right word in the wrong place
