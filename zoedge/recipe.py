@@ -52,7 +52,12 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """Which base, and how it is held and computed."""
+    """Which base, and how it is held and computed.
+
+    source: a folder, a packaged model, or a hub id. revision: the hub's commit, branch or tag. quantization: how the base
+    is held; none: as it is stored. double_quant: the 4-bit scales are quantised too. compute_dtype: auto is fp32 on a CPU,
+    and bf16 or fp16 on a GPU. device: auto is a GPU if there is one. threads: of the CPU; the library's choice, if not told.
+    """
 
     source: str
     revision: str | None = None
@@ -64,7 +69,10 @@ class Model(Section):
 
 
 class Split(Section):
-    """So many rows (or that share of them), taken by a hash of their text: equal texts never stand on both sides."""
+    """So many rows (or that share of them), taken by a hash of their text: equal texts never stand on both sides.
+
+    split: a number of rows (200) or a share of them (0.1).
+    """
 
     split: Annotated[int | float, AfterValidator(rows_or_share)]
 
@@ -76,6 +84,8 @@ class Data(Section):
     format: what a row is, told by its keys if auto; to be said where rows have the keys of two (task chat or lm).
     fields: the names that the task uses -> those of the file. per_class: so many rows of each label, drawn by the run's
     seed, of train and of a split valid (few-shot). without: rows whose field is that text are left out ({label: "-1"}).
+    limit: at most so many training rows, drawn by their content. max_length: tokens of a row at most. on_overflow: what
+    becomes of longer ones. skip_bad_lines: lines that cannot be read are dropped and counted, not refused.
     """
 
     train: str
@@ -94,8 +104,9 @@ class Data(Section):
 class Watchdog(Section):
     """What guards a run. clip: |g| is at most so many times the median of its last 200; 0: no limit.
 
-    Where the loss is over factor times its best (means of `patience` steps) for `patience` steps in a row, or not finite
-    for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then it stops.
+    factor, patience, rewinds: where the loss is over factor times its best (means of `patience` steps) for `patience` steps
+    in a row, or not finite for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then
+    it stops.
     """
 
     clip: float = Field(10.0, ge=0)
@@ -105,7 +116,8 @@ class Watchdog(Section):
 
 
 class Train(Section):
-    """How long. rows: token rows in one forward; a step with more points than fit takes several.
+    """How long. steps: of the run. batch: rows of data a step. rows: token rows in one forward; a step with more points
+    than fit takes several.
 
     threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
     watchdog: {} guards the run with the defaults; off, if not told.
@@ -119,9 +131,10 @@ class Train(Section):
 
 
 class Curvature(Section):
-    """tr H along the way (FlatZero): every so many steps, over `rows` training rows, `directions` normal ones of radius delta.
+    """tr H along the way (FlatZero). every, rows, directions, delta: every so many steps, over `rows` training rows,
+    `directions` normal ones of radius delta.
 
-    Costs 1 + 2 * directions forward passes of the rows. estimator: paper is the paper's, which the gradient drowns.
+    It costs 1 + 2 * directions forward passes of the rows. estimator: paper is the paper's, which the gradient drowns.
     """
 
     every: int = Field(1000, ge=1)
@@ -132,7 +145,8 @@ class Curvature(Section):
 
 
 class Eval(Section):
-    """How often to look. calibrate: unlabelled training rows from which the label bias is taken. curvature: off.
+    """How often to look. every: steps between looks at the validation rows. at_start: score the base alone before the run.
+    calibrate: unlabelled training rows from which the label bias is taken. curvature: off.
 
     select: the step that is delivered and scored at the end: the last, or the one of the lowest validation loss.
     """
@@ -145,14 +159,16 @@ class Eval(Section):
 
 
 class LogOptions(Section):
-    """How often to sync, and to log the state's hash."""
+    """The log. sync_every: steps a sync to the disk. hash_every: steps between hashes of the state."""
 
     sync_every: int = Field(1, ge=1, le=4096)
     hash_every: int = Field(100, ge=1, lt=2**32)
 
 
 class Output(Section):
-    """Where runs go, and what to write at the end."""
+    """Where runs go, and what to write at the end. dir: runs lie below it, each in a folder of its name. export: peft, an
+    adapter; merged, whole weights; [] for none.
+    """
 
     dir: str = "runs"
     export: list[Literal["peft", "merged"]] = ["peft"]

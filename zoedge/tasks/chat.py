@@ -45,7 +45,8 @@ class Chat:
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated (from the left) or dropped. DataError: rows, template, lengths."""
-        found = render(self.source(tokenizer), conversations(rows), tokenizer)
+        chats = conversations(rows)
+        found = render(self.source(tokenizer), chats, tokenizer)
         many(
             [
                 DataError(f"{r.where}: the chat template: {plain(f['error']).rstrip('.')}.")

@@ -1,0 +1,45 @@
+"""schema and validate: what a recipe may say, and whether one is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import app
+
+
+@app.command()
+def schema(
+    field: Annotated[str | None, typer.Option(help="one key in words, such as rule.lr")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="the file; default: print it")] = None,
+) -> None:
+    """The JSON schema of a recipe, for editors: a recipe whose first line is `# yaml-language-server: $schema=FILE` is
+    completed and checked while it is written."""
+    from ..errors import UsageError
+    from ..schema import document, explained
+
+    text = explained(field) if field is not None else json.dumps(document(), indent=1, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+        return
+    try:
+        out.write_text(text + "\n", encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"{out}: cannot write: {e.strerror}.") from None
+    typer.echo(f"{out}   the first line of a recipe that uses it: # yaml-language-server: $schema={out}")
+
+
+@app.command()
+def validate(
+    recipe: Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as rule.lr=1e-3", metavar="[KEY=VALUE]...")
+    ] = None,
+) -> None:
+    """Check a recipe, its files and its model's configuration, without loading weights; every problem is listed."""
+    from ..validate import examined
+
+    typer.echo(f"ok: {examined(recipe, overrides)}")
