@@ -13,7 +13,7 @@ import typer
 from ..errors import ZoedgeError, exhausted, told
 
 app = typer.Typer(
-    name="zoedge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="zoedge", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Fine-tune large language models where memory ends: forward passes only, checkpoints of kilobytes.",
 )  # fmt: skip
 

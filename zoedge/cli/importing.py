@@ -18,7 +18,10 @@ def import_config(
         str | None, typer.Option("--from", help="mlx-lm | axolotl | llama-factory; default: told by its keys")
     ] = None,
 ) -> None:
-    """Turn another tool's configuration into a recipe, and list what of it is another here, or nothing."""
+    """Another tool's configuration as a recipe.
+
+    What is another thing here, or nothing, is listed with its reason.
+    """
     from ..errors import UsageError
     from ..importing import convert, dump, load, recognised
 
