@@ -9,8 +9,9 @@ import pytest
 
 from zoedge.errors import DataError
 from zoedge.tasks import chat
+from zoedge.tasks._formats import messages, said
 from zoedge.tasks._rows import Row
-from zoedge.tasks.chat import TEMPLATES, Chat, messages, render, said
+from zoedge.tasks.chat import TEMPLATES, Chat, render
 
 WORDS = SimpleNamespace(bos_token="<s>", eos_token="</s>", pad_token=None, unk_token=None)
 TALK = [

@@ -137,9 +137,9 @@ def test_what_is_no_file_of_rows(lines: Callable[..., str], tmp_path: Path) -> N
     assert lines("hello", "you", skip=True).endswith("(2 bad lines of 2; is it the right file?)")
     assert lines("[{", skip=True) == "rows.jsonl:1: a JSON array. Write one object a line: jq -c '.[]' OLD > NEW.jsonl"
     assert "a JSON array" in lines("\ufeff  [" + "1," * (1 << 20) + "1]")
-    for name, what in [("a.txt", "'.txt'"), ("a", "'no ending'"), ("a.jsonl.gz", "'.gz'")]:
+    for name, what in [("a.md", "'.md'"), ("a", "'no ending'"), ("a.jsonl.gz", "'.gz'")]:
         (tmp_path / name).write_text(OK)
-        with pytest.raises(DataError, match=f"^{name}: {what} is not read. Use .jsonl, .csv or"):
+        with pytest.raises(DataError, match=f"^{name}: {what} is not read. Use .jsonl, .json, .csv, .parquet, .txt.$"):
             read(tmp_path / name, name)
     with pytest.raises(DataError, match=r"^x.jsonl: cannot be read: No such file or directory.$"):
         read(tmp_path / "x.jsonl", "x.jsonl")
@@ -406,7 +406,14 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
     json_file(tmp_path / "train.jsonl", GOOD)
     there = str(tmp_path / "train.jsonl")
     for data, what in (
-        (Data(train=str(tmp_path)), f"data.train: {tmp_path} is a folder. Name a .jsonl, .csv or .parquet file in it."),
+        (
+            Data(train=str(tmp_path / "..")),
+            f"data.train: the folder {tmp_path}/.. has no train.jsonl. Name a file of rows.",
+        ),
+        (
+            Data(train=there, valid=str(tmp_path)),
+            f"data.valid: the folder {tmp_path} has no valid.jsonl. It has: train.js",
+        ),
         (
             Data(train=str(tmp_path / "trian.jsonl")),
             f"data.train: no file '{tmp_path}/trian.jsonl', and not a packaged text",

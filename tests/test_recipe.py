@@ -271,10 +271,12 @@ def test_foreign_names_at_any_level(said: Said, key: str) -> None:
     """The name is answered with zoedge's, which exists, wherever it is written."""
     ours = recipe.FOREIGN[key]
     word, place = key.rpartition(".")[2], ours.partition(":")[0].partition(" ")[0]
-    table: Any = recipe.read(str(recipe.shipped()[0])).resolved()
-    for name in place.split("."):
-        assert name in table
-        table = table[name]
+    section_, _, field = place.partition(".")
+    assert (
+        place in ("name", "seed", *recipe.SECTIONS, *FOLDERS)
+        or (section_ in recipe.SECTIONS and field in recipe.SECTIONS[section_].model_fields)
+        or any(field == f.name for w in words(FOLDERS[section_]) for f in fields(part(section_, w)))
+    )
     section = key.rpartition(".")[0]
     for where in [section] if section else ["", "rule", "model"]:
         if f"{where}.{word}" in recipe.FOREIGN and not section:
@@ -290,7 +292,20 @@ def test_foreign_names_at_any_level(said: Said, key: str) -> None:
 def test_no_foreign_name_is_one_of_ours() -> None:
     ours = {f for section in recipe.SECTIONS.values() for f in section.model_fields}
     ours |= {f.name for kind, folder in FOLDERS.items() for word in words(folder) for f in fields(part(kind, word))}
-    assert len(ours) > 20 and not ours & recipe.FOREIGN.keys()
+    assert len(ours) > 20 and not ours & recipe.FOREIGN.keys() and not ours & recipe.WHY.keys()
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "lora_dropout", "wandb-project", "Flash_Attention"])
+def test_a_foreign_name_that_has_no_place_gets_its_reason(said: Said, key: str) -> None:
+    why = recipe.WHY[key.lower().replace("-", "_")]
+    assert f"rule.{key}: unknown key - {why}." in said(BASE + f"rule: {{{key}: 1}}")
+    assert f"{key}: unknown key - {why}." in said(BASE + f"{key}: 1")
+
+
+def test_every_reason_has_keys_and_no_key_two() -> None:
+    from zoedge.foreign import REASONS
+
+    assert sum(map(len, REASONS.values())) == len(recipe.WHY) > 300 and not recipe.WHY.keys() & recipe.FOREIGN.keys()
 
 
 # -- parts, sections, overrides

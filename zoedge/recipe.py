@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from .errors import UsageError, ZoedgeError, listed, nearest, plain
+from .foreign import FOREIGN, WHY
 from .load import FOLDERS, part
 
 LIMIT, DEPTH = 64 << 10, 16
@@ -51,7 +52,12 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """Which base, and how it is held and computed."""
+    """Which base, and how it is held and computed.
+
+    source: a folder, a packaged model, or a hub id. revision: the hub's commit, branch or tag. quantization: how the base
+    is held; none: as it is stored. double_quant: the 4-bit scales are quantised too. compute_dtype: auto is fp32 on a CPU,
+    and bf16 or fp16 on a GPU. device: auto is a GPU if there is one. threads: of the CPU; the library's choice, if not told.
+    """
 
     source: str
     revision: str | None = None
@@ -63,21 +69,29 @@ class Model(Section):
 
 
 class Split(Section):
-    """So many rows (or that share of them), taken by a hash of their text: equal texts never stand on both sides."""
+    """So many rows (or that share of them), taken by a hash of their text: equal texts never stand on both sides.
+
+    split: a number of rows (200) or a share of them (0.1).
+    """
 
     split: Annotated[int | float, AfterValidator(rows_or_share)]
 
 
 class Data(Section):
-    """Which rows. train, valid, test: a .jsonl, .csv or .parquet file, a packaged text, a hub id (ORG/SET:SPLIT).
+    """Which rows. train, valid, test: a .jsonl, .json, .csv, .parquet or .txt file, a folder with train.jsonl, valid.jsonl
+    and test.jsonl, a packaged text, a hub id (ORG/SET:SPLIT), or FOLDER:NAME of a dataset_info.json.
 
+    format: what a row is, told by its keys if auto; to be said where rows have the keys of two (task chat or lm).
     fields: the names that the task uses -> those of the file. per_class: so many rows of each label, drawn by the run's
     seed, of train and of a split valid (few-shot). without: rows whose field is that text are left out ({label: "-1"}).
+    limit: at most so many training rows, drawn by their content. max_length: tokens of a row at most. on_overflow: what
+    becomes of longer ones. skip_bad_lines: lines that cannot be read are dropped and counted, not refused.
     """
 
     train: str
     valid: str | Split | None = None
     test: str | Split | None = None
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "completions", "text"] = "auto"
     fields: dict[str, str] = {}
     without: dict[str, str] = {}
     limit: int | None = Field(None, ge=1)
@@ -90,8 +104,9 @@ class Data(Section):
 class Watchdog(Section):
     """What guards a run. clip: |g| is at most so many times the median of its last 200; 0: no limit.
 
-    Where the loss is over factor times its best (means of `patience` steps) for `patience` steps in a row, or not finite
-    for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then it stops.
+    factor, patience, rewinds: where the loss is over factor times its best (means of `patience` steps) for `patience` steps
+    in a row, or not finite for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then
+    it stops.
     """
 
     clip: float = Field(10.0, ge=0)
@@ -101,7 +116,8 @@ class Watchdog(Section):
 
 
 class Train(Section):
-    """How long. rows: token rows in one forward; a step with more points than fit takes several.
+    """How long. steps: of the run. batch: rows of data a step. rows: token rows in one forward; a step with more points
+    than fit takes several.
 
     threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
     watchdog: {} guards the run with the defaults; off, if not told.
@@ -115,9 +131,10 @@ class Train(Section):
 
 
 class Curvature(Section):
-    """tr H along the way (FlatZero): every so many steps, over `rows` training rows, `directions` normal ones of radius delta.
+    """tr H along the way (FlatZero). every, rows, directions, delta: every so many steps, over `rows` training rows,
+    `directions` normal ones of radius delta.
 
-    Costs 1 + 2 * directions forward passes of the rows. estimator: paper is the paper's, which the gradient drowns.
+    It costs 1 + 2 * directions forward passes of the rows. estimator: paper is the paper's, which the gradient drowns.
     """
 
     every: int = Field(1000, ge=1)
@@ -128,7 +145,8 @@ class Curvature(Section):
 
 
 class Eval(Section):
-    """How often to look. calibrate: unlabelled training rows from which the label bias is taken. curvature: off.
+    """How often to look. every: steps between looks at the validation rows. at_start: score the base alone before the run.
+    calibrate: unlabelled training rows from which the label bias is taken. curvature: off.
 
     select: the step that is delivered and scored at the end: the last, or the one of the lowest validation loss.
     """
@@ -141,14 +159,16 @@ class Eval(Section):
 
 
 class LogOptions(Section):
-    """How often to sync, and to log the state's hash."""
+    """The log. sync_every: steps a sync to the disk. hash_every: steps between hashes of the state."""
 
     sync_every: int = Field(1, ge=1, le=4096)
     hash_every: int = Field(100, ge=1, lt=2**32)
 
 
 class Output(Section):
-    """Where runs go, and what to write at the end."""
+    """Where runs go, and what to write at the end. dir: runs lie below it, each in a folder of its name. export: peft, an
+    adapter; merged, whole weights; [] for none.
+    """
 
     dir: str = "runs"
     export: list[Literal["peft", "merged"]] = ["peft"]
@@ -163,34 +183,10 @@ REQUIRED = {  # and an example of each
     "data": "data: {train: rows.jsonl}",
 }
 DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "space": "lora", "task": "classify"}
-FOREIGN = {  # other tools' words, at whatever level they are written
-    "learning_rate": "rule.lr", "lr_scheduler": "rule.schedule", "lr_scheduler_type": "rule.schedule",
-    "lr_schedule": "rule.schedule", "scheduler": "rule.schedule", "optimizer": "rule", "optim": "rule",
-    "zo_eps": "estimator.eps", "epsilon": "estimator.eps", "num_perturbations": "estimator.queries",
-    "perturbation": "noise", "lora_r": "space.rank", "r": "space.rank", "lora_rank": "space.rank",
-    "lora_alpha": "space.alpha", "lora_target_modules": "space.targets", "target_modules": "space.targets",
-    "lora_layers": "space.layers", "num_layers": "space.layers", "layers_to_transform": "space.layers",
-    "base_model": "model.source", "model_name_or_path": "model.source", "model_name": "model.source",
-    "model_id": "model.source", "model.name": "model.source", "model.path": "model.source",
-    "load_in_4bit": "model.quantization: nf4", "load_in_8bit": "model.quantization: int8",
-    "bnb_4bit_quant_type": "model.quantization", "quantization_bit": "model.quantization",
-    "bnb_4bit_use_double_quant": "model.double_quant", "bnb_4bit_compute_dtype": "model.compute_dtype",
-    "dtype": "model.compute_dtype", "torch_dtype": "model.compute_dtype", "bf16": "model.compute_dtype: bf16",
-    "fp16": "model.compute_dtype: fp16", "iters": "train.steps", "max_steps": "train.steps",
-    "num_steps": "train.steps", "epochs": "train.steps (steps, not epochs)",
-    "num_epochs": "train.steps (steps, not epochs)", "num_train_epochs": "train.steps (steps, not epochs)",
-    "micro_batch_size": "train.batch", "batch_size": "train.batch", "per_device_train_batch_size": "train.batch",
-    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "sequence_len": "data.max_length",
-    "cutoff_len": "data.max_length", "dataset": "data.train", "datasets": "data.train", "train_file": "data.train",
-    "train_data": "data.train", "data_path": "data.train", "data.path": "data.train", "data.name": "data.train",
-    "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
-    "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
-    "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
-    "load_best_model_at_end": "eval.select: best",
-}  # fmt: skip
 
 
-LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+# younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
+LATER = {"watchdog": None, "format": "auto"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ class Recipe:
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = {k: v for k, v in value.model_dump().items() if v is not None or k not in LATER}
+                table[key] = {k: v for k, v in value.model_dump().items() if k not in LATER or v != LATER[k]}
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
         return table
@@ -232,7 +228,7 @@ class Recipe:
             "log": ("sync_every",),
         }.items():
             for key in keys:
-                del table[section][key]
+                table[section].pop(key, None)
         return table
 
 
@@ -521,6 +517,13 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
     if parts.get("eval") and parts["eval"].select == "best" and parts.get("data") and parts["data"].valid is None:
         fault(("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}")
+    taken = getattr(parts.get("task"), "formats", ())
+    if parts.get("task") and parts.get("data") and parts["data"].format not in ("auto", *taken):
+        home = "lm" if parts["data"].format == "text" else "chat"
+        fault(
+            ("data", "format"),
+            f"data.format: {parts['data'].format} goes with task: {home}, not {word_of(parts['task'])}",
+        )
     if parts.get("rule") and parts.get("train"):
         try:
             parts["rule"].check(parts["train"].steps)
@@ -565,7 +568,7 @@ def build_part(kind: str, value: Any, fault: Fault, path: Path_) -> tuple[Any, d
     except ZoedgeError as e:
         fault((*path, "name"), str(e))
         for key in options:
-            if key in FOREIGN:
+            if key in FOREIGN or key in WHY:
                 fault((*path, key), unknown((*path, key), {}))
         return None, {}
 
@@ -685,6 +688,8 @@ def unknown(path: Path_, names: dict[str, list[str]]) -> str:
     ours = FOREIGN.get(full) or FOREIGN.get(word)
     if ours and ours.partition(":")[0] != full:
         return f"{full}: unknown key - zoedge calls this '{ours}'"
+    if word in WHY:
+        return f"{full}: unknown key - {WHY[word]}"
     here = names.get(dotted(path[:-1]), [])
     near = nearest(key, here)
     if not near:  # the right word in the wrong place

@@ -22,7 +22,7 @@ from .engine import Run, capacity, digest, selftest
 from .errors import DamagedError, DataError, IdentityError, LockedError, StorageError, UsageError, nearest, plain
 from .load import by_id, part
 from .log import DIGESTS, Header, Log, canonical
-from .recipe import Recipe, check, dump, word_of
+from .recipe import Recipe, Split, check, dump, word_of
 from .storage import write_durably
 from .watchdog import Watchdog
 
@@ -167,7 +167,7 @@ def texts(recipe: Recipe, tokenizer: Any, limit: int) -> Texts:
     rows, parts, more = sets(data, recipe.task.fields())
     found, counts = {}, {}
     for which, some in {"train": rows, **parts}.items():
-        if data.per_class and (which == "train" or (which == "valid" and not isinstance(data.valid, str))):
+        if data.per_class and (which == "train" or (which == "valid" and isinstance(data.valid, Split))):
             some = few(some, data.per_class, recipe.task.label, recipe.seed, which)
         found[which], counts[which] = recipe.task.encode(some, tokenizer, limit, data.on_overflow)
     counts["train"] |= more

@@ -96,6 +96,7 @@ def resolve_model(source: str, revision: str | None = None) -> Path:
 def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
     """(file, or a hub data set's folder; what to call it) of a data source: a path, a packaged text, or a hub id.
 
+    Of a folder, the file that `key` (data.train, data.valid, data.test; else the test rows) is about: train.jsonl, ....
     A hub id may name a split, ORG/SET:validation or ORG/SET:CONFIG/test; without one, it is the train split.
     """
     if source in TEXTS:
@@ -104,15 +105,46 @@ def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
     if path.is_file():
         return path, source
     if path.is_dir():
-        raise DataError(f"{key}: {plain(source)} is a folder. Name a .jsonl, .csv or .parquet file in it.")
+        which = key.rpartition(".")[2]
+        if found := beside(source, which if which in SPLITS else "test"):
+            return Path(os.path.expanduser(found)), found
+        names = sorted(p.name for p in path.iterdir() if p.suffix in ROWS)
+        some = f"It has: {', '.join(map(plain, names[:20]))}. Name one" if names else "Name a file of rows"
+        raise DataError(
+            f"{key}: the folder {plain(source)} has no {which if which in SPLITS else 'test'}.jsonl. {some}."
+        )
     name = source.partition(":")[0]
     if HUB_ID.fullmatch(name) and not path.suffix[1:].isalpha():
         return hub("dataset", name, None, ["*.parquet", "*.jsonl", "*.csv"]), source
-    beside = {str(p) for p in path.parent.glob("*") if p.suffix in (".jsonl", ".json", ".csv", ".parquet")}
+    there = {str(p) for p in path.parent.glob("*") if p.suffix in ROWS}
     raise DataError(
         f"{key}: no file '{plain(source)}', and not a packaged text ({', '.join(TEXTS)}) or a hub id, ORG/SET"
-        f"{nearest(str(path), beside | TEXTS.keys()) or '.'}"
+        f"{nearest(str(path), there | TEXTS.keys()) or '.'}"
     )
+
+
+ROWS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+SPLITS = {
+    "train": ("train",),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test",),
+}  # files of a data folder
+
+
+def beside(source: str, which: str) -> str | None:
+    """The file of a split in a folder of data, as a user would name it; None: no folder, or none in it.
+
+    DataError: several.
+    """
+    folder = Path(os.path.expanduser(source))
+    if source in TEXTS or not folder.is_dir() or (folder / "dataset_info.json").exists():
+        return None
+    for word in SPLITS[which]:
+        if found := [f"{word}{ending}" for ending in ROWS if (folder / f"{word}{ending}").is_file()]:
+            if len(found) > 1:
+                raise DataError(f"data.{which}: {plain(source)} has {' and '.join(found)}. Name one of them.")
+            return os.path.join(source, found[0])
+    return None
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -13,7 +13,7 @@ import typer
 from ..errors import ZoedgeError, exhausted, told
 
 app = typer.Typer(
-    name="zoedge", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="zoedge", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Fine-tune large language models where memory ends: forward passes only, checkpoints of kilobytes.",
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def main() -> None:
         sys.exit(70)
 
 
-from . import training, estimate, logs, models, recipes, lab  # noqa: E402, F401, I001 - the order of --help
+from . import training, estimate, logs, models, recipes, schema, importing, lab  # noqa: E402, F401, I001 - the order of --help
 
 if __name__ == "__main__":
     main()

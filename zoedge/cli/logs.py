@@ -11,10 +11,11 @@ import typer
 
 from ..errors import UsageError, plain
 from . import app
+from .completing import runs
 
 log = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
 app.add_typer(log, name="log")
-Run = Annotated[str, typer.Argument(help="a run's folder or name, a .zlog, or a packed .zpack")]
+Run = Annotated[str, typer.Argument(help="a run's folder or name, a .zlog, or a packed .zpack", autocompletion=runs)]
 Base = Annotated[
     str | None, typer.Option(help="where the base is, for a space that moves its weights; default: as the recipe says")
 ]
@@ -107,7 +108,7 @@ def verify(
 
 
 @app.command()
-def repair(run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog")]) -> None:
+def repair(run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog", autocompletion=runs)]) -> None:
     """Mend a damaged log, or cut it where its damage begins; a copy of it as it was stays beside it."""
     from ..repair import repair
     from ..runs import log_of

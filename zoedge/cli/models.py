@@ -83,8 +83,7 @@ def eval_(
 
     from .. import engine, evaluate, runs
     from ..errors import DataError
-    from ..sources import resolve_text
-    from ..tasks._rows import mixed, read, renamed
+    from ..tasks._rows import mixed, rows_of
 
     journal = opened(run)
     steps = runs.step_of(journal, at)
@@ -93,9 +92,9 @@ def eval_(
     runs.same_base(journal.header, bench.header(), run)
     examples = bench.texts.test or bench.texts.valid
     if data:
-        rows, _ = read(*resolve_text(data))
+        rows, _ = rows_of(data, "data", recipe.data)
         examples, _ = recipe.task.encode(
-            mixed(renamed(rows, recipe.data.fields), recipe.task.fields()),
+            mixed(rows, recipe.task.fields()),
             bench.base.tokenizer,
             bench.limit,
             recipe.data.on_overflow,

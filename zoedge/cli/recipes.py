@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from . import app
+from .completing import recipes as names
 
 recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with zoedge.")
+Name = Annotated[str, typer.Argument(autocompletion=names)]
 app.add_typer(recipes, name="recipes")
 
 
@@ -24,7 +26,7 @@ def ls() -> None:
 
 
 @recipes.command("show")
-def show(name: str) -> None:
+def show(name: Name) -> None:
     """Print one."""
     from ..recipe import find, text_of
 
@@ -32,7 +34,7 @@ def show(name: str) -> None:
 
 
 @recipes.command("cp")
-def cp(name: str, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
+def cp(name: Name, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
     """Copy one, to change it."""
     from ..errors import UsageError
     from ..recipe import find, text_of

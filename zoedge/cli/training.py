@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import app
+from .completing import Overrides, Recipe, runs
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="errors alone")]
 Plain = Annotated[bool, typer.Option("--plain", help="lines instead of the live panel")]
@@ -20,10 +21,8 @@ def style(quiet: bool, plain: bool, json: bool) -> str:
 
 @app.command()
 def finetune(
-    recipe: Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, such as rule.lr=1e-3", metavar="[KEY=VALUE]...")
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     resume: Annotated[
         str, typer.Option(help="auto: go on where the run's log ends; never: refuse an existing run")
     ] = "auto",
@@ -56,7 +55,7 @@ def finetune(
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(help="a run's folder or name")],
+    run: Annotated[str, typer.Argument(help="a run's folder or name", autocompletion=runs)],
     quiet: Quiet = False,
     plain: Plain = False,
     json: Json = False,

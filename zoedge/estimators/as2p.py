@@ -26,7 +26,8 @@ def cosine(start: float, end: float, step: int, steps: int) -> float:
 class As2p:
     """rho, rho_end: the probing radius. eta_a: clipping. eta_b: 50 for language models, 5 for vision (Tables 3-4).
 
-    window: share of the run that sigma looks back on. sigma: signed gammas, or their absolute values. full_batch: no decay.
+    window, window_of: share of the run, or of its steps so far, that sigma looks back on. sigma: signed gammas, or their
+    absolute values. step_decay_end: where the limit of a step falls to from rho. full_batch: no decay.
     """
 
     only_with = {"rule": ("sgd",), "rule.lr": (1.0,), "rule.schedule": ("constant",)}  # g is a chosen step, no estimate

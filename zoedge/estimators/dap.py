@@ -19,7 +19,9 @@ FLAT = 1e-20  # |g0|^2 relative to the largest |g0|^2 that its differences allow
 
 @dataclass(frozen=True)
 class Dap:
-    """first, second: directions of g0 and aligned ones. combine: their average (default), or the second alone."""
+    """eps: the smoothing radius. first, second: directions of g0 and aligned ones. combine: their average (default), or
+    the second alone.
+    """
 
     eps: Positive = 3e-3
     first: Natural = 4

@@ -19,7 +19,10 @@ from ..types import Oracle, Positive, Record
 
 @dataclass(frozen=True)
 class S2p:
-    """rho: the probing radius of options 2 and 4. trial: exact measures both ends, sign takes gamma's (a <= rho)."""
+    """option, curve: how a is chosen, as above. rho: the probing radius of options 2 and 4.
+
+    trial: exact measures both ends, sign takes gamma's (a <= rho).
+    """
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
     option: Literal[1, 2, 3, 4] = 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block(AbstractNoise):
-    """blocks: how many, of equal length."""
+    """of: the noise on a block. blocks: how many, of equal length."""
 
     scheme = 9  # frozen: the noise id in a log's header
     of: Literal["rademacher", "normal"] = "rademacher"

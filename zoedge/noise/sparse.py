@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sparse(AbstractNoise):
-    """density: share of elements that move. refresh: records that a mask lasts."""
+    """of: the noise on them. density: share of elements that move. refresh: records that a mask lasts."""
 
     scheme = 8  # frozen: the noise id in a log's header
     of: Literal["rademacher", "normal"] = "rademacher"

@@ -1,6 +1,6 @@
-"""Reading rows of text: JSON lines, CSV and Parquet, strictly, each fault with file:line.
+"""Reading rows of text: JSON lines, JSON arrays, CSV, Parquet and plain text, strictly, each fault with file:line.
 
-Own reader for JSON lines because the libraries' readers turn a missing label into None, keep NaN, coerce "2" to 2, give
+Own reader for JSON because the libraries' readers turn a missing label into None, keep NaN, coerce "2" to 2, give
 no line number, and answer an empty file with StopIteration. CSV is the standard library's in strict mode, Parquet
 pyarrow's.
 """
@@ -39,7 +39,7 @@ def read(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row], list
         found = [read(f, f"{name}/{f.name}", skip_bad) for f in files_of(path, name)]
         return [r for rows, _ in found for r in rows], [x for _, faults in found for x in faults]
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{name}: '{plain(path.suffix) or 'no ending'}' is not read. Use .jsonl, .csv or .parquet.")
+        raise DataError(f"{name}: '{plain(path.suffix) or 'no ending'}' is not read. Use {', '.join(READERS)}.")
     rows: list[Row] = []
     faults: list[str] = []
     try:
@@ -61,7 +61,7 @@ def files_of(folder: Path, name: str) -> list[Path]:
     `org/set:config/test` name others. A split is a file's name without its shard's number, else a word of it, else a
     word of its folder's.
     """
-    known = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in READERS and f.is_file())
+    known = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in SETS and f.is_file())
     whole = {f: re.sub(r"[-_.]?\d+(-of-\d+.*)?$", "", f.stem) for f in known}
     *config, split = (name.partition(":")[2] or "train").split("/")
     inside = [f for f in known if set(config) <= set(f.parts)]
@@ -101,6 +101,81 @@ def json_lines(path: Path, name: str) -> Iterator[Row | str]:
                 yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
 
 
+def json_items(path: Path, name: str) -> Iterator[Row | str]:
+    """A Row an item of a .json file's array, or a sentence about what is wrong with it; JSON lines are read as such."""
+    with path.open("rb") as file:
+        first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not first.startswith(b"["):
+        yield from json_lines(path, name)
+        return
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{name}:{line_of(path)}: not UTF-8.") from None
+    del raw
+    at, number = text.index("[") + 1, 0
+    while (at := past(text, at)) < len(text) and (text[at] != "]" or number):
+        number += 1
+        try:
+            end = SCAN.raw_decode(text, at)[1]
+        except json.JSONDecodeError as e:
+            raise DataError(f"{name}:{e.lineno}: item {number}: {json_fault(e, text)}.") from None
+        except RecursionError:
+            raise DataError(
+                f"{name}:{text.count(chr(10), 0, at) + 1}: item {number}: nested more than {DEPTH} deep."
+            ) from None
+        value = "longer than 1 MiB" if end - at > LINE else json_value(text[at:end].encode("utf-8", "surrogatepass"))
+        where = f"{name}:item {number}"
+        value = value.replace("a line must be", "an item must be") if isinstance(value, str) else value
+        yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
+        at = past(text, end)
+        if text[at : at + 1] != ",":
+            break
+        at += 1
+    at = past(text, at)
+    line = text.count("\n", 0, at) + 1
+    if text[at : at + 1] != "]":
+        raise DataError(f"{name}:{line}: not valid JSON: expected ',' or ']' after item {number}.")
+    if past(text, at + 1) < len(text):
+        raise DataError(f"{name}:{line}: not valid JSON: something follows the array.")
+
+
+SCAN = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)  # only to find where an item ends
+
+
+def past(text: str, at: int) -> int:
+    """The next place that holds no white space."""
+    while at < len(text) and text[at] in " \t\n\r":
+        at += 1
+    return at
+
+
+def text_lines(path: Path, name: str) -> Iterator[Row | str]:
+    """A Row {text} a line that is not empty."""
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(LINE + 1):
+            number += 1
+            where = f"{name}:{number}"
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if len(raw) > LINE and not raw.endswith(b"\n"):
+                yield f"{where}: longer than 1 MiB"
+                while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
+                    pass
+                continue
+            try:
+                text = raw.decode().rstrip("\r\n")
+            except UnicodeDecodeError as e:
+                yield f"{where}: not UTF-8 (byte {e.start} of the line)"
+                continue
+            if "\0" in text:
+                yield f"{where}: a NUL character: is it a text?"
+            elif text.strip():
+                yield Row(where, {"text": text})
+
+
 def json_value(raw: bytes) -> dict[str, Any] | str:
     """The object in a line, or what is wrong with it."""
 
@@ -124,10 +199,7 @@ def json_value(raw: bytes) -> dict[str, Any] | str:
     except UnicodeDecodeError as e:
         return f"not UTF-8 (byte {e.start} of the line)"
     except json.JSONDecodeError as e:
-        what = "a BOM inside the file" if "BOM" in e.msg else e.msg[:1].lower() + e.msg[1:]
-        closing = "',', ']' or '}'" if "[" in text[: e.pos] else "',' or '}'"
-        what = what.replace("expecting", "expected").replace("',' delimiter", closing).removesuffix(" at").rstrip(": ")
-        return f"not valid JSON: {what} at column {e.colno}"
+        return json_fault(e, text)
     except RecursionError:
         return f"nested more than {DEPTH} deep"
     except ValueError as e:
@@ -139,6 +211,14 @@ def json_value(raw: bytes) -> dict[str, Any] | str:
     if "\\u" in text and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
         return "half a character (a lone surrogate)"
     return value
+
+
+def json_fault(e: json.JSONDecodeError, text: str) -> str:
+    """What the library says is wrong, in words that say what it expected."""
+    what = "a BOM inside the file" if "BOM" in e.msg else e.msg[:1].lower() + e.msg[1:]
+    closing = "',', ']' or '}'" if "[" in text[: e.pos] else "',' or '}'"
+    what = what.replace("expecting", "expected").replace("',' delimiter", closing).removesuffix(" at").rstrip(": ")
+    return f"not valid JSON: {what} at column {e.colno}"
 
 
 def deep(value: Any, left: int = DEPTH) -> bool:
@@ -198,7 +278,10 @@ def parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
         raise DataError(f"{name}: not a readable Parquet file: {plain(str(e))}") from None
 
 
-READERS = {".jsonl": json_lines, ".json": json_lines, ".csv": csv_rows, ".parquet": parquet_rows}
+READERS = {
+    ".jsonl": json_lines, ".json": json_items, ".csv": csv_rows, ".parquet": parquet_rows, ".txt": text_lines,
+}  # fmt: skip
+SETS = set(READERS) - {".txt"}  # of a hub's data sets, whose other texts are about them
 
 
 # -- fields
@@ -263,6 +346,17 @@ def require(
     absent = [f for f in owners if f not in seen]
     if not absent:
         return
+    from ._formats import spoken
+
+    if told := spoken(rows):
+        raise DataError(
+            f"{file_of(rows)}: no row has {', '.join(f'{plain(f)} ({owners[f]})' for f in absent)}: its rows are conversations "
+            f"({told}). Set task: chat."
+        )
+    if set(seen) == {"text"} and option == "task.label":
+        raise DataError(
+            f"{file_of(rows)}: its rows are plain text, without {plain(absent[0])} ({owners[absent[0]]}). Set task: lm."
+        )
     free = [key for key in seen if key not in owners]
     guess: dict[str, str] = {}
     for field in sorted(absent, key=lambda f: f == label):
@@ -275,12 +369,17 @@ def require(
         else:  # the longest text
             guess[field] = max(free, key=lambda key: sum(map(len, columns[key])), default="...")
         free = [key for key in free if key != guess[field]]
-    whole = sum(len(row.fields) == len(seen) for row in rows)
     raise DataError(
-        f"{file_of(rows)}: no row has {', '.join(f'{plain(f)} ({owners[f]})' for f in absent)}. "
-        f"Keys: {', '.join(map(plain, seen))} ({whole:,}/{len(rows):,} rows). "
+        f"{file_of(rows)}: no row has {', '.join(f'{plain(f)} ({owners[f]})' for f in absent)}. {keys_of(rows)[1]}. "
         f"Add data.fields: {{{', '.join(f'{plain(f)}: {plain(guess[f])}' for f in absent)}}}."
     )
+
+
+def keys_of(rows: list[Row]) -> tuple[list[str], str]:
+    """(the keys of rows, and how to tell of them)."""
+    seen = list(dict.fromkeys(key for row in rows for key in row.fields))
+    whole = sum(len(row.fields) == len(seen) for row in rows)
+    return seen, f"Keys: {', '.join(map(plain, seen))} ({whole:,}/{len(rows):,} rows)"
 
 
 def file_of(rows: list[Row]) -> str:
@@ -294,16 +393,15 @@ def sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, list[R
     """(training rows, {valid, test}, counts) of a recipe's data; `fields` are those of the prompt.
 
     Rows of equal prompts never stand on both sides of a split, whatever else they hold. A valid or test file of the
-    user's own is taken as it is; training rows that are also in it are counted, not dropped.
+    user's own is taken as it is; training rows that are also in it are counted, not dropped. A folder brings its own.
     """
-    from ..sources import resolve_text
+    from ..sources import beside
 
     counts = {"unreadable, dropped": 0, "left out by data.without": 0}
 
     def load(source: str, key: str) -> list[Row]:
-        rows, faults = read(*resolve_text(source, key), data.skip_bad_lines)
+        rows, faults = rows_of(source, key, data)
         counts["unreadable, dropped"] += len(faults)
-        rows = renamed(rows, data.fields)
         kept = left(rows, data.without)
         counts["left out by data.without"] += len(rows) - len(kept)
         return kept
@@ -311,6 +409,7 @@ def sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, list[R
     rows = load(data.train, "data.train")
     parts: dict[str, list[Row]] = {}
     for which, place in (("test", data.test), ("valid", data.valid)):
+        place = beside(data.train, which) if place is None else place
         if isinstance(place, str):
             parts[which] = load(place, f"data.{which}")
         elif place is not None:
@@ -322,6 +421,18 @@ def sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, list[R
         counts[f"also in {which}"] = sum(content(row, fields) in held for row in rows)
     # files are often sorted by label; the first rows of a set must be like the rest of it (calibration looks at them)
     return mixed(rows, fields), {which: mixed(part, fields) for which, part in parts.items()}, counts
+
+
+def rows_of(source: str, key: str, data: Data) -> tuple[list[Row], list[str]]:
+    """(rows, faults) of a source as a recipe's data section names its fields. key: who asks, such as data.train."""
+    from ..sources import resolve_text
+    from . import _dataset_info, _formats
+
+    if folder := _dataset_info.folder_of(source):
+        rows, faults = _dataset_info.load(source, folder, data.skip_bad_lines)
+    else:
+        rows, faults = read(*resolve_text(source, key), data.skip_bad_lines)
+    return _formats.chosen(renamed(rows, data.fields), data.format), faults
 
 
 def content(row: Row, fields: Sequence[str] = ()) -> str:

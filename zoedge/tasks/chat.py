@@ -1,7 +1,7 @@
 """Conversations: loss = cross-entropy of the assistant's answers, up to what ends a turn; the mean over all such tokens.
 
 Rows: messages (role, content), ShareGPT (conversations of from, value), Alpaca (instruction, input, output), or prompt and
-completion. Templates are rendered in a sandbox, in a process with limits on time and memory.
+completion (_formats.py). Templates are rendered in a sandbox, in a process with limits on time and memory.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import DataError, nearest, plain
 from ._encode import overflowed, shortened
 from ._examples import Examples
-from ._rows import Row, many, text_of
+from ._formats import CHATS, Message, conversations, said
+from ._rows import Row, many, natural
 from .lm import Modelling
 
 TEMPLATES = Path(__file__).parent / "templates"
 SANDBOX = Path(__file__).with_name("_sandbox.py")
 SECONDS, MEMORY, TEXT = 10, 1 << 30, 32 << 20  # CPU time, address space and output of a template; more for many chats
-ROLES = ("system", "user", "assistant")
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-Message = dict[str, str]
+SOURCE = 1 << 20  # bytes of a template's file
 
 
 @dataclass(frozen=True)
 class Chat:
-    """format: own (the tokenizer's), or one of zoedge/tasks/templates: chatml, llama2, plain."""
+    """format: the chat template: own (the tokenizer's), chatml, llama2, plain, or a file, FILE.jinja."""
 
+    formats: ClassVar[tuple[str, ...]] = CHATS
     format: str = "own"
 
     def __post_init__(self) -> None:
-        if self.format not in (known := ["own", *sorted(path.stem for path in TEMPLATES.glob("*.jinja"))]):
+        known = ["own", *sorted(path.stem for path in TEMPLATES.glob("*.jinja"))]
+        if self.format not in known and not self.format.endswith(".jinja"):
             near = nearest(self.format, known)
-            raise ValueError(f"format: '{plain(self.format)}' is not {' or '.join(known)}{near}")
+            raise ValueError(f"format: '{plain(self.format)}' is not {' or '.join(known)} or FILE.jinja{near}")
 
     def fields(self) -> list[str]:
         """None: rows are told apart by all that they hold."""
@@ -44,13 +45,7 @@ class Chat:
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated (from the left) or dropped. DataError: rows, template, lengths."""
-        chats, faults = [], []
-        for row in rows:
-            try:
-                chats.append(messages(row))
-            except DataError as e:
-                faults.append(e)
-        many(faults)
+        chats = conversations(rows)
         found = render(self.source(tokenizer), chats, tokenizer)
         many(
             [
@@ -61,7 +56,7 @@ class Chat:
         )
         tokens = tokenizer([f["text"] for f in found], add_special_tokens=False, return_offsets_mapping=True)
         first = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
-        examples, lengths = Examples(1), []
+        examples, lengths, bare = Examples(1), [], []
         for row, f, ids, places in zip(rows, found, tokens.input_ids, tokens.offset_mapping):
             scored = [i for i, (a, b) in enumerate(places) if i and any(a < end and b > at for at, end in f["answers"])]
             if not scored:
@@ -69,7 +64,16 @@ class Chat:
             lengths.append(scored[-1])
             if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
                 continue
-            examples.add(*shortened(ids, scored, int(ids[0] in first), cut), 0, row.where)
+            start, answer = int(ids[0] in first), f["answers"][-1][0]
+            if cut and next(i for i in scored if places[i][1] > answer) - cut <= start:
+                bare.append(row.where)
+            examples.add(*shortened(ids, scored, start, cut), 0, row.where)
+        if bare:
+            raise DataError(
+                f"{len(bare):,} of {len(rows):,} samples ({100 * len(bare) / len(rows):.1f} %) keep nothing of what was asked "
+                f"after cutting to {limit:,} tokens: their last answer alone fills them (first {min(bare, key=natural)}). "
+                f"Raise data.max_length (p99 = {sorted(lengths)[int(0.99 * (len(rows) - 1))]:,}) or set data.on_overflow: drop."
+            )
         return examples, overflowed(rows, lengths, limit, overflow)
 
     def over(self, train: Examples, seed: int, size: int) -> Modelling:
@@ -77,52 +81,31 @@ class Chat:
 
     def source(self, tokenizer: Any) -> str:
         """The template. DataError: the tokenizer has none."""
+        if self.format.endswith(".jinja"):
+            return written(Path(self.format).expanduser())
         if self.format != "own":
             return (TEMPLATES / f"{self.format}.jinja").read_text(encoding="utf-8")
         if not isinstance(tokenizer.chat_template, str):
-            raise DataError("task.format: the tokenizer has no chat template of its own. Set chatml, llama2 or plain.")
+            raise DataError(
+                "task.format: the tokenizer has no chat template of its own. Set chatml, llama2 or plain, or a file, "
+                "FILE.jinja. `zoedge preview` shows the result."
+            )
         return tokenizer.chat_template
 
 
-def messages(row: Row) -> list[Message]:
-    """A row of any of the four kinds as messages. DataError: it is none, or has no answer of the assistant's."""
-    fields = row.fields
-    if "messages" in fields:
-        chat = turns(row, "messages", "role", "content", {role: role for role in ROLES})
-    elif "conversations" in fields:
-        chat = turns(row, "conversations", "from", "value", SPEAKERS)
-    elif "instruction" in fields:
-        more = f"\n\n{text_of(row, 'input')}" if fields.get("input") else ""
-        chat = [said("user", text_of(row, "instruction") + more), said("assistant", text_of(row, "output"))]
-    elif "prompt" in fields:
-        chat = [said("user", text_of(row, "prompt")), said("assistant", text_of(row, "completion"))]
-    else:
-        raise DataError(
-            f"{row.where}: no conversation: messages, conversations, instruction and output, or prompt and completion. "
-            f"It has: {', '.join(map(plain, fields))}."
-        )
-    if not any(message["role"] == "assistant" for message in chat):
-        raise DataError(f"{row.where}: no answer of the assistant's.")
-    return chat
-
-
-def said(role: str, text: str) -> Message:
-    return {"role": role, "content": text}
-
-
-def turns(row: Row, field: str, role: str, content: str, roles: dict[str, str]) -> list[Message]:
-    """The messages in a list field of tables with a role and a text."""
-    if not isinstance(found := row.fields[field], list) or not all(isinstance(turn, dict) for turn in found):
-        raise DataError(f'{row.where}: field "{field}": not a list of {{{role}, {content}}}.')
-    chat = []
-    for i, turn in enumerate(found, 1):
-        if (speaker := turn.get(role)) not in roles:
-            known = ", ".join(roles)
-            raise DataError(f'{row.where}: {field}, turn {i}: {role} "{plain(str(speaker))}" is not one of {known}.')
-        if not isinstance(turn.get(content), str) or not turn[content].strip():
-            raise DataError(f"{row.where}: {field}, turn {i}: {content} is missing, empty or not a text.")
-        chat.append(said(roles[speaker], turn[content]))
-    return chat
+def written(path: Path) -> str:
+    """A template of the user's. DataError: no such file, or not a text."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(SOURCE + 1)
+        text = raw.decode() if len(raw) <= SOURCE else None
+    except OSError as e:
+        raise DataError(f"task.format: {path}: cannot be read: {e.strerror}.") from None
+    except UnicodeDecodeError as e:
+        raise DataError(f"task.format: {path}: not UTF-8 (byte {e.start}).") from None
+    if text is None:
+        raise DataError(f"task.format: {path}: larger than 1 MiB: not a template.")
+    return text
 
 
 def question(template: str, text: str, tokenizer: Any) -> str:

@@ -28,8 +28,9 @@ CHOICE = "choice"  # the candidate, as a field that `option` may name
 class Choose:
     """prompt, option: templates over the row's fields; in `option`, {choice} is the candidate, and so is the text `blank`.
 
-    choices: fields that hold a candidate each, or one that holds a list. label: the field with the right one's number
-    from 0, its text, or a list of right texts (the first is trained on). objective: loss | accuracy | module:function.
+    blank: the text that the candidate replaces. choices: fields that hold a candidate each, or one that holds a list.
+    label: the field with the right one's number from 0, its text, or a list of right texts (the first is trained on).
+    objective: loss | accuracy | module:function.
     """
 
     prompt: str = "{premise:unended} {question:connective}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ._training import AbstractTraining, mean_loss, token_losses
 class Lm:
     """text: the field with the text."""
 
+    formats: ClassVar[tuple[str, ...]] = ("text",)
     text: str = "text"
 
     def fields(self) -> list[str]:

@@ -1,0 +1,91 @@
+"""The shell's tab key: names and keys, through the variables that shells set, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from zoedge import recipe
+from zoedge.cli import completing
+from zoedge.load import FOLDERS, part, words
+
+ROOT = Path(recipe.__file__).parents[1]
+CODE = """
+import json, sys
+from zoedge.cli import main
+sys.argv = ["zoedge"]
+try:
+    main()
+except SystemExit as e:
+    code = e.code
+print(json.dumps([code, sorted(name for name in ("torch", "numpy", "transformers") if name in sys.modules)]))
+"""
+
+
+def typed(line: str, folder: Path, shell: str = "bash") -> list[str]:
+    """What a shell is offered after a line that is not finished."""
+    words = line.split(" ")
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "_ZOEDGE_COMPLETE": f"complete_{shell}", "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CODE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
+        env=environment,
+        check=False,
+    )
+    *offered, last = done.stdout.splitlines()
+    code, heavy = json.loads(last)
+    assert not heavy and code in (0, None), done.stderr
+    return [one for one in offered if one]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("runs/first", "runs/second", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("runs/first/run.zlog", "runs/second/run.zlog", "quiet.yaml", "notes.txt", "mine/deep.yml"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("zoedge fine", ["finetune"]),
+        ("zoedge finetune qui", ["quickstart", "quiet.yaml"]),
+        ("zoedge validate mi", ["mine/"]),
+        ("zoedge validate mine/", ["mine/deep.yml"]),
+        ("zoedge recipes show ada", ["adam", "adamu"]),
+        ("zoedge resume ", ["first", "second"]),
+        ("zoedge log show se", ["second"]),
+        ("zoedge finetune quickstart train.st", ["train.steps="]),
+        ("zoedge finetune quickstart rule.b", ["rule.b1=", "rule.b2=", "rule.beta1=", "rule.beta2="]),
+        ("zoedge finetune quickstart noise=s", ["noise=sparse", "noise=sphere"]),
+        ("zoedge finetune quickstart rule.lr=", []),
+    ],
+)
+def test_what_is_offered(line: str, wanted: list[str], folder: Path) -> None:
+    assert typed(line, folder) == wanted
+
+
+def test_another_shell(folder: Path) -> None:
+    assert any('"first"' in one for one in typed("zoedge resume fi", folder, "zsh"))
+
+
+def test_every_key_is_one_and_every_one_is_there() -> None:
+    known = {"name", "seed", *FOLDERS} | {f"{k}.{f}" for k, s in recipe.SECTIONS.items() for f in s.model_fields}
+    known |= {
+        f"{kind}.{f.name}" for kind, folder in FOLDERS.items() for w in words(folder) for f in fields(part(kind, w))
+    }
+    assert len(known) > 80 and set(completing.keys()) == known

@@ -1,0 +1,42 @@
+"""import-config: another tool's configuration as a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import app
+
+
+@app.command("import-config")
+def import_config(
+    file: Annotated[Path, typer.Argument(help="a configuration of mlx-lm, axolotl or LLaMA-Factory, YAML or JSON")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="the recipe's file; default: print it")] = None,
+    tool: Annotated[
+        str | None, typer.Option("--from", help="mlx-lm | axolotl | llama-factory; default: told by its keys")
+    ] = None,
+) -> None:
+    """Another tool's configuration as a recipe.
+
+    What is another thing here, or nothing, is listed with its reason.
+    """
+    from ..errors import UsageError
+    from ..importing import convert, dump, load, recognised
+
+    table = load(file)
+    found = convert(table, tool or recognised(table, str(file)), str(file))
+    text, report = dump(found, str(file)), "\n".join(found.report())
+    if out is None:
+        typer.echo(text, nl=False)
+        typer.echo(report, err=True)
+        return
+    try:
+        with out.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError:
+        raise UsageError(f"{out} is there already; name another file.") from None
+    except OSError as e:
+        raise UsageError(f"{out}: cannot write: {e.strerror}.") from None
+    typer.echo(f"{report}\n\n{out}   look at it, then: zoedge validate {out}")

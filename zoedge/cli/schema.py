@@ -1,0 +1,49 @@
+"""schema and validate: what a recipe may say, and whether one is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import app
+from .completing import Overrides, Recipe
+
+
+@app.command()
+def schema(
+    field: Annotated[str | None, typer.Option(help="one key in words, such as rule.lr")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="the file; default: print it")] = None,
+) -> None:
+    """The JSON schema of a recipe, for editors.
+
+    A recipe whose first line is `# yaml-language-server: $schema=FILE` is completed and checked while it is written.
+    """
+    from ..errors import UsageError
+    from ..schema import document, explained
+
+    text = explained(field) if field is not None else json.dumps(document(), indent=1, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+        return
+    try:
+        out.write_text(text + "\n", encoding="utf-8")
+    except OSError as e:
+        raise UsageError(f"{out}: cannot write: {e.strerror}.") from None
+    typer.echo(f"{out}   the first line of a recipe that uses it: # yaml-language-server: $schema={out}")
+
+
+@app.command()
+def validate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+) -> None:
+    """Check a recipe, its rows and its model, without weights.
+
+    Every problem is listed; nothing is fetched or written. Exit code 0, 2 (recipe) or 3 (data or model).
+    """
+    from ..validate import examined
+
+    typer.echo(f"ok: {examined(recipe, overrides)}")

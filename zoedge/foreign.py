@@ -1,0 +1,163 @@
+"""Other tools' words for what a recipe says, and why some of theirs have none here.
+
+From the documented keys of mlx-lm, axolotl, LLaMA-Factory, Unsloth, PEFT, TRL and MeZO's own code.
+"""
+
+# ruff: noqa: E501 - tables
+from __future__ import annotations
+
+FOREIGN = {  # at whatever level they are written
+    "learning_rate": "rule.lr", "lr_scheduler": "rule.schedule", "lr_scheduler_type": "rule.schedule",
+    "lr_schedule": "rule.schedule", "scheduler": "rule.schedule", "optimizer": "rule", "optim": "rule",
+    "zo_eps": "estimator.eps", "epsilon": "estimator.eps", "num_perturbations": "estimator.queries",
+    "perturbation": "noise", "lora_r": "space.rank", "r": "space.rank", "lora_rank": "space.rank",
+    "lora_alpha": "space.alpha", "lora_target_modules": "space.targets", "target_modules": "space.targets",
+    "lora_layers": "space.layers", "num_layers": "space.layers", "layers_to_transform": "space.layers",
+    "base_model": "model.source", "model_name_or_path": "model.source", "model_name": "model.source",
+    "model_id": "model.source", "model.name": "model.source", "model.path": "model.source",
+    "load_in_4bit": "model.quantization: nf4", "load_in_8bit": "model.quantization: int8",
+    "bnb_4bit_quant_type": "model.quantization", "quantization_bit": "model.quantization",
+    "bnb_4bit_use_double_quant": "model.double_quant", "bnb_4bit_compute_dtype": "model.compute_dtype",
+    "dtype": "model.compute_dtype", "torch_dtype": "model.compute_dtype", "bf16": "model.compute_dtype: bf16",
+    "fp16": "model.compute_dtype: fp16", "iters": "train.steps", "max_steps": "train.steps",
+    "num_steps": "train.steps", "epochs": "train.steps (steps, not epochs)",
+    "num_epochs": "train.steps (steps, not epochs)", "num_train_epochs": "train.steps (steps, not epochs)",
+    "micro_batch_size": "train.batch", "batch_size": "train.batch", "per_device_train_batch_size": "train.batch",
+    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length", "sequence_len": "data.max_length",
+    "cutoff_len": "data.max_length", "dataset": "data.train", "datasets": "data.train", "train_file": "data.train",
+    "train_data": "data.train", "data_path": "data.train", "data.path": "data.train", "data.name": "data.train",
+    "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
+    "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
+    "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
+    "load_best_model_at_end": "eval.select: best",
+    # axolotl
+    "base_model_config": "model.source", "revision_of_model": "model.revision", "adapter": "space",
+    "lora_target_linear": "space.targets: all", "peft_layers_to_transform": "space.layers", "bfloat16": "model.compute_dtype: bf16",
+    "float16": "model.compute_dtype: fp16", "chat_template": "task.format", "chat_template_jinja": "task.format",
+    "test_datasets": "data.valid", "loss_watchdog_threshold": "train.watchdog", "loss_watchdog_patience": "train.watchdog",
+    "excess_length_strategy": "data.on_overflow", "wandb_name": "name", "data_files": "data.train", "ds_type": "data.train",
+    "field_instruction": "data.fields: {instruction: NAME}", "field_input": "data.fields: {input: NAME}",
+    "field_output": "data.fields: {output: NAME}", "field_messages": "data.fields: {messages: NAME}",
+    # LLaMA-Factory
+    "dataset_dir": "data.train: FOLDER:NAME", "eval_dataset": "data.valid", "max_samples": "data.limit", "val_size": "data.valid: {split: N}",
+    "finetuning_type": "space", "stage": "task", "lora_target": "space.targets", "quantization_type": "model.quantization",
+    "double_quantization": "model.double_quant", "model_revision": "model.revision", "pure_bf16": "model.compute_dtype: bf16",
+    # mlx-lm
+    "fine_tune_type": "space", "lora_parameters": "space", "val_split": "data.valid: {split: N}", "prompt_feature": "data.fields: {prompt: NAME}",
+    "completion_feature": "data.fields: {completion: NAME}", "text_feature": "task.text", "chat_feature": "data.fields: {messages: NAME}",
+    # Unsloth, PEFT and TRL
+    "random_state": "seed", "full_finetuning": "space: full", "base_model_name_or_path": "model.source", "peft_config": "space",
+    "peft_type": "space", "task_type": "task", "num_virtual_tokens": "space.tokens", "prompt_tuning_init_text": "space.text",
+    "dataset_text_field": "task.text", "train_dataset": "data.train", "chat_template_path": "task.format", "data_seed": "seed",
+    "metric_for_best_model": "eval.select: best", "max_grad_norm": "train.watchdog", "data.template": "task.format",
+    "quantization_config": "model.quantization", "max_prompt_length": "data.max_length",
+}  # fmt: skip
+
+REASONS = {  # why a key has no place in a recipe -> the keys
+    "nothing is kept for a backward pass, so there is nothing to save by computing it again": (
+        "gradient_checkpointing", "gradient_checkpointing_kwargs", "grad_checkpoint", "use_gradient_checkpointing",
+        "disable_gradient_checkpointing", "use_reentrant_gc", "use_unsloth_gc", "activation_offloading",
+    ),
+    "train.batch is the whole batch, and train.rows how much of it goes through one forward pass": (
+        "gradient_accumulation_steps", "grad_accumulation_steps", "auto_find_batch_size", "eval_batch_size",
+        "per_device_eval_batch_size",
+    ),
+    "dropout would add noise to a difference of two losses: it is always 0": (
+        "lora_dropout", "dropout", "module_dropout", "neftune_noise_alpha",
+    ),
+    "the method is noise, estimator and rule; a first-order optimizer's settings have no meaning for it": (
+        "optimizer_config", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "loraplus_lr_ratio",
+        "loraplus_lr_embedding", "use_galore", "use_apollo", "use_badam", "use_muon", "use_adam_mini", "embedding_learning_rate",
+    ),
+    "rule.schedule is constant, linear or cosine, without a warm-up": (
+        "warmup", "warmup_steps", "warmup_ratio", "warmup_init", "lr_scheduler_kwargs", "cosine_min_lr_ratio",
+        "cosine_constant_lr_ratio", "lr_quadratic_warmup", "lr_div_factor",
+    ),
+    "the adapter is plain LoRA, as PEFT, vLLM and llama.cpp load it": (
+        "use_dora", "use_rslora", "peft_use_dora", "peft_use_rslora", "peft_layer_replication", "peft_init_lora_weights",
+        "init_lora_weights", "layer_replication", "loftq_config", "rank_pattern", "alpha_pattern", "lora_modules_to_save",
+        "modules_to_save", "additional_target", "lora_fan_in_fan_out", "fan_in_fan_out", "bias", "layers_pattern", "pissa_init",
+        "pissa_iter", "pissa_convert", "exclude_modules", "peft", "relora_steps", "relora_warmup_steps", "create_new_adapter",
+        "megatron_config", "use_bitfit", "oft_rank", "oft_target", "freeze_trainable_layers", "freeze_trainable_modules",
+    ),
+    "a run begins at the base model, and goes on with `zoedge resume` or `zoedge finetune --from`": (
+        "lora_model_dir", "resume_adapter_file", "resume_from_checkpoint", "auto_resume_from_checkpoints", "adapter_name_or_path",
+        "ignore_data_skip", "overwrite_output_dir", "save_only_model",
+    ),
+    "every step is in the log, a few bytes each, and any of them can be had again with --at": (
+        "save_every", "save_steps", "saves_per_epoch", "save_strategy", "save_total_limit", "save_safetensors", "save_first_step",
+    ),
+    "every step is shown, and `eval.every` says how often validation rows are looked at": (
+        "logging_steps", "logging_dir", "logging_strategy", "steps_per_report", "plot_loss", "log_level", "include_tokens_per_second",
+        "include_num_input_tokens_seen", "profiler_steps", "print_param_status", "eval_strategy", "evaluation_strategy",
+        "evals_per_epoch", "do_eval", "do_train", "do_predict", "early_stopping_patience", "early_stopping_steps",
+    ),
+    "all validation and test rows are scored": (
+        "val_batches", "test_batches", "eval_table_size", "eval_max_new_tokens", "do_causal_lm_eval", "eval_causal_lm_metrics",
+        "predict_with_generate", "compute_accuracy", "eval_on_each_dataset", "eval_num_beams", "eval_sample_packing",
+        "eval_packing", "eval_accumulation_steps",
+    ),
+    "nothing is packed or padded to a length: like lengths go together, and each row is scored by itself": (
+        "sample_packing", "packing", "neat_packing", "pad_to_sequence_len", "group_by_length", "batch_flattening",
+        "sample_packing_eff_est", "sample_packing_group_size", "sample_packing_bin_size", "total_num_tokens", "pad_to_multiple_of",
+        "sample_packing_sequentially", "padding_free", "padding_side", "multipack_real_batches",
+    ),
+    "PyTorch's own attention and kernels are used": (
+        "flash_attention", "flash_attn", "xformers_attention", "sdp_attention", "s2_attention", "shift_attn", "attn_implementation",
+        "enable_liger_kernel", "use_liger_kernel", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "use_unsloth",
+        "torch_compile", "torch_compile_backend", "tf32", "fast_inference", "use_kernels", "flash_attn_fuse_mlp",
+    ),
+    "zoedge is one process on one device, and needs no trainer beside it": (
+        "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "local_rank", "ddp_timeout", "ddp_find_unused_parameters", "device_map",
+        "max_memory", "gpu_memory_limit", "gpu_memory_utilization", "lora_on_cpu", "tensor_parallel_size", "context_parallel_size",
+        "sequence_parallel_degree", "ray_run_name", "ray_num_workers", "resources_per_worker", "use_ray", "plugins", "low_cpu_mem_usage",
+        "offload_folder", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "config",
+    ),
+    "a run's figures are in its metrics.jsonl and on the screen": (
+        "report_to", "wandb", "wandb_project", "wandb_entity", "wandb_watch", "wandb_log_model", "wandb_mode", "wandb_run_id",
+        "mlflow_tracking_uri", "mlflow_experiment_name", "mlflow_run_name", "use_tensorboard", "use_comet", "comet_project_name",
+        "comet_workspace", "use_swanlab", "swanlab_project", "swanlab_run_name", "swanlab_workspace", "swanlab_mode", "project_name",
+        "report_project_name", "hf_mlflow_log_artifacts", "trackio_space_id",
+    ),
+    "code of a model's or a data set's folder is never run": ("trust_remote_code", "remove_unused_columns", "use_auth_token"),
+    "the class is told by the model's config.json, the tokenizer by its tokenizer.json": (
+        "model_type", "tokenizer_type", "tokenizer_config", "tokenizer_use_fast", "tokenizer_legacy", "use_fast_tokenizer",
+        "is_llama_derived_model", "is_mistral_derived_model", "is_falcon_derived_model", "is_qwen_derived_model",
+        "processor_type", "model_init_kwargs", "overrides_of_model_config", "overrides_of_model_kwargs", "rope_scaling",
+    ),
+    "the tokenizer and its special tokens are used as they are": (
+        "special_tokens", "added_tokens_overrides", "resize_token_embeddings_to_32x", "resize_vocab", "add_tokens",
+        "add_special_tokens", "split_special_tokens", "eot_tokens", "eos_token", "pad_token", "default_system", "tool_format",
+        "default_system_message", "shrink_embeddings", "embeddings_skip_upcast", "upcast_layernorm", "enable_thinking",
+    ),
+    "rows are read, tokenised and mixed anew each time, as a function of the seed": (
+        "dataset_prepared_path", "dataset_processes", "dataset_num_proc", "dataset_keep_in_memory", "preprocessing_num_workers",
+        "preprocessing_batch_size", "overwrite_cache", "tokenized_path", "cache_dir", "streaming", "buffer_size", "mix_strategy",
+        "interleave_probs", "shuffle_merged_datasets", "curriculum_sampling", "disable_shuffling", "shards", "preprocess_shards",
+        "dataset_exact_deduplication", "dataset_shard_num", "dataset_shard_idx", "dataset_kwargs", "skip_prepare_dataset",
+        "media_dir", "formatting_func", "push_dataset_to_hub", "ignore_pad_token_for_loss",
+    ),
+    "the assistant's answers are scored, all of them, and nothing else": (
+        "mask_prompt", "train_on_inputs", "train_on_prompt", "mask_history", "roles_to_train", "train_on_eos", "train_on_eot",
+        "message_field_training", "message_field_training_detail", "completion_only_loss", "assistant_only_loss",
+        "split_thinking", "drop_system_message",
+    ),
+    "a row's format is told by its keys; data.format and data.fields say it where they do not": (
+        "message_property_mappings", "message_field_role", "message_field_content", "roles", "field_system", "conversation",
+        "field_human", "field_model", "system_format", "no_input_format", "prompt_style",
+    ),
+    "preferences and rewards of several answers are not trained on; task.objective takes any Python reward": (
+        "rl", "rl_beta", "trl", "pref_beta", "pref_loss", "pref_ftx", "ref_model", "reward_model", "process_reward_model", "orpo_alpha",
+        "kto_desirable_weight", "kto_undesirable_weight", "simpo_gamma", "cpo_alpha", "rpo_alpha", "dpo_use_weighting",
+        "training_mode", "dpo_label_smoothing", "beta", "loss_type",
+    ),
+    "`zoedge export` writes what others load; nothing is sent to a hub": (
+        "hub_model_id", "hub_strategy", "push_to_hub", "hf_use_auth_token", "hf_hub_token", "token", "export_dir", "merge_lora", "fuse",
+        "de_quantize", "hub_token", "push_to_hub_model_id",
+    ),
+    "bitsandbytes' nf4, fp4 and int8 are what model.quantization knows": (
+        "gptq", "qat", "quantization_method", "quantization_device_map", "fp8", "llm_int8_has_fp16_weight", "llm_int8_threshold",
+    ),
+    "there is no such switch": ("strict", "debug", "unfrozen_parameters", "inference_mode"),
+}  # fmt: skip
+WHY = {key: reason for reason, keys in REASONS.items() for key in keys}
