@@ -148,10 +148,11 @@ class LogOptions(Section):
 
 
 class Output(Section):
-    """Where runs go, and what to write at the end."""
+    """Where runs go, and what to write at the end. report: report.html in the run's folder (needs matplotlib)."""
 
     dir: str = "runs"
     export: list[Literal["peft", "merged"]] = ["peft"]
+    report: bool = False
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -190,7 +191,7 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
-LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+LATER = ("watchdog", "report")  # younger than the first logs: left out where it is off, so that their recipes keep their digests
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class Recipe:
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = {k: v for k, v in value.model_dump().items() if v is not None or k not in LATER}
+                table[key] = {k: v for k, v in value.model_dump().items() if v or k not in LATER}
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
         return table

@@ -21,6 +21,7 @@ from .log import Log, canonical
 from .recipe import Recipe
 from .types import SKIPPED, Record
 
+SAMPLES = 6  # held-out rows whose answers are noted before and after
 STILL = 20  # steps in a row without a difference, and it is said
 PROBE_SEQ = 2**32 - 1  # of the numerics self-test's direction: no step of a run reaches it
 
@@ -239,6 +240,7 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
     again = bool(log.state.sessions)
     if log.session(hashlib.sha256(canonical(environment)).digest()):
         runs.note(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
+        runs.note(log.path.parent, event="rows", **{k: len(v) for k, v in sets.items() if v is not None})
         if again:
             show.warn(
                 "the environment is another than before (recorded); the log stays exact, the losses may differ in bits"
@@ -294,8 +296,21 @@ class Looker:
             if line.get("event") == "before":
                 return Score.of(line)
         score = self.look(evaluate.Bare(), self.last, event="before", step=0)
+        self.samples(evaluate.Bare(), 0)
         self.show.score(0, score, self.rows)
         return score
+
+    def samples(self, space: Any, step: int) -> None:
+        """What the model answers to the first held-out rows, noted for people to read."""
+        b = self.bench
+        some = self.last.head(SAMPLES)
+        with space.visit([lambda leaf: None]):
+            replies = b.task.replies(b.base, some)
+        if replies:
+            prompts = [some.tokens[i * some.per][: some.rows[i * some.per][0] + 1] for i in range(len(some))]
+            texts = b.base.tokenizer.batch_decode(prompts, skip_special_tokens=True)
+            found = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
+            runs.note(self.folder, event="samples", step=step, rows=self.rows, samples=found)
 
     def due(self, step: int) -> bool:
         """Of the last step, `after` tells what there is to know, unless the validation rows are to choose."""
@@ -323,7 +338,11 @@ class Looker:
             self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
 
     def after(self, step: int) -> Score | None:
-        return None if self.last is None else self.look(self.bench.space, self.last, event="after", step=step)
+        if self.last is None:
+            return None
+        score = self.look(self.bench.space, self.last, event="after", step=step)
+        self.samples(self.bench.space, step)
+        return score
 
 
 def deliver(bench: runs.Bench, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:
