@@ -191,7 +191,10 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
-LATER = ("watchdog", "report")  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+LATER = (
+    "watchdog",
+    "report",
+)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import branch, curvature, engine, evaluate, runs
+from . import branch, curvature, engine, evaluate, report, runs
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
@@ -118,6 +118,8 @@ def train(
     goes on.
     """
     path = folder / runs.LOG
+    if recipe.output.report:
+        report.needed("output.report")
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
     if path.exists() and parent is not None:
@@ -171,6 +173,9 @@ def train(
     runs.note(
         folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=at, select=recipe.eval.select
     )
+    if recipe.output.report:
+        with show.phase("writing the report"):
+            report.write([path], folder / report.NAME)
     return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter, *chosen)
 
 

@@ -124,7 +124,9 @@ def noted(facts: Facts, journal: Any) -> None:
                 facts.before = score
             case "after" if score and whole:
                 facts.after = score
-            case "valid" if score and whole and step and line.get("seq", journal[step - 1].seq) == journal[step - 1].seq:
+            case "valid" if (
+                score and whole and step and line.get("seq", journal[step - 1].seq) == journal[step - 1].seq
+            ):
                 valid[step] = score
             case "curvature" if whole and number(line.get("trace")) is not None:
                 facts.curvature.append((step, float(line["trace"]), number(line.get("error")) or 0.0))

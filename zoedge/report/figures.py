@@ -17,7 +17,7 @@ from markupsafe import Markup
 from .facts import Facts
 
 COLOURS = 8  # of runs; those after them are grey
-BINS = 160  # points of a curve: a step's loss is noise, and 6,000 of them are 400 kB of SVG
+BINS, STRETCH = 120, 10  # points of a curve at most, and steps of a point: a step's loss is noise, 6,000 are 400 kB
 STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))  # beside colour: not everybody sees it
 INK, LINE = "#010101", "#020202"  # stand-ins; no figure has such a colour by itself
 
@@ -95,8 +95,8 @@ def drawn(name: str, title: str, note: str, figure: Any) -> Figure:
 
 
 def binned(values: Any) -> tuple[Any, Any, Any, Any]:
-    """(step, mean, 10th and 90th percentile) of at most BINS stretches of a series; those of nothing finite are out."""
-    edges = np.linspace(0, len(values), min(BINS, len(values)) + 1).astype(int)
+    """(step, mean, 10th and 90th percentile) of at most BINS stretches of a series, without those of nothing finite."""
+    edges = np.linspace(0, len(values), max(1, min(BINS, len(values) // STRETCH)) + 1).astype(int)
     rows = []
     for a, b in zip(edges, edges[1:]):
         if len(some := values[a:b][np.isfinite(values[a:b])]):
@@ -125,7 +125,9 @@ def rings(ax: Any, points: list[tuple[int, float]], color: str) -> None:
 
 def marks(looked: Any, ends: Any) -> str:
     dots = " Dots: validation rows." if looked else ""
-    return dots + (" Rings: the test rows, before and after." if ends and looked else " Rings: held-out rows." if ends else "")
+    return dots + (
+        " Rings: the test rows, before and after." if ends and looked else " Rings: held-out rows." if ends else ""
+    )
 
 
 def losses(runs: Sequence[Facts]) -> Figure | None:
@@ -160,19 +162,22 @@ def scores(runs: Sequence[Facts]) -> Figure | None:
     if not known:
         return None
     figure, ax = axes(y="%")
+    named: list[Any] = []
     for name in known if len(runs) == 1 else known[:1]:
         for i, x in enumerate(runs):
             which = known.index(name) if len(runs) == 1 else i
             points, ends = (
-                [(step, 100 * v) for step, s in some if (v := getattr(s, name)) is not None] for some in (x.valid, x.ends)
+                [(step, 100 * v) for step, s in some if (v := getattr(s, name)) is not None]
+                for some in (x.valid, x.ends)
             )
             if points:
                 ax.plot(*zip(*points), **style(which), marker="o", markersize=4.5, markeredgewidth=0)
             if ends:
                 rings(ax, ends, hue(which))
             if (points or ends) and len(runs) == 1:
-                ax.annotate(names[name], (points or ends)[-1], (-2, 8 if which == 0 else -15), ha="right",
-                            textcoords="offset points", color=hue(which))  # fmt: skip
+                named.append(((points or ends)[-1], names[name], hue(which)))
+    for i, (place, word, color) in enumerate(sorted(named, key=lambda x: -x[0][1])):
+        ax.annotate(word, place, (-2, 8 - 23 * i), ha="right", textcoords="offset points", color=color)
     scored = [s for x in runs for _, s in (*x.valid, *x.ends)]
     majority = {s.count: 100 * s.majority for s in scored if s.majority is not None}
     if majority:
@@ -223,7 +228,7 @@ def sizes(runs: Sequence[Facts]) -> Figure | None:
     whole(ax, runs)
     ax.set_ylim(bottom=0)
     limit_top(ax, [c[4] if len(runs) == 1 else c[2] for c in curves])
-    note = "‖Δθ‖ a step = lr · |γ| · √(trained numbers)"
+    note = "‖Δθ‖ a step = lr · |γ| · √(trained parameters)"
     note += "." if all(x.exact for x in runs) else ", before what the rule makes of it, or the noise leaves out."
     return drawn("size", "Size of an update", note, figure)
 

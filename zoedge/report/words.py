@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..display import clock
 from ..evaluate import Score, percent
@@ -45,13 +44,17 @@ def value(name: str, x: float | None) -> str:
     return percent(x) if MEASURES[name][1] else f"{x:.4f}"
 
 
-def change(name: str, a: float | None, b: float | None) -> dict[str, Any] | None:
-    """What became of a measure: the text of the difference, and whether it is to the better."""
+def change(name: str, facts: Facts) -> dict[str, str] | None:
+    """What became of a measure: the difference, and whether it is better, worse, or (a share's) within its error."""
+    if facts.before is None or facts.after is None:
+        return None
+    a, b = getattr(facts.before, name), getattr(facts.after, name)
     if a is None or b is None:
         return None
     _, share, more = MEASURES[name]
     text = f"{100 * (b - a):+.1f} points" if share else f"{b - a:+.4f}"
-    return {"text": text.replace("-", "−"), "better": (b > a) == more and a != b, "same": a == b}
+    unclear = a == b or (share and abs(b - a) < math.sqrt(b * (1 - b) / facts.after.count))
+    return {"text": text.replace("-", "−"), "kind": "same" if unclear else "better" if (b > a) == more else "worse"}
 
 
 def spread(score: Score) -> str:
@@ -79,7 +82,7 @@ def trained(facts: Facts) -> str:
         more.append({"all": "all layers", "last 1": "the last layer"}.get(layers, layers.replace("last", "the last")))
     share = "" if recipe.model.quantization == "none" else f" in {recipe.model.quantization}"
     base = Path(recipe.model.source).name if recipe.model.source.count("/") > 1 else recipe.model.source
-    return f"{base}{share}, {', '.join([word, *more])}: {facts.trained:,} trained numbers"
+    return f"{base}{share}, {', '.join([word, *more])}: {facts.trained:,} trained parameters"
 
 
 def data(facts: Facts) -> str:
