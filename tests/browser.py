@@ -49,7 +49,11 @@ class Browser:
                 os.dup2(fd, number)
 
         self.process = subprocess.Popen(
-            args, preexec_fn=place, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            args,
+            preexec_fn=place,  # noqa: PLW1509 - no thread of ours is running
+            pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for fd in (*fds.values(), *high.values()):
             os.close(fd)

@@ -285,13 +285,14 @@ LOOK = """(() => {
   const box = s => { const r = s.getBoundingClientRect(); return [Math.round(r.width), Math.round(r.height)] };
   const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number); return (0.2126 * r + 0.7152 * g + 0.0722 * b) / 255 };
   const colour = s => getComputedStyle(s);
+  const high = s => s.getBoundingClientRect().height;
   return {
     title: document.title,
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     figures: [...document.querySelectorAll('figure svg')].map(box),
     ground: light(colour(document.body).backgroundColor),
     ink: light(colour(document.body).color),
-    ticks: [...document.querySelectorAll('figure svg text')].map(t => [light(colour(t).fill), t.getBoundingClientRect().height]),
+    ticks: [...document.querySelectorAll('figure svg text')].map(t => [light(colour(t).fill), high(t)]),
     curves: [...document.querySelectorAll('figure svg path')].filter(p => /var\\(--hue/.test(p.getAttribute('style') || ''))
       .map(p => colour(p)).map(c => light(c.stroke === 'none' ? c.fill : c.stroke)),
     scripts: window.pwned === undefined,

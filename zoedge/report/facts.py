@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import engine, runs
+from .. import runs
 from ..evaluate import Score
 from ..recipe import Recipe, dump
 from ..types import CLIPPED, SKIPPED, SPLIT
@@ -145,7 +145,7 @@ def noted(facts: Facts, journal: Any) -> None:
                 facts.seconds = number(line.get("seconds"))
                 at = line.get("at")
                 facts.at = at if isinstance(at, int) else 0
-    facts.valid, facts.curvature = sorted(valid.items()), sorted(dict((c[0], c) for c in facts.curvature).values())
+    facts.valid, facts.curvature = sorted(valid.items()), sorted({c[0]: c for c in facts.curvature}.values())
     facts.samples = list(beside(first))
 
 
@@ -210,8 +210,3 @@ def apart(some: Sequence[Facts]) -> dict[str, list[str]]:
         if len(set(values)) > 1 and key.partition(".")[0] not in ("name", "output"):
             found[key] = values
     return found
-
-
-def demanded(recipe: Recipe) -> int:
-    """Forward passes of a batch a step."""
-    return engine.demand(recipe.estimator, recipe.train.steps)[1]

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def binned(values: Any) -> tuple[Any, Any, Any, Any]:
     """(step, mean, 10th and 90th percentile) of at most BINS stretches of a series, without those of nothing finite."""
     edges = np.linspace(0, len(values), max(1, min(BINS, len(values) // STRETCH)) + 1).astype(int)
     rows = []
-    for a, b in zip(edges, edges[1:]):
+    for a, b in pairwise(edges):
         if len(some := values[a:b][np.isfinite(values[a:b])]):
             rows.append(((a + b + 1) / 2, some.mean(), *np.percentile(some, [10, 90])))
     found = np.array(rows).reshape(-1, 4)
