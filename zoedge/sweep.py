@@ -210,7 +210,9 @@ def named(text: str) -> str:
 def slug(values: dict[str, Any]) -> str:
     """A folder's name that tells these values from others: lr-0.001_eps-0.01, with a digest where words are not enough."""
     words = [key.rpartition(".")[2] for key in values]
-    texts = [str(value).lower() if isinstance(value, bool) else f"{value}" for value in values.values()]
+    texts = [
+        str(value).lower() if isinstance(value, bool) else f"{value}".replace("e+", "e") for value in values.values()
+    ]
     text = "_".join(f"{word}-{value}" for word, value in zip(words, texts))
     simple = all(isinstance(value, (bool, int, float, str)) for value in values.values())
     if simple and len(set(words)) == len(words) and len(text) <= NAME and named(text) == text:
@@ -226,8 +228,11 @@ def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again
     """Train every point that is not finished. how: options of finetune. again: the command that goes on.
 
     A point that diverges, or that does not fit, is noted, and the others are run. Stopped: a signal; the point that is
-    being trained has ended after a whole step. Failed: a point ended otherwise.
+    being trained has ended after a whole step. Failed: a point ended otherwise. IdentityError: a folder of the sweep's
+    has a run of another recipe.
     """
+    for point in some:
+        begun(point)
     with forwarded() as children:
         for i, point in enumerate(some, 1):
             folder = runs.folder_of(point.recipe)
@@ -240,8 +245,7 @@ def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again
                 continue
             say(f"{head}{': goes on' if os.path.lexists(folder / runs.LOG) else ''}")
             folder.mkdir(parents=True, exist_ok=True)
-            if not os.path.lexists(folder / runs.LOG):
-                write_durably(folder / runs.RECIPE, recipes.dump(point.recipe).encode())
+            write_durably(folder / runs.RECIPE, recipes.dump(point.recipe).encode())
             began = time.monotonic()
             code = children.run(["finetune", str(folder / runs.RECIPE), "--run-dir", str(folder), *how])
             if children.signal:
@@ -253,6 +257,14 @@ def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again
                 raise Failed(
                     f"{point.name}: its run ended with exit code {code}. Mend that, and go on with: {again}", code
                 )
+
+
+def begun(point: Point) -> None:
+    """IdentityError: the run in the point's folder was begun by another recipe: the base, not a value, has changed."""
+    folder = runs.folder_of(point.recipe)
+    if os.path.lexists(folder / runs.LOG):
+        with Log.open(folder / runs.LOG) as log:
+            runs.same_recipe(log.header, point.recipe, folder)
 
 
 def said(code: int) -> str:

@@ -37,7 +37,7 @@ def sweep(
             typer.echo(point.name)
         return
     how = ["--plain"] if plain else [] if sys.stdout.isatty() else ["--quiet"]
-    run(some, how, lambda text: typer.echo(text), shlex.join(["zoedge", *sys.argv[1:]]))
+    run(some, how, typer.echo, shlex.join(["zoedge", *sys.argv[1:]]))
     found = results(some)
     typer.echo("\n" + "\n".join(table(found)))
     first = found[0]
