@@ -167,11 +167,12 @@ class LogOptions(Section):
 
 class Output(Section):
     """Where runs go, and what to write at the end. dir: runs lie below it, each in a folder of its name. export: peft, an
-    adapter; merged, whole weights; [] for none.
+    adapter; merged, whole weights; [] for none. report: report.html in the run's folder (needs matplotlib).
     """
 
     dir: str = "runs"
     export: list[Literal["peft", "merged"]] = ["peft"]
+    report: bool = False
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -186,7 +187,7 @@ DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "spa
 
 
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
-LATER = {"watchdog": None, "format": "auto"}
+LATER = {"watchdog": None, "format": "auto", "report": False}
 
 
 @dataclass(frozen=True)
@@ -373,6 +374,11 @@ def shipped() -> list[Path]:
 
 def read(name: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe from a file (or a shipped name) and `key=value` overrides. UsageError lists every mistake at once."""
+    return check(*tabled(name, overrides))
+
+
+def tabled(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any], Marks, str, list[str]]:
+    """What `check` takes: a recipe's table as it is written, where its keys stand, its file, and faults so far."""
     path = find(name)
     text = text_of(path)
     table, marks = read_yaml(text, str(path))
@@ -386,7 +392,7 @@ def read(name: str, overrides: list[str] | None = None) -> Recipe:
             wrong.append(f"{path} (key=value): {e}")
     if table.get("name") is None:
         table["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:64] or "run"
-    return check(table, marks, str(path), wrong)
+    return table, marks, str(path), wrong
 
 
 def text_of(path: Path) -> str:
@@ -414,6 +420,13 @@ def apply(table: dict[str, Any], marks: Marks, override: str) -> None:
         value, _ = read_yaml(text, plain(override))
     except UsageError as e:
         raise UsageError(f"{e} Quotes make it a text: {plain(key)}='\"...\"'.") from None
+    put(table, marks, path, value, f"'{plain(override)}': ")
+
+
+def put(
+    table: dict[str, Any], marks: Marks, path: tuple[str, ...], value: Any, said: str = "", place: Place = (0, 0)
+) -> None:
+    """Set a value that stands at `place`. UsageError, beginning with `said`: a value stands where a table should."""
     for i, word in enumerate(path[:-1]):
         inner = table.get(word)
         if isinstance(inner, str) and word in FOLDERS and i == 0:
@@ -421,15 +434,15 @@ def apply(table: dict[str, Any], marks: Marks, override: str) -> None:
         elif inner is None:
             inner = {}
         elif not isinstance(inner, dict):
-            raise UsageError(f"'{plain(override)}': {plain('.'.join(path[: i + 1]))} is not a table of keys.")
+            raise UsageError(f"{said}{plain('.'.join(path[: i + 1]))} is not a table of keys.")
         table[word] = inner
         table = inner
     table[path[-1]] = value
     for known in [m for m in marks if m[: len(path)] == path]:
         del marks[known]
     for i in range(1, len(path)):
-        marks.setdefault(path[:i], (0, 0))
-    marks[path] = (0, 0)
+        marks.setdefault(path[:i], place)
+    marks[path] = place
 
 
 def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str] = ()) -> Recipe:

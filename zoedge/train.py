@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import branch, curvature, engine, estimate, evaluate, machine, runs
+from . import branch, curvature, engine, estimate, evaluate, machine, report, runs
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
@@ -21,6 +21,7 @@ from .log import Log, canonical
 from .recipe import Recipe
 from .types import SKIPPED, Record
 
+SAMPLES = 6  # held-out rows whose answers are noted before and after
 STILL = 20  # steps in a row without a difference, and it is said
 PROBE_SEQ = 2**32 - 1  # of the numerics self-test's direction: no step of a run reaches it
 
@@ -117,6 +118,8 @@ def train(
     signal; `zoedge resume` goes on.
     """
     path = folder / runs.LOG
+    if recipe.output.report:
+        report.needed("output.report")
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
     if path.exists() and parent is not None:
@@ -179,6 +182,9 @@ def train(
     runs.note(
         folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=at, select=recipe.eval.select
     )
+    if recipe.output.report:
+        with show.phase("writing the report"):
+            report.write([path], folder / report.NAME)
     return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter, *chosen)
 
 
@@ -248,6 +254,7 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
     again = bool(log.state.sessions)
     if log.session(hashlib.sha256(canonical(environment)).digest()):
         runs.note(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
+        runs.note(log.path.parent, event="rows", **{k: len(v) for k, v in sets.items() if v is not None})
         if again:
             show.warn(
                 "the environment is another than before (recorded); the log stays exact, the losses may differ in bits"
@@ -305,8 +312,21 @@ class Looker:
             if line.get("event") == "before":
                 return Score.of(line)
         score = self.look(evaluate.Bare(), self.last, event="before", step=0)
+        self.samples(evaluate.Bare(), 0)
         self.show.score(0, score, self.rows)
         return score
+
+    def samples(self, space: Any, step: int) -> None:
+        """What the model answers to the first held-out rows, noted for people to read."""
+        b = self.bench
+        some = self.last.head(SAMPLES)
+        with space.visit([lambda leaf: None]):
+            replies = b.task.replies(b.base, some)
+        if replies:
+            prompts = [some.tokens[i * some.per][: some.rows[i * some.per][0] + 1] for i in range(len(some))]
+            texts = b.base.tokenizer.batch_decode(prompts, skip_special_tokens=True)
+            found = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
+            runs.note(self.folder, event="samples", step=step, rows=self.rows, samples=found)
 
     def due(self, step: int) -> bool:
         """Of the last step, `after` tells what there is to know, unless the validation rows are to choose."""
@@ -334,7 +354,11 @@ class Looker:
             self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
 
     def after(self, step: int) -> Score | None:
-        return None if self.last is None else self.look(self.bench.space, self.last, event="after", step=step)
+        if self.last is None:
+            return None
+        score = self.look(self.bench.space, self.last, event="after", step=step)
+        self.samples(self.bench.space, step)
+        return score
 
 
 def deliver(bench: runs.Bench, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:

@@ -68,7 +68,9 @@ def main() -> None:
         sys.exit(70)
 
 
-from . import training, estimate, logs, models, recipes, schema, importing, lab  # noqa: E402, F401, I001 - the order of --help
+from . import (  # noqa: E402, F401, I001 - the order of --help
+    training, preview, estimate, sweep, report, runs, logs, models, recipes, schema, importing, lab,
+)  # fmt: skip
 
 if __name__ == "__main__":
     main()

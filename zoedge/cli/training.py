@@ -100,6 +100,7 @@ def summary(o: Any, show: Any) -> None:
     """What was reached, where it lies, and what to type next."""
     from ..display import Json, clock
     from ..evaluate import table
+    from ..report import NAME
 
     if isinstance(show, Json):
         fields = {
@@ -131,6 +132,8 @@ def summary(o: Any, show: Any) -> None:
         lines.append(f"adapter  {o.adapter}")
         replay = f"  zoedge replay {o.folder}{at} -o rebuilt          # the adapter again, from the log alone"
         verify += f"{at} --adapter {o.adapter}"
+    if (o.folder / NAME).is_file():
+        lines.append(f"report   {o.folder / NAME}")
     lines += [
         f"time     {clock(o.seconds)}",
         "",
@@ -139,5 +142,6 @@ def summary(o: Any, show: Any) -> None:
         verify,
         f'  zoedge generate {o.folder} -p "A film that made me smile. It was"',
         f"  zoedge export {o.folder}{at} --to merged --check",
+        f"  zoedge report {o.folder}",
     ]
     show.say("\n".join(lines))

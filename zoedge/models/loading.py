@@ -208,6 +208,15 @@ def auto_class(folder: Path) -> tuple[Any, Any]:
     return getattr(transformers, f"AutoModelFor{facts.HEAD}"), facts
 
 
+def config_of(folder: Path) -> tuple[Any, Any]:
+    """(a model's configuration, its family's facts), without its weights."""
+    from transformers import AutoConfig
+
+    with in_a_sentence(folder):
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return config, facts_of(config)
+
+
 def from_pretrained(folder: Path, device: torch.device, dtype: Any, config: Any = None) -> Any:
     """transformers' loader without its silences: no pickles, no remote code, no random tensors, no progress bars."""
     from transformers.utils import logging as chatter

@@ -42,6 +42,10 @@ class AbstractTraining(ABC):
     def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
         """The fields of a Score on some examples. calibrate: training rows for what needs some without their labels."""
 
+    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+        """(what is right, what the model answers) of each example, for people to read; none of a task without answers."""
+        return []
+
 
 def likelihoods(model: Any, batch: Batch, copies: int) -> tuple[Tensor, Tensor]:
     """(summed log p of each sequence's scored tokens [copies, S], how many they are [S]), float64 on the host."""

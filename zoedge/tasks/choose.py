@@ -155,6 +155,14 @@ class Choosing(AbstractTraining):
         outputs = [note["choices"][pick] for note, pick in zip(notes, picks)]
         return _objective.rewards(self.options.objective, notes, outputs)
 
+    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+        sets = examples.choices
+        sums, counts = likelihoods(model, flat(examples, list(range(len(sets)))), 1)
+        chosen = picked((sums / counts)[0], sets)
+        picks = [some.targets[pick] for some, pick in zip(sets, chosen)]
+        right, answers = (model.tokenizer.batch_decode(ids) for ids in (examples.targets, picks))
+        return [(a.strip(), b.strip()) for a, b in zip(right, answers)]
+
     def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
         """Accuracy of the likeliest candidate, and of the best one place in the list; the training loss."""
         sets = examples.choices

@@ -163,6 +163,11 @@ class Classification(AbstractTraining):
             found["reward"] = self.rewards(whole, scores[None]).mean().item()
         return found
 
+    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+        names = list(self.options.options)
+        picks = self.log_shares(model, examples).argmax(-1).tolist()
+        return [(names[right], names[pick]) for right, pick in zip(examples.labels, picks)]
+
     def log_shares(self, model: Any, examples: Examples) -> Tensor:
         """Log-probabilities of the options among themselves: [N, options], float64."""
         found: list[tuple[int, Tensor]] = []

@@ -104,6 +104,10 @@ class Generating(AbstractTraining):
         ]
         return model.answers(prompts, copies, self.options.tokens)
 
+    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+        texts = self.texts(model, examples.collate(range(len(examples))), 1)[0]
+        return [(" | ".join(note["answers"]), text) for note, text in zip(examples.notes, texts)]
+
     def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
         """F1 and exact match of greedy answers, and the training loss."""
         outputs = [""] * len(examples)

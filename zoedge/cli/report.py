@@ -1,0 +1,33 @@
+"""report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import app
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="runs' folders or names; two or more give a comparison")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="the file; default: report.html in the run's folder, or here")
+    ] = None,
+) -> None:
+    """One HTML file of a run, or of several beside one another, that opens anywhere and offline."""
+    from ..errors import UsageError
+    from ..report import NAME, write
+    from ..runs import LOG, log_of
+
+    logs = [log_of(run) for run in runs]
+    if len(set(logs)) < len(logs):
+        raise UsageError("The same run stands twice. Name each once.")
+    if out is None:
+        out = logs[0].with_name(NAME) if len(logs) == 1 and logs[0].name == LOG else Path(NAME)
+    elif out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out: '{out}' is not a .html file.")
+    write(logs, out)
+    typer.echo(f"{out}: {out.stat().st_size:,} bytes; open it in a browser")

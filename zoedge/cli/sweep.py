@@ -1,0 +1,56 @@
+"""sweep."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import app
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe")],
+    values: Annotated[Path, typer.Argument(help="a .yaml file: recipe keys and lists of values", metavar="SWEEP.yaml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for every run", metavar="[KEY=VALUE]...")
+    ] = None,
+    draws: Annotated[int, typer.Option("--random", min=0, help="so many points drawn at random, not the grid")] = 0,
+    seed: Annotated[int, typer.Option(help="of --random")] = 0,
+    folder: Annotated[Path | None, typer.Option("--dir", help="where the runs go; default: output.dir/SWEEP")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the points, and stop")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="every run's lines, instead of its live panel")] = False,
+) -> None:
+    """One recipe with many values, a run each; a run that is finished is not run again."""
+    from ..errors import UsageError
+    from ..report import NAME, needed, write
+    from ..runs import LOG, folder_of
+    from ..sweep import points, results, run, table
+
+    some = points(recipe, values, overrides, folder, draws, seed)
+    if dry_run:
+        for point in some:
+            typer.echo(point.name)
+        return
+    how = ["--plain"] if plain else [] if sys.stdout.isatty() else ["--quiet"]
+    run(some, how, typer.echo, shlex.join(["zoedge", *sys.argv[1:]]))
+    found = results(some)
+    typer.echo("\n" + "\n".join(table(found)))
+    first = found[0]
+    if first.valid is None and first.test is not None:
+        typer.echo("sorted by the loss on the test rows, which are no test any more: set data.valid to choose by")
+    logs = [folder_of(r.point.recipe) / LOG for r in found if r.steps]
+    where = folder_of(some[0].recipe).parent
+    if not logs:
+        raise UsageError("No run of the sweep took a step; their sentences stand above.")
+    try:
+        needed("A sweep's report")
+    except UsageError as e:
+        typer.echo(str(e))
+    else:
+        typer.echo(f"report   {write(logs, where / NAME, where.name)}")
+    typer.echo(f"best     {folder_of(first.point.recipe)}")
