@@ -68,7 +68,7 @@ def main() -> None:
         sys.exit(70)
 
 
-from . import training, logs, models, recipes, lab  # noqa: E402, F401, I001 - the order of --help
+from . import training, logs, share, models, recipes, lab  # noqa: E402, F401, I001 - the order of --help
 
 if __name__ == "__main__":
     main()
