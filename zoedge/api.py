@@ -102,6 +102,15 @@ class Replayed:
     base: Any = None
 
     @property
+    def kind(self) -> str:
+        """What `save` writes: adapter, model, or parameters (an optimiser's)."""
+        from . import runs
+
+        if runs.of_optimizer(self.log.header):
+            return "parameters"
+        return "adapter" if getattr(runs.recipe_of(self.log.header, "").space, "adapter", True) else "model"
+
+    @property
     def fingerprint(self) -> str:
         return str(self.log.fingerprint)
 
@@ -126,7 +135,7 @@ class Replayed:
         from . import export, runs
 
         folder, space = Path(folder), self.whole()
-        if runs.of_optimizer(self.log.header):
+        if self.kind == "parameters":
             from .storage import write_durably
 
             if (path := folder / "parameters.safetensors").exists():
@@ -136,7 +145,7 @@ class Replayed:
             write_durably(path, export.labelled(export.serialised(kept)[0], log=self.fingerprint, state=self.state))
             return folder
         recipe = runs.recipe_of(self.log.header, str(self.log.path))
-        if getattr(recipe.space, "adapter", True):
+        if self.kind == "adapter":
             return export.peft(self.run, self.log, recipe, folder, tokenizer_from, self.steps)
         made = export.merged(recipe, space, folder, base_folder=self.base, log=self.log, steps=self.steps)
         return made.folder

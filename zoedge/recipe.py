@@ -140,11 +140,15 @@ class Eval(Section):
     curvature: Curvature | None = None
 
 
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+
 class LogOptions(Section):
-    """How often to sync, and to log the state's hash."""
+    """How often to sync, and to log the state's hash. trackers: who else is told of losses and scores (accelerate's)."""
 
     sync_every: int = Field(1, ge=1, le=4096)
     hash_every: int = Field(100, ge=1, lt=2**32)
+    trackers: list[Tracker] = []
 
 
 class Output(Section):
@@ -186,11 +190,12 @@ FOREIGN = {  # other tools' words, at whatever level they are written
     "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
     "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
     "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
-    "load_best_model_at_end": "eval.select: best",
+    "load_best_model_at_end": "eval.select: best", "report_to": "log.trackers: [tensorboard]",
+    "log_with": "log.trackers: [tensorboard]",
 }  # fmt: skip
 
 
-LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+LATER = ("watchdog", "trackers")  # younger than the first logs: left out where off, so that recipes keep their digests
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,7 @@ class Recipe:
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = {k: v for k, v in value.model_dump().items() if v is not None or k not in LATER}
+                table[key] = {k: v for k, v in value.model_dump().items() if v not in (None, []) or k not in LATER}
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
         return table
@@ -229,10 +234,10 @@ class Recipe:
         for section, keys in {
             "model": ("source", "revision", "device", "threads"),
             "data": tuple(Data.model_fields),
-            "log": ("sync_every",),
+            "log": ("sync_every", "trackers"),
         }.items():
             for key in keys:
-                del table[section][key]
+                table[section].pop(key, None)
         return table
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import branch, curvature, engine, evaluate, runs
+from . import branch, curvature, engine, evaluate, runs, trackers
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
@@ -91,6 +92,8 @@ def signals(folder: Path, show: Plain) -> Iterator[Signals]:
     """While open, a signal ends in Stopped, which says how to go on."""
     here = Signals()
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, `&`
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python lets no other thread handle them
     old = {number: signal.signal(number, here) for number in numbers}
     try:
         yield here
@@ -117,6 +120,7 @@ def train(
     goes on.
     """
     path = folder / runs.LOG
+    trackers.demand(recipe.log.trackers)
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
     if path.exists() and parent is not None:
@@ -127,7 +131,7 @@ def train(
         return outcome
     runs.claim(folder)
     began = time.monotonic()
-    with signals(folder, show) as stop:
+    with signals(folder, show) as stop, ExitStack() as stack:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"):
             bench = runs.Bench.build(recipe)
         log = Log.resume(path) if path.exists() else runs.begin(bench, folder, parent)
@@ -135,7 +139,8 @@ def train(
             runs.same(log.header, bench.header(), folder)
             resumed = len(log)
             introduce(bench, log, show)
-            looker = Looker(bench, log, show)
+            follow = stack.enter_context(closing(trackers.Trackers(recipe, folder, show.warn)))
+            looker = Looker(bench, log, show, follow)
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
@@ -151,6 +156,7 @@ def train(
                     if still == STILL:
                         show.warn(nothing_moves(recipe, record.step))
                     show.step(record)
+                    follow.step(record)
                     looker.at(record.step + 1)
                     looker.curvature(record.step + 1)
                 elif looker.missed(record.step + 1, resumed):
@@ -275,8 +281,8 @@ def numerics(bench: runs.Bench, log: Log, show: Plain, name: str) -> None:
 class Looker:
     """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
 
-    def __init__(self, bench: runs.Bench, log: Log, show: Plain):
-        self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
+    def __init__(self, bench: runs.Bench, log: Log, show: Plain, follow: trackers.Trackers):
+        self.bench, self.log, self.folder, self.show, self.follow = bench, log, log.path.parent, show, follow
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
 
@@ -284,6 +290,7 @@ class Looker:
         b = self.bench
         score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
+        self.follow.score(fields["step"], "valid" if fields["event"] == "valid" else self.rows, score)
         return score
 
     def before(self) -> Score | None:

@@ -46,9 +46,8 @@ def replay(
 
     done = api.replay(opened(run), at, base=base, device=device)
     folder = done.save(out)
-    kind = "adapter" if (folder / "adapter_config.json").exists() or not (folder / "config.json").exists() else "model"
     rate = done.steps / max(done.seconds, 1e-9)
-    typer.echo(f"{done.steps:,} steps at {rate:,.0f} a second; state {done.state[:16]}; {kind} {folder}")
+    typer.echo(f"{done.steps:,} steps at {rate:,.0f} a second; state {done.state[:16]}; {done.kind} {folder}")
 
 
 @app.command()
