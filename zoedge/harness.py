@@ -139,22 +139,23 @@ def batches(examples: Examples) -> Iterator[list[int]]:
         left = left[size:]
 
 
-def manager(include: Path | None) -> Any:
-    if include is not None and not include.is_dir():
-        raise UsageError(f"--include: {include} is not a folder of task files (.yaml).")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return TaskManager(include_path=str(include) if include else None)
-
-
-def known(names: str, tasks: Any) -> list[str]:
-    """The tasks that a list separated by commas names. UsageError: lm-eval has no such one."""
+def known(names: str, include: Path | None) -> tuple[list[str], Any]:
+    """(the tasks that a list separated by commas names, lm-eval's manager of them). UsageError: there is no such one."""
     found = [name.strip() for name in names.split(",") if name.strip()]
     if not found:
         raise UsageError("--tasks: name some, such as --tasks hellaswag,arc_easy.")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if include is not None:
+        if not include.is_dir():
+            raise UsageError(f"--include: {include} is not a folder of task files (.yaml).")
+        own = TaskManager(include_path=str(include), include_defaults=False)
+        if set(found) <= set(own.all_tasks):  # else lm-eval's own are read too, thousands of files
+            return found, own
+    tasks = TaskManager(include_path=str(include) if include else None)
     for name in found:
         if name not in tasks.all_tasks:
             raise UsageError(f"--tasks: lm-eval has no '{plain(name)}'{nearest(name, tasks.all_tasks) or '.'}")
-    return found
+    return found, tasks
 
 
 def run(base: Any, space: Any, names: list[str], tasks: Any, limit: int | None) -> dict[str, Any]:
@@ -169,8 +170,8 @@ def run(base: Any, space: Any, names: list[str], tasks: Any, limit: int | None) 
             raise
         except Exception as e:  # of datasets, its network, or a task's own code: no list of kinds would be complete
             raise DataError(
-                f"--tasks {','.join(names)}: {type(e).__name__}: {plain(str(e), 400)}. Tasks fetch their data from a hub; where "
-                "there is none, --include DIR names a folder of tasks over files of your own."
+                f"--tasks {','.join(names)}: {type(e).__name__}: {plain(str(e), 400)}. Tasks fetch their data from a hub; "
+                "where there is none, --include DIR names a folder of tasks over files of your own."
             ) from e
     return dict(found or {})
 

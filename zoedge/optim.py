@@ -147,6 +147,10 @@ class ZerothOrder(torch.optim.Optimizer):
             super().__init__(params, {"lr": self._rule.lr})
         except (ValueError, TypeError) as e:
             raise UsageError(f"params: {plain(str(e), 300)}.") from None
+        for group in self.param_groups:
+            group.setdefault(
+                "initial_lr", group["lr"]
+            )  # which schedulers want where they go on at last_epoch=steps - 1
         self._space = Parameters(trained(self.param_groups))
         settings = {"seed": seed, "steps": steps, "hash_every": hash_every}
         settings |= {key: {"name": word_of(value), **asdict(value)} for key, value in made.items()}

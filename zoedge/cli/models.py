@@ -138,8 +138,7 @@ def harnessed(
     from ..errors import UsageError
     from ..export import MARKER
 
-    manager = harness.manager(include)
-    names = harness.known(tasks, manager)
+    names, manager = harness.known(tasks, include)
     if (Path(run) / MARKER).is_file():
         if at is not None:
             raise UsageError("--at: an adapter is of one step. Name its run.")
