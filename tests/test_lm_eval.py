@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +19,7 @@ dataset_kwargs: {{data_files: {{test: "{rows}"}}}}
 test_split: test
 {more}
 """
-CHOICE = """output_type: multiple_choice
-doc_to_text: "{{text}} It was"
-doc_to_choice: ["terrible", "great"]
-doc_to_target: "{{ ['negative', 'positive'].index(label) }}"
-metric_list: [{metric: acc}]"""
+PAGE = Path(__file__).parents[1] / "docs" / "lm-eval.md"
 ANSWER = """output_type: generate_until
 doc_to_text: "{{text}} It was"
 doc_to_target: "{{label}}"
@@ -40,13 +37,31 @@ def test_without_the_package_there_is_a_sentence(zoedge: Any, finished: Path) ->
     assert done.code == 2 and "--tasks needs lm-eval" in done.err and "pip install 'zoedge[eval]'" in done.err
 
 
+@pytest.mark.parametrize(
+    "options,said",
+    [
+        (["--include", "x"], "--include goes with --tasks."),
+        (["--base", "x"], "--base goes with --tasks."),
+        (["--compare-base"], "--compare-base goes with --tasks: without it, zero-shot stands beside"),
+        (["--tasks", "arc_easy", "--data", "x"], "--data goes without --tasks."),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], said: str, zoedge: Any, finished: Path) -> None:
+    done = zoedge("eval", finished / "runs" / "tiny", *options)
+    assert done.code == 2 and said in done.err
+
+
 @pytest.fixture
 def tasks(tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of three tasks over the reviews."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     folder = tmp_path / "tasks"
     folder.mkdir()
-    for name, more in {"tiny_choice": CHOICE, "tiny_answer": ANSWER, "tiny_rolling": ROLLING}.items():
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (folder / "tiny_choice.yaml").write_text(
+        block.replace("reviews.jsonl", str(reviews)).replace("reviews", "tiny_choice", 1)
+    )
+    for name, more in {"tiny_answer": ANSWER, "tiny_rolling": ROLLING}.items():
         (folder / f"{name}.yaml").write_text(TASK.format(name=name, rows=reviews, more=more))
     return folder
 
@@ -85,6 +100,8 @@ def test_mistakes_get_sentences(zoedge: Any, finished: Path, tasks: Path, monkey
     ):
         done = zoedge("eval", "runs/tiny", *options)
         assert done.code == code and said in done.err
+    done = zoedge("eval", "runs/tiny", "--tasks", "tiny_choice", "--include", tasks, "--base", "model")
+    assert done.code == 2 and "--base: of an adapter. A run's base is where its recipe says." in done.err
     done = zoedge("eval", "runs/tiny/adapter", "--tasks", "tiny_choice", "--include", tasks, "--at", "2")
     assert done.code == 2 and "an adapter is of one step" in done.err
     shutil.copytree("model", "other")
@@ -95,7 +112,7 @@ def test_mistakes_get_sentences(zoedge: Any, finished: Path, tasks: Path, monkey
     done = zoedge("eval", "runs/tiny/adapter", "--tasks", "tiny_choice", "--include", tasks, "--base", "other")
     assert done.code == 4 and "is not the one that was trained on" in done.err
     shutil.rmtree("other")
-    (tasks / "tiny_choice.yaml").write_text(TASK.format(name="tiny_choice", rows="gone.jsonl", more=CHOICE))
+    (tasks / "tiny_choice.yaml").write_text(TASK.format(name="tiny_choice", rows="gone.jsonl", more=ROLLING))
     done = zoedge("eval", "runs/tiny", "--tasks", "tiny_choice", "--include", tasks)
     assert done.code == 3 and "--include DIR names a folder of tasks" in done.err
 

@@ -180,6 +180,20 @@ def test_memory_that_ends_in_a_closure_is_the_users() -> None:
     assert len(calls) == 1 and torch.equal(p.detach(), torch.ones(2))
 
 
+def test_memory_that_ends_between_points_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = ZerothOrder([p], log=None)
+
+    def full(*args: Any) -> Tensor:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zoedge.spaces._parameters.torch.add", full)
+        with pytest.raises(DataError, match="Memory ended while the parameters were moved to a point"):
+            optimizer.step(lambda: 1.0)
+    assert torch.equal(p.detach(), torch.ones(2)) and optimizer.step(lambda: 1.0) == 1.0
+
+
 def test_sixteen_bits_keep_what_their_grid_would_lose() -> None:
     """Steps of 2**-12 on bfloat16's grid of 2**-7 at 1: rounded each, nothing would ever move."""
     p = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))

@@ -171,7 +171,7 @@ def replay(
 
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device: '{plain(str(device))}' is not cpu or cuda.")
-    device_of(Model(source="", device=device))  # type: ignore[arg-type]
+    device_of(Model.model_validate({"source": "", "device": device}))
     journal = opened(os.fspath(log)) if isinstance(log, (str, os.PathLike)) else log
     steps = runs.step_of(journal, None if at is None else str(at))
     made, began = runs.replayer(journal, device, base), time.monotonic()

@@ -152,15 +152,16 @@ class ZerothOrder(torch.optim.Optimizer):
                 "initial_lr", group["lr"]
             )  # which schedulers want where they go on at last_epoch=steps - 1
         self._space = Parameters(trained(self.param_groups))
-        settings = {"seed": seed, "steps": steps, "hash_every": hash_every}
+        settings: dict[str, Any] = {"seed": seed, "steps": steps, "hash_every": hash_every}
         settings |= {key: {"name": word_of(value), **asdict(value)} for key, value in made.items()}
         length = steps or ENDLESS
         header = header_of(settings, self._space, engine.capacity(self._estimator, length), sync_every, made)
         self._task, self._broken = Closure(), False
+        task: Any = self._task
         path = None if log is None else Path(log)
         self._journal = Memory() if path is None else opened(path, header)
         space: Any = self._space
-        self._run = engine.Run(seed, length, self._journal, space, made["noise"], self._rule, task=self._task)
+        self._run = engine.Run(seed, length, self._journal, space, made["noise"], self._rule, task=task)
         try:
             for _ in engine.play(self._run, len(self._journal)):
                 pass
@@ -198,6 +199,11 @@ class ZerothOrder(torch.optim.Optimizer):
         except Raised as e:
             assert e.__cause__ is not None
             raise e.__cause__ from None
+        except DataError as e:  # the engine's own: the closure's come as Raised
+            raise DataError(
+                "Memory ended while the parameters were moved to a point: a step needs room for another copy of them, and for "
+                "its directions (4 bytes an element each). Nothing was changed."
+            ) from e
         except DivergedError:
             raise DivergedError(
                 f"The loss is not finite at steps {before - 8}..{before - 1}: no step moved anything. Lower lr or eps, and "
@@ -244,7 +250,7 @@ class ZerothOrder(torch.optim.Optimizer):
         """Write the final state's digest into the log, after which nothing can follow, and close it: the fingerprint."""
         self._ready()
         if isinstance(self._journal, Log):
-            self._journal.finish(engine.digest(self._space))  # type: ignore[arg-type]
+            self._journal.finish(engine.digest(self._space))
         self.close()
         return self.fingerprint
 
@@ -350,7 +356,7 @@ def header_of(settings: dict[str, Any], space: Parameters, directions: int, sync
         tokenizer=bytes(32),
         data=bytes(32),
         manifest=runs.manifest(space),
-        initial=engine.digest(space),  # type: ignore[arg-type]
+        initial=engine.digest(space),
         selftest=engine.selftest(made["noise"], made["rule"], first[:1].new_zeros(1024)),
     )
 
@@ -428,7 +434,7 @@ def replayer(log: Any, device: str, start: Any) -> engine.Run:
     space = Parameters(found)
     runs.numbered(log, made["noise"], made["rule"])
     runs.proven(log, space, made["noise"], made["rule"])
-    return engine.Run(log.header.seed, steps, log, space, made["noise"], made["rule"])  # type: ignore[arg-type]
+    return engine.Run(log.header.seed, steps, log, space, made["noise"], made["rule"])
 
 
 def values(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:

@@ -68,7 +68,7 @@ def opened(run: str) -> Any:
             magic = file.read(len(MAGIC))
         except OSError as e:
             raise StorageError(f"{path}: cannot read the log: {e.strerror}.") from e
-    return {PACKED: Packed, MAGIC: Shared}.get(magic, Log).open(path)  # type: ignore[attr-defined]
+    return {PACKED: Packed, MAGIC: Shared}.get(magic, Log).open(path)
 
 
 def share(run: str, at: str | None = None, base: str | None = None) -> tuple[bytes, Any, list[str]]:

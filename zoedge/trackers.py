@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,8 @@ class Trackers:
     """The trackers of a run, open from here to `close`. Whatever one raises becomes a note, and it is left alone."""
 
     def __init__(self, recipe: Recipe, folder: Path, warn: Callable[[str], None]):
-        self.warn, self.open, self.steps = warn, {}, recipe.train.steps
+        self.warn, self.steps = warn, recipe.train.steps
+        self.open: dict[str, Any] = {}
         self.sums = [0.0, 0.0, 0]  # loss, |gamma|, records since the last call
         if not (words := recipe.log.trackers):
             return
@@ -90,7 +92,7 @@ class Trackers:
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         for word, tracker in list(self.open.items()):
-            self._guarded(word, lambda tracker=tracker: tracker.log(values, step=step))
+            self._guarded(word, partial(tracker.log, values, step=step))
 
     def _guarded(self, word: str, act: Callable[[], Any]) -> Any:
         try:

@@ -290,7 +290,8 @@ class Looker:
         b = self.bench
         score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
-        self.follow.score(fields["step"], "valid" if fields["event"] == "valid" else self.rows, score)
+        on_test = fields["event"] != "valid" and self.rows == "test"
+        self.follow.score(fields["step"], "test" if on_test else "valid", score)
         return score
 
     def before(self) -> Score | None:

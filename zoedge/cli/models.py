@@ -90,6 +90,13 @@ def eval_(
     --tasks, what lm-eval measures on its own."""
     from dataclasses import asdict
 
+    from ..errors import UsageError
+
+    for option, given, one in (("--data", data, False), ("--include", include, True), ("--base", base, True)):
+        if given is not None and (tasks is not None) != one:
+            raise UsageError(f"{option} goes {'with' if one else 'without'} --tasks.")
+    if compare_base and tasks is None:
+        raise UsageError("--compare-base goes with --tasks: without it, zero-shot stands beside the result anyway.")
     if tasks is not None:
         harnessed(run, tasks, limit, at, include, compare_base, base, json)
         return
@@ -144,6 +151,8 @@ def harnessed(
             raise UsageError("--at: an adapter is of one step. Name its run.")
         base, space = harness.adapter(Path(run), source)
     else:
+        if source is not None:
+            raise UsageError("--base: of an adapter. A run's base is where its recipe says.")
         bench, *_ = rebuilt(run, at)
         base, space = bench.base, bench.space
         if compare and getattr(bench.recipe.space, "own_start", False):

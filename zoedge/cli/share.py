@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from . import app
-from .logs import At, Base, Run
+from .logs import At, Base
 
 
 @app.command()
 def pack(
-    run: Run,
+    run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the file, such as film.zoe")],
     at: At = None,
     base: Base = None,
