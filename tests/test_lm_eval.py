@@ -94,7 +94,6 @@ def test_a_run_and_its_adapter_have_the_same_results(
 def test_mistakes_get_sentences(zoedge: Any, finished: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
     for options, code, said in (
-        (["--tasks", "hellaswagg"], 2, "lm-eval has no 'hellaswagg' - did you mean 'hellaswag'?"),
         (["--tasks", " ,"], 2, "--tasks: name some"),
         (["--tasks", "arc_easy", "--include", "nowhere"], 2, "--include: nowhere is not a folder of task files"),
     ):
@@ -115,6 +114,13 @@ def test_mistakes_get_sentences(zoedge: Any, finished: Path, tasks: Path, monkey
     (tasks / "tiny_choice.yaml").write_text(TASK.format(name="tiny_choice", rows="gone.jsonl", more=ROLLING))
     done = zoedge("eval", "runs/tiny", "--tasks", "tiny_choice", "--include", tasks)
     assert done.code == 3 and "--include DIR names a folder of tasks" in done.err
+
+
+@needed
+@pytest.mark.slow  # lm-eval reads all of its 10,000 task files first
+def test_an_unknown_task_gets_the_nearest(zoedge: Any, finished: Path) -> None:
+    done = zoedge("eval", finished / "runs" / "tiny", "--tasks", "hellaswagg")
+    assert done.code == 2 and "lm-eval has no 'hellaswagg' - did you mean 'hellaswag'?" in done.err
 
 
 @pytest.mark.parametrize("name", ["llama", "opt"])

@@ -281,7 +281,7 @@ def numerics(bench: runs.Bench, log: Log, show: Plain, name: str) -> None:
 class Looker:
     """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
 
-    def __init__(self, bench: runs.Bench, log: Log, show: Plain, follow: trackers.Trackers):
+    def __init__(self, bench: runs.Bench, log: Log, show: Plain, follow: trackers.Trackers | None = None):
         self.bench, self.log, self.folder, self.show, self.follow = bench, log, log.path.parent, show, follow
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
@@ -290,8 +290,9 @@ class Looker:
         b = self.bench
         score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
-        on_test = fields["event"] != "valid" and self.rows == "test"
-        self.follow.score(fields["step"], "test" if on_test else "valid", score)
+        if self.follow is not None:
+            on_test = fields["event"] != "valid" and self.rows == "test"
+            self.follow.score(fields["step"], "test" if on_test else "valid", score)
         return score
 
     def before(self) -> Score | None:
