@@ -1,3 +1,37 @@
-"""zoedge: fine-tune large language models where memory ends, with forward passes only."""
+"""zoedge: fine-tune large language models where memory ends, with forward passes only.
+
+    outcome = zoedge.finetune("recipe.yaml", "train.steps=1000")
+    tensors = zoedge.replay(outcome.folder).tensors
+    optimizer = zoedge.optim.ZerothOrder(module.named_parameters(), lr=1e-3)
+
+What these need is imported when they are first used: importing the package takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import optim as optim
+    from .api import finetune as finetune
+    from .api import replay as replay
+    from .errors import ZoedgeError as ZoedgeError
 
 __version__ = "0.1.0"
+__all__ = ["ZoedgeError", "__version__", "errors", "finetune", "optim", "replay"]
+_HOMES = {"finetune": "api", "replay": "api", "ZoedgeError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in ("optim", "errors"):
+        return import_module(f".{name}", __name__)
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -113,7 +113,7 @@ REASONS = {  # why a key has no place in a recipe -> the keys
         "sequence_parallel_degree", "ray_run_name", "ray_num_workers", "resources_per_worker", "use_ray", "plugins", "low_cpu_mem_usage",
         "offload_folder", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "config",
     ),
-    "a run's figures are in its metrics.jsonl and on the screen": (
+    "a run's figures are in its metrics.jsonl and on the screen; log.trackers: [wandb] tells others of them": (
         "report_to", "wandb", "wandb_project", "wandb_entity", "wandb_watch", "wandb_log_model", "wandb_mode", "wandb_run_id",
         "mlflow_tracking_uri", "mlflow_experiment_name", "mlflow_run_name", "use_tensorboard", "use_comet", "comet_project_name",
         "comet_workspace", "use_swanlab", "swanlab_project", "swanlab_run_name", "swanlab_workspace", "swanlab_mode", "project_name",

@@ -158,11 +158,17 @@ class Eval(Section):
     curvature: Curvature | None = None
 
 
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+
+
 class LogOptions(Section):
-    """The log. sync_every: steps a sync to the disk. hash_every: steps between hashes of the state."""
+    """The log. sync_every: steps a sync to the disk. hash_every: steps between hashes of the state. trackers: who else is
+    told of losses and scores (accelerate's).
+    """
 
     sync_every: int = Field(1, ge=1, le=4096)
     hash_every: int = Field(100, ge=1, lt=2**32)
+    trackers: list[Tracker] = []
 
 
 class Output(Section):
@@ -187,7 +193,7 @@ DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "spa
 
 
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
-LATER = {"watchdog": None, "format": "auto", "report": False}
+LATER = {"watchdog": None, "format": "auto", "report": False, "trackers": []}
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ class Recipe:
         for section, keys in {
             "model": ("source", "revision", "device", "threads"),
             "data": tuple(Data.model_fields),
-            "log": ("sync_every",),
+            "log": ("sync_every", "trackers"),
         }.items():
             for key in keys:
                 table[section].pop(key, None)
@@ -384,15 +390,26 @@ def tabled(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any
     table, marks = read_yaml(text, str(path))
     if not isinstance(table, dict):
         raise UsageError(f"{path}: a recipe is a table of keys and values; see `zoedge recipes show quickstart`.")
+    return overridden(table, marks, str(path), overrides or [], path.stem)
+
+
+def made(table: dict[str, Any], marks: Marks, where: str, overrides: list[str], stem: str = "run") -> Recipe:
+    """The recipe of a table and `key=value` overrides, named after `stem`. UsageError lists every mistake at once."""
+    return check(*overridden(table, marks, where, overrides, stem))
+
+
+def overridden(
+    table: dict[str, Any], marks: Marks, where: str, overrides: list[str], stem: str
+) -> tuple[dict[str, Any], Marks, str, list[str]]:
     wrong: list[str] = []
-    for override in overrides or []:
+    for override in overrides:
         try:
             apply(table, marks, override)
         except UsageError as e:
-            wrong.append(f"{path} (key=value): {e}")
+            wrong.append(f"{where} (key=value): {e}")
     if table.get("name") is None:
-        table["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")[:64] or "run"
-    return table, marks, str(path), wrong
+        table["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-")[:64] or "run"
+    return table, marks, where, wrong
 
 
 def text_of(path: Path) -> str:
@@ -542,15 +559,8 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             parts["rule"].check(parts["train"].steps)
         except ValueError as e:
             fault(("rule", str(e).partition(":")[0]), f"rule.{e}")
-    for key in classes:
-        for other, allowed in getattr(parts.get(key), "only_with", {}).items():
-            kind, _, option = other.partition(".")
-            if parts.get(kind) is None:
-                continue
-            found_there = getattr(parts[kind], option, allowed[0]) if option else word_of(parts[kind])
-            if found_there not in allowed:
-                those = " or ".join(map(str, allowed))
-                fault((key,), f"{key}: {word_of(parts[key])} goes only with {other}: {those}, not {found_there}")
+    for key, other, those, found_there in unmatched(parts):
+        fault((key,), f"{key}: {word_of(parts[key])} goes only with {other}: {those}, not {found_there}")
     output = parts.get("output")
     if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):
         parts["output"] = output.model_copy(update={"export": [x for x in output.export if x != "peft"]})
@@ -560,6 +570,18 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
     if found:
         raise UsageError(listed([text for _, text in sorted(found)]))
     return Recipe(**parts)
+
+
+def unmatched(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
+    """(a part, what it goes only with, the words allowed there, the one found) of each pair that makes no sense."""
+    for key in FOLDERS:
+        for other, allowed in getattr(parts.get(key), "only_with", {}).items():
+            kind, _, option = other.partition(".")
+            if parts.get(kind) is None:
+                continue
+            found = getattr(parts[kind], option, allowed[0]) if option else word_of(parts[kind])
+            if found not in allowed:
+                yield key, other, " or ".join(map(str, allowed)), found
 
 
 def odd(value: Any, left: int = DEPTH) -> bool:

@@ -131,7 +131,10 @@ def step_of(log: Any, at: str | None) -> int:
 
     None: as the log's own recipe says. UsageError: no such step, or nothing is noted.
     """
-    steps, at = len(log), at or recipe_of(log.header, str(log.path)).eval.select
+    steps, shared = len(log), getattr(log, "delivers", None)
+    if at is None and shared is not None:
+        return int(shared)
+    at = at or ("last" if of_optimizer(log.header) else recipe_of(log.header, str(log.path)).eval.select)
     if at == "best":
         if not (losses := looks(log.path.parent, log)):
             raise UsageError(
@@ -369,8 +372,18 @@ def same_base(log: Header, now: Header, run: str) -> None:
         raise IdentityError(f"{run} does not belong to what is here now: {', '.join(off)}.")
 
 
+def of_optimizer(header: Header) -> bool:
+    """Is it the log of a zoedge.optim.ZerothOrder? Then no recipe is in it."""
+    return isinstance(header.about.get("optimizer"), dict)
+
+
 def recipe_of(header: Header, where: str) -> Recipe:
-    """The recipe inside a log, checked as strictly as a user's."""
+    """The recipe inside a log, checked as strictly as a user's. UsageError: there is none, it is an optimiser's."""
+    if of_optimizer(header):
+        raise UsageError(
+            f"{where} is the log of a zoedge.optim.ZerothOrder: no recipe made it, and only its own program has the loss. "
+            "`zoedge replay` and `verify --replay` read it, with --base FILE.safetensors: the values it began with."
+        )
     try:
         table = header.about["recipe"]
     except (ValueError, KeyError, TypeError, RecursionError) as e:
@@ -412,16 +425,13 @@ def replayer(log: Log, device: str = "cpu", base: str | None = None) -> Run:
     A space whose first values are the base's own takes them from `base` (a folder or another source), else from where
     the recipe says. IdentityError: that is another base.
     """
+    if of_optimizer(log.header):
+        from .optim import replayer
+
+        return replayer(log, device, base)
     recipe = recipe_of(log.header, str(log.path))
     header = log.header
-    for kind, attribute, number, made in (
-        ("noise", "scheme", header.noise, recipe.noise),
-        ("rule", "rule", header.rule, recipe.rule),
-    ):
-        if getattr(made, attribute) != number:
-            raise IdentityError(
-                f"{log.path}: the header says {by_id(kind, attribute, number)}, its recipe another {kind}."
-            )
+    numbered(log, recipe.noise, recipe.rule)
     about = header.about.get("space")
     if recipe.space.elements(about) != header.elements:  # before anything is allocated by it
         raise DamagedError(
@@ -429,19 +439,33 @@ def replayer(log: Log, device: str = "cpu", base: str | None = None) -> Run:
         )
     own = getattr(recipe.space, "own_start", False)
     space = own_start(log, recipe, device, base) if own else blank(log, recipe, device)
-    first = space.leaves()[0].value
+    proven(log, space, recipe.noise, recipe.rule)
+    return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule, bits=bits())
+
+
+def numbered(log: Log, noise: Any, rule: Any) -> None:
+    """IdentityError: the header's frozen numbers of noise and rule are not those of its settings."""
+    header = log.header
+    for kind, attribute, number, made in (
+        ("noise", "scheme", header.noise, noise),
+        ("rule", "rule", header.rule, rule),
+    ):
+        if getattr(made, attribute) != number:
+            raise IdentityError(
+                f"{log.path}: the header says {by_id(kind, attribute, number)}, its recipe another {kind}."
+            )
+
+
+def proven(log: Log, space: Any, noise: Any, rule: Any) -> None:
+    """IdentityError: this space, at its start, or this device's arithmetic would not replay the log's bits."""
+    header, first = log.header, space.leaves()[0].value
     for what, ours, theirs in (
         ("trained tensors", manifest(space), header.manifest),
         ("initial values", digest(space), header.initial),
-        (
-            "arithmetic (self-test)",
-            selftest(recipe.noise, recipe.rule, first[:1].float().new_zeros(1024)),
-            header.selftest,
-        ),
+        ("arithmetic (self-test)", selftest(noise, rule, first[:1].float().new_zeros(1024)), header.selftest),
     ):
         if ours != theirs:
             raise IdentityError(f"{log.path}: this machine's {what} are not the log's: it would replay other bits.")
-    return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule, bits=bits())
 
 
 def blank(log: Log, recipe: Recipe, device: str) -> Any:

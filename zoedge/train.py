@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import branch, curvature, engine, estimate, evaluate, machine, report, runs
+from . import branch, curvature, engine, estimate, evaluate, machine, report, runs, trackers
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
@@ -92,6 +93,8 @@ def signals(folder: Path, show: Plain) -> Iterator[Signals]:
     """While open, a signal ends in Stopped, which says how to go on."""
     here = Signals()
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, `&`
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # Python lets no other thread handle them
     old = {number: signal.signal(number, here) for number in numbers}
     try:
         yield here
@@ -120,6 +123,7 @@ def train(
     path = folder / runs.LOG
     if recipe.output.report:
         report.needed("output.report")
+    trackers.demand(recipe.log.trackers)
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
     if path.exists() and parent is not None:
@@ -132,7 +136,7 @@ def train(
     for said in runs.claim(folder):
         show.warn(said)
     began, took = time.monotonic(), machine.Took()
-    with signals(folder, show) as stop:
+    with signals(folder, show) as stop, ExitStack() as stack:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), took("load"):
             bench = runs.Bench.build(recipe)
         log = Log.resume(path) if path.exists() else runs.begin(bench, folder, parent)
@@ -141,7 +145,8 @@ def train(
             resumed = len(log)
             with took("trunk"):
                 introduce(bench, log, show)
-            looker = Looker(bench, log, show, took)
+            follow = stack.enter_context(closing(trackers.Trackers(recipe, folder, show.warn)))
+            looker = Looker(bench, log, show, took, follow)
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
@@ -157,6 +162,7 @@ def train(
                     if still == STILL:
                         show.warn(nothing_moves(recipe, record.step))
                     show.step(record)
+                    follow.step(record)
                     looker.at(record.step + 1)
                     looker.curvature(record.step + 1)
                 elif looker.missed(record.step + 1, resumed):
@@ -291,9 +297,9 @@ def numerics(bench: runs.Bench, log: Log, show: Plain, name: str) -> None:
 class Looker:
     """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
 
-    def __init__(self, bench: runs.Bench, log: Log, show: Plain, took: machine.Took | None = None):
+    def __init__(self, bench: runs.Bench, log: Log, show: Plain, took: machine.Took, follow: trackers.Trackers):
         self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
-        self.took = took or machine.Took()
+        self.took, self.follow = took, follow
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
 
@@ -302,6 +308,8 @@ class Looker:
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
+        on_test = fields["event"] != "valid" and self.rows == "test"
+        self.follow.score(fields["step"], "test" if on_test else "valid", score)
         return score
 
     def before(self) -> Score | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,24 +14,26 @@ from .completing import runs
 
 log = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
 app.add_typer(log, name="log")
-Run = Annotated[str, typer.Argument(help="a run's folder or name, a .zlog, or a packed .zpack", autocompletion=runs)]
+Run = Annotated[
+    str,
+    typer.Argument(help="a run's folder or name, a .zlog, a packed .zpack, or a shared .zoe", autocompletion=runs),
+]
 Base = Annotated[
-    str | None, typer.Option(help="where the base is, for a space that moves its weights; default: as the recipe says")
+    str | None,
+    typer.Option(
+        help="where the base is, for a space that moves its weights (default: as the recipe says); of an optimiser's log, "
+        "the .safetensors file of the values it began with"
+    ),
 ]
 WHEN = "after how many steps: last, best (the lowest validation loss) or a number; default: as eval.select says"
 At = Annotated[str | None, typer.Option(help=WHEN)]
 
 
 def opened(run: str) -> Any:
-    """The log of a run, raw or packed."""
-    from ..log import Log, open_file
-    from ..packed import MAGIC, Packed
-    from ..runs import log_of
+    """The log of a run: raw, packed or shared."""
+    from ..share import opened
 
-    path = log_of(run)
-    with os.fdopen(open_file(path), "rb") as file:  # a pipe would make us wait
-        packed = file.read(len(MAGIC)) == MAGIC
-    return Packed.open(path) if packed else Log.open(path)
+    return opened(run)
 
 
 @app.command()
@@ -45,32 +46,12 @@ def replay(
 ) -> None:
     """Rebuild the adapter from the log alone: no model, no data, no forward pass. A space without an adapter: the
     whole model, from its base and the log."""
-    import time
+    from .. import api
 
-    from .. import engine, export, runs
-    from ..models.loading import device_of
-    from ..recipe import Model
-
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"--device: '{device}' is not cpu or cuda.")
-    device_of(Model(source="", device=device))
-    journal = opened(run)
-    steps = runs.step_of(journal, at)
-    made, began = runs.replayer(journal, device, base), time.monotonic()
-    for _ in engine.play(made, steps):
-        pass
-    rate = steps / max(time.monotonic() - began, 1e-9)
-    recipe = runs.recipe_of(journal.header, run)
-    if not getattr(made.space, "complete", True):
-        made.space = runs.over_base(made, journal, base)
-    if getattr(recipe.space, "adapter", True):
-        kind, folder = "adapter", export.peft(made, journal, recipe, out, steps=steps)
-    else:
-        kind = "model"
-        folder = export.merged(recipe, made.space, out, base_folder=base, log=journal, steps=steps).folder
-    typer.echo(
-        f"{steps:,} steps at {rate:,.0f} a second; state {engine.digest(made.space).hex()[:16]}; {kind} {folder}"
-    )
+    done = api.replay(opened(run), at, base=base, device=device)
+    folder = done.save(out)
+    rate = done.steps / max(done.seconds, 1e-9)
+    typer.echo(f"{done.steps:,} steps at {rate:,.0f} a second; state {done.state[:16]}; {done.kind} {folder}")
 
 
 @app.command()

@@ -72,15 +72,34 @@ def export(
 
 @app.command("eval")
 def eval_(
-    run: Run,
+    run: Annotated[str, typer.Argument(help="a run's folder or name, a log; with --tasks also an adapter's folder")],
     data: Annotated[str | None, typer.Option(help="a file or packaged text; default: the run's test rows")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="at most so many rows")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many rows, of each task")] = None,
     at: At = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval's, separated by commas, such as hellaswag,arc_easy (the extra eval)")
+    ] = None,
+    include: Annotated[Path | None, typer.Option(help="of --tasks: a folder of task files of your own")] = None,
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="of --tasks: the base's results beside them")
+    ] = False,
+    base: Annotated[str | None, typer.Option(help="of --tasks and an adapter: where its base is")] = None,
     json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """What a run's task measures on labelled rows (accuracy raw and calibrated, F1, loss), with zero-shot beside it."""
+    """What a run's task measures on labelled rows (accuracy raw and calibrated, F1, loss), with zero-shot beside it; with
+    --tasks, what lm-eval measures on its own."""
     from dataclasses import asdict
 
+    from ..errors import UsageError
+
+    for option, given, one in (("--data", data, False), ("--include", include, True), ("--base", base, True)):
+        if given is not None and (tasks is not None) != one:
+            raise UsageError(f"{option} goes {'with' if one else 'without'} --tasks.")
+    if compare_base and tasks is None:
+        raise UsageError("--compare-base goes with --tasks: without it, zero-shot stands beside the result anyway.")
+    if tasks is not None:
+        harnessed(run, tasks, limit, at, include, compare_base, base, json)
+        return
     from .. import engine, evaluate, runs
     from ..errors import DataError
     from ..tasks._rows import mixed, rows_of
@@ -114,6 +133,37 @@ def eval_(
         typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
         return
     typer.echo("\n".join(evaluate.table(found, "rows")))
+
+
+def harnessed(
+    run: str, tasks: str, limit: int | None, at: str | None, include: Path | None, compare: bool, source: str | None,
+    json: bool,
+) -> None:  # fmt: skip
+    """`eval --tasks`: of a run, or of an exported adapter."""
+    from .. import harness
+    from ..errors import UsageError
+    from ..export import MARKER
+
+    names, manager = harness.known(tasks, include)
+    if (Path(run) / MARKER).is_file():
+        if at is not None:
+            raise UsageError("--at: an adapter is of one step. Name its run.")
+        base, space = harness.adapter(Path(run), source)
+    else:
+        if source is not None:
+            raise UsageError("--base: of an adapter. A run's base is where its recipe says.")
+        bench, *_ = rebuilt(run, at)
+        base, space = bench.base, bench.space
+        if compare and getattr(bench.recipe.space, "own_start", False):
+            raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
+    found = {"base": harness.run(base, None, names, manager, limit)} if compare else {}
+    found["tuned"] = harness.run(base, space, names, manager, limit)
+    if json:
+        typer.echo(json_.dumps({name: some["results"] for name, some in found.items()}, default=str))
+        return
+    for name, some in found.items():
+        typer.echo(f"{name}:" if compare else "", nl=compare)
+        typer.echo(harness.shown(some))
 
 
 @app.command()

@@ -85,14 +85,11 @@ def branched(text: str) -> Any:
 
 
 def go(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) -> None:
+    from ..api import finetune
     from ..display import display
-    from ..train import train
 
     show = display(how)
-    try:
-        outcome = train(recipe, folder, show, resume, parent)
-    finally:
-        show.close()
+    outcome = finetune(recipe, run_dir=folder, resume="auto" if resume else "never", display=show, parent=parent)
     summary(outcome, show)
 
 

@@ -1,0 +1,53 @@
+"""pack and apply: a fine-tune in one small file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import app
+from .logs import At, Base
+
+
+@app.command()
+def pack(
+    run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the file, such as film.zoe")],
+    at: At = None,
+    base: Base = None,
+) -> None:
+    """A fine-tune in one file of kilobytes: `apply` makes the same adapter of it wherever the base is."""
+    from ..errors import UsageError
+    from ..share import share
+    from ..storage import write_durably
+
+    if out.exists() or out.is_symlink():  # a link to nothing would be replaced
+        raise UsageError(f"{out} is there already; name another file.")
+    raw, log, notes = share(run, at, base)
+    write_durably(out, raw)
+    for note in notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{out}: {len(raw):,} bytes, {len(log):,} steps; fingerprint {log.fingerprint}")
+    typer.echo(f"next, where the base is: zoedge apply {out} --base MODEL -o DIR")
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="a .zoe that `zoedge pack` made")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("applied"),
+    base: Annotated[
+        str | None, typer.Option(help="the base: a folder, a packaged model or a hub id; default: as the recipe says")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
+) -> None:
+    """The adapter of a shared fine-tune, proven: the base is the one that was trained on, and the state the same bits."""
+    from ..share import apply
+
+    done = apply(file, out, base, device)
+    typer.echo(f"base     {done.base}: the one that was trained on (sha256 {done.of.log.header.base.hex()[:16]}..)")
+    typer.echo(
+        f"proven   {done.of.steps:,} steps replayed, fingerprint {done.of.fingerprint}, state {done.of.state[:16]}: as packed"
+    )
+    typer.echo(f"adapter  {done.folder}")
