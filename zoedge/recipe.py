@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -104,10 +104,10 @@ class Train(Section):
     """How long. rows: token rows in one forward; a step with more points than fit takes several.
 
     threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
-    watchdog: {} guards the run with the defaults; off, if not told.
+    watchdog: {} guards the run with the defaults, null does not; if not told, it is on where rule.lr is auto.
     """
 
-    steps: int = Field(1000, ge=1, lt=2**31)
+    steps: int = Field(6000, ge=1, lt=2**31)
     batch: int = Field(16, ge=1)
     rows: int = Field(2048, ge=1)
     threads: int | None = Field(None, ge=1, le=1024)
@@ -190,6 +190,7 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
+WATCHDOG = "train.watchdog"  # on where lr is found: what is found by short runs may be too much for a long one
 LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
 
 
@@ -210,6 +211,7 @@ class Recipe:
     eval: Eval
     log: LogOptions
     output: Output
+    auto: frozenset[str] = frozenset()  # 'rule.lr': chosen before the run begins; until then the class's number
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as the YAML that would be read back to the same recipe."""
@@ -219,7 +221,18 @@ class Recipe:
                 table[key] = {k: v for k, v in value.model_dump().items() if v is not None or k not in LATER}
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
+        for section, key in (path.split(".") for path in self.auto - {WATCHDOG}):
+            table[section][key] = "auto"
         return table
+
+    def with_numbers(self, numbers: dict[str, Any]) -> Recipe:
+        """The recipe with some of its `auto` values: 'rule.lr' -> 1e-3. What is not told keeps the class's."""
+        made: dict[str, Any] = {}
+        for path, value in numbers.items():
+            section, key = path.split(".")
+            here = made.get(section, getattr(self, section))
+            made[section] = here.model_copy(update={key: value}) if isinstance(here, Section) else replace(here, **{key: value})
+        return replace(self, **made, auto=self.auto - numbers.keys())
 
     def semantic(self) -> dict[str, Any]:
         """What decides the numbers. Not: names, folders, how often to look, where files lie (contents are digested)."""
@@ -451,6 +464,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             raise UsageError(listed([text for _, text in sorted(found)]))
 
     parts: dict[str, Any] = {}
+    auto: set[str] = set()
     classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault, (key,)) for key in FOLDERS}
     names = {key: list(section.model_fields) for key, section in SECTIONS.items()}
     names |= {key: ["name", *(schema(made).model_fields if made else ())] for key, (made, _) in classes.items()}
@@ -491,6 +505,10 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             if None in inner.values():
                 return None
             values = {**values, field: inner}
+        for field in getattr(made, "auto", ()):
+            if values[field] == "auto":
+                values = {**values, field: getattr(made, field)}
+                auto.add(dotted((*path, field)))
         try:
             return made(**values)
         except (ValueError, ZoedgeError) as e:
@@ -531,10 +549,17 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             kind, _, option = other.partition(".")
             if parts.get(kind) is None:
                 continue
+            if other in auto:  # nothing is to be found: that is the only one
+                parts[kind], _ = replace(parts[kind], **{option: allowed[0]}), auto.discard(other)
             found_there = getattr(parts[kind], option, allowed[0]) if option else word_of(parts[kind])
             if found_there not in allowed:
                 those = " or ".join(map(str, allowed))
                 fault((key,), f"{key}: {word_of(parts[key])} goes only with {other}: {those}, not {found_there}")
+    if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
+        parts["rule"] = replace(parts["rule"], schedule="linear")
+    if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
+        parts["train"] = parts["train"].model_copy(update={"watchdog": Watchdog()})
+        auto.add(WATCHDOG)
     output = parts.get("output")
     if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):
         parts["output"] = output.model_copy(update={"export": [x for x in output.export if x != "peft"]})
@@ -543,7 +568,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             fault(("output", "export"), f"output.export: {what} - write [merged], or []")
     if found:
         raise UsageError(listed([text for _, text in sorted(found)]))
-    return Recipe(**parts)
+    return Recipe(**parts, auto=frozenset(auto))
 
 
 def odd(value: Any, left: int = DEPTH) -> bool:
@@ -594,11 +619,16 @@ def rebuilt(kind: str, table: dict[str, Any]) -> Any:
 
 @lru_cache
 def schema(made: type[Any]) -> type[Section]:
-    """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances."""
+    """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances.
+
+    Those in the class's `auto` may be 'auto', and are, if not told: the class's number is where the search begins.
+    """
     hints = get_type_hints(made, include_extras=True)
     columns: dict[str, Any] = {}
     for f in fields(made):
-        if f.default_factory is not MISSING:
+        if f.name in getattr(made, "auto", ()):
+            columns[f.name] = (hints[f.name] | Literal["auto"], "auto")
+        elif f.default_factory is not MISSING:
             columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))
         else:
             columns[f.name] = (hints[f.name], ... if f.default is MISSING else f.default)

@@ -21,6 +21,7 @@ FLAT = 1e-20  # |g0|^2 relative to the largest |g0|^2 that its differences allow
 class Dap:
     """first, second: directions of g0 and aligned ones. combine: their average (default), or the second alone."""
 
+    auto = ("eps",)
     eps: Positive = 3e-3
     first: Natural = 4
     second: Natural = 4

@@ -12,6 +12,7 @@ from ..types import Natural, Oracle, Positive, Record
 class OneSided:
     """eps: the smoothing radius. queries: directions a step, averaged; they share f(theta)."""
 
+    auto = ("eps",)
     eps: Positive = 3e-3
     queries: Natural = 1
 
