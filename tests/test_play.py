@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from zoedge import engine, runs
+from zoedge import auto, engine, runs
 from zoedge.log import Log
 from zoedge.recipe import read
 
@@ -73,5 +72,5 @@ def test_a_radius_that_rounding_drowns_is_told(
         return [1.0 + g * c for ((c, _),) in points]
 
     monkeypatch.setattr(engine.Scorer, "losses", losses)
-    said = numerics(bench, name)
+    said = auto.numerics(bench, name)
     assert bool(said) == warns and (f"estimator.{name}" in said) == warns and not left

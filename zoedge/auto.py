@@ -225,14 +225,16 @@ def begun(path: Path, header: Header) -> Log:
     try:
         return Log.create(path, header)
     except FileExistsError:
-        raise LockedError(f"{path}: another zoedge process has just begun this search. Wait for it, or stop it.") from None
+        raise LockedError(
+            f"{path}: another zoedge process has just begun this search. Wait for it, or stop it."
+        ) from None
 
 
 class Start:
     """Where a space begins, kept on disk: of all weights, another copy would not fit in memory."""
 
     def __init__(self, space: Any, folder: Path):
-        self.space, self.file = space, tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        self.space, self.file = space, tempfile.TemporaryFile(dir=folder)
         self.kept = list(getattr(space, "kept", ()))
         for leaf in space.leaves():
             self.file.write(engine.host(leaf.value))

@@ -92,12 +92,14 @@ class Watchdog(Section):
 
     Where the loss is over factor times its best (means of `patience` steps) for `patience` steps in a row, or not finite
     for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then it stops.
+    rise: also where the mean of `patience` losses is over so many times the lowest such mean; off, if not told.
     """
 
     clip: float = Field(10.0, ge=0)
     factor: float = Field(3.0, gt=1)
     patience: int = Field(50, ge=1)
     rewinds: int = Field(2, ge=0, le=64)
+    rise: float | None = Field(None, gt=1)
 
 
 class Train(Section):
@@ -191,7 +193,11 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 
 
 WATCHDOG = "train.watchdog"  # on where lr is found: what is found by short runs may be too much for a long one
-LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+GUARD = Watchdog(rise=1.5, rewinds=8)
+LATER = (
+    "watchdog",
+    "rise",
+)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,7 @@ class Recipe:
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = {k: v for k, v in value.model_dump().items() if v is not None or k not in LATER}
+                table[key] = without(value.model_dump(), LATER)
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
         for section, key in (path.split(".") for path in self.auto - {WATCHDOG}):
@@ -231,7 +237,9 @@ class Recipe:
         for path, value in numbers.items():
             section, key = path.split(".")
             here = made.get(section, getattr(self, section))
-            made[section] = here.model_copy(update={key: value}) if isinstance(here, Section) else replace(here, **{key: value})
+            made[section] = (
+                here.model_copy(update={key: value}) if isinstance(here, Section) else replace(here, **{key: value})
+            )
         return replace(self, **made, auto=self.auto - numbers.keys())
 
     def semantic(self) -> dict[str, Any]:
@@ -247,6 +255,12 @@ class Recipe:
             for key in keys:
                 del table[section][key]
         return table
+
+
+def without(table: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """A table, and those in it, without some keys where they are off."""
+    kept = {k: v for k, v in table.items() if v is not None or k not in keys}
+    return {k: without(v, keys) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def word_of(value: Any) -> str:
@@ -558,7 +572,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
     if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
         parts["rule"] = replace(parts["rule"], schedule="linear")
     if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
-        parts["train"] = parts["train"].model_copy(update={"watchdog": Watchdog()})
+        parts["train"] = parts["train"].model_copy(update={"watchdog": GUARD})
         auto.add(WATCHDOG)
     output = parts.get("output")
     if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):

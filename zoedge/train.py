@@ -269,9 +269,9 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
     keep(bench, log.path.parent, show)
     for name in ("eps", "rho"):
-        if hasattr(recipe.estimator, name) and goal(recipe) == "loss":  # other goals are steps: not smooth at any scale
-            if wrong := auto.numerics(bench, name):
-                show.warn(wrong)
+        smooth = goal(recipe) == "loss"  # other goals are steps
+        if smooth and hasattr(recipe.estimator, name) and (wrong := auto.numerics(bench, name)):
+            show.warn(wrong)
 
 
 class Looker:

@@ -214,7 +214,8 @@ class Estimator(Protocol):
 class AbstractRule(ABC):
     """g and z -> delta, one leaf at a time. Elementwise +, -, *, / alone, one operation a kernel; subclasses are final.
 
-    lr: the step size. schedule: how it falls to zero over the run; linear where a recipe's lr is auto. weight_decay: theta *= 1 - lr * weight_decay.
+    lr: the step size. schedule: how it falls to zero over the run; where a recipe's lr is auto, linear if not told.
+    weight_decay: theta *= 1 - lr * weight_decay.
     """
 
     draws: ClassVar[int] = 1  # of noise, a query
