@@ -26,7 +26,7 @@ SEARCH = "search"  # the trials' logs, in the run's folder
 PROBE_SEQ = 2**32 - 1  # of the directions that slopes are measured along: no step of a run reaches it
 LADDER = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WIDER, STABLE, DIRECTIONS = 1.25, 0.1, 4  # slopes of four directions differ by less than a tenth of their size
-TRIALS, SHARE, LEAST = 12, 0.01, 16  # at most; steps of each, as a share of the run's; at least so many
+TRIALS, SHARE, LEAST = 12, 0.01, 40  # at most; steps of each, as a share of the run's; at least so many
 JUDGED = 16  # batches, those after a trial's own, on which its end is judged
 SETTLED, FAR = 8, 2.0  # a trial whose loss over so many steps is so many times that of its first ones has diverged
 CAUTION = 3.0  # a short run bears a longer step than a long one
@@ -178,6 +178,7 @@ def candidate(recipe: Recipe, lr: float, steps: int) -> Recipe:
         recipe,
         rule=replace(recipe.rule, lr=lr, schedule="constant", weight_decay=0.0),
         train=recipe.train.model_copy(update={"steps": steps, "watchdog": None}),
+        log=recipe.log.model_copy(update={"sync_every": 4096}),  # what a power cut takes is measured again
         auto=frozenset(),
     )
 
