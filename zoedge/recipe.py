@@ -93,6 +93,8 @@ class Watchdog(Section):
     Where the loss is over factor times its best (means of `patience` steps) for `patience` steps in a row, or not finite
     for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then it stops.
     rise: also where the mean of `patience` losses is over so many times the lowest such mean; off, if not told.
+    trust: no step promises (lr g^2) to take more than that share off its loss: |g| is clipped there; off, if not told.
+    For estimators of one slope and rule sgd.
     """
 
     clip: float = Field(10.0, ge=0)
@@ -100,6 +102,7 @@ class Watchdog(Section):
     patience: int = Field(50, ge=1)
     rewinds: int = Field(2, ge=0, le=64)
     rise: float | None = Field(None, gt=1)
+    trust: float | None = Field(None, gt=0)
 
 
 class Train(Section):
@@ -192,12 +195,11 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
-WATCHDOG = "train.watchdog"  # on where lr is found: what is found by short runs may be too much for a long one
+WATCHDOG = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
 GUARD = Watchdog(rise=1.5, rewinds=8)
-LATER = (
-    "watchdog",
-    "rise",
-)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+TRUST = 0.01  # docs/auto.md says what it was chosen by
+# younger than the first logs: left out where they are off, so that recipes without them keep their digests
+LATER = ("watchdog", "rise", "trust")
 
 
 @dataclass(frozen=True)
@@ -572,7 +574,9 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
     if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
         parts["rule"] = replace(parts["rule"], schedule="linear")
     if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
-        parts["train"] = parts["train"].model_copy(update={"watchdog": GUARD})
+        slope = getattr(parts.get("estimator"), "slope", False) and word_of(parts["rule"]) == "sgd"
+        guard = GUARD.model_copy(update={"trust": TRUST}) if slope else GUARD
+        parts["train"] = parts["train"].model_copy(update={"watchdog": guard})
         auto.add(WATCHDOG)
     output = parts.get("output")
     if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):

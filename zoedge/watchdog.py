@@ -27,6 +27,15 @@ def limit(clip: float, past: Journal, step: int, query: int) -> float:
     return clip * median(sizes) if clip and len(sizes) >= SETTLED else math.inf
 
 
+def promise(trust: float | None, loss: float, lr: float) -> float:
+    """The most that |g| may be for a step not to promise more of its loss than that share: lr g^2 <= trust * loss.
+
+    Of the slope g along z, a step of lr g takes lr g^2 off the loss, if the loss were linear. A direction in many tells
+    little of the rest: where the promise is a large part of all there is to lose, lr is too large, by that step alone.
+    """
+    return math.sqrt(trust * loss / lr) if trust and lr and 0 < loss < math.inf else math.inf
+
+
 def skips(past: Journal) -> int:
     """How many of the newest steps in a row were not finite; at most PATIENCE are counted."""
     end = len(past)

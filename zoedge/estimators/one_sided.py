@@ -13,6 +13,7 @@ class OneSided:
     """eps: the smoothing radius. queries: directions a step, averaged; they share f(theta)."""
 
     auto = ("eps",)
+    slope = True  # g is the derivative along z
     eps: Positive = 3e-3
     queries: Natural = 1
 

@@ -17,6 +17,7 @@ class Residual:
 
     bound = True  # to the records of the steps before
     auto = ("eps",)
+    slope = True  # g is the derivative along z
     eps: Positive = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:

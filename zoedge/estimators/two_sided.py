@@ -19,6 +19,7 @@ class TwoSided:
     """
 
     auto = ("eps",)
+    slope = True  # g is the derivative along z
     eps: Positive = 3e-3
     queries: Natural = 1
     combine: Literal["mean", "sum"] = "mean"
