@@ -93,7 +93,7 @@ def options(made: type[Any]) -> str:
     found = []
     for f in fields(made):
         value = f.default_factory() if f.default_factory is not MISSING else f.default
-        found.append(f"`{f.name}: {json.dumps(value)}`")
+        found.append(f"`{f.name}: {'auto' if f.name in getattr(made, 'auto', ()) else json.dumps(value)}`")
     return ", ".join(found)
 
 

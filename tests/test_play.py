@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from zoedge import engine, runs
+from zoedge import auto, engine, runs
 from zoedge.log import Log
 from zoedge.recipe import read
-from zoedge.train import numerics
 
 
 def train(
@@ -67,12 +65,12 @@ def test_a_radius_that_rounding_drowns_is_told(
 ) -> None:
     """Told by gamma at the radius and at half of it, whatever the estimator makes of losses."""
     bench = runs.Bench.build(read(str(recipe_file), [f"estimator={{name: {estimator}}}"]))
-    left, said = list(slopes), []
+    left = list(slopes)
 
     def losses(self: Any, points: Any) -> list[float]:
         g = left.pop(0)
         return [1.0 + g * c for ((c, _),) in points]
 
     monkeypatch.setattr(engine.Scorer, "losses", losses)
-    numerics(bench, SimpleNamespace(next_seq=0), SimpleNamespace(warn=said.append), name)  # type: ignore[arg-type]
-    assert bool(said) == warns and all(f"estimator.{name}" in text for text in said) and not left
+    said = auto.numerics(bench, name)
+    assert bool(said) == warns and (f"estimator.{name}" in said) == warns and not left

@@ -26,12 +26,14 @@ def test_every_noise_estimator_and_rule_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Path, tmp_path: Path) -> None:
-    """Six steps; the base, the rows and how often to look are all that is another than for the user."""
+    """Six steps; the base, the rows (and their words) and how often to look are all that is another than for the user."""
+    words = ["task.prompt={text} It was", 'task.options={negative: " terrible", positive: " great"}']
     recipe = read(
         str(path),
         [
             f"model.source={opt}", f"data.train={reviews}", "data.valid={split: 10}",
             "data.test={split: 20}", "train.steps=6", "train.batch=4", "eval.every=3", "eval.calibrate=8", "log.hash_every=2",
+            *(words if set(read(str(path)).task.options) != {"negative", "positive"} else []),
             *(["eval.curvature={every: 3, directions: 2, rows: 4}"] if read(str(path)).eval.curvature else []),
         ],
     )  # fmt: skip

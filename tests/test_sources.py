@@ -248,14 +248,14 @@ def vader(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "no",
     ]
     raw = "\n".join(lines).encode()
-    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in sources.TEXTS.values()})
+    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in sources.SNIPPETS.values()})
     outer = packed({sources.HUTTO: inner})
     cache("archives").joinpath("vader.tar.gz").write_bytes(outer)
     monkeypatch.setattr(sources, "VADER", Archive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
     monkeypatch.setattr(subprocess, "run", no_network)
 
 
-@pytest.mark.parametrize("name", sorted(sources.TEXTS))
+@pytest.mark.parametrize("name", sorted(sources.SNIPPETS))
 def test_a_packaged_text_needs_no_network_once_cached(vader: None, fresh: Path, name: str) -> None:
     path, called = resolve_text(name)
     assert called == name and path == fresh / "texts" / f"{name}.jsonl" and entries(path.parent) == [path.name]

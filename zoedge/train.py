@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 
-from . import branch, curvature, engine, estimate, evaluate, machine, report, runs, trackers
+from . import auto, branch, curvature, engine, estimate, evaluate, machine, report, runs, trackers
 from .display import Plain
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
 from .log import Log, canonical
-from .recipe import Recipe
+from .recipe import WATCHDOG, Recipe
 from .types import SKIPPED, Record
 
 SAMPLES = 6  # held-out rows whose answers are noted before and after
 STILL = 20  # steps in a row without a difference, and it is said
-PROBE_SEQ = 2**32 - 1  # of the numerics self-test's direction: no step of a run reaches it
 
 
 @dataclass
@@ -126,9 +125,13 @@ def train(
     trackers.demand(recipe.log.trackers)
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
-    if path.exists() and parent is not None:
+    if path.exists():
         with Log.open(path) as log:
-            branch.same(log.header, parent, folder)
+            recipe = auto.from_log(recipe, log.header)
+            if parent is not None:
+                branch.same(log.header, parent, folder)
+    elif parent is not None:
+        recipe = auto.from_log(recipe, parent.log.header)
     if path.exists() and (outcome := done_before(recipe, folder, path)):
         show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
         return outcome
@@ -139,6 +142,8 @@ def train(
     with signals(folder, show) as stop, ExitStack() as stack:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), took("load"):
             bench = runs.Bench.build(recipe)
+        if recipe.auto and not path.exists():
+            recipe = found(bench, folder, show)
         log = Log.resume(path) if path.exists() else runs.begin(bench, folder, parent)
         with log:
             runs.same(log.header, bench.header(), folder)
@@ -243,6 +248,23 @@ def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
             return None
 
 
+def found(bench: runs.Bench, folder: Path, show: Plain) -> Recipe:
+    """The recipe with every number that it leaves to be found."""
+    keep(bench, folder, show)
+    with show.phase(f"looking for {' and '.join(sorted(bench.recipe.auto - {WATCHDOG}))}"):
+        return auto.resolve(bench, folder, show.say)
+
+
+def keep(bench: runs.Bench, folder: Path, show: Plain) -> None:
+    """What is computed once, on all threads; what follows takes those that the recipe wants."""
+    texts, threads = bench.texts, bench.recipe.train.threads
+    for which, examples in {"train": texts.train, "valid": texts.valid, "test": texts.test}.items():
+        if examples is not None:
+            show.track(bench.base.keep(examples, folder), len(examples.tokens), f"lower layers, once ({which})")
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
     """Say what is about to happen, and record where."""
     recipe, texts = bench.recipe, bench.texts
@@ -267,31 +289,11 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
             )
     if len(log):
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
-    here = log.path.parent
-    kept = [(k, v) for k, v in sets.items() if v is not None]
-    for which, examples in kept:
-        size = len(examples.tokens)
-        show.track(bench.base.keep(examples, here), size, f"lower layers, once ({which})")
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
+    keep(bench, log.path.parent, show)
     for name in ("eps", "rho"):
-        if hasattr(recipe.estimator, name) and goal(recipe) == "loss":  # other goals are steps: not smooth at any scale
-            numerics(bench, log, show, name)
-
-
-def numerics(bench: runs.Bench, log: Log, show: Plain, name: str) -> None:
-    """gamma of one direction of the first batch at the radius and at half of it: alike, unless rounding drowns the signal."""
-    radius, found, run = getattr(bench.recipe.estimator, name), [], bench.run(log)
-    oracle = engine.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
-    for eps in (radius, radius / 2):
-        up, down = oracle.losses([((eps, 0),), ((-eps, 0),)])
-        found.append((up - down) / (2 * eps))
-    whole, half = found
-    if not 0.5 <= (half / whole if whole else 0.0) <= 2.0:
-        show.warn(
-            f"numerics: gamma is {whole:.4g} at {name} and {half:.4g} at {name}/2 on one batch: the loss is not smooth at "
-            f"this scale. Raise estimator.{name}, or set model.compute_dtype: fp32."
-        )
+        smooth = goal(recipe) == "loss"  # other goals are steps
+        if smooth and hasattr(recipe.estimator, name) and (wrong := auto.numerics(bench, name)):
+            show.warn(wrong)
 
 
 class Looker:

@@ -232,11 +232,13 @@ class Estimator(Protocol):
 class AbstractRule(ABC):
     """g and z -> delta, one leaf at a time. Elementwise +, -, *, / alone, one operation a kernel; subclasses are final.
 
-    lr: the step size. schedule: how it falls to zero over the run. weight_decay: theta *= 1 - lr * weight_decay.
+    lr: the step size. schedule: how it falls to zero over the run; where a recipe's lr is auto, linear if not told.
+    weight_decay: theta *= 1 - lr * weight_decay.
     """
 
     draws: ClassVar[int] = 1  # of noise, a query
     bound: ClassVar[bool] = False  # to the run's length: `slots` depends on it
+    auto: ClassVar[tuple[str, ...]] = ("lr",)  # a recipe's default is `auto`; the number is where its search begins
     lr: Positive = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0

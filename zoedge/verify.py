@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import engine, runs
+from . import auto, engine, runs
 from .errors import DamagedError, IdentityError, ReplayError, plain
 from .log import Log
 from .recipe import Recipe
@@ -40,7 +40,7 @@ def integrity(log: Log) -> list[str]:
 
 def inputs(log: Log, recipe: Recipe) -> list[str]:
     """Level 2: base, tokenizer, data, recipe, tensors, arithmetic, and each step's batch, made anew from `recipe`."""
-    bench = runs.Bench.build(recipe)
+    bench = runs.Bench.build(auto.from_log(recipe, log.header))
     if found := runs.differences(log.header, bench.header()):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
     parents = runs.parent_of(log.header)["step"]  # whose data may be others

@@ -2,6 +2,8 @@
 
 Clipping: |g| of a query is at most so many times the median of its last 200 that were not zero. Rolling back: the loss
 was over factor times its best for so many steps, or not finite for eight, and the run goes back to an earlier state.
+Too long a step need not show so: it may keep the loss high without ever making it large. So it may also be the mean of
+so many losses that is over `rise` times the lowest such mean; that is no reason to give a run up.
 """
 
 from __future__ import annotations
@@ -23,6 +25,15 @@ def limit(clip: float, past: Journal, step: int, query: int) -> float:
     some = (past[i].g for i in range(max(0, step - LAST), step))
     sizes = [abs(g[query]) for g in some if len(g) > query and g[query]]
     return clip * median(sizes) if clip and len(sizes) >= SETTLED else math.inf
+
+
+def promise(trust: float | None, loss: float, lr: float) -> float:
+    """The most that |g| may be for a step not to promise more of its loss than that share: lr g^2 <= trust * loss.
+
+    Of the slope g along z, a step of lr g takes lr g^2 off the loss, if the loss were linear. A direction in many tells
+    little of the rest: where the promise is a large part of all there is to lose, lr is too large, by that step alone.
+    """
+    return math.sqrt(trust * loss / lr) if trust and lr and 0 < loss < math.inf else math.inf
 
 
 def skips(past: Journal) -> int:
@@ -64,6 +75,8 @@ class Watchdog:
             best = min(last.best, mean) if len(newest) >= min(SETTLED, o.patience) else last.best
             high = 0 < o.factor * last.best < loss  # a goal may be 0 or less: nothing to multiply
             over = last.over + 1 if high else 0
+            if o.rise and len(newest) == o.patience and past.state.rewinds < o.rewinds:
+                over = o.patience if 0 < o.rise * last.best < mean else over
             seen.append(Seen(loss, mean, best, over))
         return seen[-1].over if seen else 0
 

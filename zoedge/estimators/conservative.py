@@ -17,6 +17,7 @@ class Conservative:
     """eps: the smoothing radius of the estimate that sizes the two trial steps."""
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
+    auto = ("eps",)
     eps: Positive = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:

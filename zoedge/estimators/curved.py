@@ -13,6 +13,7 @@ class Curved:
     """eps: the smoothing radius. For rules that use curvature (rule: hizoo)."""
 
     only_with = {"rule": ("hizoo",)}
+    auto = ("eps",)
     eps: Positive = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:

@@ -23,6 +23,7 @@ class Dap:
     the second alone.
     """
 
+    auto = ("eps",)
     eps: Positive = 3e-3
     first: Natural = 4
     second: Natural = 4

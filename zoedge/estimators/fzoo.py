@@ -20,6 +20,7 @@ from ..types import Oracle, Positive, Record
 class Fzoo:
     """eps: the smoothing radius. queries: at least two, or there is no spread."""
 
+    auto = ("eps",)
     eps: Positive = 3e-3
     queries: Annotated[int, Ge(2)] = 8
 

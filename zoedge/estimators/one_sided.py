@@ -12,6 +12,8 @@ from ..types import Natural, Oracle, Positive, Record
 class OneSided:
     """eps: the smoothing radius. queries: directions a step, averaged; they share f(theta)."""
 
+    auto = ("eps",)
+    slope = True  # g is the derivative along z
     eps: Positive = 3e-3
     queries: Natural = 1
 

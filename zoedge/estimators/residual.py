@@ -16,6 +16,8 @@ class Residual:
     """eps: the smoothing radius. The first step only measures."""
 
     bound = True  # to the records of the steps before
+    auto = ("eps",)
+    slope = True  # g is the derivative along z
     eps: Positive = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:

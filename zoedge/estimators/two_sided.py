@@ -18,6 +18,8 @@ class TwoSided:
     clip: the most that |f+ - f-| / (2 eps) counts (QZO, arXiv 2505.13430: 100); 0: all of it.
     """
 
+    auto = ("eps",)
+    slope = True  # g is the derivative along z
     eps: Positive = 3e-3
     queries: Natural = 1
     combine: Literal["mean", "sum"] = "mean"

@@ -34,7 +34,7 @@ class Lora:
     rank: Natural = 8
     alpha: Positive = 16.0
     targets: list[str] | Literal["all"] = "all"
-    layers: list[int] | str = "all"
+    layers: list[int] | str = "last 1"
     train: Literal["both", "b"] = "both"
 
     def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:

@@ -1,0 +1,291 @@
+"""`auto`: what is not told is found before the run, the same every time, and is in the log as a number."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zoedge import auto, engine, runs
+from zoedge.display import display
+from zoedge.errors import DivergedError, IdentityError, UsageError
+from zoedge.log import Log
+from zoedge.recipe import check, dump, read, read_yaml, shipped
+from zoedge.train import train
+from zoedge.types import bits16
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory, llama: Path, reviews: Path) -> Callable[..., Any]:
+    """A recipe of the tiny LLaMA that leaves eps and lr to be found, with overrides."""
+    path = tmp_path_factory.mktemp("auto") / "tiny.yaml"
+    path.write_text(
+        f"""version: 1
+seed: 7
+model: {{source: "{llama}", quantization: none}}
+data: {{train: "{reviews}", max_length: 64}}
+space: {{name: lora, rank: 4, alpha: 8, targets: [q_proj, v_proj]}}
+train: {{steps: 24, batch: 4, threads: 1}}
+log: {{hash_every: 5}}
+output: {{export: []}}
+"""
+    )
+    return lambda *overrides: read(str(path), list(overrides))
+
+
+@pytest.fixture(scope="module")
+def whole(fast: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, to be looked at only."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(fast(), folder)
+    return folder
+
+
+def run(recipe: Any, folder: Path) -> Any:
+    return train(recipe, folder, display("quiet"))
+
+
+def bench_of(recipe: Any, folder: Path) -> runs.Bench:
+    bench = runs.Bench.build(recipe)
+    folder.mkdir(exist_ok=True)
+    sum(bench.base.keep(bench.texts.train, folder))
+    return bench
+
+
+def said(folder: Path) -> dict[str, dict[str, Any]]:
+    return {line["key"]: line for line in runs.notes(folder) if line["event"] == "auto"}
+
+
+def test_what_is_not_told_is_found_and_is_a_number_in_the_log(fast: Any, whole: Path) -> None:
+    assert fast().auto == {"estimator.eps", "rule.lr", "train.watchdog"} and fast().rule.schedule == "linear"
+    found = said(whole)
+    with Log.open(whole / runs.LOG) as log:
+        table = log.header.about["recipe"]
+        assert len(log) == 24 and log[0].lr == bits16(table["rule"]["lr"]) > log[20].lr > 0
+    assert table["estimator"]["eps"] == found["estimator.eps"]["value"] in auto.LADDER
+    tried = {float(k): v for k, v in found["rule.lr"]["tried"].items()}
+    best = min((lr for lr in tried if tried[lr] is not None), key=lambda lr: tried[lr])
+    assert table["rule"]["lr"] == found["rule.lr"]["value"] == pytest.approx(best / auto.CAUTION, rel=0.05)
+    assert table["train"]["watchdog"] and read(str(whole / runs.RECIPE)).auto == frozenset()
+    assert {f"lr-{lr:g}.zlog" for lr in tried} == {path.name for path in (whole / auto.SEARCH).iterdir()}
+
+
+def test_every_trial_replays_from_its_log(whole: Path) -> None:
+    ended = 0
+    for path in (whole / auto.SEARCH).iterdir():
+        with Log.open(path) as log:
+            replay = runs.replayer(log)
+            for _ in engine.play(replay, len(log)):
+                pass
+            lr = log.header.about["recipe"]["rule"]["lr"]
+            assert lr == float(path.stem.removeprefix("lr-")) and bits16(lr) == log[0].lr
+            if log.state.end is not None:
+                ended += 1
+                assert engine.digest(replay.space).startswith(log.state.end)
+    assert ended >= 2
+
+
+@pytest.mark.parametrize("number", [1, 11, 17, 60])
+def test_a_search_that_is_killed_goes_on_and_finds_the_same(
+    fast: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Killed before and in the first trial, between two, and later."""
+    real, calls = engine.measure, 0
+
+    def measure(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "measure", measure)
+        run(fast(), tmp_path)
+    run(fast(), tmp_path)
+    for path in whole.rglob("*.zlog"):
+        assert (tmp_path / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_trial_of_another_recipe_or_a_damaged_one_is_begun_anew(fast: Any, whole: Path, tmp_path: Path) -> None:
+    """Left by a search that was killed, and whose recipe was then changed."""
+    bench = bench_of(fast("seed=8", "estimator.eps=1e-3"), tmp_path)
+    (tmp_path / auto.SEARCH).mkdir()
+    raw = (whole / auto.SEARCH / "lr-0.001.zlog").read_bytes()
+    (tmp_path / auto.SEARCH / "lr-0.001.zlog").write_bytes(raw)
+    (tmp_path / auto.SEARCH / "lr-0.003.zlog").write_bytes(raw[:-30] + bytes(3) + raw[-27:])
+    found = auto.rate(bench, tmp_path / auto.SEARCH)
+    assert found == auto.rate(bench, tmp_path / auto.SEARCH)
+    for path in (tmp_path / auto.SEARCH).glob("*.zlog"):
+        with Log.open(path) as log:
+            assert log.header.seed == 8
+
+
+def test_numbers_that_are_told_are_taken_without_a_search(fast: Any, tmp_path: Path) -> None:
+    run(fast("rule.lr=1e-2", "estimator.eps=1e-2"), tmp_path / "told")
+    assert not (tmp_path / "told" / auto.SEARCH).exists() and not said(tmp_path / "told")
+    run(fast("estimator.eps=1e-2"), tmp_path / "half")
+    assert set(said(tmp_path / "half")) == {"rule.lr"}
+
+
+def test_a_run_goes_on_with_its_own_numbers(
+    fast: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same recipe again: what it leaves to be found is what the log says. Another value that is told is refused."""
+    monkeypatch.setattr(auto, "resolve", None)  # nothing is looked for
+    shutil.copytree(whole, tmp_path / "run")
+    assert run(fast(), tmp_path / "run").steps == 24
+    (tmp_path / "run" / runs.METRICS).unlink()  # so that it is not known to be finished
+    assert run(fast(), tmp_path / "run").steps == 24
+    assert (tmp_path / "run" / runs.LOG).read_bytes() == (whole / runs.LOG).read_bytes()
+    for override, what in {"rule.lr=0.5": r"rule\.lr .* -> 0\.5", "seed=8": "seed 7 -> 8"}.items():
+        with pytest.raises(IdentityError, match=what):
+            run(fast(override), tmp_path / "run")
+
+
+def test_verify_and_branches_take_the_logs_numbers(
+    fast: Any, whole: Path, tmp_path: Path, zoedge: Callable[..., Any]
+) -> None:
+    text = dump(fast())
+    assert "eps: auto" in text and "lr: auto" in text
+    (tmp_path / "auto.yaml").write_text(text)
+    done = zoedge("verify", whole, "--against", tmp_path / "auto.yaml")
+    assert done.code == 0, done.err
+    branch = tmp_path / "branch"
+    done = zoedge("finetune", tmp_path / "auto.yaml", "--from", f"{whole}@10", "--run-dir", branch, "--quiet")
+    assert done.code == 0, done.err
+    assert (branch / runs.LOG).is_file() and not (branch / auto.SEARCH).exists()
+
+
+def test_passes_that_are_told_are_those_that_were_made(
+    fast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = engine.Scorer.losses, 0
+
+    def losses(self: Any, points: Any) -> Any:
+        nonlocal made
+        made += len(points) * len(self.batch)
+        return real(self, points)
+
+    monkeypatch.setattr(engine.Scorer, "losses", losses)
+    bench = bench_of(fast(), tmp_path / "run")
+    before = engine.digest(bench.space)
+    found = auto.radius(bench)
+    assert found.passes == made
+    made = 0
+    assert auto.rate(bench, tmp_path / "run" / auto.SEARCH).passes == made > 0
+    assert engine.digest(bench.space) == before and bench.recipe == fast(), "the search leaves nothing behind"
+
+
+@pytest.mark.parametrize("space", ["{name: full}", "{name: prefix, tokens: 2}", "{name: scales}"])
+def test_a_search_leaves_any_space_as_it_was(fast: Any, tmp_path: Path, space: str) -> None:
+    quantization = "nf4" if "scales" in space else "none"
+    recipe = fast(f"space={space}", f"model.quantization={quantization}", "model.compute_dtype=bf16")
+    bench = bench_of(recipe, tmp_path / "run")
+    before, kept = engine.digest(bench.space), list(getattr(bench.space, "kept", ()))
+    assert math.isfinite(auto.rate(bench, tmp_path / "run" / auto.SEARCH).value)
+    assert engine.digest(bench.space) == before and list(getattr(bench.space, "kept", ())) == kept
+
+
+# -- what is chosen
+
+
+@pytest.mark.parametrize("best", [1e-6, 3e-5, 1e-3, 3e-3, 0.3])
+def test_a_bracket_ends_at_the_lowest_of_its_rungs(best: float) -> None:
+    """A valley in log lr that ends in a wall, as far as twelve trials reach."""
+
+    def trial(lr: float) -> float:
+        return math.inf if lr > 2 * best else 1 + abs(math.log(lr / best))
+
+    tried = auto.bracket(1e-3, trial, auto.TRIALS)
+    assert min(tried, key=lambda lr: tried[lr]) == best
+    assert len(tried) <= 3 + abs(round(2 * math.log10(best / 1e-3)))
+    assert all(re.fullmatch(r"[13]e-\d\d|0\.0*[13]|[13]0*", f"{lr:g}") for lr in tried)
+
+
+def test_a_bracket_gives_up_and_says_so(fast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(auto.bracket(1e-3, lambda lr: math.inf, 5)) == 5
+    assert len(auto.bracket(1e-3, lambda lr: -lr, 5)) == 5
+    bench = bench_of(fast(), tmp_path / "run")
+    monkeypatch.setattr(auto, "attempt", lambda *args: (math.inf, 0))
+    with pytest.raises(DivergedError, match=r"rule.lr: auto: every trial from 0.001 down to 3e-09 diverged"):
+        auto.rate(bench, tmp_path / "run" / auto.SEARCH)
+
+
+@pytest.mark.parametrize(
+    ("noise", "bend", "chosen"),
+    [(1e-9, 0.0, 1e-3), (1e-3, 0.0, 1e-2), (1e-2, 0.0, 1e-1), (2e-4, 1e2, 3e-3), (9, 0, None)],
+)
+def test_eps_is_the_smallest_that_noise_does_not_drown(
+    fast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float, bend: float, chosen: float | None
+) -> None:
+    """Losses of a slope of 1 with a term of third order, each off by a fixed bit of noise."""
+    bench, count = bench_of(fast(), tmp_path / "run"), 0
+
+    def losses(self: Any, points: Any) -> list[float]:
+        nonlocal count
+        found = []
+        for ((c, _),) in points:
+            count += 1
+            found.append(c + bend * c**3 + noise * math.sin(7.0 * count * count))
+        return found
+
+    monkeypatch.setattr(engine.Scorer, "losses", losses)
+    found = auto.radius(bench)
+    assert found.value == chosen or chosen is None
+    assert found.value == min(found.tried, key=lambda eps: found.tried[eps])
+    assert all(ratio >= auto.STABLE for eps, ratio in found.tried.items() if eps < found.value)
+
+
+def test_of_losses_that_never_differ_the_widest_radius_is_taken(fast: Any, tmp_path: Path) -> None:
+    """Accuracy of an adapter that starts at zero: no prediction flips at a small radius."""
+    bench = bench_of(fast(), tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Scorer, "losses", lambda self, points: [0.5] * len(points))
+        assert auto.radius(bench).value == auto.LADDER[-1]
+
+
+# -- what the recipe says
+
+
+def test_defaults_are_auto_and_parts_that_fix_a_number_have_it() -> None:
+    bare = {"version": 1, "model": {"source": "x"}, "data": {"train": "y"}}
+    recipe = check(bare, {}, "r")
+    assert recipe.auto == {"estimator.eps", "rule.lr", "train.watchdog"} and recipe.train.watchdog is not None
+    assert check(bare | {"train": {"watchdog": None}}, {}, "r").train.watchdog is None
+    told = check(bare | {"rule": {"name": "sgd", "lr": 1e-2}}, {}, "r")
+    assert told.auto == {"estimator.eps"} and told.train.watchdog is None and told.rule.schedule == "constant"
+    fixed = check(bare | {"estimator": "as2p"}, {}, "r")
+    assert fixed.rule.lr == 1.0 and fixed.auto == frozenset() and fixed.train.watchdog is None
+    table, _ = read_yaml(dump(recipe), "r")
+    again = check(table, {}, "r")
+    assert again.resolved() == recipe.resolved() and {"estimator.eps", "rule.lr"} <= again.auto
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("estimator.eps=outo", "estimator.eps: 'outo' is not a number or 'auto' - did you mean 'auto'?"),
+        ("rule.lr=-1", "rule.lr: -1 is not greater than 0 or 'auto'."),
+        ("rule.lr=0", "rule.lr: 0 is not greater than 0 or 'auto'."),
+        ("rule.weight_decay=auto", "rule.weight_decay: 'auto' is not a number."),
+        ("train.steps=auto", "train.steps: 'auto' is not a whole number."),
+    ],
+)
+def test_what_is_neither_a_number_nor_auto_gets_a_sentence(recipe_file: Path, override: str, what: str) -> None:
+    with pytest.raises(UsageError) as e:
+        read(str(recipe_file), [override])
+    assert str(e.value) == f"{recipe_file} (key=value): {what}"
+
+
+def test_shipped_recipes_decide_the_same_numbers_as_ever() -> None:
+    """Their digests as of before defaults could be auto: a changed default must be written out in them."""
+    known = json.loads((Path(__file__).parent / "fixtures" / "shipped.json").read_text())
+    found = {path.stem: runs.recipe_digest(read(str(path))).hex()[:16] for path in shipped()}
+    assert len(known) >= 49 and {name: found[name] for name in known} == known
