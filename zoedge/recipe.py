@@ -104,6 +104,7 @@ class Train(Section):
     """How long. rows: token rows in one forward; a step with more points than fit takes several.
 
     threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
+    timeout: seconds to wait for another worker, where several share the steps (1800, if not told).
     watchdog: {} guards the run with the defaults; off, if not told.
     """
 
@@ -112,6 +113,7 @@ class Train(Section):
     rows: int = Field(2048, ge=1)
     threads: int | None = Field(None, ge=1, le=1024)
     watchdog: Watchdog | None = None
+    timeout: float | None = Field(None, gt=0)
 
 
 class Curvature(Section):
@@ -190,7 +192,7 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
-LATER = ("watchdog",)  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+LATER = ("watchdog", "timeout")  # younger than the first logs: left out where it is off, so that their recipes keep their digests
 
 
 @dataclass(frozen=True)
@@ -230,9 +232,10 @@ class Recipe:
             "model": ("source", "revision", "device", "threads"),
             "data": tuple(Data.model_fields),
             "log": ("sync_every",),
+            "train": ("timeout",),
         }.items():
             for key in keys:
-                del table[section][key]
+                table[section].pop(key, None)
         return table
 
 

@@ -19,6 +19,7 @@ from .errors import UsageError, ZoedgeError
 from .evaluate import Score
 from .log import Log, canonical
 from .recipe import Recipe
+from .storage import write_durably
 from .types import SKIPPED, Record
 
 STILL = 20  # steps in a row without a difference, and it is said
@@ -63,6 +64,7 @@ class Signals:
 
     seen: int = 0
     waits: bool = False
+    workers: Any = None  # who must stop after the same step
 
     def __call__(self, number: int, frame: Any) -> None:
         if self.seen:
@@ -79,17 +81,24 @@ class Signals:
                 record = next(steps, None)
             finally:
                 self.waits = False
-            if self.seen:
+            if self.ended():
                 raise Interrupt
             if record is None:
                 return
             yield record
 
+    def ended(self) -> bool:
+        if self.workers is None:
+            return self.seen > 0
+        self.workers.wish = self.seen
+        self.seen = self.seen or self.workers.stop
+        return self.workers.stop > 0
+
 
 @contextmanager
-def signals(folder: Path, show: Plain) -> Iterator[Signals]:
+def signals(folder: Path, show: Plain, workers: Any = None) -> Iterator[Signals]:
     """While open, a signal ends in Stopped, which says how to go on."""
-    here = Signals()
+    here = Signals(workers=workers)
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, `&`
     old = {number: signal.signal(number, here) for number in numbers}
     try:
@@ -97,6 +106,8 @@ def signals(folder: Path, show: Plain) -> Iterator[Signals]:
     except Interrupt:
         show.close()
         path = folder / runs.LOG
+        if workers and workers.index:
+            raise Stopped("Stopped with worker 0.", here.seen) from None
         if not path.exists():
             raise Stopped("Stopped before the first step.", here.seen) from None
         with Log.open(path) as log:
@@ -109,14 +120,22 @@ def signals(folder: Path, show: Plain) -> Iterator[Signals]:
 
 
 def train(
-    recipe: Recipe, folder: Path, show: Plain, resume: bool = True, parent: branch.Parent | None = None
-) -> Outcome:
+    recipe: Recipe,
+    folder: Path,
+    show: Plain,
+    resume: bool = True,
+    parent: branch.Parent | None = None,
+    workers: Any = None,
+) -> Outcome | None:
     """Begin the run in `folder`, as a branch of `parent` if there is one, or go on with it; returns when it is finished.
+
+    workers: who shares the steps. All call this. Worker 0's log is the run's; the others get its bytes into their folder,
+    replay them, take their share of the steps, and return None.
 
     IdentityError: the folder holds a run of something else, or the parent is another. Stopped: a signal; `zoedge resume`
     goes on.
     """
-    path = folder / runs.LOG
+    path, follows = folder / runs.LOG, workers is not None and workers.index > 0
     if path.exists() and not resume:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
     if path.exists() and parent is not None:
@@ -124,23 +143,37 @@ def train(
             branch.same(log.header, parent, folder)
     if path.exists() and (outcome := done_before(recipe, folder, path)):
         show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
+        if workers and not follows:
+            workers.share(b"")
         return outcome
     runs.claim(folder)
     began = time.monotonic()
-    with signals(folder, show) as stop:
+    with signals(folder, show, workers) as stop:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"):
             bench = runs.Bench.build(recipe)
+        if follows and not path.exists():  # else it was handed over before
+            if not (handed := workers.share(None)):
+                return None  # it was finished already
+            write_durably(path, handed)
         log = Log.resume(path) if path.exists() else runs.begin(bench, folder, parent)
         with log:
             runs.same(log.header, bench.header(), folder)
             resumed = len(log)
+            if not follows:
+                session(bench, log, show)
+            if workers and not follows:
+                workers.share(path.read_bytes())
             introduce(bench, log, show)
+            if follows:
+                for _ in stop.between(engine.play(bench.run(log, workers), recipe.train.steps)):
+                    pass  # worker 0 looks at them, tells of them, and writes what they come to
+                return None
             looker = Looker(bench, log, show)
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
             still, rewinds = 0, log.state.rewinds
-            for record in stop.between(engine.play(bench.run(log), recipe.train.steps)):
+            for record in stop.between(engine.play(bench.run(log, workers), recipe.train.steps)):
                 still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
                 if log.state.rewinds > rewinds:
                     resumed, rewinds = record.step, log.state.rewinds
@@ -222,8 +255,19 @@ def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
             return None
 
 
+def session(bench: runs.Bench, log: Log, show: Plain) -> None:
+    """Record where the run goes on, if it is elsewhere than before."""
+    environment, again = runs.environment(bench.base), bool(log.state.sessions)
+    if log.session(hashlib.sha256(canonical(environment)).digest()):
+        runs.note(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
+        if again:
+            show.warn(
+                "the environment is another than before (recorded); the log stays exact, the losses may differ in bits"
+            )
+
+
 def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
-    """Say what is about to happen, and record where."""
+    """Say what is about to happen, and compute the lower layers."""
     recipe, texts = bench.recipe, bench.texts
     trained = log.header.elements
     show.start(
@@ -235,14 +279,6 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
         for what, number in counts.items():
             if number:
                 show.warn(f"{number:,} {which} rows {what}")
-    environment = runs.environment(bench.base)
-    again = bool(log.state.sessions)
-    if log.session(hashlib.sha256(canonical(environment)).digest()):
-        runs.note(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
-        if again:
-            show.warn(
-                "the environment is another than before (recorded); the log stays exact, the losses may differ in bits"
-            )
     if len(log):
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
     here = log.path.parent

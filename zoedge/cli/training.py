@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,8 +51,7 @@ def finetune(
     if dry_run:
         typer.echo(dump(checked), nl=False)
         return
-    how = style(quiet, plain, json)
-    go(checked, run_dir or folder_of(checked), resume == "auto", how, parent and branched(parent))
+    go(checked, run_dir or folder_of(checked), resume == "auto", style(quiet, plain, json), parent)
 
 
 @app.command()
@@ -65,6 +65,8 @@ def resume(
     from ..log import Log
     from ..runs import log_of, recipe_of
 
+    if follows():
+        return follow(None)
     path = log_of(run)
     with Log.open(path) as log:
         recipe = recipe_of(log.header, str(path))
@@ -85,16 +87,61 @@ def branched(text: str) -> Any:
     return Parent(journal, step_of(journal, step))
 
 
-def go(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) -> None:
+def go(recipe: Any, folder: Path, resume: bool, how: str, parent: str | None = None) -> None:
     from ..display import display
     from ..train import train
 
+    if follows():
+        return follow(recipe)
     show = display(how)
     try:
-        outcome = train(recipe, folder, show, resume, parent)
+        outcome = train(recipe, folder, show, resume, branched(parent) if parent else None, workers(recipe))
     finally:
         show.close()
     summary(outcome, show)
+
+
+def launched() -> bool:
+    """Has a launcher (accelerate launch, torchrun) started this process as one of several?"""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def follows() -> bool:
+    return launched() and os.environ.get("RANK", "0") != "0"
+
+
+def workers(recipe: Any) -> Any:
+    """The processes that share the run's steps; None: this is the only one."""
+    if not launched():
+        return None
+    import torch
+
+    from ..workers import Workers
+
+    cuda = torch.cuda.is_available() and (recipe is None or recipe.model.device != "cpu")
+    return Workers(recipe and recipe.train.timeout, cuda)
+
+
+def follow(recipe: Any) -> None:
+    """Take a share of worker 0's steps; what it learnt so far comes as its log. recipe: None, the log's own."""
+    from tempfile import TemporaryDirectory
+
+    from ..display import Quiet
+    from ..log import Log
+    from ..runs import LOG, recipe_of
+    from ..storage import write_durably
+    from ..train import train
+
+    team = workers(recipe)
+    with TemporaryDirectory(prefix="zoedge-") as scratch:
+        path = Path(scratch, LOG)
+        if recipe is None:
+            if not (data := team.share(None)):
+                return
+            write_durably(path, data)
+            with Log.open(path) as log:
+                recipe = recipe_of(log.header, "worker 0's log")
+        train(recipe, path.parent, Quiet(), True, None, team)
 
 
 def summary(o: Any, show: Any) -> None:

@@ -266,7 +266,10 @@ def quantised(folder: Path, spec: Model, digest: bytes) -> Path:
     key = hashlib.sha256(canonical([digest.hex(), [[p.name, sha256(p)] for p in small]])).hexdigest()[:16]
 
     def make(draft: Path) -> None:
-        from_pretrained(folder, device_of(spec), "auto", scheme(spec)).save_pretrained(draft)
+        model = from_pretrained(folder, device_of(spec), "auto", scheme(spec))
+        model.should_save_on_this_rank = lambda main: True  # else only worker 0's folder has weights in it
+        model.save_pretrained(draft)
+        del model
         load_tokenizer(folder).save_pretrained(draft)
         (draft / "zoedge.json").write_text(json.dumps({"base": digest.hex(), "source": spec.source}))
         release()
