@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
 
 from .errors import UsageError, ZoedgeError, listed, nearest, plain
 from .load import FOLDERS, part
@@ -50,8 +50,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+SIZE = re.compile(r"[0-9]+(\.[0-9]+)? ?[KMG]i?B")
+
+
+def sizes(value: dict[str, str] | None) -> dict[str, str] | None:
+    for device, size in (value or {}).items():
+        if device not in ("cuda", "cpu") or not SIZE.fullmatch(size):
+            raise ValueError("how much of the weights a device may hold: {cpu: 2GB}, or {cuda: 6GB, cpu: 16GB}")
+    return value
+
+
 class Model(Section):
-    """Which base, and how it is held and computed."""
+    """Which base, and how it is held and computed.
+
+    max_memory: how much of the weights the devices may hold; blocks beyond it stay on the disk, and are read once a
+    forward, for all its points. The lowest blocks first: with the trunk computed once, a step may not need them.
+    """
 
     source: str
     revision: str | None = None
@@ -60,6 +74,13 @@ class Model(Section):
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1, le=1024)
+    max_memory: Annotated[dict[str, str] | None, AfterValidator(sizes)] = None
+
+    @model_validator(mode="after")
+    def whole(self) -> Model:
+        if self.max_memory is not None and self.quantization != "none":
+            raise ValueError("max_memory: a quantised base is held whole. Write quantization: none, or leave max_memory out")
+        return self
 
 
 class Split(Section):
@@ -192,7 +213,7 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 }  # fmt: skip
 
 
-LATER = ("watchdog", "timeout")  # younger than the first logs: left out where it is off, so that their recipes keep their digests
+LATER = ("watchdog", "timeout", "max_memory")  # younger than the first logs: left out where it is off, so that their recipes keep their digests
 
 
 @dataclass(frozen=True)
@@ -229,7 +250,7 @@ class Recipe:
         for key in ("name", "output", "eval"):
             del table[key]
         for section, keys in {
-            "model": ("source", "revision", "device", "threads"),
+            "model": ("source", "revision", "device", "threads", "max_memory"),
             "data": tuple(Data.model_fields),
             "log": ("sync_every",),
             "train": ("timeout",),

@@ -80,10 +80,11 @@ class Signals:
             try:
                 record = next(steps, None)
             finally:
-                self.waits = False
+                self.waits = self.workers is not None  # they all stop after the same step, or they would miss this one
             if self.ended():
                 raise Interrupt
             if record is None:
+                self.waits = False
                 return
             yield record
 
