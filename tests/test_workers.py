@@ -10,13 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from conftest import replays
+from wire import Wire
+
 from zoedge import runs
 from zoedge.log import Log
 from zoedge.workers import split
@@ -99,6 +102,53 @@ def test_a_killed_worker_ends_the_step_and_any_number_goes_on(tmp_path: Path) ->
     more = ended(launch(4, [*BOWLS, many, 40, 1]))
     assert [x.code for x in more] == [0] * 4
     assert (many / "run-3.zlog").read_bytes() == alone(tmp_path, 40, 1)
+
+
+# -- hosts of their own
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    if not Wire.possible():
+        pytest.skip("network namespaces need root, Linux and ip")
+    with Wire() as made:
+        yield made
+
+
+def apart(wire: Wire, command: Sequence[Any]) -> list[Any]:
+    return launch(2, [*BOWLS, *command], wire.addresses[0], wire.inside)
+
+
+def test_hosts_far_apart_write_the_log_of_one_alone(tmp_path: Path, wire: Wire) -> None:
+    """50 ms each way and 10 Mbit/s, then dead for two seconds: packets are sent again, and nobody notices."""
+    wire.delay, wire.rate = 0.05, 10e6 / 8
+    (many := tmp_path / "many").mkdir()
+    started = apart(wire, [many, 30, 8])
+    assert list(itertools.islice(started[1].stdout, 10))[-1] == "10\n"
+    wire.up, before = False, wire.bytes
+    time.sleep(2)
+    wire.up = True
+    found = ended(started)
+    assert [x.code for x in found] == [0, 0], found
+    assert (many / "run-1.zlog").read_bytes() == (many / "run-0.zlog").read_bytes() == alone(tmp_path, 30, 8)
+    assert 0 < (wire.bytes - before) / 20 <= 1000, "bytes a step, with what TCP/IP adds and the end's"
+
+
+def test_a_cut_link_ends_the_step_and_both_go_on_from_the_log(tmp_path: Path, wire: Wire) -> None:
+    (many := tmp_path / "many").mkdir()
+    started = apart(wire, [many, 60, 1, "timeout=5", "pause=0.1"])
+    assert list(itertools.islice(started[1].stdout, 8))[-1] == "8\n"
+    wire.up = False
+    found = ended(started)
+    assert [x.code for x in found] == [74, 74] and all("did not answer in time" in x.err for x in found)
+    whole = alone(tmp_path, 60, 1)
+    for i in range(2):
+        said = (many / f"run-{i}.zlog").read_bytes()
+        assert len(said) > 8 * 64 and whole.startswith(said), "nothing that one alone would not have logged"
+    shutil.copyfile(many / "run-0.zlog", many / "run-1.zlog")
+    wire.up = True
+    assert [x.code for x in ended(apart(wire, [many, 60, 1]))] == [0, 0]
+    assert (many / "run-1.zlog").read_bytes() == whole
 
 
 # -- through the command line

@@ -52,7 +52,7 @@ class Workers:
                 "--nnodes) and address."
             ) from None
         self.index, self.count = state.process_index, state.num_processes
-        self.wish = self.stop = self.step = 0
+        self.wish = self.stop = 0
         self.sent = 0  # bytes of payload, this worker's
 
     def means(self, points: int, rows: int, score: Callable[[slice, slice], tuple[Rows, int]]) -> tuple[list[float], int]:
@@ -68,22 +68,22 @@ class Workers:
         found, flags = score(*(slice(r.start, r.stop) for r in (mine, here))) if mine and here else ([], 0)
         values = [mean(row) for row in found] if parts == 1 else [x for row in found for x in row]
         room = some * (1 if parts == 1 else each)
-        heard = self._gather([float(self.wish), float(flags), *values, *[0.0] * (room - len(values))])
-        self.step += 1
-        self.stop = int(max(h[0] for h in heard))
+        heard = self._gather([float(self.wish << 8 | flags), *values, *[0.0] * (room - len(values))])
+        words = [int(h[0]) for h in heard]
+        self.stop = max(word >> 8 for word in words)
         losses: Rows = [[] for _ in range(points)]
-        for index, (_, _, *said) in enumerate(heard):  # example order: an index's rows come before the next one's
+        for index, (_, *said) in enumerate(heard):  # example order: an index's rows come before the next one's
             which, there = share(index)
             width = 1 if parts == 1 else len(there)
             for i, point in enumerate(which):
                 losses[point] += said[i * width : (i + 1) * width]
-        return [row[0] if parts == 1 else mean(row) for row in losses], reduce(or_, (int(h[1]) for h in heard))
+        return [row[0] if parts == 1 else mean(row) for row in losses], reduce(or_, words) & 255
 
     def agree(self, digest: bytes) -> bytes:
         """The state's digest, which is every worker's. ReplayError: another worker's is another."""
-        heard = self._gather([float(x) for x in digest])
-        for index, other in enumerate(heard):
-            if bytes(map(int, other)) != digest:
+        own = [float(int.from_bytes(digest[i : i + 6], "big")) for i in range(0, len(digest), 6)]  # exact: 48 bits
+        for index, other in enumerate(self._gather(own)):
+            if other != own:
                 raise ReplayError(
                     f"Worker {index} has another state than worker {self.index}: one of them computes other bits. The log "
                     "is worker 0's; find the machine with `zoedge doctor`, and go on without it: zoedge resume."
