@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .display import Plain
     from .recipe import Recipe
     from .train import Outcome
+    from .workers import Workers
 
 
 def finetune(
@@ -28,8 +29,10 @@ def finetune(
     resume: str = "auto",
     display: str | Plain = "quiet",
     parent: Parent | None = None,
-) -> Outcome:
+) -> Outcome | None:
     """Train as a recipe says, or go on where the run's log ends; returns when it is finished.
+
+    Of several processes that a launcher has started, the first returns the outcome, the others None.
 
     recipe: a file, the name of a shipped recipe, or a recipe's table. overrides: "rule.lr=1e-3", or {"rule.lr": 1e-3}.
     run_dir: the run's folder instead of output.dir/name. resume: auto, or never (refuse an existing run). display: quiet,
@@ -42,17 +45,42 @@ def finetune(
     from .display import display as display_of
     from .runs import folder_of
     from .train import train
+    from .workers import follows, launched
 
     if resume not in ("auto", "never"):
         raise UsageError(f"resume: '{plain(str(resume))}' is not auto or never.")
     if isinstance(display, str) and display not in ("quiet", "plain", "json", "auto"):
         raise UsageError(f"display: '{plain(display)}' is not quiet, plain, json or auto.")
     checked = recipe_from(recipe, overrides)
+    if follows():
+        follow(checked)
+        return None
     show = display_of(display) if isinstance(display, str) else display
+    folder = Path(run_dir) if run_dir else folder_of(checked)
     try:
-        return train(checked, Path(run_dir) if run_dir else folder_of(checked), show, resume == "auto", parent)
+        return train(checked, folder, show, resume == "auto", parent, team(checked) if launched() else None)
     finally:
         show.close()
+
+
+def team(recipe: Recipe | None) -> Workers:
+    """The processes of this launch, which share the steps of a run. LostError: they do not find each other."""
+    import torch
+
+    from .workers import Workers
+
+    cuda = torch.cuda.is_available() and (recipe is None or recipe.model.device != "cpu")
+    return Workers(recipe.train.timeout if recipe else None, cuda)
+
+
+def follow(recipe: Recipe | None = None) -> None:
+    """Take a share of the steps of worker 0's run, until it ends. recipe: None, as worker 0's log says."""
+    from tempfile import TemporaryDirectory
+
+    from . import train
+
+    with TemporaryDirectory(prefix="zoedge-") as folder:
+        train.follow(recipe, Path(folder), team(recipe))
 
 
 def recipe_from(recipe: Any, overrides: tuple[Any, ...] = ()) -> Recipe:

@@ -22,6 +22,7 @@ from .types import (
     SPLIT,
     AbstractNoise,
     AbstractRule,
+    Batch,
     Direction,
     Estimator,
     Journal,
@@ -34,7 +35,9 @@ from .types import (
     Slots,
     Space,
     Task,
+    Workers,
     bits16,
+    mean,
 )
 from .watchdog import PATIENCE, Watchdog, limit, promise, skips
 
@@ -59,6 +62,7 @@ class Run:
     most: float = math.inf  # token rows in one forward that memory has been found to hold
     watchdog: Watchdog | None = None
     rewound: Callable[[], Any] | None = None  # puts the space to its value at step 0
+    workers: Workers | None = None  # the processes that share the steps
     slots: dict[str, Slots] = field(default_factory=dict)
     _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
 
@@ -101,9 +105,25 @@ class Scorer:
     _gains: dict[int, float] = field(default_factory=dict)
 
     def losses(self, points: Sequence[Point]) -> list[float]:
-        tokens = max(1, self.batch.tokens)
+        if (workers := self.run.workers) is None:
+            found = [mean(row) for row in self._scored(points, self.batch)]
+        else:
+            found, flags = workers.means(
+                len(points), len(self.batch), lambda some, rows: (self._share(points[some], rows), self.flags)
+            )
+            self.flags |= flags
+        self.asked += found
+        return found
+
+    def _share(self, points: Sequence[Point], rows: slice) -> list[list[float]]:
+        whole = rows.start == 0 and rows.stop == len(self.batch)
+        return self._scored(points, self.batch if whole else self.batch.part(rows.start, rows.stop))
+
+    def _scored(self, points: Sequence[Point], batch: Batch) -> list[list[float]]:
+        """A point, its examples' losses: as many points in a forward as the space and memory hold."""
+        tokens = max(1, batch.tokens)
         held = max(1, min(self.run.space.width, self.run.rows // tokens))
-        found: list[float] = []
+        found: list[list[float]] = []
         while left := points[len(found) :][:held]:
             some, parts = left, 1
             if len(left) * tokens > self.run.most:
@@ -111,31 +131,28 @@ class Scorer:
                 some = left[: max(1, int(self.run.most // tokens))]
                 parts = math.ceil(tokens / self.run.most)
             try:
-                found += self._forward(some, parts)
+                found += self._forward(some, batch, parts)
                 continue
             except (MemoryError, RuntimeError) as e:
                 if not exhausted(e):
                     raise
             # outside of `except`, whose traceback holds what the forward had allocated
-            if len(some) == 1 and parts >= len(self.batch):
+            if len(some) == 1 and parts >= len(batch):
                 raise DataError(
-                    f"Out of memory in a forward of one example ({tokens // len(self.batch):,} token rows). The log is "
+                    f"Out of memory in a forward of one example ({tokens // len(batch):,} token rows). The log is "
                     "safe. Lower data.max_length, set model.quantization: nf4, or free memory, and go on."
                 )
             self.run.most = len(some) * tokens / parts / 2
-        self.asked += found
         return found
 
-    def _forward(self, points: Sequence[Point], parts: int) -> list[float]:
-        """Mean losses at some points, in one forward for each of so many parts of the batch."""
-        task, size = self.run.task, math.ceil(len(self.batch) / parts) if parts > 1 else 0
+    def _forward(self, points: Sequence[Point], batch: Batch, parts: int) -> list[list[float]]:
+        """The examples' losses at some points, in one forward for each of so many parts of the batch."""
+        task, size = self.run.task, math.ceil(len(batch) / parts) if parts > 1 else 0
         assert task is not None
-        pieces = [self.batch.part(i, i + size) for i in range(0, len(self.batch), size)] if size else [self.batch]
+        pieces = [batch.part(i, i + size) for i in range(0, len(batch), size)] if size else [batch]
         with self.run.space.visit([self._shift(point) for point in points]):
             scores = [task.score(self.run.model, piece, len(points)).tolist() for piece in pieces]
-        # a sum in example order, correctly rounded: the same however the batch was cut
-        rows = (list(chain(*row)) for row in zip(*scores))
-        return [math.fsum(row) / len(row) for row in rows]
+        return [list(chain(*row)) for row in zip(*scores)]
 
     def dot(self, a: int, b: int) -> float:
         return self.gain(a) * self.gain(b) * self._inner(a, b)
@@ -238,7 +255,7 @@ def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
             return
         record = run.log.append(measure(run, step)) if here else run.log[step]
         advance(run, record)
-        run.log.seal(step + 1, partial(digest, run.space))
+        run.log.seal(step + 1, partial(agreed, run))
         yield record
         step += 1
 
@@ -258,6 +275,12 @@ def judge(run: Run) -> int | None:
         f"The loss is {what} at steps {done - max(lost, over)}..{done - 1}{tried}. The log is safe up to there. Lower "
         f"rule.lr or estimator.{radius}, or set model.compute_dtype: fp32, and start a new run."
     )
+
+
+def agreed(run: Run) -> bytes:
+    """The state's digest, which every worker has arrived at."""
+    found = digest(run.space)
+    return found if run.workers is None else run.workers.agree(found)
 
 
 def digest(space: Space) -> bytes:

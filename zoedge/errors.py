@@ -53,6 +53,12 @@ class ReplayError(ZoedgeError):
     exit_code = 8
 
 
+class LostError(ZoedgeError):
+    """Another worker of the run is gone, or cannot be reached."""
+
+    exit_code = 74
+
+
 class StorageError(ZoedgeError):
     """The disk refused a write or a sync. Never retried: the kernel may have dropped the page."""
 

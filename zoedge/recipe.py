@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from .errors import UsageError, ZoedgeError, listed, nearest, plain
 from .foreign import FOREIGN, WHY
@@ -51,12 +60,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+SIZE = re.compile(r"[0-9]+(\.[0-9]+)? ?[KMG]i?B")
+
+
+def sizes(value: dict[str, str] | None) -> dict[str, str] | None:
+    for device, size in (value or {}).items():
+        if device not in ("cuda", "cpu") or not SIZE.fullmatch(size):
+            raise ValueError("how much of the weights a device may hold: {cpu: 2GB}, or {cuda: 6GB, cpu: 16GB}")
+    return value
+
+
 class Model(Section):
     """Which base, and how it is held and computed.
 
     source: a folder, a packaged model, or a hub id. revision: the hub's commit, branch or tag. quantization: how the base
     is held; none: as it is stored. double_quant: the 4-bit scales are quantised too. compute_dtype: auto is fp32 on a CPU,
     and bf16 or fp16 on a GPU. device: auto is a GPU if there is one. threads: of the CPU; the library's choice, if not told.
+    max_memory: how much of the weights the devices may hold ({cpu: 2GB}); blocks beyond it stay on the disk, and are read
+    once a forward, for all its points: the lowest ones, which a step does not need where only upper ones are trained.
     """
 
     source: str
@@ -66,6 +87,15 @@ class Model(Section):
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1, le=1024)
+    max_memory: Annotated[dict[str, str] | None, AfterValidator(sizes)] = None
+
+    @model_validator(mode="after")
+    def whole(self) -> Model:
+        if self.max_memory is not None and self.quantization != "none":
+            raise ValueError(
+                "max_memory: a quantised base is held whole. Write quantization: none, or leave max_memory out"
+            )
+        return self
 
 
 class Split(Section):
@@ -126,6 +156,7 @@ class Train(Section):
 
     threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
     watchdog: {} guards the run with the defaults, null does not; if not told, it is on where rule.lr is auto.
+    timeout: seconds to wait for another worker, where several share the steps (1800, if not told).
     """
 
     steps: int = Field(6000, ge=1, lt=2**31)
@@ -133,6 +164,7 @@ class Train(Section):
     rows: int = Field(2048, ge=1)
     threads: int | None = Field(None, ge=1, le=1024)
     watchdog: Watchdog | None = None
+    timeout: float | None = Field(None, gt=0)
 
 
 class Curvature(Section):
@@ -201,7 +233,10 @@ WATCHDOG = "train.watchdog"  # on where lr is found: what short runs find may be
 GUARD = Watchdog(rise=1.5, rewinds=8)
 TRUST = 0.01  # docs/auto.md says what it was chosen by
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
-LATER = {"watchdog": None, "rise": None, "trust": None, "format": "auto", "report": False, "trackers": []}
+LATER = {
+    "watchdog": None, "rise": None, "trust": None, "format": "auto", "report": False, "trackers": [], "timeout": None,
+    "max_memory": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -252,9 +287,10 @@ class Recipe:
         for key in ("name", "output", "eval"):
             del table[key]
         for section, keys in {
-            "model": ("source", "revision", "device", "threads"),
+            "model": ("source", "revision", "device", "threads", "max_memory"),
             "data": tuple(Data.model_fields),
             "log": ("sync_every", "trackers"),
+            "train": ("timeout",),
         }.items():
             for key in keys:
                 table[section].pop(key, None)
@@ -592,7 +628,9 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
             parts["rule"].check(parts["train"].steps)
         except ValueError as e:
             fault(("rule", str(e).partition(":")[0]), f"rule.{e}")
-    for kind, option in (path.split(".") for path in sorted(auto)):  # where one value alone goes with the others, it is it
+    for kind, option in (
+        path.split(".") for path in sorted(auto)
+    ):  # where one value alone goes with the others, it is it
         allowed = [getattr(parts.get(key), "only_with", {}).get(f"{kind}.{option}") for key in classes]
         if (only := next((a for a in allowed if a), None)) and parts.get(kind) is not None:
             parts[kind] = replace(parts[kind], **{option: only[0]})

@@ -227,7 +227,7 @@ class Bench:
             selftest=selftest(recipe.noise, recipe.rule, first[:1].float().new_zeros(1024)),
         )
 
-    def run(self, log: Log) -> Run:
+    def run(self, log: Log, workers: Any = None) -> Run:
         r = self.recipe
         return Run(
             r.seed,
@@ -243,6 +243,7 @@ class Bench:
             bits(),
             watchdog=Watchdog(r.train.watchdog) if r.train.watchdog else None,
             rewound=lambda: move(self.space, replayer(log).space),
+            workers=workers,
         )
 
 

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from . import auto, branch, curvature, engine, estimate, evaluate, machine, report, runs, trackers
-from .display import Plain
+from .display import Plain, Quiet
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
 from .log import Log, canonical
 from .recipe import WATCHDOG, Recipe
+from .storage import write_durably
 from .types import SKIPPED, Record
+from .workers import Workers
 
 SAMPLES = 6  # held-out rows whose answers are noted before and after
 STILL = 20  # steps in a row without a difference, and it is said
@@ -64,6 +66,7 @@ class Signals:
 
     seen: int = 0
     waits: bool = False
+    workers: Any = None  # who must stop after the same step
 
     def __call__(self, number: int, frame: Any) -> None:
         if self.seen:
@@ -79,18 +82,26 @@ class Signals:
             try:
                 record = next(steps, None)
             finally:
-                self.waits = False
-            if self.seen:
+                self.waits = self.workers is not None  # they all stop after the same step, or they would miss this one
+            if self.ended():
                 raise Interrupt
             if record is None:
+                self.waits = False
                 return
             yield record
 
+    def ended(self) -> bool:
+        if self.workers is None:
+            return self.seen > 0
+        self.workers.wish = self.seen
+        self.seen = self.seen or self.workers.stop
+        return self.workers.stop > 0
+
 
 @contextmanager
-def signals(folder: Path, show: Plain) -> Iterator[Signals]:
+def signals(folder: Path, show: Plain, workers: Any = None) -> Iterator[Signals]:
     """While open, a signal ends in Stopped, which says how to go on."""
-    here = Signals()
+    here = Signals(workers=workers)
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, `&`
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # Python lets no other thread handle them
@@ -100,6 +111,8 @@ def signals(folder: Path, show: Plain) -> Iterator[Signals]:
     except Interrupt:
         show.close()
         path = folder / runs.LOG
+        if workers and workers.index:
+            raise Stopped("Stopped with worker 0.", here.seen) from None
         if not path.exists():
             raise Stopped("Stopped before the first step.", here.seen) from None
         with Log.open(path) as log:
@@ -112,9 +125,16 @@ def signals(folder: Path, show: Plain) -> Iterator[Signals]:
 
 
 def train(
-    recipe: Recipe, folder: Path, show: Plain, resume: bool = True, parent: branch.Parent | None = None
+    recipe: Recipe,
+    folder: Path,
+    show: Plain,
+    resume: bool = True,
+    parent: branch.Parent | None = None,
+    workers: Workers | None = None,
 ) -> Outcome:
     """Begin the run in `folder`, as a branch of `parent` if there is one, or go on with it; returns when it is finished.
+
+    workers: who shares the steps; this one is the first, and the run's log is its. The others `follow`.
 
     IdentityError: the folder holds a run of something else, or the parent is another. DataError: it cannot fit. Stopped: a
     signal; `zoedge resume` goes on.
@@ -134,12 +154,14 @@ def train(
         recipe = auto.from_log(recipe, parent.log.header)
     if path.exists() and (outcome := done_before(recipe, folder, path)):
         show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
+        if workers:
+            workers.share(b"")
         return outcome
     case = estimate.gate(recipe)
     for said in runs.claim(folder):
         show.warn(said)
     began, took = time.monotonic(), machine.Took()
-    with signals(folder, show) as stop, ExitStack() as stack:
+    with signals(folder, show, workers) as stop, ExitStack() as stack:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), took("load"):
             bench = runs.Bench.build(recipe)
         if recipe.auto and not path.exists():
@@ -148,6 +170,9 @@ def train(
         with log:
             runs.same(log.header, bench.header(), folder)
             resumed = len(log)
+            session(bench, log, show)
+            if workers:
+                workers.share(path.read_bytes())
             with took("trunk"):
                 introduce(bench, log, show)
             follow = stack.enter_context(closing(trackers.Trackers(recipe, folder, show.warn)))
@@ -156,7 +181,7 @@ def train(
             if not resumed:
                 looker.curvature(0)
             still, rewinds = 0, log.state.rewinds
-            for record in stop.between(took.each("steps", engine.play(bench.run(log), recipe.train.steps))):
+            for record in stop.between(took.each("steps", engine.play(bench.run(log, workers), recipe.train.steps))):
                 still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
                 if log.state.rewinds > rewinds:
                     resumed, rewinds = record.step, log.state.rewinds
@@ -197,6 +222,37 @@ def train(
         with show.phase("writing the report"):
             report.write([path], folder / report.NAME)
     return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter, *chosen)
+
+
+def follow(recipe: Recipe | None, folder: Path, workers: Workers) -> None:
+    """Take a share of worker 0's steps. Its log comes to `folder`, and is replayed: what was learnt is never sent.
+
+    recipe: None, as the log says. IdentityError: the base, the data or the arithmetic here is another.
+    """
+    path = folder / runs.LOG
+
+    def received() -> bool:
+        handed = workers.share(None)  # nothing: the run was finished already
+        if handed:
+            write_durably(path, handed)
+        return bool(handed)
+
+    with signals(folder, Quiet(), workers) as stop:
+        if recipe is None:
+            if not received():
+                return
+            with Log.open(path) as log:
+                recipe = runs.recipe_of(log.header, "worker 0's log")
+        bench = runs.Bench.build(recipe)
+        if not path.exists() and not received():
+            return
+        with Log.resume(path) as log:
+            bench.recipe = auto.from_log(recipe, log.header)
+            runs.same(log.header, bench.header(), folder)
+            bench.texts.valid = bench.texts.test = None  # worker 0 looks, tells and delivers
+            keep(bench, folder, Quiet())
+            for _ in stop.between(engine.play(bench.run(log, workers), bench.recipe.train.steps)):
+                pass
 
 
 def goal(recipe: Recipe) -> str:
@@ -265,8 +321,21 @@ def keep(bench: runs.Bench, folder: Path, show: Plain) -> None:
         torch.set_num_threads(threads)
 
 
+def session(bench: runs.Bench, log: Log, show: Plain) -> None:
+    """Record where the run goes on, if it is elsewhere than before."""
+    environment, again = runs.environment(bench.base), bool(log.state.sessions)
+    if log.session(hashlib.sha256(canonical(environment)).digest()):
+        texts = {"train": bench.texts.train, "valid": bench.texts.valid, "test": bench.texts.test}
+        runs.note(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
+        runs.note(log.path.parent, event="rows", **{k: len(v) for k, v in texts.items() if v is not None})
+        if again:
+            show.warn(
+                "the environment is another than before (recorded); the log stays exact, the losses may differ in bits"
+            )
+
+
 def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
-    """Say what is about to happen, and record where."""
+    """Say what is about to happen, and compute the lower layers."""
     recipe, texts = bench.recipe, bench.texts
     trained = log.header.elements
     show.start(
@@ -278,15 +347,6 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
         for what, number in counts.items():
             if number:
                 show.warn(f"{number:,} {which} rows {what}")
-    environment = runs.environment(bench.base)
-    again = bool(log.state.sessions)
-    if log.session(hashlib.sha256(canonical(environment)).digest()):
-        runs.note(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
-        runs.note(log.path.parent, event="rows", **{k: len(v) for k, v in sets.items() if v is not None})
-        if again:
-            show.warn(
-                "the environment is another than before (recorded); the log stays exact, the losses may differ in bits"
-            )
     if len(log):
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
     keep(bench, log.path.parent, show)

@@ -50,6 +50,11 @@ def bits16(x: float) -> float:
     return math.ldexp(round(math.ldexp(mantissa, 16)), exponent - 16)
 
 
+def mean(losses: Sequence[float]) -> float:
+    """The sum in example order, correctly rounded: the same however the batch was cut, and whoever scored it."""
+    return math.fsum(losses) / len(losses)
+
+
 def cospi(x: Fraction) -> float:
     """cos(pi x) by integers alone (128 bits, Taylor): the same on every machine, unlike libm's."""
     x = abs(x) % 2
@@ -313,6 +318,18 @@ class Task(Protocol):
 
     def score(self, model: Any, batch: Any, copies: int) -> Any:
         """[copies, examples] losses in float64: cross-entropy or 1 - F1 alike."""
+
+
+class Workers(Protocol):
+    """The processes that share a run's steps (workers.py)."""
+
+    def means(
+        self, points: int, rows: int, score: Callable[[slice, slice], tuple[list[list[float]], int]]
+    ) -> tuple[list[float], int]:
+        """(mean loss a point, flags): each worker scores a share of the points or rows, all hear the same."""
+
+    def agree(self, digest: bytes) -> bytes:
+        """The digest, if it is every worker's."""
 
 
 class Journal(Protocol):

@@ -42,6 +42,7 @@ def finetune(
     from ..errors import UsageError
     from ..recipe import dump, read
     from ..runs import folder_of
+    from ..workers import follows
 
     if resume not in ("auto", "never"):
         raise UsageError(f"--resume: '{resume}' is not auto or never. To go on with a run: zoedge resume {resume}")
@@ -49,8 +50,8 @@ def finetune(
     if dry_run:
         typer.echo(dump(checked), nl=False)
         return
-    how = style(quiet, plain, json)
-    go(checked, run_dir or folder_of(checked), resume == "auto", how, parent and branched(parent))
+    begin = branched(parent) if parent and not follows() else None
+    go(checked, run_dir or folder_of(checked), resume == "auto", style(quiet, plain, json), begin)
 
 
 @app.command()
@@ -61,9 +62,13 @@ def resume(
     json: Json = False,
 ) -> None:
     """Go on with a run: replay its log, prove the states, then train on."""
+    from ..api import follow
     from ..log import Log
     from ..runs import log_of, recipe_of
+    from ..workers import follows
 
+    if follows():
+        return follow()
     path = log_of(run)
     with Log.open(path) as log:
         recipe = recipe_of(log.header, str(path))
@@ -90,7 +95,8 @@ def go(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) ->
 
     show = display(how)
     outcome = finetune(recipe, run_dir=folder, resume="auto" if resume else "never", display=show, parent=parent)
-    summary(outcome, show)
+    if outcome is not None:  # of the other workers of a launch, worker 0 tells
+        summary(outcome, show)
 
 
 def summary(o: Any, show: Any) -> None:

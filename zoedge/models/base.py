@@ -141,6 +141,8 @@ class Base:
         """Every parameter of a 16 or 32-bit model, tied ones once, in its order. DataError: it is quantised."""
         if any(map(Scaled.has, self.model.modules())):
             raise DataError("space: full moves 16 or 32-bit weights. Write model.quantization: none, or space: scales.")
+        if any(p.is_meta for p in self.model.parameters()):
+            raise DataError("space: full moves all weights, and model.max_memory leaves some on the disk. Use LoRA.")
         return dict(self.model.named_parameters())
 
     def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, Scaled]:

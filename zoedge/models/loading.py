@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ..recipe import Model
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else: a line about a kernel from a hub at every import
+logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # else: what max_memory asks for, as a warning
 ALLOWED = (".safetensors",)
 HEADER_LIMIT, TENSORS = 8 << 20, 100_000  # of a safetensors file; 300,000 empty tensors took the library 7 s
 PICKLED = (b"PK", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"\x89HDF", b"\x1f\x8b")  # torch.save's, pickle's, ...
@@ -85,7 +88,8 @@ def load(spec: Model) -> Base:
     if spec.threads:
         torch.set_num_threads(spec.threads)
     folder, digest = prepare(spec)
-    model = from_pretrained(folder, device, dtype if spec.quantization == "none" else "auto")
+    places = placed(folder, spec.max_memory, device, dtype) if spec.max_memory is not None else None
+    model = from_pretrained(folder, device, dtype if spec.quantization == "none" else "auto", places=places)
     tame(model, dtype)
     release()
     return Base(model, load_tokenizer(folder), facts_of(model.config), dtype, device, digest, folder)
@@ -217,22 +221,69 @@ def config_of(folder: Path) -> tuple[Any, Any]:
     return config, facts_of(config)
 
 
-def from_pretrained(folder: Path, device: torch.device, dtype: Any, config: Any = None) -> Any:
-    """transformers' loader without its silences: no pickles, no remote code, no random tensors, no progress bars."""
+def placed(folder: Path, limits: dict[str, str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """accelerate's device map: all but the blocks on the device, and as many of the last blocks as its limit allows; of
+    the others the last on the CPU, and the rest on the disk. DataError: the device cannot hold what is no block.
+    """
+    from accelerate import init_empty_weights
+    from accelerate.utils import convert_file_size_to_int
+
+    made, facts = auto_class(folder)
+    with init_empty_weights():
+        model = made.from_config(config_of(folder)[0])
+    model.tie_weights()
+    first: Any = 0 if device.type == "cuda" else "cpu"
+    room = {first: math.inf} | {0 if k == "cuda" else k: convert_file_size_to_int(v) for k, v in limits.items()}
+    size = lambda prefix: sum(p.numel() * dtype.itemsize for n, p in model.named_parameters() if n.startswith(prefix))
+    fixed = size("") - size(f"{facts.BLOCKS}.")
+    if (left := room[first] - fixed) < 0:
+        raise DataError(
+            f"model.max_memory: embeddings, norms and head take {fixed / 1e6:,.0f} MB, which {device.type} must hold. "
+            "Give it more, or use a smaller model."
+        )
+    room[first] = left
+    places: dict[str, Any] = {}
+    for i in reversed(range(len(model.get_submodule(facts.BLOCKS)))):
+        name = f"{facts.BLOCKS}.{i}"
+        needs = size(f"{name}.")
+        where = next((d for d in (first, "cpu") if room.get(d, 0) >= needs), "disk")
+        places[name] = where
+        if where != "disk":
+            room[where] -= needs
+    inside = ""
+    for word in facts.BLOCKS.split("."):
+        there = model.get_submodule(inside.rstrip("."))
+        places |= {f"{inside}{name}": first for name, _ in there.named_children() if name != word}
+        inside += f"{word}."
+    return places
+
+
+def from_pretrained(
+    folder: Path, device: torch.device, dtype: Any, config: Any = None, places: dict[str, Any] | None = None
+) -> Any:
+    """transformers' loader without its silences: no pickles, no remote code, no random tensors, no progress bars.
+
+    places: accelerate's device map; None: all on the device.
+    """
     from transformers.utils import logging as chatter
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     options = {} if config is None else {"quantization_config": config}
     made, facts = auto_class(folder)
+    spare = None
+    if places is not None:  # where accelerate writes what it cannot read from the checkpoint as it is
+        spare = tempfile.TemporaryDirectory(dir=cache("offload"))
+        options["offload_folder"] = spare.name
     with in_a_sentence(folder):
         # trust_remote_code: left out, an unknown class with an auto_map *asks* whether to run its code, and waits for y
         found: Any = made.from_pretrained(
             str(folder), **options, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            device_map={"": 0} if device.type == "cuda" else None, output_loading_info=True, attn_implementation="sdpa",
-            ignore_mismatched_sizes=True,
+            device_map=places or ({"": 0} if device.type == "cuda" else None), output_loading_info=True,
+            attn_implementation="sdpa", ignore_mismatched_sizes=True,
         )  # fmt: skip
     model, info = found
+    model.spare = spare  # gone with the model
     for what, why in FAULTS.items():
         if names := sorted(n for n in map(str, info.get(what) or ()) if not n.startswith(getattr(facts, "UNUSED", ()))):
             raise DataError(
@@ -275,7 +326,10 @@ def quantised(folder: Path, spec: Model, digest: bytes) -> Path:
     key = hashlib.sha256(canonical([digest.hex(), [[p.name, sha256(p)] for p in small]])).hexdigest()[:16]
 
     def make(draft: Path) -> None:
-        from_pretrained(folder, device_of(spec), "auto", scheme(spec)).save_pretrained(draft)
+        model = from_pretrained(folder, device_of(spec), "auto", scheme(spec))
+        model.should_save_on_this_rank = lambda main: True  # else only worker 0's folder has weights in it
+        model.save_pretrained(draft)
+        del model
         load_tokenizer(folder).save_pretrained(draft)
         (draft / "zoedge.json").write_text(json.dumps({"base": digest.hex(), "source": spec.source}))
         release()
