@@ -1,15 +1,19 @@
-"""`make docs`: methods.md from recipes, source files and benchmarks/methods.json; lab.md from docs/lab/*.json."""
+"""`make docs`: methods.md from recipes, source files and benchmarks/methods.json; lab.md from docs/lab/*.json; cli.md from
+`--help`."""
 
 from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typer.main import get_command
 
+from zoedge.cli import app
 from zoedge.engine import demand
 from zoedge.lab import experiments
 from zoedge.load import FOLDERS, module, part, words
@@ -36,6 +40,15 @@ The papers' small experiments, run by zoedge's engine on plain arrays (`zoedge l
 held. Made by `make docs` from the files in docs/lab, which are the command's own output; what is another than in the paper
 stands in the experiment's file.
 """
+
+
+CLI = """# Commands
+
+What `--help` says of every command; made by `make docs`, and a test holds it up to date. `--debug` anywhere shows the
+traceback of a mistake. Exit codes: 0 ok, 2 usage or recipe, 3 data or model, or it will not fit, 4 identity mismatch, 5
+damaged log, 6 locked, 7 diverged, 8 replay differs, 70 a bug, 74 disk, 130/143 signal.
+"""
+WIDTH = 100  # of a help text, whatever the terminal's
 
 
 def docstring(text: str | None) -> str:
@@ -155,6 +168,25 @@ def lab() -> str:
     return text
 
 
+def commands(command: Any, name: str = "zoedge", parent: Any = None) -> Iterator[tuple[str, str]]:
+    """(what to type, its --help) of a command and of those below it."""
+    context = command.context_class(command, info_name=name, parent=parent, terminal_width=WIDTH)
+    yield context.command_path, "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+    for word, below in getattr(command, "commands", {}).items():
+        yield from commands(below, word, context)
+
+
+def cli() -> str:
+    found = list(commands(get_command(app)))
+    text = CLI + "\n"
+    for path, _ in found[1:]:
+        text += f"- [{path}](#{path.replace(' ', '-')})\n"
+    for path, about in found:
+        text += f"\n## {path}\n\n```\n{about}\n```\n"
+    return text
+
+
 if __name__ == "__main__":
     (ROOT / "docs" / "methods.md").write_text(page(), encoding="utf-8")
     (ROOT / "docs" / "lab.md").write_text(lab(), encoding="utf-8")
+    (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")

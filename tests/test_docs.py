@@ -30,6 +30,12 @@ def test_the_methods_page_is_up_to_date(generate: Any) -> None:
     assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == generate.page(), "make docs"
 
 
+def test_the_commands_page_is_up_to_date(generate: Any) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == generate.cli(), "make docs"
+    assert "## zoedge finetune\n" in page and "## zoedge log diff\n" in page and "  --dry-run " in page
+
+
 def test_the_labs_page_is_up_to_date_and_has_every_experiment(generate: Any) -> None:
     page = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
     assert page == generate.lab(), "make docs"
