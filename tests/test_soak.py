@@ -49,6 +49,7 @@ def test_one_other_byte_is_a_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_soak_of_a_minute() -> None:
     argv = [sys.executable, str(SOAK), "--minutes", "1", "--every", "4", "15"]
     done = subprocess.run(argv, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
