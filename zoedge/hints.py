@@ -16,7 +16,7 @@ OLDEST = {
     "peft": "0.21",
     "safetensors": "0.8",
 }  # pyproject.toml's
-EXTRAS = {"lab": ("matplotlib", "sklearn", "scipy")}
+EXTRAS = {"lab": ("matplotlib", "sklearn", "scipy"), "report": ("matplotlib",)}
 ROOM = 1 << 30  # the embedded model needs 93 MB as it is fetched, 269 MB converted and about 100 MB in 4 bits
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
