@@ -250,7 +250,8 @@ def work_of(recipe: Recipe, facts: Facts, texts: Any = None, overhead: int = 0) 
         disk = sum(map(len, sequences)) * facts.hidden * base.dtype.itemsize
     return Work(
         cuda=base.device.type == "cuda", quantization=recipe.model.quantization, double=recipe.model.double_quant,
-        compute=base.dtype.itemsize, full=word_of(recipe.space) == "full", elements=recipe.space.elements(described),
+        compute=base.dtype.itemsize, same=str(base.dtype) == f"torch.{facts.kind}",
+        full=word_of(recipe.space) == "full", elements=recipe.space.elements(described),
         slots=slots_of(recipe.rule), points=points, queries=queries * recipe.rule.draws, passes=passes,
         step=step.copied(points, ahead), look=look and look.copied(1, ahead), trunk=trunk,
         whole=facts.layers - base.cut - 1, touched=touched(facts, texts, step.columns), cached=is_cached(recipe),
