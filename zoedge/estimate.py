@@ -768,7 +768,7 @@ def report(case: Case, found: dict[str, Any]) -> list[str]:
     else:
         lines.append(refusal(case, found["free"], found["where"]))
     lines += [f"{'':9}{part:12}{size(count):>9}" for part, count in found["predicted"].items() if count]
-    lines.append(f"{'':9}at its fullest moment, {found['moment']}; all within about 10 % (docs/estimate.md)")
+    lines.append(f"{'':9}at its fullest moment, {found['moment']}; how near such figures came: docs/estimate.md")
     if not fits and found["change"]:
         lines.append(f"{'':9}fits with: {' '.join(found['change'])}")
     elif not fits:
