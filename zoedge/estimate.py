@@ -456,7 +456,7 @@ def loader(facts: Facts, work: Work) -> int:
         return 0 if work.same else source
     if work.cuda:
         return facts.widest * facts.stored * 2
-    return 0 if work.cached else source + min(QUANTISING, source)
+    return 0 if work.cached else source - facts.tables * facts.stored + min(QUANTISING, source)  # tables stay mapped
 
 
 def parts(facts: Facts, work: Work) -> dict[str, int]:
