@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -219,7 +219,9 @@ class Recipe:
     eval: Eval
     log: LogOptions
     output: Output
-    auto: frozenset[str] = frozenset()  # 'rule.lr': chosen before the run begins; until then the class's number
+    # 'rule.lr': chosen before the run begins, until then the class's number. Not compared: a guard that was not told
+    # comes back told from `resolved`, with the same values
+    auto: frozenset[str] = field(default=frozenset(), compare=False)
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as the YAML that would be read back to the same recipe."""
