@@ -197,7 +197,7 @@ FOREIGN = {  # other tools' words, at whatever level they are written
 
 WATCHDOG = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
 GUARD = Watchdog(rise=1.5, rewinds=8)
-TRUST = 0.01  # docs/auto.md says what it was chosen by
+TRUST = 0.03  # docs/auto.md says what it was chosen by
 # younger than the first logs: left out where they are off, so that recipes without them keep their digests
 LATER = ("watchdog", "rise", "trust")
 
@@ -513,20 +513,20 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         if made is None or (checked := validated(schema(made), options, path)) is None:
             return None
         values = vars(checked)
-        for field, kind in getattr(made, "nested", {}).items():
+        for option, kind in getattr(made, "nested", {}).items():
             inner = {}
-            for word, some in values[field].items():
-                here = (*path, field, word)
+            for word, some in values[option].items():
+                here = (*path, option, word)
                 found, _ = build_part(kind, word, fault, here)
                 names[dotted(here)] = list(schema(found).model_fields) if found else []
                 inner[word] = made_of(found, {} if some is None else some, here)
             if None in inner.values():
                 return None
-            values = {**values, field: inner}
-        for field in getattr(made, "auto", ()):
-            if values[field] == "auto":
-                values = {**values, field: getattr(made, field)}
-                auto.add(dotted((*path, field)))
+            values = {**values, option: inner}
+        for option in getattr(made, "auto", ()):
+            if values[option] == "auto":
+                values = {**values, option: getattr(made, option)}
+                auto.add(dotted((*path, option)))
         try:
             return made(**values)
         except (ValueError, ZoedgeError) as e:
