@@ -27,7 +27,7 @@ def test_every_noise_estimator_and_rule_has_a_recipe() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Path, tmp_path: Path) -> None:
     """Six steps; the base, the rows (and their words) and how often to look are all that is another than for the user."""
-    words = ["task.prompt={text} It was", 'task.options={negative: " terrible", positive: " great"}']
+    words = ["task.prompt='{text} It was'", 'task.options={negative: " terrible", positive: " great"}']
     recipe = read(
         str(path),
         [
