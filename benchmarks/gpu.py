@@ -26,9 +26,10 @@ from typing import Any
 import step
 from _measure import HERE, apart, arguments, interleaved, machine, peak, ratio, rest_peak, save, spread, table
 
-NF4 = (
-    4 + 8 / 64 + 32 / (64 * 256)
-) / 8  # bytes a weight, doubly quantised: code, a scale a block, a scale a 256 scales
+import zoedge.sources  # noqa: F401 - takes the libraries below offline before they are imported
+
+# bytes a weight, doubly quantised: a code of 4 bits, 8 bits a block of 64 weights, 32 bits a 256 of those
+NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 LLAMA = {"vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False}
 OPT = {"vocab_size": 50272, "max_position_embeddings": 2048}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

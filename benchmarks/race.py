@@ -119,7 +119,8 @@ def reached(curves: list[list[list[float]]], share: float, column: int) -> str:
     there = [value for value in found if value is not None]
     if not there:
         return "never"
-    return f"{statistics.median(there):,.0f}" + (f" ({len(there)} of {len(found)})" if len(there) < len(found) else "")
+    form = ",.0f" if column == 0 else ",.1f"
+    return f"{statistics.median(there):{form}}" + (f" ({len(there)} of {len(found)})" if len(there) < len(found) else "")
 
 
 def text(runs: dict[str, dict[str, dict[str, Any]]]) -> str:

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more 
 WORDS = "a the film is was it great terrible very dull bright story of and but so good bad plot actor scene fun boring".split()
 
 
-def pytest_runtest_teardown() -> None:
+def settle() -> None:
     """A collection, which every load of a model ends with, need not look at the libraries again: two thirds of a load."""
     if len(sys.modules) > imported[-1] + 100:
         imported.append(len(sys.modules))
@@ -29,6 +29,10 @@ def pytest_runtest_teardown() -> None:
 
 
 imported = [0]
+
+
+def pytest_runtest_teardown() -> None:
+    settle()
 
 
 def fitting(kind: str, word: str) -> dict[str, Any]:
@@ -110,6 +114,7 @@ def save(folder: Path, config: Any, tokenizer: Any, seed: int = 0, spread: float
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settle()
     return folder
 
 

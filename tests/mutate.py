@@ -34,6 +34,7 @@ TESTS = {  # that hold a module, the fast ones that notice most first
         "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[block fzoo sgd]",
         "test_methods.py::test_the_direction_moved_along_is_the_direction_probed[sphere two_sided adam]",
         "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[normal dap sgd]",
+        "test_methods.py::test_directions_are_kept_for_a_step_or_for_a_leaf_of_it",
         "test_methods.py::test_an_estimators_own_signs_are_these_for_ever",
         "test_golden.py::test_a_golden_log_replays_to_its_bits",
         "test_play.py::test_a_resumed_run_ends_in_the_uninterrupted_runs_bytes",

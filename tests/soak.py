@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mode
@@ -169,19 +170,19 @@ class Soak:
 
     def watch(self, child: Child, seconds: float) -> bool:
         """Let it go on for so long, with a look at it every half a second. Whether it still runs."""
-        began, replayed = time.monotonic(), None
+        began, known, last = time.monotonic(), None, None  # how far the log is; a look at it that is not yet kept
         life = self.samples.lifetimes[-1]
         process = psutil.Process(child.process.pid)
         while child.process.poll() is None and time.monotonic() - began < seconds:
             time.sleep(0.5)
             if child.trains():
-                replayed = self.size() if replayed is None else replayed
-                if (size := self.size()) > replayed:  # it takes new steps
-                    try:
+                known = self.size() if known is None else known
+                if (size := self.size()) > known:  # since the last look, so that it was still training then
+                    life += [last] if last else []
+                    known, last = size, None
+                    with suppress(psutil.Error):
                         facts = process.memory_info().rss / 2**20, process.num_fds()
-                    except psutil.Error:
-                        break
-                    life.append((time.monotonic() / 3600, size // 64, *facts))
+                        last = (time.monotonic() / 3600, size // 64, *facts)
         return child.process.poll() is None
 
     def life(self) -> bool:

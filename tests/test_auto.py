@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from zoedge import auto, engine, runs
 from zoedge.display import display
 from zoedge.errors import DivergedError, IdentityError, UsageError
 from zoedge.log import Log
+from zoedge.recipe import Watchdog as Options
 from zoedge.recipe import check, dump, read, read_yaml, shipped
 from zoedge.train import train
-from zoedge.types import bits16
+from zoedge.types import CLIPPED, Record, bits16
+from zoedge.watchdog import Watchdog, promise
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +292,63 @@ def test_shipped_recipes_decide_the_same_numbers_as_ever() -> None:
     known = json.loads((Path(__file__).parent / "fixtures" / "shipped.json").read_text())
     found = {path.stem: runs.recipe_digest(read(str(path))).hex()[:16] for path in shipped()}
     assert len(known) >= 49 and {name: found[name] for name in known} == known
+
+
+# -- the guard
+
+
+def past(levels: list[float], rewinds: int = 0) -> Any:
+    """A journal of steps with those losses."""
+    some = [Record(i, i, 1e-2, (1.0,), (loss, loss + 0.1)) for i, loss in enumerate(levels)]
+
+    class Journal(list[Record]):
+        state = SimpleNamespace(rewinds=rewinds, hashes={})
+
+    return Journal(some)
+
+
+def test_a_mean_loss_far_over_its_lowest_sends_a_run_back() -> None:
+    """No single loss is 3 times the best; it is known whether the records are seen one by one or all at once."""
+    options = Options(rise=1.5, patience=20, rewinds=8)
+    levels = [2.0] * 10 + [1.0, 1.2] * 25 + [1.7, 2.3] * 20
+    one, sent = Watchdog(options), []
+    for n in range(1, len(levels) + 1):
+        if (over := one.look(past(levels[:n]))) >= options.patience:
+            sent.append(n)
+        assert over == Watchdog(options).look(past(levels[:n])), "a function of the records alone"
+    assert sent[0] in range(60 + 10, 60 + 20)
+    for other in (past(levels, rewinds=8), past([1.0, 1.2] * 60)):
+        assert Watchdog(options).look(other) < options.patience, "no reason to give up; none to go back"
+    assert Watchdog(Options(patience=20)).look(past(levels)) < options.patience, "off, if not told"
+
+
+@pytest.mark.parametrize(
+    ("trust", "loss", "lr", "most"),
+    [(0.01, 2.0, 0.02, 1.0), (0.01, 0.5, 0.02, 0.5), (None, 2.0, 0.02, math.inf), (0.01, 0.0, 1.0, math.inf),
+     (0.01, math.inf, 1.0, math.inf), (0.01, -1.0, 1.0, math.inf), (0.01, 1.0, 0.0, math.inf)],
+)  # fmt: skip
+def test_the_most_that_a_slope_may_be(trust: float | None, loss: float, lr: float, most: float) -> None:
+    assert promise(trust, loss, lr) == pytest.approx(most)
+
+
+def test_no_step_promises_more_than_it_may_and_a_long_step_is_bounded(fast: Any, tmp_path: Path) -> None:
+    """Ten times and more of what was found: the guarded run's records keep the bound, and it ends lower."""
+    ends = {}
+    for name, guard in {"free": "null", "guarded": "{trust: 0.01, rise: 1.5, rewinds: 8, patience: 10}"}.items():
+        told = ("rule.lr=3", "estimator.eps=1e-3", "train.steps=60", f"train.watchdog={guard}")
+        run(fast(*told), tmp_path / name)
+        with Log.open(tmp_path / name / runs.LOG) as log:
+            ends[name] = math.fsum(min(record.losses) for record in list(log)[-20:]) / 20
+            promised = [record.lr * record.g[0] ** 2 / min(record.losses) for record in log]
+            assert (max(promised) <= 0.0101) == (name == "guarded")
+            assert any(record.flags & CLIPPED for record in log) == (name == "guarded")
+    assert ends["guarded"] < 0.9 * ends["free"]
+
+
+def test_what_was_not_told_is_guarded_by_its_promise_where_g_is_a_slope() -> None:
+    bare = {"version": 1, "model": {"source": "x"}, "data": {"train": "y"}}
+    for estimator, rule, trust in (
+        ("two_sided", "sgd", 0.03), ("one_sided", "sgd", 0.03), ("two_sided", "adam", None), ("fzoo", "sgd", None),
+    ):  # fmt: skip
+        guard = check(bare | {"estimator": estimator, "rule": rule}, {}, "r").train.watchdog
+        assert guard is not None and guard.trust == trust and guard.rise == 1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,10 @@ def test_a_conversion_maps_the_source_beside_what_it_makes(half: Path) -> None:
     assert estimate.loader(facts, work_like(facts)) == 0
     assert estimate.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
     quantised = estimate.loader(facts, work_like(facts, quantization="nf4", cached=False))
-    assert quantised > 2 * facts.elements and estimate.loader(facts, work_like(facts, quantization="nf4")) == 0
+    assert (
+        quantised == 4 * facts.elements - 2 * facts.tables
+        and estimate.loader(facts, work_like(facts, quantization="nf4")) == 0
+    )
 
 
 def test_slots_are_those_that_the_rules_keep() -> None:
@@ -185,7 +189,12 @@ def test_parts_are_those_of_the_fullest_moment(recipe_file: Path) -> None:
 
 def test_a_budget_is_met_by_fewer_rows_first(recipe_file: Path) -> None:
     found = case(
-        recipe_file, "space.layers=all", "train.batch=16", "estimator.queries=8", "model.source=" + WIDE(recipe_file)
+        recipe_file,
+        "space.layers=all",
+        "train.batch=16",
+        "estimator.queries=8",
+        "model.quantization=none",
+        "model.source=" + wide(recipe_file),
     )
     least = found.where("train.rows", 64)
     assert least is not None and least.needs < found.needs
@@ -197,10 +206,8 @@ def test_a_budget_is_met_by_fewer_rows_first(recipe_file: Path) -> None:
     assert estimate.fitted(found, 1)[0].needs > 1
 
 
-def WIDE(recipe_file: Path) -> str:
+def wide(recipe_file: Path) -> str:
     """A model whose activations are more than a rounding: configuration alone, beside the tiny one's tokenizer."""
-    import shutil
-
     source = Path(read(str(recipe_file)).model.source)
     folder = recipe_file.parent / "wide"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
@@ -313,7 +320,10 @@ def test_what_fits_is_not_refused(zoedge: Any, recipe_file: Path, monkeypatch: p
 
 def test_only_in_between_are_rows_tokenised(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts as long as data.max_length would not fit, and those that are there do."""
-    recipe = read(str(recipe_file), ["space.layers=all", "train.batch=32", "model.source=" + WIDE(recipe_file)])
+    recipe = read(
+        str(recipe_file),
+        ["space.layers=all", "train.batch=32", "model.quantization=none", "model.source=" + wide(recipe_file)],
+    )
     facts = estimate.facts_of_model(recipe.model)
     longest = estimate.Case(recipe, facts, None, 0)
     real = estimate.Case(recipe, facts, estimate.tokenised(recipe, facts), 0)
@@ -393,6 +403,7 @@ def test_measure_on_a_tiny_model(zoedge: Any, recipe_file: Path) -> None:
     assert line.endswith("%")
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_says_why(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = read(str(recipe_file), ["model.source=nowhere"])
     with pytest.raises(machine.ZoedgeError, match="--measure: the process that took the step ended") as caught:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from zoedge.recipe import Data, Split, check, read
 from zoedge.tasks._formats import CHATS, KEYS, chosen, conversations, formats_of, messages, said
 from zoedge.tasks._rows import Row, rows_of, sets
 from zoedge.tasks._rows import read as read_rows
-from zoedge.tasks.chat import Chat
+from zoedge.tasks.chat import TEMPLATES, Chat, render
 from zoedge.tasks.lm import Lm
 
 TALK = [said("user", "Hi"), said("assistant", "Hello"), said("user", "Bye"), said("assistant", "Ciao")]
@@ -464,3 +466,30 @@ def test_a_folder_of_chats_trains(
         assert ("rows: 12 train, 3 valid" in done.out) == (name == "one")
     done = zoedge("finetune", "my.yaml", "name=four", "data.train=chats")
     assert done.code == 3 and "its rows are conversations (completions). Set task: chat." in done.err
+
+
+# -- the page about it
+
+
+def test_the_page_says_what_rows_become() -> None:
+    """docs/data.md: its rows are read as it says, and it has every format and every kind of file."""
+    from zoedge.sources import ROWS
+
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = {
+        kind: (row, told)
+        for kind, row, told in re.findall(r"^\| `(\w+)`.*? \| `(\{.*?\})` \| (.*) \|$", page, re.MULTILINE)
+    }
+    assert table.keys() == KEYS.keys() and all(f"`rows{e}`" in page or f"book{e}" in page for e in ROWS)
+    for kind in CHATS:
+        row, told = table[kind]
+        assert formats_of(Row("f:1", json.loads(row))) == [kind]
+        chat = messages(Row("f:1", json.loads(row)))
+        assert ", ".join(f"{m['role']}: {m['content']}" for m in chat).replace("\n", "⏎") == told
+    block = page.split("```\n")[1].rstrip("\n")
+    source = (TEMPLATES / "chatml.jinja").read_text()
+    words = SimpleNamespace(bos_token=None, eos_token=None, pad_token=None, unk_token=None)
+    (found,) = render(source, [TALK[:2]], words)
+    assert found["text"].rstrip("\n") == block and [found["text"][a:b] for a, b in found["answers"]] == [
+        "Hello<|im_end|>"
+    ]

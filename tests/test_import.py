@@ -220,6 +220,7 @@ def test_what_is_another_in_meaning() -> None:
     rate = "a first-order rate is not a zeroth-order one: rule.lr and estimator.eps are left at zoedge's defaults"
     for found in (ax, factory, mlx):
         assert told(found, "learning_rate") == rate
+    assert [value for key, value, _ in factory.changed if key == "cutoff_len"] == [2048]
     assert told(ax, "num_epochs").startswith(
         "train.steps are steps, not epochs (rows x epochs / batch); left at the default"
     )

@@ -117,7 +117,7 @@ def test_mistakes_get_sentences(zoedge: Any, finished: Path, tasks: Path, monkey
 
 
 @needed
-@pytest.mark.slow  # lm-eval reads all of its 10,000 task files first
+@pytest.mark.slow  # lm-eval reads all of its 14,000 task files first
 def test_an_unknown_task_gets_the_nearest(zoedge: Any, finished: Path) -> None:
     done = zoedge("eval", finished / "runs" / "tiny", "--tasks", "hellaswagg")
     assert done.code == 2 and "lm-eval has no 'hellaswagg' - did you mean 'hellaswag'?" in done.err

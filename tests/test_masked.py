@@ -117,7 +117,8 @@ def overridden(name: str, folder: Path, tmp_path: Path, *more: str) -> Recipe:
 
 
 LORA = (  # docs/tasks.md
-    "space={name: lora, rank: 8, alpha: 16, targets: [query, value]}", "rule={name: sgd, lr: 1e-4, weight_decay: 0.1}",
+    "space={name: lora, rank: 8, alpha: 16, targets: [query, value], layers: all}",
+    "rule={name: sgd, lr: 1e-4, weight_decay: 0.1}",
     "output.export=[peft]",
 )  # fmt: skip
 

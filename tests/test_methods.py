@@ -167,6 +167,19 @@ def test_the_direction_moved_along_is_the_direction_probed(triple: tuple[str, st
         assert left.norm() <= 2e-4 * probe.norm() + 1e-6
 
 
+def test_directions_are_kept_for_a_step_or_for_a_leaf_of_it() -> None:
+    """A lean space's are another copy of the model: those of one leaf are in memory."""
+    for lean, kept in ((False, {"first", "second"}), (True, {"second"})):
+        run = run_of(("rademacher", "two_sided", "sgd"), None)
+        run.space.lean = lean
+        for leaf in run.space.leaves():
+            first = [run.direction(5, query, leaf) for query in (0, 1)]
+            assert all(run.direction(5, query, leaf) is z for query, z in enumerate(first)), "not drawn again"
+        assert set(run._drawn) == {(5, query, name) for query in (0, 1) for name in kept}
+        run.direction(6, 0, leaf)
+        assert set(run._drawn) == {(6, 0, "second")}
+
+
 def test_an_estimators_own_signs_are_these_for_ever() -> None:
     """Another version that goes on with a run asks for the same points."""
     oracle = engine.Scorer(SimpleNamespace(seed=7), None, 0, 1, 3)  # type: ignore[arg-type]

@@ -63,22 +63,22 @@ def same(a: Any, b: Any) -> bool:
 def test_a_quadratic_converges() -> None:
     p = nn.Parameter(torch.tensor([3.0, -2.0, 1.0, 4.0]))
     goal = torch.tensor([1.0, 1.0, -1.0, 0.5])
-    optimizer = ZerothOrder([p], lr=0.02, eps=1e-2, log=None)
+    optimizer = ZerothOrder([p], lr=0.1, eps=1e-2, log=None)
     first = optimizer.step(lambda: nn.functional.mse_loss(p, goal, reduction="sum"))
-    for _ in range(200):
+    for _ in range(60):
         last = optimizer.step(lambda: nn.functional.mse_loss(p, goal, reduction="sum"))
     assert first > 20 and last < 0.01 and (p - goal).abs().max() < 0.1
-    assert optimizer.steps == 201 and optimizer.fingerprint is None
+    assert optimizer.steps == 61 and optimizer.fingerprint is None
 
 
 def test_a_small_network_learns() -> None:
     module = mlp()
     loss = task(module)
     before = float(loss().detach())
-    with ZerothOrder(module.named_parameters(), lr=2e-2, eps=1e-3, queries=4, log=None) as optimizer:
-        for _ in range(150):
+    with ZerothOrder(module.named_parameters(), lr=5e-2, eps=1e-3, queries=4, log=None) as optimizer:
+        for _ in range(60):
             optimizer.step(loss)
-    assert float(loss().detach()) < 0.5 * before
+    assert float(loss().detach()) < 0.6 * before
 
 
 def test_a_step_is_the_papers_arithmetic() -> None:
@@ -366,6 +366,9 @@ def test_a_log_of_something_else_is_refused(finished: Path) -> None:
         with pytest.raises(IdentityError, match="Cannot go on with") as e:
             make()
         assert said in str(e.value)
+    with pytest.raises(IdentityError) as e:
+        ZerothOrder(mlp().named_parameters(), lr=5e-2, hash_every=4)
+    assert "hash_every 3 -> 4" in str(e.value) and "rule.lr" not in str(e.value)
     with pytest.raises(IdentityError, match="is the log of a recipe's run"):
         ZerothOrder(mlp().named_parameters(), log=finished / "runs" / "tiny" / "run.zlog")
     optimizer = ZerothOrder(mlp().named_parameters(), lr=5e-2, hash_every=3)  # an lr is of a record, not of the run

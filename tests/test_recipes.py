@@ -13,6 +13,7 @@ from zoedge.load import FOLDERS, words
 from zoedge.log import Log
 from zoedge.recipe import read, shipped, word_of
 from zoedge.train import train
+from zoedge.types import CLIPPED
 
 ELSEWHERE = ("mezo-", "roberta-")  # test_mezo.py, test_masked.py
 RECIPES = [path for path in shipped() if not path.stem.startswith(ELSEWHERE)]
@@ -27,7 +28,7 @@ def test_every_noise_estimator_and_rule_has_a_recipe() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Path, tmp_path: Path) -> None:
     """Six steps; the base, the rows (and their words) and how often to look are all that is another than for the user."""
-    words = ["task.prompt={text} It was", 'task.options={negative: " terrible", positive: " great"}']
+    words = ["task.prompt='{text} It was'", 'task.options={negative: " terrible", positive: " great"}']
     recipe = read(
         str(path),
         [
@@ -42,7 +43,7 @@ def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Pat
     assert outcome.steps == 6 and outcome.after is not None
     assert (tmp_path / "run" / "adapter").is_dir() == ("peft" in recipe.output.export)
     with Log.open(tmp_path / "run" / runs.LOG) as log:
-        assert all(math.isfinite(g) for record in log for g in record.g) and not any(r.flags for r in log)
+        assert all(math.isfinite(g) for record in log for g in record.g) and not any(r.flags & ~CLIPPED for r in log)
         run = runs.replayer(log)
         start = engine.digest(run.space)
         for _ in engine.play(run, len(log)):

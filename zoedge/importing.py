@@ -402,8 +402,8 @@ def mlx_lm(s: Source) -> None:
     s.carry("batch_size", "train.batch")
     s.carry("iters", "train.steps", note=STEPS)
     s.carry("seed", "seed")
-    if s.carry("max_seq_length", "data.max_length") is not None:
-        s.put("max_seq_length", "data.on_overflow", "truncate", CUT)
+    if (length := s.carry("max_seq_length", "data.max_length")) is not None:
+        s.put("max_seq_length", "data.on_overflow", "truncate", CUT, length)
     s.carry("steps_per_eval", "eval.every")
     s.carry("adapter_path", "output.dir", note="runs lie in it, each with its log and its adapter")
     s.first_order("learning_rate", "optimizer")
@@ -609,8 +609,8 @@ def llama_factory(s: Source) -> None:
             s.put("lora_alpha", "space.alpha", 2 * rank, given="twice lora_rank")
         if (names := s.take("lora_target")) is not None:
             s.targets("lora_target", names)
-    if s.carry("cutoff_len", "data.max_length") is not None:
-        s.put("cutoff_len", "data.on_overflow", "truncate", CUT)
+    if (length := s.carry("cutoff_len", "data.max_length")) is not None:
+        s.put("cutoff_len", "data.on_overflow", "truncate", CUT, length)
     s.carry("max_samples", "data.limit", note="of all rows together, drawn by their content; there, of each data set")
     s.holdout("val_size")
     s.steps("max_steps", "num_train_epochs", s.batch("per_device_train_batch_size", "gradient_accumulation_steps"))

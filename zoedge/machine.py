@@ -64,16 +64,19 @@ def rest_peak() -> None:
 
 
 def limits() -> Iterator[tuple[int, str]]:
-    """(bytes that this process may still take, what says so): of the machine, its control groups, and ZOEDGE_MEMORY."""
+    """(bytes that this process may still take, what says so): of the machine, its control groups, and ZOEDGE_MEMORY.
+
+    Below 0: it holds more than that already.
+    """
     import psutil
 
     memory = psutil.virtual_memory()
     yield memory.available, f"this machine ({size(memory.total)})"
     for most, used in groups():
-        yield max(0, most - used), f"this control group ({size(most)})"
+        yield most - used, f"this control group ({size(most)})"
     if text := os.environ.get("ZOEDGE_MEMORY"):
         most = amount(text, "ZOEDGE_MEMORY")
-        yield max(0, most - resident()), f"ZOEDGE_MEMORY ({size(most)})"
+        yield most - resident(), f"ZOEDGE_MEMORY ({size(most)})"
 
 
 def groups() -> Iterator[tuple[int, int]]:
@@ -183,7 +186,8 @@ def child(recipe: Any) -> dict[str, dict[str, int]]:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         result = act()
-        found[name] = {"before": before, "peak": torch.cuda.max_memory_reserved() if cuda else peak()}
+        most = torch.cuda.max_memory_reserved() if cuda else peak()
+        found[name] = {"before": before, "peak": max(before, most)}  # Linux counts a process's pages in batches
         return result
 
     import bitsandbytes  # noqa: F401 - so that it is not counted as the base's

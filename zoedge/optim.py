@@ -386,7 +386,8 @@ def same(log: Log, now: Header) -> None:
     found, old, new = [], log.header.about, now.about
     if log.header.recipe != now.recipe:
         for key in ("optimizer", "space"):
-            found += [plain(f"{name} {a} -> {b}", 200) for name, a, b in runs.changed(old.get(key), new[key])]
+            changed = runs.changed(old.get(key), new[key])
+            found += [plain(f"{name} {a} -> {b}", 200) for name, a, b in changed if name != "rule.lr"]
     found += runs.differences(replace(log.header, recipe=now.recipe), now)
     if found:
         raise IdentityError(

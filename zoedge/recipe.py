@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -231,7 +231,7 @@ DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "spa
 
 WATCHDOG = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
 GUARD = Watchdog(rise=1.5, rewinds=8)
-TRUST = 0.01  # docs/auto.md says what it was chosen by
+TRUST = 0.03  # docs/auto.md says what it was chosen by
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
 LATER = {
     "watchdog": None, "rise": None, "trust": None, "format": "auto", "report": False, "trackers": [], "timeout": None,
@@ -256,7 +256,9 @@ class Recipe:
     eval: Eval
     log: LogOptions
     output: Output
-    auto: frozenset[str] = frozenset()  # 'rule.lr': chosen before the run begins; until then the class's number
+    # 'rule.lr': chosen before the run begins, until then the class's number. Not compared: a guard that was not told
+    # comes back told from `resolved`, with the same values
+    auto: frozenset[str] = field(default=frozenset(), compare=False)
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as the YAML that would be read back to the same recipe."""
@@ -572,20 +574,20 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         if made is None or (checked := validated(schema(made), options, path)) is None:
             return None
         values = vars(checked)
-        for field, kind in getattr(made, "nested", {}).items():
+        for option, kind in getattr(made, "nested", {}).items():
             inner = {}
-            for word, some in values[field].items():
-                here = (*path, field, word)
+            for word, some in values[option].items():
+                here = (*path, option, word)
                 found, _ = build_part(kind, word, fault, here)
                 names[dotted(here)] = list(schema(found).model_fields) if found else []
                 inner[word] = made_of(found, {} if some is None else some, here)
             if None in inner.values():
                 return None
-            values = {**values, field: inner}
-        for field in getattr(made, "auto", ()):
-            if values[field] == "auto":
-                values = {**values, field: getattr(made, field)}
-                auto.add(dotted((*path, field)))
+            values = {**values, option: inner}
+        for option in getattr(made, "auto", ()):
+            if values[option] == "auto":
+                values = {**values, option: getattr(made, option)}
+                auto.add(dotted((*path, option)))
         try:
             return made(**values)
         except (ValueError, ZoedgeError) as e:

@@ -19,7 +19,7 @@ from .display import Plain, Quiet
 from .errors import UsageError, ZoedgeError
 from .evaluate import Score
 from .log import Log, canonical
-from .recipe import WATCHDOG, Recipe
+from .recipe import WATCHDOG, Recipe, word_of
 from .storage import write_durably
 from .types import SKIPPED, Record
 from .workers import Workers
@@ -338,11 +338,15 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
     """Say what is about to happen, and compute the lower layers."""
     recipe, texts = bench.recipe, bench.texts
     trained = log.header.elements
-    show.start(
-        recipe.train.steps, f"{recipe.name}: {recipe.model.source}, {recipe.model.quantization}, {trained:,} trained"
-    )
     sets = {"train": texts.train, "valid": texts.valid, "test": texts.test}
-    show.say("rows: " + ", ".join(f"{len(v):,} {k}" for k, v in sets.items() if v is not None))
+    passes = engine.demand(recipe.estimator, recipe.train.steps)[1]
+    facts = {
+        "rows": ", ".join(f"{len(v):,} {k}" for k, v in sets.items() if v is not None),
+        "steps": f"{recipe.train.steps:,} of {passes} forward passes of {recipe.train.batch} rows",
+        "method": ", ".join(word_of(x) for x in (recipe.space, recipe.noise, recipe.estimator, recipe.rule)),
+    }
+    title = f"{recipe.name}: {recipe.model.source}, {recipe.model.quantization}, {trained:,} trained"
+    show.start(recipe.train.steps, title, facts)
     for which, counts in texts.counts.items():
         for what, number in counts.items():
             if number:

@@ -25,7 +25,10 @@ def main() -> None:
         sys.argv.remove("--debug")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are taken away
     try:
-        app(standalone_mode=False, prog_name="zoedge")
+        if code := app(
+            standalone_mode=False, prog_name="zoedge"
+        ):  # what typer.Exit was raised with comes back as a value
+            sys.exit(code)
     except typer.Exit as e:
         sys.exit(e.exit_code)
     except (typer.Abort, KeyboardInterrupt):

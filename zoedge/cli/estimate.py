@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -58,4 +59,4 @@ def estimate(
         for line in estimates.report(case, found):
             typer.echo(line)
     if not fits:
-        raise typer.Exit(3)
+        sys.exit(3)  # of typer.Exit, an app that is not standalone only returns the code
