@@ -120,7 +120,9 @@ def reached(curves: list[list[list[float]]], share: float, column: int) -> str:
     if not there:
         return "never"
     form = ",.0f" if column == 0 else ",.1f"
-    return f"{statistics.median(there):{form}}" + (f" ({len(there)} of {len(found)})" if len(there) < len(found) else "")
+    return f"{statistics.median(there):{form}}" + (
+        f" ({len(there)} of {len(found)})" if len(there) < len(found) else ""
+    )
 
 
 def text(runs: dict[str, dict[str, dict[str, Any]]]) -> str:
