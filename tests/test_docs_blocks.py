@@ -2,7 +2,7 @@
 
 A comment before a block says what else there is to know of it:
     <!-- file: my.yaml -->            the block is that file
-    <!-- exit 2 -->                   its command ends so, and the next plain block is what it prints, but for numbers and where it says ...
+    <!-- exit 2 -->                   its command ends so, and prints the next plain block, but for numbers and "..."
     <!-- not run: needs vLLM -->      its `zoedge` lines are still parsed
 Blocks of no language are outputs, of YAML without a name parts of a recipe.
 """
@@ -28,9 +28,25 @@ from typer.main import get_command
 from zoedge.cli import app
 
 ROOT = Path(__file__).parents[1]
-RUN = ["docs/tutorial.md", "docs/classify.md", "docs/chat.md", "docs/reward.md", "docs/howto.md", "docs/faq.md", "README.md"]
+RUN = [
+    "docs/tutorial.md",
+    "docs/classify.md",
+    "docs/chat.md",
+    "docs/reward.md",
+    "docs/howto.md",
+    "docs/faq.md",
+    "README.md",
+]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-NOT_HERE = {"make", "pip", "git", "python3", "accelerate", "vllm", ".venv/bin/python"}  # lines of README that wait for no test
+NOT_HERE = {
+    "make",
+    "pip",
+    "git",
+    "python3",
+    "accelerate",
+    "vllm",
+    ".venv/bin/python",
+}  # lines of README that wait for no test
 BLOCK = re.compile(r"^(?:<!-- ([^\n]*?) -->\n)?```(\w*)\n(.*?)^```$", re.S | re.M)
 ZOEDGE: Any = get_command(app)
 TEXTS = {
@@ -93,7 +109,13 @@ def stocked(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
         with (folder / "texts" / f"{name}.jsonl").open("w") as file:
             for i in range(240):
                 text = " ".join(WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(3 + i % 5))
-                row = {"text": f"{text} {i % 10}", "label": labels[i % len(labels)], "score": 1.5, "title": text, "lead": text}
+                row = {
+                    "text": f"{text} {i % 10}",
+                    "label": labels[i % len(labels)],
+                    "score": 1.5,
+                    "title": text,
+                    "lead": text,
+                }
                 file.write(json.dumps(row) + "\n")
     return folder
 
@@ -304,7 +326,9 @@ def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: p
 
         part = load.part("estimator", word)
         assert part(eps=0.1).measure(Cubic([]), [])[0] == pytest.approx(2, rel=1e-9), "the page says so"
-        for line in (line for b in blocks(ROOT / "CONTRIBUTING.md") if b.about == "with the example" for line in lines(b.text)):
+        for line in (
+            line for b in blocks(ROOT / "CONTRIBUTING.md") if b.about == "with the example" for line in lines(b.text)
+        ):
             done = run(line, zoedge, monkeypatch)
             assert done.code == 0, done.err
     finally:
