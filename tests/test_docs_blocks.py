@@ -210,6 +210,21 @@ def part_of_a_recipe(text: str) -> None:
     recipe.check(table, marks, "the page's recipe")
 
 
+def test_every_recipe_on_every_page_is_right() -> None:
+    """Whole ones and parts of one; lm-eval's task files and other tools' configurations have keys of their own."""
+    from zoedge import recipe
+
+    seen = 0
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "yaml" and not block.rests:
+                keys = recipe.read_yaml(block.text, page.name)[0].keys()
+                if keys <= {"version", "name", "seed", "noise", "estimator", "rule", *recipe.SECTIONS, "task", "space"}:
+                    part_of_a_recipe(block.text)
+                    seen += 1
+    assert seen >= 9
+
+
 def command_of(typed: list[str]) -> tuple[Any, list[str], str]:
     """(the command, what follows its name, its name) of the words after `zoedge`."""
     command, path = ZOEDGE, "zoedge"
