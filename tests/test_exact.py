@@ -539,6 +539,8 @@ def test_r5_the_source_of_the_replayed_path() -> None:
     folder, seen = Path(zoedge.__file__).parent, 0
     for part in ("noise", "rules", "spaces"):
         for path in sorted((folder / part).glob("*.py")):
+            if path.name in ("_fused.py", "_kernel.py"):  # a product of the forward on CUDA: measuring
+                continue
             tree = ast.parse(path.read_text())
             for node in ast.walk(tree):
                 if isinstance(node, ast.ClassDef):
@@ -685,7 +687,7 @@ def test_r7_a_loss_is_the_correctly_rounded_mean() -> None:
     for row in (losses, losses[::-1]):
         space = SimpleNamespace(width=9, visit=lambda deltas: nullcontext())
         task = SimpleNamespace(score=lambda model, batch, copies, row=row: torch.tensor([row], dtype=torch.float64))
-        run = SimpleNamespace(space=space, rows=9, most=math.inf, task=task, model=None)
+        run = SimpleNamespace(space=space, rows=9, most=math.inf, task=task, model=None, workers=None, rule=None)
         oracle = engine.Scorer(run, SimpleNamespace(tokens=1), 0, 1, 0)  # type: ignore[arg-type]
         assert oracle.losses([()]) == oracle.asked == [exact / 6]
 

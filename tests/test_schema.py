@@ -161,7 +161,7 @@ def test_every_field_has_a_description_and_its_default(document: dict[str, Any])
 
 
 def test_a_field_in_words() -> None:
-    assert schema.explained("rule.lr") == "rule.lr: a number, over 0; default: 0.001\n  the step size."
+    assert schema.explained("rule.lr") == "rule.lr: a number, over 0 or auto; default: 'auto'\n  the step size."
     assert schema.explained("rule.beta1").startswith("rule.beta1 (rule: adam): a number, ")
     assert schema.explained("data.train").startswith("data.train: a text; required\n  a .jsonl, .json, .csv")
     assert schema.explained("eval.select").startswith(
@@ -175,7 +175,7 @@ def test_a_field_in_words() -> None:
     assert schema.explained("task.tokens").startswith(
         "task.tokens (task: generate): a whole number, at least 1; default: 50"
     )
-    assert schema.explained("log").splitlines()[-1] == "  keys: log.sync_every, log.hash_every"
+    assert schema.explained("log").splitlines()[-1] == "  keys: log.sync_every, log.hash_every, log.trackers"
     assert "full | lora | prefix" in schema.explained("space")
 
 

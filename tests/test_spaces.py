@@ -358,7 +358,9 @@ def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Calla
 
 
 def test_an_adapter_and_scales_are_merged_together(trained: Callable[..., Any], tmp_path: Path) -> None:
-    bench, log = trained("{name: several, of: {scales: {layers: last 1}, lora: }}", "llama", "run", quantization="nf4")
+    bench, log = trained(
+        "{name: several, of: {scales: {layers: last 1}, lora: {layers: all}}}", "llama", "run", quantization="nf4"
+    )
     assert bench.space.width == 1 and bench.recipe.output.export == [] and bench.base.cut == 0
     assert "agree" in verify.states(log)[1][0]
     for leaf in bench.space.leaves():

@@ -106,7 +106,7 @@ def test_random_points_are_a_function_of_the_seed(here: Path) -> None:
     "text,said",
     [
         ("rule.learning_rate: [1]", "s.yaml:1:22: rule.learning_rate: unknown key - zoedge calls this 'rule.lr'."),
-        ("rule.lr: [1e-3,\n  -1]", "s.yaml:2:3: rule.lr: -1 is not greater than 0."),
+        ("rule.lr: [1e-3,\n  -1]", "s.yaml:2:3: rule.lr: -1 is not greater than 0 or 'auto'."),
         ("train.stepz: [1]", "s.yaml:1:15: train.stepz: unknown key - did you mean 'steps'?"),
         ("rule.lr: 1e-3", "s.yaml:1:1: rule.lr: 0.001 is no list of values, and no range such as {low: 1e-4, "),
         ("rule.lr: []", "s.yaml:1:1: rule.lr: an empty list. Write values, such as [1e-3, 1e-4], or remove it."),

@@ -699,9 +699,9 @@ def options(made: type[Any], overrides: list[str]) -> Any:
     for override in overrides:
         apply(table, {}, override)
     try:
-        return made(**vars(TypeAdapter(schema(made)).validate_json(json.dumps(table), strict=True)))
+        return made(**vars(TypeAdapter(schema(made, False)).validate_json(json.dumps(table), strict=True)))
     except ValidationError as e:
-        names = {"": list(schema(made).model_fields)}
+        names = {"": list(schema(made, False).model_fields)}
         found = [
             unknown(path, names) if what == UNKNOWN else f"{dotted(path)}: {what}." for path, what in mistakes(e, table)
         ]
@@ -712,19 +712,20 @@ def rebuilt(kind: str, table: dict[str, Any]) -> Any:
     """A part from what `Recipe.resolved` says of it. ValueError or ZoedgeError: it is not one."""
     made = part(kind, table["name"])
     given = json.dumps({key: value for key, value in table.items() if key != "name"})
-    return made(**vars(TypeAdapter(schema(made)).validate_json(given, strict=True)))
+    return made(**vars(TypeAdapter(schema(made, False)).validate_json(given, strict=True)))
 
 
 @lru_cache
-def schema(made: type[Any]) -> type[Section]:
+def schema(made: type[Any], auto: bool = True) -> type[Section]:
     """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances.
 
-    Those in the class's `auto` may be 'auto', and are, if not told: the class's number is where the search begins.
+    auto: those in the class's `auto` may be 'auto', and are, if not told: the class's number is where the search begins.
+    Where nobody searches (an optimiser, a log), they are numbers.
     """
     hints = get_type_hints(made, include_extras=True)
     columns: dict[str, Any] = {}
     for f in fields(made):
-        if f.name in getattr(made, "auto", ()):
+        if auto and f.name in getattr(made, "auto", ()):
             columns[f.name] = (hints[f.name] | Literal["auto"], "auto")
         elif f.default_factory is not MISSING:
             columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from . import auto, runs
 from . import recipe as recipes
-from . import runs
 from .errors import DataError, DivergedError, UsageError, ZoedgeError, listed, plain
 from .evaluate import Score
 from .log import Log, canonical
@@ -264,7 +264,7 @@ def begun(point: Point) -> None:
     folder = runs.folder_of(point.recipe)
     if os.path.lexists(folder / runs.LOG):
         with Log.open(folder / runs.LOG) as log:
-            runs.same_recipe(log.header, point.recipe, folder)
+            runs.same_recipe(log.header, auto.from_log(point.recipe, log.header), folder)
 
 
 def said(code: int) -> str:

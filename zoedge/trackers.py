@@ -56,6 +56,8 @@ class Trackers:
             return
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+        from . import sources  # noqa: F401 - offline first
+
         config = flat(recipe.resolved())
         for word in dict.fromkeys(words):
             made = LOGGER_TYPE_TO_CLASS[word]

@@ -363,9 +363,16 @@ def introduce(bench: runs.Bench, log: Log, show: Plain) -> None:
 class Looker:
     """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
 
-    def __init__(self, bench: runs.Bench, log: Log, show: Plain, took: machine.Took, follow: trackers.Trackers):
+    def __init__(
+        self,
+        bench: runs.Bench,
+        log: Log,
+        show: Plain,
+        took: machine.Took | None = None,
+        follow: trackers.Trackers | None = None,
+    ):
         self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
-        self.took, self.follow = took, follow
+        self.took, self.follow = took or machine.Took(), follow
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
 
@@ -374,8 +381,9 @@ class Looker:
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         runs.note(self.folder, **fields, **asdict(score))
-        on_test = fields["event"] != "valid" and self.rows == "test"
-        self.follow.score(fields["step"], "test" if on_test else "valid", score)
+        if self.follow is not None:
+            on_test = fields["event"] != "valid" and self.rows == "test"
+            self.follow.score(fields["step"], "test" if on_test else "valid", score)
         return score
 
     def before(self) -> Score | None:

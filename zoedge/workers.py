@@ -55,6 +55,8 @@ class Workers:
         from accelerate import PartialState
         from torch import distributed
 
+        from . import sources  # noqa: F401 - offline first
+
         wait = timedelta(seconds=timeout or TIMEOUT)
         try:
             state = PartialState(cpu=not cuda, timeout=wait)

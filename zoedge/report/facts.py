@@ -139,7 +139,7 @@ def noted(facts: Facts, journal: Any) -> None:
             case "time":
                 facts.times |= parts(line)
             case "memory":
-                facts.predicted |= parts(line.get("predicted"))
+                facts.predicted = parts(line.get("predicted"))
                 facts.measured = number(line.get("measured")) or facts.measured
             case "finished":
                 facts.seconds = number(line.get("seconds"))
