@@ -175,8 +175,8 @@ def train(
                 workers.share(path.read_bytes())
             with took("trunk"):
                 introduce(bench, log, show)
-            follow = stack.enter_context(closing(trackers.Trackers(recipe, folder, show.warn)))
-            looker = Looker(bench, log, show, took, follow)
+            listeners = stack.enter_context(closing(trackers.Trackers(recipe, folder, show.warn)))
+            looker = Looker(bench, log, show, took, listeners)
             before = looker.before()
             if not resumed:
                 looker.curvature(0)
@@ -192,7 +192,7 @@ def train(
                     if still == STILL:
                         show.warn(nothing_moves(recipe, record.step))
                     show.step(record)
-                    follow.step(record)
+                    listeners.step(record)
                     looker.at(record.step + 1)
                     looker.curvature(record.step + 1)
                 elif looker.missed(record.step + 1, resumed):
