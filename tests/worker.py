@@ -22,7 +22,7 @@ from zoedge.errors import ZoedgeError
 from zoedge.estimators.two_sided import TwoSided
 from zoedge.log import DIGESTS, Header, Log
 from zoedge.rules.momentum import Momentum
-from zoedge.workers import Workers
+from zoedge.workers import Workers, leave
 
 ROWS = 8
 
@@ -81,4 +81,4 @@ def main(folder: Path, steps: int, queries: int, **options: float) -> int:
 if __name__ == "__main__":
     os.environ.setdefault("RANK", "0")
     name, count, queries, *more = sys.argv[1:]
-    sys.exit(main(Path(name), int(count), int(queries), **{k: float(v) for k, v in (x.split("=") for x in more)}))
+    leave(main(Path(name), int(count), int(queries), **{k: float(v) for k, v in (x.split("=") for x in more)}))
