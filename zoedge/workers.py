@@ -21,9 +21,7 @@ from .errors import LostError, ReplayError, told
 from .types import mean
 
 Rows = list[list[float]]  # a point, its examples' losses
-TIMEOUT = (
-    1800.0  # seconds to wait for another worker, if train.timeout does not say: they wait while the first one looks
-)
+TIMEOUT = 1800.0  # seconds to wait for another worker, if train.timeout does not say: the others wait while one looks
 
 
 def launched() -> bool:

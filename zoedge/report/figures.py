@@ -138,10 +138,7 @@ def losses(runs: Sequence[Facts]) -> Figure | None:
     if not curves and not looked and not ends:
         return None
     figure, ax = axes()
-    for i, x, mean, low, high in curves:
-        if len(runs) == 1:
-            ax.fill_between(x, low, high, color=hue(i), alpha=0.18, linewidth=0)
-        ax.plot(x, mean, **style(i))
+    draw(ax, curves, band=len(runs) == 1)
     for i, points in looked:
         ax.plot(*zip(*points), color=INK if len(runs) == 1 else hue(i), marker="o", markersize=4.5,
                 linewidth=0.9 if len(runs) == 1 else 0, markeredgewidth=0)  # fmt: skip
@@ -217,15 +214,20 @@ def zeros(g: Any) -> str:
     return f"0 in {(g == 0).sum():,} of {len(g):,}" if (g == 0).any() else "never 0"
 
 
+def draw(ax: Any, curves: Sequence[Any], band: bool) -> None:
+    """Curves (which run, x, mean, low, high) as lines; band: also where most of the steps are."""
+    for i, x, mean, low, high in curves:
+        if band:
+            ax.fill_between(x, low, high, color=hue(i), alpha=0.18, linewidth=0)
+        ax.plot(x, mean, **style(i))
+
+
 def sizes(runs: Sequence[Facts]) -> Figure | None:
     curves = [(i, *binned(x.size)) for i, x in enumerate(runs) if (x.size > 0).any()]
     if not curves:
         return None
     figure, ax = axes()
-    for i, x, mean, low, high in curves:
-        if len(runs) == 1:
-            ax.fill_between(x, low, high, color=hue(i), alpha=0.18, linewidth=0)
-        ax.plot(x, mean, **style(i))
+    draw(ax, curves, band=len(runs) == 1)
     whole(ax, runs)
     ax.set_ylim(bottom=0)
     limit_top(ax, [c[4] if len(runs) == 1 else c[2] for c in curves])

@@ -80,25 +80,33 @@ def files_of(folder: Path, name: str) -> list[Path]:
     return [folder / f for f in found]
 
 
-def json_lines(path: Path, name: str) -> Iterator[Row | str]:
-    """A Row a line, or a sentence about what is wrong with it."""
+def lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """(file:line, bytes) of every line, the first without a byte-order mark; of an `endless` one, its beginning."""
     with path.open("rb") as file:
         number = 0
-        while raw := file.readline(LINE + 1):
+        while raw := file.readline(LINE + (1 if number else 4)):  # a mark takes three bytes
             number += 1
-            where = f"{name}:{number}"
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if raw.lstrip().startswith(b"["):
-                    raise DataError(f"{where}: a JSON array. Write one object a line: jq -c '.[]' OLD > NEW.jsonl")
-            if len(raw) > LINE and not raw.endswith(b"\n"):
-                yield f"{where}: longer than 1 MiB"
+            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            yield f"{name}:{number}", raw
+            if endless(raw):
                 while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
                     pass
-                continue
-            if raw.strip():
-                value = json_value(raw.rstrip(b"\r\n"))
-                yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
+
+
+def endless(raw: bytes) -> bool:
+    return len(raw) > LINE and not raw.endswith(b"\n")
+
+
+def json_lines(path: Path, name: str) -> Iterator[Row | str]:
+    """A Row a line, or a sentence about what is wrong with it."""
+    for i, (where, raw) in enumerate(lines(path, name)):
+        if i == 0 and raw.lstrip().startswith(b"["):
+            raise DataError(f"{where}: a JSON array. Write one object a line: jq -c '.[]' OLD > NEW.jsonl")
+        if endless(raw):
+            yield f"{where}: longer than 1 MiB"
+        elif raw.strip():
+            value = json_value(raw.rstrip(b"\r\n"))
+            yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
 
 
 def json_items(path: Path, name: str) -> Iterator[Row | str]:
@@ -153,27 +161,19 @@ def past(text: str, at: int) -> int:
 
 def text_lines(path: Path, name: str) -> Iterator[Row | str]:
     """A Row {text} a line that is not empty."""
-    with path.open("rb") as file:
-        number = 0
-        while raw := file.readline(LINE + 1):
-            number += 1
-            where = f"{name}:{number}"
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if len(raw) > LINE and not raw.endswith(b"\n"):
-                yield f"{where}: longer than 1 MiB"
-                while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
-                    pass
-                continue
-            try:
-                text = raw.decode().rstrip("\r\n")
-            except UnicodeDecodeError as e:
-                yield f"{where}: not UTF-8 (byte {e.start} of the line)"
-                continue
-            if "\0" in text:
-                yield f"{where}: a NUL character: is it a text?"
-            elif text.strip():
-                yield Row(where, {"text": text})
+    for where, raw in lines(path, name):
+        if endless(raw):
+            yield f"{where}: longer than 1 MiB"
+            continue
+        try:
+            text = raw.decode().rstrip("\r\n")
+        except UnicodeDecodeError as e:
+            yield f"{where}: not UTF-8 (byte {e.start} of the line)"
+            continue
+        if "\0" in text:
+            yield f"{where}: a NUL character: is it a text?"
+        elif text.strip():
+            yield Row(where, {"text": text})
 
 
 def json_value(raw: bytes) -> dict[str, Any] | str:
