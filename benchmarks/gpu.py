@@ -26,7 +26,7 @@ from typing import Any
 import step
 from _measure import HERE, apart, arguments, interleaved, machine, peak, ratio, rest_peak, save, spread, table
 
-import zoedge.sources  # noqa: F401 - takes the libraries below offline before they are imported
+import zoedge  # noqa: F401 - takes the libraries below offline before they are imported
 
 # bytes a weight, doubly quantised: a code of 4 bits, 8 bits a block of 64 weights, 32 bits a 256 of those
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -60,8 +60,8 @@ def made(shape: str, kind: str, device: Any, dtype: Any) -> Any:
     from torch import nn
     from transformers import AutoModelForCausalLM
 
-    from zoedge.models.base import Base, facts_of
-    from zoedge.models.loading import tame
+    from zoedge.scoring.models.base import Base, facts_of
+    from zoedge.scoring.models.loading import tame
 
     config = configuration(shape)
     with init_empty_weights(include_buffers=False):

@@ -37,7 +37,7 @@ def row(what: str, unit: str, values: list[float], over: str = "", ratios: Any =
 
 
 def header(elements: int, sync_every: int = 1) -> Any:
-    from zoedge.log import DIGESTS, Header
+    from zoedge.log.log import DIGESTS, Header
 
     return Header(
         block=b"{}", directions=2, noise=1, rule=1, seed=0, elements=elements, hash_every=100, sync_every=sync_every,
@@ -46,7 +46,7 @@ def header(elements: int, sync_every: int = 1) -> Any:
 
 
 def record(log: Any) -> Any:
-    from zoedge.types import Record, bits16
+    from zoedge.core.types import Record, bits16
 
     return Record(len(log), log.next_seq, bits16(1e-7), (bits16(0.7),), (0.5, 0.5))
 
@@ -55,11 +55,11 @@ def record(log: Any) -> Any:
 
 
 def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
-    from zoedge import runs
-    from zoedge.models.loading import load
-    from zoedge.noise.rademacher import Rademacher
-    from zoedge.recipe import check
-    from zoedge.spaces.lora import Lora
+    from zoedge.methods.noise.rademacher import Rademacher
+    from zoedge.methods.spaces.lora import Lora
+    from zoedge.recipe.check import check
+    from zoedge.run import setup
+    from zoedge.scoring.models.loading import load
 
     spaces = {}
     for name, sites in SITES.items():
@@ -74,7 +74,7 @@ def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
         path = folder / name.replace(" ", "")
         again = space.value.clone() if hasattr(space, "value") else None
         written(path, space, STEPS[name])
-        items[name] = partial(replayed, path, space, again, runs.bits())
+        items[name] = partial(replayed, path, space, again, setup.bits())
     found = interleaved(items, args.repeat)
     rate = {name: [STEPS[name] / s for s in values] for name, values in found.items()}
     target = {"LoRA 1 M": ("value", ">=", 1000)}
@@ -82,17 +82,17 @@ def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def running(log: Any, space: Any, bits: Any = None) -> Any:
-    from zoedge import engine
-    from zoedge.noise.rademacher import Rademacher
-    from zoedge.rules.sgd import Sgd
+    from zoedge.core import engine
+    from zoedge.methods.noise.rademacher import Rademacher
+    from zoedge.methods.rules.sgd import Sgd
 
     return engine.Run(0, 1000, log, space, Rademacher(), Sgd(lr=1e-7), bits=bits)
 
 
 def written(path: Path, space: Any, steps: int) -> None:
     """A log of some steps with the hashes that replay compares; `space` ends where they lead, or stays (full)."""
-    from zoedge import engine
-    from zoedge.log import Log
+    from zoedge.core import engine
+    from zoedge.log.log import Log
 
     with Log.create(path, header(sum(len(leaf.value) for leaf in space.leaves()))) as log:
         run = running(log, space)
@@ -104,8 +104,8 @@ def written(path: Path, space: Any, steps: int) -> None:
 
 
 def replayed(path: Path, space: Any, start: Any, bits: Any) -> None:
-    from zoedge import engine
-    from zoedge.log import Log
+    from zoedge.core import engine
+    from zoedge.log.log import Log
 
     if start is not None:
         space.value.copy_(start)
@@ -122,8 +122,8 @@ def noise(args: argparse.Namespace, folder: Path) -> list[Row]:
 
     import torch
 
-    from zoedge.load import part, words
-    from zoedge.types import Key, Leaf, Part
+    from zoedge.core.parts import part, words
+    from zoedge.core.types import Key, Leaf, Part
 
     torch.set_num_threads(1)
     size, seq = math.prod(SHAPE), count()
@@ -167,9 +167,9 @@ def loaded(args: argparse.Namespace, kind: str) -> tuple[float, float]:
 
     import torch
 
-    from zoedge.models import loading
-    from zoedge.recipe import Model
-    from zoedge.sources import resolve_model
+    from zoedge.recipe.check import Model
+    from zoedge.scoring.models import loading
+    from zoedge.scoring.sources.resolve import resolve_model
 
     for name in ("bitsandbytes", "transformers.models.auto.modeling_auto"):  # after zoedge, which goes offline
         importlib.import_module(name)
@@ -192,8 +192,8 @@ def loaded(args: argparse.Namespace, kind: str) -> tuple[float, float]:
 
 
 def log(args: argparse.Namespace, folder: Path) -> list[Row]:
-    from zoedge.log import Log
-    from zoedge.storage import disk
+    from zoedge.core.storage import disk
+    from zoedge.log.log import Log
 
     number = count()
 

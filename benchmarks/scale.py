@@ -45,14 +45,15 @@ def worker(args: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from zoedge import engine, runs
-    from zoedge.recipe import read
-    from zoedge.workers import Workers
+    from zoedge.core import engine
+    from zoedge.recipe.check import read
+    from zoedge.run import setup
+    from zoedge.run.workers import Workers
 
-    bench = runs.Bench.build(read("quickstart", settings(args, args.worker)))
+    bench = setup.Bench.build(read("quickstart", settings(args, args.worker)))
     workers = Workers() if os.environ["WORLD_SIZE"] != "1" else None
     seconds, sent = [], []
-    with TemporaryDirectory() as folder, runs.begin(bench, Path(folder)) as log:
+    with TemporaryDirectory() as folder, setup.begin(bench, Path(folder)) as log:
         began = time.perf_counter()
         for _ in engine.play(bench.run(log, workers), STEPS + 1):
             seconds.append(time.perf_counter() - began)
@@ -113,8 +114,9 @@ def offload(args: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
     from accelerate import hooks
 
-    from zoedge import engine, runs
-    from zoedge.recipe import read
+    from zoedge.core import engine
+    from zoedge.recipe.check import read
+    from zoedge.run import setup
 
     torch.set_num_threads(1)
     real, moved = hooks.set_module_tensor_to_device, []
@@ -134,9 +136,9 @@ def offload(args: argparse.Namespace) -> list[dict[str, Any]]:
         with TemporaryDirectory() as folder:
             steps = {}
             for name, more in limits.items():
-                bench = runs.Bench.build(read("quickstart", [*some, *more]))
+                bench = setup.Bench.build(read("quickstart", [*some, *more]))
                 Path(folder, name).mkdir()
-                steps[name] = engine.play(bench.run(runs.begin(bench, Path(folder, name))), STEPS + args.repeat)
+                steps[name] = engine.play(bench.run(setup.begin(bench, Path(folder, name))), STEPS + args.repeat)
                 next(steps[name])
             row["blocks"] = sum(any(p.is_meta for p in block.parameters()) for block in bench.base.blocks)
             for _ in range(args.repeat):
@@ -161,7 +163,7 @@ def step_time(row: dict[str, Any], count: int, latency: float, rate: float, rest
     The forward divides among them (workers.split), the rest does not; gloo's ring passes every worker's message
     through all others: count - 1 hops of a message each.
     """
-    from zoedge.workers import split
+    from zoedge.run.workers import split
 
     points = 2 * row["queries"]
     groups, parts = split(points, count)

@@ -84,7 +84,7 @@ REMEMBERED = [
 
 
 def recipe(args: argparse.Namespace, cell: Cell, queries: int = 1, folder: str = ".") -> Any:
-    from zoedge.recipe import check
+    from zoedge.recipe.check import check
 
     part = args.layers // {"last": 3, "quarter": 4}.get(cell.space, 1)
     lora = {"name": "lora", "layers": f"last {part}"}
@@ -104,13 +104,13 @@ def examples(base: Any, cell: Cell) -> Any:
     """Four batches of random tokens, the same in every run; or 16 of film reviews: two windows that zoedge sorts in."""
     import torch
 
-    from zoedge.tasks._examples import Examples
+    from zoedge.scoring.tasks._examples import Examples
 
     if not cell.tokens:
-        from zoedge import runs
-        from zoedge.recipe import read
+        from zoedge.recipe.check import read
+        from zoedge.run import setup
 
-        return runs.texts(read("quickstart", []), base.tokenizer, 128).train.head(16 * cell.batch)
+        return setup.texts(read("quickstart", []), base.tokenizer, 128).train.head(16 * cell.batch)
     made, seeded = Examples(1), torch.Generator().manual_seed(0)
     words = [base.tokenizer(word, add_special_tokens=False).input_ids[-1] for word in CLASSES]
     for i in range(4 * cell.batch):
@@ -126,18 +126,18 @@ def examples(base: Any, cell: Cell) -> Any:
 @contextmanager
 def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> Iterator[Any]:
     """A run's parts over `base`, which is as it was afterwards: its hooks are of this space alone."""
-    from zoedge import runs
+    from zoedge.run import setup
 
     hooks = [some for m in base.model.modules() for some in (m._forward_hooks, m._forward_pre_hooks)]
     before, project = [dict(some) for some in hooks], base.project
     forwards = {m: vars(m).get("forward") for m in base.model.modules()}
     made = recipe(args, cell)
-    space = made.space.attach(base, made.seed, runs.initial(made.noise))
+    space = made.space.attach(base, made.seed, setup.initial(made.noise))
     some = examples(base, cell)
     sum(base.keep(some, folder))
     try:
         task = made.task.over(some, made.seed, cell.batch)
-        yield runs.Bench(made, base, runs.Texts(some, None, None, {}), task, space)
+        yield setup.Bench(made, base, setup.Texts(some, None, None, {}), task, space)
     finally:
         for now, then in zip(hooks, before):
             now.clear()
@@ -155,11 +155,12 @@ class Step:
     def __init__(self, bench: Any, args: argparse.Namespace, cell: Cell, queries: int, folder: Path, stack: ExitStack):
         from dataclasses import replace
 
-        from zoedge import engine, runs
+        from zoedge.core import engine
+        from zoedge.run import setup
 
         folder.mkdir()
         bench = replace(bench, recipe=recipe(args, cell, queries, str(folder)))
-        run = bench.run(stack.enter_context(runs.begin(bench, folder)))
+        run = bench.run(stack.enter_context(setup.begin(bench, folder)))
         self.task, self.shares, self.scoring = run.task, [], 0.0
         run.task = self
         self.steps = engine.play(run, run.steps)
@@ -213,7 +214,7 @@ def times(args: argparse.Namespace, name: str, cells: dict[Cell, list[int]]) -> 
     import torch
     from _plain import floor
 
-    from zoedge.models.loading import load
+    from zoedge.scoring.models.loading import load
 
     torch.set_num_threads(args.threads)
     base, full = load(recipe(args, next(iter(cells))).model), None
@@ -247,8 +248,8 @@ def held(args: argparse.Namespace, cell: Cell, kind: str) -> float:
     import torch
     from _plain import floor
 
-    from zoedge.models.base import release
-    from zoedge.models.loading import load
+    from zoedge.scoring.models.base import release
+    from zoedge.scoring.models.loading import load
 
     torch.set_num_threads(args.threads)
     base = load(recipe(args, cell).model)
@@ -404,7 +405,7 @@ def main() -> None:
 
 def shape(args: argparse.Namespace) -> None:
     """What a recipe needs to know of the model: layers, and the names of q and v."""
-    from zoedge.sources import resolve_model
+    from zoedge.scoring.sources.resolve import resolve_model
 
     config = json.loads((resolve_model(args.model, None) / "config.json").read_bytes())
     args.layers, args.qv = config["num_hidden_layers"], ["q_proj", "v_proj"]

@@ -14,11 +14,11 @@ import numpy as np
 from typer.main import get_command
 
 from zoedge.cli import app
-from zoedge.engine import demand
+from zoedge.core.engine import demand
+from zoedge.core.parts import FOLDERS, module, part, words
+from zoedge.core.types import Leaf
 from zoedge.lab import experiments
-from zoedge.load import FOLDERS, module, part, words
-from zoedge.recipe import Recipe, read, word_of
-from zoedge.types import Leaf
+from zoedge.recipe.check import Recipe, read, word_of
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"

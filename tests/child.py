@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from zoedge import engine, storage
+from zoedge.core import engine, storage
+from zoedge.core.types import AbstractNoise, Key, Leaf, Part
 from zoedge.errors import ZoedgeError
-from zoedge.estimators.two_sided import TwoSided
-from zoedge.log import DIGESTS, Header, Log
-from zoedge.rules.momentum import Momentum
-from zoedge.types import AbstractNoise, Key, Leaf, Part
+from zoedge.log.log import DIGESTS, Header, Log
+from zoedge.methods.estimators.two_sided import TwoSided
+from zoedge.methods.rules.momentum import Momentum
 
 
 class Signs(AbstractNoise):

@@ -40,7 +40,7 @@ def pytest_runtest_teardown() -> None:
 
 def fitting(kind: str, word: str) -> dict[str, Any]:
     """A recipe's table with that part, and with what the part says it goes only with."""
-    from zoedge.load import part
+    from zoedge.core.parts import part
 
     table: dict[str, Any] = {kind: {"name": word}}
     for other, allowed in getattr(part(kind, word), "only_with", {}).items():
@@ -54,7 +54,7 @@ def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> An
     import torch
     import transformers
 
-    from zoedge.models.loading import from_pretrained, scheme, weight_of
+    from zoedge.scoring.models.loading import from_pretrained, scheme, weight_of
 
     model = (
         getattr(transformers, auto)
@@ -72,12 +72,13 @@ def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> An
 
 def replays(folder: Path) -> bool:
     """Did the finished run move, skip no step, and does its log lead to the state that it ends with?"""
-    from zoedge import engine, runs
-    from zoedge.log import Log
+    from zoedge.core import engine
+    from zoedge.log.log import Log
+    from zoedge.run import setup
 
-    with Log.open(folder / runs.LOG) as log:
+    with Log.open(folder / setup.LOG) as log:
         sound = any(g for record in log for g in record.g) and not any(record.flags for record in log)
-        run = runs.replayer(log)
+        run = setup.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
         return sound and log.state.end is not None and engine.digest(run.space).startswith(log.state.end)
@@ -333,7 +334,7 @@ def zoedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def worse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The losses of some slots are so many times what they are: like any loss a function of the log so far."""
 
-    from zoedge import engine
+    from zoedge.core import engine
 
     def by(factor: float, slots: range) -> None:
         real = engine.Scorer.losses

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-import zoedge.log as module
-from zoedge import storage
-from zoedge.log import DIGESTS, NOTE, Header, Log, State
-from zoedge.types import CLIPPED, SKIPPED, Record
+from zoedge import errors
+from zoedge.core import storage
+from zoedge.core.types import CLIPPED, SKIPPED, Record
+from zoedge.log import log as log_module
+from zoedge.log.log import DIGESTS, NOTE, Header, Log, State
 
 SEED = int(os.environ.get("ZOEDGE_SEED", "20261122"))  # of what is random in the suites; each prints it
 SHA = [bytes([i]) * 32 for i in range(256)]
@@ -74,7 +75,7 @@ def states(head: Header, raw: bytes) -> list[State]:
     found, size = [State()], head.slot_size
     for at in range(head.length, len(raw), size):
         state = State(**{k: v.copy() if hasattr(v, "copy") else v for k, v in vars(found[-1]).items()})
-        slot, wrong = module.decode_slot(raw[at : at + size], head.directions)
+        slot, wrong = log_module.decode_slot(raw[at : at + size], head.directions)
         assert not wrong and not state.fold(slot)
         found.append(state)
     return found
@@ -101,7 +102,7 @@ class Tally:
         self.cases += 1
         try:
             log = Log.open(path)
-        except module.DamagedError:
+        except errors.DamagedError:
             self.detected += 1
             return None
         self.wrong += log.seq >= len(meant) or not same(log.state, meant[log.seq])

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 MEMORY, SECONDS = 512 << 20, 10
-SANDBOX = str(ROOT / "zoedge" / "tasks" / "_sandbox.py")
+SANDBOX = str(ROOT / "zoedge" / "scoring" / "tasks" / "_sandbox.py")
 TRUSTED = tuple({os.path.realpath(p) + os.sep for p in (ROOT / "zoedge", sys.prefix, sys.base_prefix)})
 READABLE = (*TRUSTED, str(ROOT / "recipes") + os.sep, "/proc/", "/sys/", "/usr/", "/lib", "/dev/null", "/dev/urandom")
 ALWAYS = (
@@ -131,24 +131,27 @@ def run(folder: Path, argv: list[str], base: int, files: list[int]) -> None:
 
 def main() -> None:
     import zoedge.packed
-    import zoedge.recipe
     import zoedge.runs
     import zoedge.tasks._rows
+
+    import zoedge.recipe
 
     base = 0
     if sys.argv[1:] == ["torch"]:
         import torch
 
-        import zoedge.train
-        import zoedge.verify
-        from zoedge import export  # noqa: F401
-        from zoedge.models import loading
-        from zoedge.tasks import chat
+        import zoedge.commands.verify
+        import zoedge.run.train
+        from zoedge.commands.export import folder as export  # noqa: F401
+        from zoedge.scoring.models import loading
+        from zoedge.scoring.tasks import chat
 
         chat.SECONDS = 1  # of CPU for a template, 10 else
         torch.set_num_threads(1)
-        loading.load(zoedge.recipe.Model(source="model", quantization="none"))  # what is imported at the first use
-        zoedge.recipe.read("my.yaml")
+        loading.load(
+            zoedge.recipe.check.Model(source="model", quantization="none")
+        )  # what is imported at the first use
+        zoedge.recipe.check.read("my.yaml")
         platform.processor()  # the standard library's, remembered: it asks `uname -p`
         gc.collect()
         gc.freeze()  # a fork need not look at, nor copy, what is imported

@@ -25,11 +25,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {  # that hold a module, the fast ones that notice most first
-    "log": ["test_log.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-append]", "test_repair.py"],
-    "storage": ["test_torture_log.py", "test_torture_crash.py", "test_log.py"],
-    "repair": ["test_repair.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-repair]"],
-    "packed": ["test_packed.py"],
-    "engine": [
+    "log/log": ["test_log.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-append]", "test_repair.py"],
+    "core/storage": ["test_torture_log.py", "test_torture_crash.py", "test_log.py"],
+    "log/repair": ["test_repair.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-repair]"],
+    "log/packed": ["test_packed.py"],
+    "core/engine": [
         "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[low_rank two_sided momentum]",
         "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[block fzoo sgd]",
         "test_methods.py::test_the_direction_moved_along_is_the_direction_probed[sphere two_sided adam]",
@@ -126,7 +126,8 @@ def install(name: str, tree: ast.Module) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     exec(compile(tree, spec.origin, "exec"), module.__dict__)
-    setattr(sys.modules["zoedge"], name.rpartition(".")[2], module)
+    parent, _, word = name.rpartition(".")
+    setattr(importlib.import_module(parent), word, module)
 
 
 def survives(name: str, tree: ast.Module, tests: list[str], seconds: float) -> bool:
@@ -170,7 +171,7 @@ def main() -> int:
         source = (ROOT / "zoedge" / f"{module}.py").read_text()
         every = len(list(sites(ast.parse(source))))
         some = random.Random(options.seed).sample(range(every), min(options.count, every))
-        name, left = f"zoedge.{module}", []
+        name, left = f"zoedge.{module.replace('/', '.')}", []
 
         def used() -> float:
             here, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -16,9 +16,9 @@ import torch
 import yaml
 
 import zoedge as package
-from zoedge.api import recipe_from
+from zoedge.commands.finetune import recipe_from
 from zoedge.errors import DataError, IdentityError, UsageError, ZoedgeError
-from zoedge.recipe import read
+from zoedge.recipe.check import read
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from zoedge import auto, engine, runs
-from zoedge.display import display
+from zoedge.core import engine
+from zoedge.core.types import CLIPPED, Record, bits16
+from zoedge.core.watchdog import Watchdog, promise
 from zoedge.errors import DivergedError, IdentityError, UsageError
-from zoedge.log import Log
-from zoedge.recipe import Watchdog as Options
-from zoedge.recipe import check, dump, read, read_yaml, shipped
-from zoedge.train import train
-from zoedge.types import CLIPPED, Record, bits16
-from zoedge.watchdog import Watchdog, promise
+from zoedge.log.log import Log
+from zoedge.recipe.check import Watchdog as Options
+from zoedge.recipe.check import check, dump, read, read_yaml, shipped
+from zoedge.run import auto, setup
+from zoedge.run.display import display
+from zoedge.run.train import train
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +55,28 @@ def run(recipe: Any, folder: Path) -> Any:
     return train(recipe, folder, display("quiet"))
 
 
-def bench_of(recipe: Any, folder: Path) -> runs.Bench:
-    bench = runs.Bench.build(recipe)
+def bench_of(recipe: Any, folder: Path) -> setup.Bench:
+    bench = setup.Bench.build(recipe)
     folder.mkdir(exist_ok=True)
     sum(bench.base.keep(bench.texts.train, folder))
     return bench
 
 
 def said(folder: Path) -> dict[str, dict[str, Any]]:
-    return {line["key"]: line for line in runs.notes(folder) if line["event"] == "auto"}
+    return {line["key"]: line for line in setup.notes(folder) if line["event"] == "auto"}
 
 
 def test_what_is_not_told_is_found_and_is_a_number_in_the_log(fast: Any, whole: Path) -> None:
     assert fast().auto == {"estimator.eps", "rule.lr", "train.watchdog"} and fast().rule.schedule == "linear"
     found = said(whole)
-    with Log.open(whole / runs.LOG) as log:
+    with Log.open(whole / setup.LOG) as log:
         table = log.header.about["recipe"]
         assert len(log) == 24 and log[0].lr == bits16(table["rule"]["lr"]) > log[20].lr > 0
     assert table["estimator"]["eps"] == found["estimator.eps"]["value"] in auto.LADDER
     tried = {float(k): v for k, v in found["rule.lr"]["tried"].items()}
     best = min((lr for lr in tried if tried[lr] is not None), key=lambda lr: tried[lr])
     assert table["rule"]["lr"] == found["rule.lr"]["value"] == pytest.approx(best / auto.CAUTION, rel=0.05)
-    assert table["train"]["watchdog"] and read(str(whole / runs.RECIPE)).auto == frozenset()
+    assert table["train"]["watchdog"] and read(str(whole / setup.RECIPE)).auto == frozenset()
     assert {f"lr-{lr:g}.zlog" for lr in tried} == {path.name for path in (whole / auto.SEARCH).iterdir()}
 
 
@@ -83,7 +84,7 @@ def test_every_trial_replays_from_its_log(whole: Path) -> None:
     ended = 0
     for path in (whole / auto.SEARCH).iterdir():
         with Log.open(path) as log:
-            replay = runs.replayer(log)
+            replay = setup.replayer(log)
             for _ in engine.play(replay, len(log)):
                 pass
             lr = log.header.about["recipe"]["rule"]["lr"]
@@ -144,9 +145,9 @@ def test_a_run_goes_on_with_its_own_numbers(
     monkeypatch.setattr(auto, "resolve", None)  # nothing is looked for
     shutil.copytree(whole, tmp_path / "run")
     assert run(fast(), tmp_path / "run").steps == 24
-    (tmp_path / "run" / runs.METRICS).unlink()  # so that it is not known to be finished
+    (tmp_path / "run" / setup.METRICS).unlink()  # so that it is not known to be finished
     assert run(fast(), tmp_path / "run").steps == 24
-    assert (tmp_path / "run" / runs.LOG).read_bytes() == (whole / runs.LOG).read_bytes()
+    assert (tmp_path / "run" / setup.LOG).read_bytes() == (whole / setup.LOG).read_bytes()
     for override, what in {"rule.lr=0.5": r"rule\.lr .* -> 0\.5", "seed=8": "seed 7 -> 8"}.items():
         with pytest.raises(IdentityError, match=what):
             run(fast(override), tmp_path / "run")
@@ -163,7 +164,7 @@ def test_verify_and_branches_take_the_logs_numbers(
     branch = tmp_path / "branch"
     done = zoedge("finetune", tmp_path / "auto.yaml", "--from", f"{whole}@10", "--run-dir", branch, "--quiet")
     assert done.code == 0, done.err
-    assert (branch / runs.LOG).is_file() and not (branch / auto.SEARCH).exists()
+    assert (branch / setup.LOG).is_file() and not (branch / auto.SEARCH).exists()
 
 
 def test_passes_that_are_told_are_those_that_were_made(
@@ -290,7 +291,7 @@ def test_what_is_neither_a_number_nor_auto_gets_a_sentence(recipe_file: Path, ov
 def test_shipped_recipes_decide_the_same_numbers_as_ever() -> None:
     """Their digests as of before defaults could be auto: a changed default must be written out in them."""
     known = json.loads((Path(__file__).parent / "fixtures" / "shipped.json").read_text())
-    found = {path.stem: runs.recipe_digest(read(str(path))).hex()[:16] for path in shipped()}
+    found = {path.stem: setup.recipe_digest(read(str(path))).hex()[:16] for path in shipped()}
     assert len(known) >= 49 and {name: found[name] for name in known} == known
 
 
@@ -337,7 +338,7 @@ def test_no_step_promises_more_than_it_may_and_a_long_step_is_bounded(fast: Any,
     for name, guard in {"free": "null", "guarded": "{trust: 0.01, rise: 1.5, rewinds: 8, patience: 10}"}.items():
         told = ("rule.lr=3", "estimator.eps=1e-3", "train.steps=60", f"train.watchdog={guard}")
         run(fast(*told), tmp_path / name)
-        with Log.open(tmp_path / name / runs.LOG) as log:
+        with Log.open(tmp_path / name / setup.LOG) as log:
             ends[name] = math.fsum(min(record.losses) for record in list(log)[-20:]) / 20
             promised = [record.lr * record.g[0] ** 2 / min(record.losses) for record in log]
             assert (max(promised) <= 0.0101) == (name == "guarded")

@@ -22,8 +22,8 @@ import race  # noqa: E402
 import report  # noqa: E402
 import step  # noqa: E402
 
-from zoedge import engine  # noqa: E402
-from zoedge.models.loading import load  # noqa: E402
+from zoedge.core import engine  # noqa: E402
+from zoedge.scoring.models.loading import load  # noqa: E402
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_parts(args: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path, tmp_path: Path) -> None:
     from zoedge.lab._model import Model
-    from zoedge.recipe import read
+    from zoedge.recipe.check import read
 
     model = Model(read(str(recipe_file)), tmp_path)
     bench, args.steps = model.bench, 3

@@ -10,12 +10,15 @@ import pytest
 from test_faults import GUARD, METHODS, kinds
 from test_play import train
 
-from zoedge import branch, engine, packed, runs, verify
-from zoedge.display import display
+from zoedge.commands import verify
+from zoedge.core import engine
 from zoedge.errors import DamagedError, IdentityError, LockedError, UsageError
-from zoedge.log import HASH, NOTE, STEP, Log, canonical
-from zoedge.recipe import read
-from zoedge.train import train as whole_run
+from zoedge.log import packed
+from zoedge.log.log import HASH, NOTE, STEP, Log, canonical
+from zoedge.recipe.check import read
+from zoedge.run import branch, setup
+from zoedge.run.display import display
+from zoedge.run.train import train as whole_run
 
 OTHER = ["rule.lr=3e-3", "rule.schedule=constant", "train.batch=3", "rule.weight_decay=0.1"]
 
@@ -23,11 +26,11 @@ OTHER = ["rule.lr=3e-3", "rule.schedule=constant", "train.batch=3", "rule.weight
 def begun(recipe_file: Path, folder: Path, parent: branch.Parent, options: list[str], until: int) -> bytes:
     """The state of a branch after so many steps, begun or continued."""
     recipe = read(str(recipe_file), options)
-    bench = runs.Bench.build(recipe)
+    bench = setup.Bench.build(recipe)
     sum(bench.base.keep(bench.texts.train, folder.parent))
     folder.mkdir(exist_ok=True)
-    path = folder / runs.LOG
-    with Log.resume(path) if path.exists() else runs.begin(bench, folder, parent) as log:
+    path = folder / setup.LOG
+    with Log.resume(path) if path.exists() else setup.begin(bench, folder, parent) as log:
         for _ in engine.play(bench.run(log), until):
             pass
         if until == recipe.train.steps:
@@ -36,7 +39,7 @@ def begun(recipe_file: Path, folder: Path, parent: branch.Parent, options: list[
 
 
 def state(log: Any, steps: int) -> bytes:
-    run = runs.replayer(log)
+    run = setup.replayer(log)
     for _ in engine.play(run, steps):
         pass
     return engine.digest(run.space)
@@ -53,18 +56,18 @@ def test_a_branch_goes_on_from_the_parents_state_and_replays_alone(
     worse(100.0, range(14, 21))
     own = METHODS[method]
     train(recipe_file, tmp_path / "parent", overrides=[GUARD, "train.steps=16", *own])
-    parent = Log.open(tmp_path / "parent" / runs.LOG)
+    parent = Log.open(tmp_path / "parent" / setup.LOG)
     assert parent.state.rewinds
     free = OTHER[:-1] if method == "hizoo" else OTHER
     options = ["train.steps=16", *own, *free]
     final = begun(recipe_file, tmp_path / "a", branch.Parent(parent, 12), options, 16)
     begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 13)
     assert begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 16) == final
-    raw = (tmp_path / "a" / runs.LOG).read_bytes()
-    assert raw == (tmp_path / "b" / runs.LOG).read_bytes()
-    log = Log.open(tmp_path / "a" / runs.LOG)
+    raw = (tmp_path / "a" / setup.LOG).read_bytes()
+    assert raw == (tmp_path / "b" / setup.LOG).read_bytes()
+    log = Log.open(tmp_path / "a" / setup.LOG)
     assert list(log)[:12] == list(parent)[:12] and len(log) == 16 and not log.state.rewinds
-    assert all(r.lr == runs.recipe_of(log.header, "log").rule.rate(12, 16) for r in list(log)[12:])
+    assert all(r.lr == setup.recipe_of(log.header, "log").rule.rate(12, 16) for r in list(log)[12:])
     assert state(log, 12) == state(parent, 12) and log.state.hashes[12] == state(parent, 12)[:24]
     assert {s: d for s, d in parent.state.hashes.items() if s < 12}.items() <= log.state.hashes.items()
     join = log[11].seq + 1
@@ -76,10 +79,10 @@ def test_a_branch_goes_on_from_the_parents_state_and_replays_alone(
         (tmp_path / "p.zpack").write_bytes(packed.pack(parent))
         again = branch.Parent(packed.Packed.open(tmp_path / "p.zpack"), 12)
         begun(recipe_file, tmp_path / "c", again, options, 12)
-        other = Log.open(tmp_path / "c" / runs.LOG)
+        other = Log.open(tmp_path / "c" / setup.LOG)
         assert [r._replace(losses=(), check=0) for r in list(log)[:12]] == list(other)[:12]
     second = begun(recipe_file, tmp_path / "d", branch.Parent(log, 14), [*options, "rule.lr=1e-4"], 16)
-    assert engine.digest(verify.states(Log.open(tmp_path / "d" / runs.LOG))[0].space) == second != final
+    assert engine.digest(verify.states(Log.open(tmp_path / "d" / setup.LOG))[0].space) == second != final
 
 
 REFUSED = {
@@ -96,15 +99,15 @@ REFUSED = {
 @pytest.mark.parametrize("change", REFUSED)
 def test_what_the_parents_steps_do_not_replay_under_is_refused(recipe_file: Path, tmp_path: Path, change: str) -> None:
     train(recipe_file, tmp_path / "parent", until=12)
-    parent = branch.Parent(Log.open(tmp_path / "parent" / runs.LOG), 8)
+    parent = branch.Parent(Log.open(tmp_path / "parent" / setup.LOG), 8)
     with pytest.raises(IdentityError, match=rf"Cannot branch from .*run\.zlog@8: .*{REFUSED[change]}"):
         begun(recipe_file, tmp_path / "a", parent, [change], 9)
-    assert not (tmp_path / "a" / runs.LOG).exists() and not list((tmp_path / "a").iterdir())
+    assert not (tmp_path / "a" / setup.LOG).exists() and not list((tmp_path / "a").iterdir())
 
 
 def test_a_rule_paced_by_the_run_keeps_its_length(recipe_file: Path, tmp_path: Path) -> None:
     train(recipe_file, tmp_path / "parent", until=8, overrides=METHODS["adamu"])
-    parent = branch.Parent(Log.open(tmp_path / "parent" / runs.LOG), 8)
+    parent = branch.Parent(Log.open(tmp_path / "parent" / setup.LOG), 8)
     with pytest.raises(IdentityError, match=r"train.steps 24 -> 30 \(Adamu has schedules of the run's length"):
         begun(recipe_file, tmp_path / "a", parent, [*METHODS["adamu"], "train.steps=30"], 9)
 
@@ -123,7 +126,7 @@ def test_the_command(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., An
     done = zoedge(*start, "--from", f"{parent}@last")
     assert done.code == 0 and "30 steps" in done.out
     folder = parent.with_name("two")
-    assert zoedge("verify", folder, "--replay", "--against", folder / runs.RECIPE).code == 0
+    assert zoedge("verify", folder, "--replay", "--against", folder / setup.RECIPE).code == 0
     assert zoedge(*start, "--from", f"{parent}@last").code == 0, "it is finished"
     done = zoedge(*start, "--from", f"{parent}@20")
     assert done.code == 4 and "did not begin as" in done.err
@@ -133,26 +136,26 @@ def test_the_command(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., An
 
 def test_a_log_that_is_there_is_not_replaced(recipe_file: Path, tmp_path: Path) -> None:
     train(recipe_file, tmp_path / "parent", until=8)
-    parent = branch.Parent(Log.open(tmp_path / "parent" / runs.LOG), 8)
+    parent = branch.Parent(Log.open(tmp_path / "parent" / setup.LOG), 8)
     recipe = read(str(recipe_file))
     (tmp_path / "run.zlog").write_bytes(b"another's")
     with pytest.raises(LockedError):
-        branch.begin(parent, runs.Bench.build(recipe).header(), recipe, tmp_path / "run.zlog")
+        branch.begin(parent, setup.Bench.build(recipe).header(), recipe, tmp_path / "run.zlog")
     assert (tmp_path / "run.zlog").read_bytes() == b"another's" and not list(tmp_path.glob(".run*"))
 
 
 @pytest.mark.parametrize("parent", [3, {"step": 3}, {"step": "3", "fingerprint": ""}, {"step": -1, "fingerprint": ""}])
 def test_what_a_header_says_of_a_parent_is_checked(recipe_file: Path, tmp_path: Path, parent: Any) -> None:
     train(recipe_file, tmp_path / "run", until=1)
-    header = Log.open(tmp_path / "run" / runs.LOG).header
+    header = Log.open(tmp_path / "run" / setup.LOG).header
     object.__setattr__(header, "block", canonical({**header.about, "parent": parent}))
     with pytest.raises(DamagedError, match="parent run cannot be read"):
-        runs.parent_of(header)
+        setup.parent_of(header)
 
 
 def test_a_branch_by_train(recipe_file: Path, tmp_path: Path) -> None:
     first = whole_run(read(str(recipe_file)), tmp_path / "one", display("quiet"))
-    parent = branch.Parent(Log.open(first.folder / runs.LOG), 10)
+    parent = branch.Parent(Log.open(first.folder / setup.LOG), 10)
     with pytest.raises(UsageError, match="at least one step"):
         whole_run(read(str(recipe_file), ["train.steps=10"]), tmp_path / "x", display("quiet"), parent=parent)
     second = whole_run(read(str(recipe_file), OTHER), tmp_path / "two", display("quiet"), parent=parent)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from test_models import CLOSE, FAMILIES, VOCABULARY, Get, attach, deltas, far
 
-from zoedge.models.base import Base
-from zoedge.models.loading import load
-from zoedge.recipe import Model
-from zoedge.tasks._branches import fills
-from zoedge.tasks._examples import Batch, Examples
-from zoedge.tasks._training import TOKENS, filled, likelihoods
+from zoedge.recipe.check import Model
+from zoedge.scoring.models.base import Base
+from zoedge.scoring.models.loading import load
+from zoedge.scoring.tasks._branches import fills
+from zoedge.scoring.tasks._examples import Batch, Examples
+from zoedge.scoring.tasks._training import TOKENS, filled, likelihoods
 
 SHAPES = [(40, [20, 20, 21]), (9, [1, 7]), (5, [6]), (0, [4, 2, 3]), (17, [0, 0])]  # a prompt's tokens, its options'
 SIZES = [len(options) for _, options in SHAPES]

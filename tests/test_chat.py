@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from zoedge.errors import DataError
-from zoedge.tasks import chat
-from zoedge.tasks._formats import messages, said
-from zoedge.tasks._rows import Row
-from zoedge.tasks.chat import TEMPLATES, Chat, render
+from zoedge.scoring.rows.formats import messages, said
+from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.tasks import chat
+from zoedge.scoring.tasks.chat import TEMPLATES, Chat, render
 
 WORDS = SimpleNamespace(bos_token="<s>", eos_token="</s>", pad_token=None, unk_token=None)
 TALK = [

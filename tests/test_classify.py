@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoedge.errors import DataError
-from zoedge.tasks._examples import WINDOW, Examples
-from zoedge.tasks._rows import Row
-from zoedge.tasks.classify import Classify
+from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.tasks._examples import WINDOW, Examples
+from zoedge.scoring.tasks.classify import Classify
 
 FILM = [
     Row("f:1", {"text": "the film is bright", "label": "positive"}),

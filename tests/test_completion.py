@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from zoedge import recipe
 from zoedge.cli import completing
-from zoedge.load import FOLDERS, part, words
+from zoedge.core.parts import FOLDERS, part, words
+from zoedge.recipe import check
 
-ROOT = Path(recipe.__file__).parents[1]
+ROOT = Path(check.__file__).parents[2]
 CODE = """
 import json, sys
 from zoedge.cli import main
@@ -84,7 +84,7 @@ def test_another_shell(folder: Path) -> None:
 
 
 def test_every_key_is_one_and_every_one_is_there() -> None:
-    known = {"name", "seed", *FOLDERS} | {f"{k}.{f}" for k, s in recipe.SECTIONS.items() for f in s.model_fields}
+    known = {"name", "seed", *FOLDERS} | {f"{k}.{f}" for k, s in check.SECTIONS.items() for f in s.model_fields}
     known |= {
         f"{kind}.{f.name}" for kind, folder in FOLDERS.items() for w in words(folder) for f in fields(part(kind, w))
     }

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zoedge import runs
-from zoedge.curvature import trace
-from zoedge.display import display
 from zoedge.errors import UsageError
 from zoedge.lab._bench import Space
-from zoedge.log import Log
-from zoedge.recipe import Curvature, read
-from zoedge.train import train
+from zoedge.log.log import Log
+from zoedge.recipe.check import Curvature, read
+from zoedge.run import setup
+from zoedge.run.curvature import trace
+from zoedge.run.display import display
+from zoedge.run.train import train
 
 D = 60
 RNG = np.random.default_rng(0)
@@ -70,14 +70,14 @@ def test_a_tracked_runs_log_is_the_untracked_ones(recipe_file: Path, tmp_path: P
         recipe = read(str(recipe_file), [*words, "eval.at_start=false"])
         folder = tmp_path / str(len(words))
         train(recipe, folder, display("quiet"))
-        with Log.open(folder / runs.LOG) as log:
+        with Log.open(folder / setup.LOG) as log:
             found.append((list(log), log.state.end, log.state.hashes, log.header.recipe, log.header.identity()))
     plain, tracked = found
     assert plain[:4] == tracked[:4], "records, state hashes and the recipe's digest"
-    lines = [line for line in runs.notes(tmp_path / "1") if line["event"] == "curvature"]
+    lines = [line for line in setup.notes(tmp_path / "1") if line["event"] == "curvature"]
     assert [line["step"] for line in lines] == [0, 8, 16, 24]
     assert all(abs(line["trace"]) > 0 and line["error"] > 0 and line["loss"] > 0 for line in lines)
-    assert not [line for line in runs.notes(tmp_path / "0") if line["event"] == "curvature"]
+    assert not [line for line in setup.notes(tmp_path / "0") if line["event"] == "curvature"]
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_points_are_left_behind_when_the_score_fails() -> None:
 @pytest.mark.parametrize("space", ["lora", "scales"])
 def test_it_asks_for_no_more_points_than_a_space_holds(recipe_file: Path, space: str) -> None:
     """Scales hold one at a time, LoRA both of a direction."""
-    from zoedge import runs
+    from zoedge.run import setup
 
-    bench = runs.Bench.build(read(str(recipe_file), [f"space={space}", "output.export=[]"]))
+    bench = setup.Bench.build(read(str(recipe_file), [f"space={space}", "output.export=[]"]))
     some = Curvature(rows=4, directions=2)
     found = trace(bench.space, bench.task, bench.base, bench.texts.train, some, 0, 0)
     assert np.isfinite(found.trace) and found.error > 0

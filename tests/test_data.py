@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoedge import sources
 from zoedge.errors import DataError
-from zoedge.recipe import Data, Split
-from zoedge.tasks._rows import Row, content, mixed, read, renamed, sets, share, shuffled
-from zoedge.tasks.classify import Classify
+from zoedge.recipe.check import Data, Split
+from zoedge.scoring.rows.sets import Row, content, mixed, read, renamed, sets, share, shuffled
+from zoedge.scoring.sources import resolve
+from zoedge.scoring.tasks.classify import Classify
 
 GOOD = [{"text": f"film {i}", "label": "positive" if i % 2 else "negative", "score": i / 4} for i in range(40)]
 
@@ -502,10 +502,10 @@ def hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ca
             parquet_file(tmp_path / "snapshot" / name, [{"text": name, "label": "positive"}])
         (tmp_path / "snapshot" / "README.md").write_text("train")
         asked: list[Any] = []
-        monkeypatch.setattr(sources, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
+        monkeypatch.setattr(resolve, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
 
         def get(source: str) -> set[str]:
-            rows, _ = read(*sources.resolve_text(source))
+            rows, _ = read(*resolve.resolve_text(source))
             assert asked[-1][:2] == ("dataset", "org/set")
             return set(texts_of(rows))
 
@@ -566,7 +566,7 @@ def test_train_and_validation_of_one_hub_set_in_a_recipe(hub_set: Any) -> None:
 
 
 def test_a_few_rows_of_each_class() -> None:
-    from zoedge.tasks._rows import few
+    from zoedge.scoring.rows.sets import few
 
     rows = [Row(f"a:{i}", {"text": f"text {i}", "label": "p" if i % 3 else "n"}) for i in range(60)]
     drawn = [few(rows, 8, "label", seed, "train") for seed in (13, 13, 21)]

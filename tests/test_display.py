@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from zoedge import display
-from zoedge.display import Json, Live, Plain, marked
-from zoedge.evaluate import Score
-from zoedge.types import SKIPPED, Record
+from zoedge.core.types import SKIPPED, Record
+from zoedge.run import display
+from zoedge.run.display import Json, Live, Plain, marked
+from zoedge.run.evaluate import Score
 
 
 def fed(show: Any, steps: int = 100) -> Any:
@@ -90,7 +91,7 @@ def test_names_are_no_markup(live: Live) -> None:
 
 def test_machines_get_passes_and_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(float(i) for i in range(1000))
-    monkeypatch.setattr(display.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     show = Json()
     for step in range(3):
         show.step(Record(step, step, 1e-3, (0.5,), (1.0, 1.2)))

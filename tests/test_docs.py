@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from zoedge import lab
-from zoedge.load import FOLDERS, words
-from zoedge.recipe import read, shipped
+from zoedge.core.parts import FOLDERS, words
+from zoedge.recipe.check import read, shipped
 
 ROOT = Path(__file__).parents[1]
 

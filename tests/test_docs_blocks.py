@@ -123,9 +123,9 @@ def stocked(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture
 def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, gone into, where every run is of few steps and rows, over the stocked cache. base-model/: no chat template."""
-    from zoedge import recipe
+    from zoedge.recipe import check
 
-    real = recipe.overridden
+    real = check.overridden
 
     def shorter(table: Any, *rest: Any) -> Any:
         found = real(table, *rest)
@@ -137,7 +137,7 @@ def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypat
         return found
 
     shutil.copytree(llama, tmp_path / "base-model")
-    monkeypatch.setattr(recipe, "overridden", shorter)
+    monkeypatch.setattr(check, "overridden", shorter)
     monkeypatch.setenv("ZOEDGE_CACHE", str(stocked))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
@@ -203,23 +203,23 @@ def test_a_pages_blocks_run(page: str, small: Path, zoedge: Any, monkeypatch: py
 
 def part_of_a_recipe(text: str) -> None:
     """What a page shows of a recipe is right where the rest is quickstart's."""
-    from zoedge import recipe
+    from zoedge.recipe import check
 
-    table, marks = recipe.read_yaml(recipe.text_of(recipe.find("quickstart")), "quickstart")
-    table |= recipe.read_yaml(text, "the page")[0]
-    recipe.check(table, marks, "the page's recipe")
+    table, marks = check.read_yaml(check.text_of(check.find("quickstart")), "quickstart")
+    table |= check.read_yaml(text, "the page")[0]
+    check.check(table, marks, "the page's recipe")
 
 
 def test_every_recipe_on_every_page_is_right() -> None:
     """Whole ones and parts of one; lm-eval's task files and other tools' configurations have keys of their own."""
-    from zoedge import recipe
+    from zoedge.recipe import check
 
     seen = 0
     for page in PAGES:
         for block in blocks(page):
             if block.language == "yaml" and not block.rests:
-                keys = recipe.read_yaml(block.text, page.name)[0].keys()
-                if keys <= {"version", "name", "seed", "noise", "estimator", "rule", *recipe.SECTIONS, "task", "space"}:
+                keys = check.read_yaml(block.text, page.name)[0].keys()
+                if keys <= {"version", "name", "seed", "noise", "estimator", "rule", *check.SECTIONS, "task", "space"}:
                     part_of_a_recipe(block.text)
                     seen += 1
     assert seen >= 9
@@ -312,16 +312,19 @@ def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: p
     import test_layout
     import test_methods
 
-    from zoedge import estimators, load
+    from zoedge.core import parts
+    from zoedge.methods import estimators
 
     (block,) = (b for b in blocks(ROOT / "CONTRIBUTING.md") if b.file)
     path = small / Path(block.file).name
     path.write_text(block.text)
-    assert Path(block.file).parent == Path("zoedge/estimators") and len(block.text.splitlines()) <= 80
-    real, word = load.words, path.stem
-    monkeypatch.setattr(load, "words", lambda folder: (*real(folder), *([word] if folder == "estimators" else [])))
+    assert Path(block.file).parent == Path("zoedge/methods/estimators") and len(block.text.splitlines()) <= 80
+    real, word = parts.words, path.stem
+    monkeypatch.setattr(
+        parts, "words", lambda folder: (*real(folder), *([word] if folder == "methods.estimators" else []))
+    )
     monkeypatch.setattr(estimators, "__path__", [*estimators.__path__, str(small)])
-    monkeypatch.delitem(sys.modules, f"zoedge.estimators.{word}", raising=False)
+    monkeypatch.delitem(sys.modules, f"zoedge.methods.estimators.{word}", raising=False)
     try:
         test_layout.test_a_part_is_one_frozen_dataclass_named_as_its_file("estimator", word)
         for noise in ("rademacher", "low_rank"):
@@ -332,14 +335,14 @@ def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: p
             test_methods.test_the_direction_moved_along_is_the_direction_probed((noise, word, "momentum"), folder)
         test_methods.test_differences_are_the_slope_on_a_linear_function(word)
         test_methods.test_forward_passes_are_the_tables(word, {}, 4)
-        made = importlib.import_module(f"zoedge.estimators.{word}")
+        made = importlib.import_module(f"zoedge.methods.estimators.{word}")
         assert Path(made.__file__ or "") == path
 
         class Cubic(test_methods.Slope):
             def losses(self, points: Any) -> list[float]:
                 return [sum(2 * c + 5 * c**3 for c, q in point) for point in points]
 
-        part = load.part("estimator", word)
+        part = parts.part("estimator", word)
         assert part(eps=0.1).measure(Cubic([]), [])[0] == pytest.approx(2, rel=1e-9), "the page says so"
         for line in (
             line for b in blocks(ROOT / "CONTRIBUTING.md") if b.about == "with the example" for line in lines(b.text)
@@ -347,5 +350,5 @@ def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: p
             done = run(line, zoedge, monkeypatch)
             assert done.code == 0, done.err
     finally:
-        sys.modules.pop(f"zoedge.estimators.{word}", None)
+        sys.modules.pop(f"zoedge.methods.estimators.{word}", None)
         shutil.rmtree(small / "__pycache__", ignore_errors=True)

@@ -10,22 +10,25 @@ from typing import Any
 import pytest
 import torch
 
-from zoedge import engine, estimate, machine, runs, sources, train
-from zoedge.display import display
+from zoedge import errors
+from zoedge.commands.estimate import fit, machine
+from zoedge.core import engine
+from zoedge.core.parts import part, words
+from zoedge.core.types import Leaf
 from zoedge.errors import DataError, UsageError
-from zoedge.load import part, words
-from zoedge.models import base as bases
-from zoedge.models import loading
-from zoedge.recipe import Model, Recipe, read
-from zoedge.spaces import full
-from zoedge.tasks import _training
-from zoedge.types import Leaf
+from zoedge.methods.spaces import full
+from zoedge.recipe.check import Model, Recipe, read
+from zoedge.run import setup, train
+from zoedge.run.display import display
+from zoedge.scoring.models import base, loading
+from zoedge.scoring.sources import resolve
+from zoedge.scoring.tasks import _training
 
 SCHEMES = ["nf4", "fp4", "int8", "none"]
 
 
-def case(recipe_file: Path, *overrides: str) -> estimate.Case:
-    return estimate.case_of(read(str(recipe_file), list(overrides)))
+def case(recipe_file: Path, *overrides: str) -> fit.Case:
+    return fit.case_of(read(str(recipe_file), list(overrides)))
 
 
 def held(model: Any) -> tuple[int, int]:
@@ -49,7 +52,7 @@ def held(model: Any) -> tuple[int, int]:
 
 
 def test_constants_are_those_of_their_owners() -> None:
-    assert (estimate.COLUMNS, estimate.TOKENS, estimate.PIECE) == (bases.COLUMNS, _training.TOKENS, full.PIECE)
+    assert (fit.COLUMNS, fit.TOKENS, fit.PIECE) == (base.COLUMNS, _training.TOKENS, full.PIECE)
 
 
 @pytest.mark.parametrize(
@@ -60,27 +63,27 @@ def test_weights_are_the_loaded_tensors_bytes(
     families: dict[str, Path], family: str, scheme: str, double: bool
 ) -> None:
     model = Model(source=str(families[family]), quantization=scheme, double_quant=double)  # type: ignore[arg-type]
-    facts = estimate.facts_of_model(model)
+    facts = fit.facts_of_model(model)
     work = work_like(facts, quantization=scheme, double=double)
     loaded = loading.load(model).model
-    assert estimate.weights(facts, work) == held(loaded)
+    assert fit.weights(facts, work) == held(loaded)
 
 
-def work_like(facts: estimate.Facts, **fields: Any) -> estimate.Work:
-    one = estimate.Forward(1, 1, 1, 1)
+def work_like(facts: fit.Facts, **fields: Any) -> fit.Work:
+    one = fit.Forward(1, 1, 1, 1)
     whole = dict(
         cuda=False, quantization="none", double=True, compute=4, same=True, full=False, elements=1, slots=0, points=1,
         queries=1, passes=2, step=one, look=None, trunk=None, whole=1, touched=1.0, cached=True, overhead=0,
         typical=1, trunk_disk=0,
     )  # fmt: skip
-    return estimate.Work(**(whole | fields))  # type: ignore[arg-type]
+    return fit.Work(**(whole | fields))  # type: ignore[arg-type]
 
 
 def test_a_masked_models_weights_too(roberta: Path) -> None:
     for scheme in ("nf4", "none"):
         model = Model(source=str(roberta), quantization=scheme)  # type: ignore[arg-type]
-        facts = estimate.facts_of_model(model)
-        assert estimate.weights(facts, work_like(facts, quantization=scheme)) == held(loading.load(model).model)
+        facts = fit.facts_of_model(model)
+        assert fit.weights(facts, work_like(facts, quantization=scheme)) == held(loading.load(model).model)
 
 
 @pytest.mark.parametrize(
@@ -99,43 +102,41 @@ def test_a_masked_models_weights_too(roberta: Path) -> None:
 def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quantization: str) -> None:
     """Elements, cut, width and rows of the longest batch, as the run itself has them."""
     recipe = read(str(recipe_file), [f"space={space}", f"model.quantization={quantization}", "output.export=[]"])
-    found, bench = estimate.case_of(recipe), runs.Bench.build(recipe)
+    found, bench = fit.case_of(recipe), setup.Bench.build(recipe)
     leaves = bench.space.leaves()
     assert found.work.elements == sum(leaf.value.numel() for leaf in leaves)
     assert found.work.whole == len(bench.base.blocks) - bench.base.cut - 1
-    assert estimate.width_of(recipe.space) == bench.space.width
+    assert fit.width_of(recipe.space) == bench.space.width
     longest = max(bench.task.batch(step).tokens for step in range(recipe.train.steps))
-    assert estimate.lengths(recipe, found.facts, found.texts)[0].tokens == longest
-    bare = estimate.state(found.facts, found.work)
+    assert fit.lengths(recipe, found.facts, found.texts)[0].tokens == longest
+    bare = fit.state(found.facts, found.work)
     if not found.work.full:
         assert bare >= sum(leaf.value.nbytes for leaf in leaves)
 
 
 def test_a_conversion_maps_the_source_beside_what_it_makes(half: Path) -> None:
-    facts = estimate.facts_of_model(Model(source=str(half), quantization="none"))
+    facts = fit.facts_of_model(Model(source=str(half), quantization="none"))
     assert facts.kind == "float16" and facts.stored == 2
-    assert estimate.loader(facts, work_like(facts)) == 0
-    assert estimate.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
-    quantised = estimate.loader(facts, work_like(facts, quantization="nf4", cached=False))
+    assert fit.loader(facts, work_like(facts)) == 0
+    assert fit.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
+    quantised = fit.loader(facts, work_like(facts, quantization="nf4", cached=False))
     assert (
         quantised == 4 * facts.elements - 2 * facts.tables
-        and estimate.loader(facts, work_like(facts, quantization="nf4")) == 0
+        and fit.loader(facts, work_like(facts, quantization="nf4")) == 0
     )
 
 
 def test_slots_are_those_that_the_rules_keep() -> None:
-    for word in words("rules"):
+    for word in words("methods.rules"):
         rule = part("rule", word)()
         real = rule.slots(Leaf("x", 0, torch.zeros(640), (), 640), 10)
-        assert estimate.slots_of(rule) * 640 == sum(x.numel() for x in real.values() if isinstance(x, torch.Tensor)), (
-            word
-        )
-    assert estimate.slots_of(part("rule", "adam")()) == 2
+        assert fit.slots_of(rule) * 640 == sum(x.numel() for x in real.values() if isinstance(x, torch.Tensor)), word
+    assert fit.slots_of(part("rule", "adam")()) == 2
 
 
 def test_the_packaged_model_is_known_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "fetch", lambda archive: pytest.fail("fetched"))
-    facts = estimate.facts_of_model(Model(source="smollm2-135m-instruct"))
+    monkeypatch.setattr(resolve, "fetch", lambda archive: pytest.fail("fetched"))
+    facts = fit.facts_of_model(Model(source="smollm2-135m-instruct"))
     assert facts.folder is None and facts.elements == 134_515_008 and facts.stored == 2
 
 
@@ -145,7 +146,7 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot/config.json").write_bytes((llama / "config.json").read_bytes())
     asked: list[Any] = []
-    monkeypatch.setattr(sources, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
+    monkeypatch.setattr(resolve, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
     found = case(recipe_file, "model.source=org/name")
     assert asked == [("model", "org/name", None, ["config.json"])]
     assert found.texts is None and found.work.step.length == 64 and found.needs > 0
@@ -165,7 +166,7 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
 def test_more_takes_more(recipe_file: Path, key: str, values: list[Any]) -> None:
     first = case(recipe_file, "space.layers=all", "rule={name: sgd}", "train.steps=8")
     found = [first.where(key, value) for value in values]
-    sums = [one.work and sum(estimate.moments(one.facts, one.work)["step"].values()) for one in found if one]
+    sums = [one.work and sum(fit.moments(one.facts, one.work)["step"].values()) for one in found if one]
     assert len(sums) == len(values) and sums == sorted(sums) and sums[0] < sums[-1]
 
 
@@ -175,7 +176,7 @@ def test_logits_of_the_whole_vocabulary_are_a_moment_of_their_own(recipe_file: P
     assert "step's logits" in words_.totals and "step's logits" not in options.totals
     read, columns = words_.work.step.read, words_.work.step.columns
     assert columns == words_.facts.vocabulary and read == words_.work.step.tokens
-    assert estimate.logits(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
+    assert fit.logits(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
 
 
 def test_parts_are_those_of_the_fullest_moment(recipe_file: Path) -> None:
@@ -198,12 +199,12 @@ def test_a_budget_is_met_by_fewer_rows_first(recipe_file: Path) -> None:
     )
     least = found.where("train.rows", 64)
     assert least is not None and least.needs < found.needs
-    fitted, changes = estimate.fitted(found, least.needs)
+    fitted, changes = fit.fitted(found, least.needs)
     assert [lever.key for lever in changes] == ["train.rows"] and fitted.needs <= least.needs
-    lever = estimate.levers(found, least.needs)[0]
+    lever = fit.levers(found, least.needs)[0]
     assert lever.case.needs <= least.needs and lever.saved == found.needs - lever.case.needs
     assert lever.told(least.needs).endswith("MB, fits)") and lever.told(1).endswith("MB)")
-    assert estimate.fitted(found, 1)[0].needs > 1
+    assert fit.fitted(found, 1)[0].needs > 1
 
 
 def wide(recipe_file: Path) -> str:
@@ -271,9 +272,9 @@ def test_estimate_refuses_what_a_recipe_may_not_say(zoedge: Any, recipe_file: Pa
 
 def test_the_log_is_as_large_as_predicted(recipe_file: Path) -> None:
     recipe = read(str(recipe_file))
-    train.train(recipe, runs.folder_of(recipe), display("quiet"))
-    size = (runs.folder_of(recipe) / runs.LOG).stat().st_size
-    assert abs(estimate.disk(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
+    train.train(recipe, setup.folder_of(recipe), display("quiet"))
+    size = (setup.folder_of(recipe) / setup.LOG).stat().st_size
+    assert abs(fit.disk(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
 
 
 # -- the gate
@@ -283,7 +284,7 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(
     zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "load", lambda spec: pytest.fail("loaded"))
-    monkeypatch.setattr(sources, "fetch", lambda archive: pytest.fail("fetched"))
+    monkeypatch.setattr(resolve, "fetch", lambda archive: pytest.fail("fetched"))
     monkeypatch.setenv("ZOEDGE_MEMORY", "50MB")
     for changes in ((), ("model.source=smollm2-135m-instruct",)):
         done = zoedge("finetune", recipe_file, "--quiet", *changes)
@@ -299,20 +300,18 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(
 def test_the_refusals_words(recipe_file: Path) -> None:
     """Message 7, of a case whose numbers are known."""
     found = case(recipe_file)
-    text = estimate.refusal(found, 7_600_000, "RTX 3060 (12.9 GB)")
+    text = fit.refusal(found, 7_600_000, "RTX 3060 (12.9 GB)")
     assert text.startswith(
         f"Will not fit: needs {machine.size(found.needs)}, 8 MB free on RTX 3060 (12.9 GB): weights 0 | "
     )
     assert " MB." in text
-    assert (
-        estimate.told({"weights": 3_900_000_000, "logits": 4_100_000_000, "loader": 0}) == "weights 3.9 | logits 4.1 GB"
-    )
+    assert fit.told({"weights": 3_900_000_000, "logits": 4_100_000_000, "loader": 0}) == "weights 3.9 | logits 4.1 GB"
 
 
 def test_what_fits_is_not_refused(zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = case(recipe_file).needs
     monkeypatch.setenv("ZOEDGE_MEMORY", f"{needs}")
-    assert estimate.gate(read(str(recipe_file))) is not None
+    assert fit.gate(read(str(recipe_file))) is not None
     monkeypatch.setenv("ZOEDGE_MEMORY", "many")
     done = zoedge("finetune", recipe_file, "--quiet")
     assert done.code == 2 and "ZOEDGE_MEMORY: 'many' is not an amount of memory" in done.err
@@ -324,22 +323,22 @@ def test_only_in_between_are_rows_tokenised(recipe_file: Path, monkeypatch: pyte
         str(recipe_file),
         ["space.layers=all", "train.batch=32", "model.quantization=none", "model.source=" + wide(recipe_file)],
     )
-    facts = estimate.facts_of_model(recipe.model)
-    longest = estimate.Case(recipe, facts, None, 0)
-    real = estimate.Case(recipe, facts, estimate.tokenised(recipe, facts), 0)
+    facts = fit.facts_of_model(recipe.model)
+    longest = fit.Case(recipe, facts, None, 0)
+    real = fit.Case(recipe, facts, fit.tokenised(recipe, facts), 0)
     assert real.needs < 0.9 * longest.needs
-    monkeypatch.setattr(estimate, "held_already", lambda facts: 0)
+    monkeypatch.setattr(fit, "held_already", lambda facts: 0)
     asked: list[int] = []
-    genuine = estimate.tokenised
-    monkeypatch.setattr(estimate, "tokenised", lambda *args: asked.append(1) or genuine(*args))
+    genuine = fit.tokenised
+    monkeypatch.setattr(fit, "tokenised", lambda *args: asked.append(1) or genuine(*args))
     for most, times in ((2 * longest.needs, 0), (real.needs, 1), (1000, 0)):
         asked.clear()
-        monkeypatch.setattr(estimate, "free", lambda cuda, most=most: (most, "here"))
+        monkeypatch.setattr(fit, "free", lambda cuda, most=most: (most, "here"))
         if most > 1000:
-            assert estimate.gate(recipe) is not None
+            assert fit.gate(recipe) is not None
         else:
             with pytest.raises(DataError, match="Will not fit"):
-                estimate.gate(recipe)
+                fit.gate(recipe)
         assert len(asked) == times
 
 
@@ -367,8 +366,8 @@ def test_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
     recipe: Recipe = read(str(recipe_file))
-    train.train(recipe, runs.folder_of(recipe), display("quiet"))
-    lines = {line["event"]: line for line in runs.notes(runs.folder_of(recipe))}
+    train.train(recipe, setup.folder_of(recipe), display("quiet"))
+    lines = {line["event"]: line for line in setup.notes(setup.folder_of(recipe))}
     memory, took = lines["memory"], lines["time"]
     assert set(memory["predicted"]) >= {"weights", "embeddings", "overhead"}
     assert all(isinstance(count, int) and count >= 0 for count in memory["predicted"].values())
@@ -387,11 +386,11 @@ def test_the_child_takes_the_longest_step(recipe_file: Path, monkeypatch: pytest
     found = machine.child(recipe)
     assert set(found) == {"loading", "base", "lower layers", "step", "look"}
     assert all(one["peak"] >= one["before"] > 0 for one in found.values())
-    assert seen == [estimate.lengths(recipe, *facts_and_texts(recipe))[0].tokens] * 2
+    assert seen == [fit.lengths(recipe, *facts_and_texts(recipe))[0].tokens] * 2
 
 
-def facts_and_texts(recipe: Recipe) -> tuple[estimate.Facts, Any]:
-    found = estimate.case_of(recipe)
+def facts_and_texts(recipe: Recipe) -> tuple[fit.Facts, Any]:
+    found = fit.case_of(recipe)
     return found.facts, found.texts
 
 
@@ -406,7 +405,7 @@ def test_measure_on_a_tiny_model(zoedge: Any, recipe_file: Path) -> None:
 @pytest.mark.slow
 def test_a_child_that_fails_says_why(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = read(str(recipe_file), ["model.source=nowhere"])
-    with pytest.raises(machine.ZoedgeError, match="--measure: the process that took the step ended") as caught:
+    with pytest.raises(errors.ZoedgeError, match="--measure: the process that took the step ended") as caught:
         machine.measured(recipe)
     assert caught.value.exit_code == 3 and "no folder 'nowhere'" in str(caught.value)
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zoedge import engine
+from zoedge.core import engine
+from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.types import Leaf, Part, Record
 from zoedge.lab._bench import Memory, Problem, Space
-from zoedge.load import FOLDERS, part, words
-from zoedge.types import Leaf, Part, Record
 
 D = 12
 RNG = np.random.default_rng(3)

@@ -31,16 +31,17 @@ from conftest import fitting
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoedge
-from zoedge import engine, load, runs
+from zoedge.core import engine, parts
+from zoedge.core.types import INIT, SKIPPED, Key, Leaf, Record, bits16
 from zoedge.errors import IdentityError, ReplayError
-from zoedge.log import Header, Log, canonical
-from zoedge.noise import _philox
-from zoedge.noise.normal import quantiles
-from zoedge.recipe import Recipe, check
-from zoedge.types import INIT, SKIPPED, Key, Leaf, Record, bits16
+from zoedge.log.log import Header, Log, canonical
+from zoedge.methods.noise import _philox
+from zoedge.methods.noise.normal import quantiles
+from zoedge.recipe.check import Recipe, check
+from zoedge.run import setup
 
-NOISES, RULES = load.words("noise"), load.words("rules")
-PAIRS = [(n, r) for r in RULES for n in getattr(load.part("rule", r), "only_with", {}).get("noise", NOISES)]
+NOISES, RULES = parts.words("methods.noise"), parts.words("methods.rules")
+PAIRS = [(n, r) for r in RULES for n in getattr(parts.part("rule", r), "only_with", {}).get("noise", NOISES)]
 # R10. Frozen for ever: a log's header names its parts by these numbers. A released part's number is added here.
 SCHEMES = {
     "rademacher": 1, "normal": 3, "sphere": 4, "uniform": 5, "uniform_raw": 6, "coordinate": 7, "sparse": 8, "block": 9,
@@ -83,7 +84,7 @@ def own_noise(scheme: int, seed: int, seq: int, query: int, stream: int, n: int)
         e = np.arange(n)
         bit = words[e // 32] >> (e % 32).astype(np.uint64) & np.uint64(1)
         return np.where(bit == 1, np.float32(1), np.float32(-1))
-    half = np.frombuffer((Path(zoedge.__file__).parent / "noise" / "normal.u16").read_bytes(), dtype="<u2")
+    half = np.frombuffer((Path(zoedge.__file__).parent / "methods" / "noise" / "normal.u16").read_bytes(), dtype="<u2")
     upper = np.array([struct.unpack("<f", struct.pack("<HH", 0, h))[0] for h in half.tolist()], dtype=np.float32)
     e = np.arange(n)
     index = (words[e // 2] >> (16 * (e % 2)).astype(np.uint64)).astype(np.int64) % 65536
@@ -158,7 +159,7 @@ def header_of(recipe: Recipe, space: Any) -> Header:
     return Header(
         canonical({"recipe": recipe.resolved(), "space": space.describe()}), 2, recipe.noise.scheme, recipe.rule.rule,
         recipe.seed, sum(leaf.value.numel() for leaf in space.leaves()), recipe.log.hash_every, 1, nothing, nothing,
-        nothing, nothing, runs.manifest(space), engine.digest(space),
+        nothing, nothing, setup.manifest(space), engine.digest(space),
         engine.selftest(recipe.noise, recipe.rule, torch.zeros(1024)),
     )  # fmt: skip
 
@@ -188,7 +189,7 @@ class Still:
 def written(path: Path, noise: str, rule: str) -> Path:
     """A finished log with two queries (if the rule takes two), decay, a rewind, a skipped step and state hashes."""
     recipe = recipe_of(noise, rule)
-    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, runs.initial(recipe.noise))
+    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, setup.initial(recipe.noise))
     first = space.value.clone()
     script = Script(random.Random(noise), getattr(recipe.estimator, "queries", 2))
     with Log.create(path, header_of(recipe, space)) as log:
@@ -221,7 +222,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def replayed(path: Path) -> tuple[engine.Run, str]:
     with Log.open(path) as log:
-        run = runs.replayer(log)
+        run = setup.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
         return run, engine.digest(run.space).hex()
@@ -230,8 +231,9 @@ def replayed(path: Path) -> tuple[engine.Run, str]:
 REPLAY = """
 import sys, torch
 from pathlib import Path
-from zoedge import engine, runs
-from zoedge.log import Log
+from zoedge.core import engine
+from zoedge.log.log import Log
+from zoedge.run import setup
 assert torch.backends.cpu.get_cpu_capability().lower() == sys.argv[1], torch.backends.cpu.get_cpu_capability()
 threads = (1, 2)
 for path in sys.argv[2:]:
@@ -240,7 +242,7 @@ for path in sys.argv[2:]:
         continue
     for number in threads:
         torch.set_num_threads(number)
-        run = runs.replayer(Log.open(Path(path)))
+        run = setup.replayer(Log.open(Path(path)))
         assert all("bitsandbytes" not in name and "transformers" not in name for name in sys.modules)
         for _ in engine.play(run, len(run.log)):
             pass
@@ -351,7 +353,7 @@ def test_r2_what_does_not_fit_the_counter_is_refused(key: Key, first: int) -> No
 @pytest.mark.parametrize("word", NOISES)
 def test_r2_a_leaf_in_pieces_is_the_whole(word: str) -> None:
     """Also at odd offsets, in any order, from numpy; and no generator of torch's or numpy's is touched."""
-    noise, key = load.part("noise", word)(), Key(11, 5, 2)
+    noise, key = parts.part("noise", word)(), Key(11, 5, 2)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     whole = noise.draw(key, Leaf("x", 0, torch.zeros(5000), (), 5000))
     assert whole.dtype == torch.float32 and whole.shape == (5000,)
@@ -369,7 +371,7 @@ def test_r2_a_leaf_in_pieces_is_the_whole(word: str) -> None:
 
 @pytest.mark.parametrize("word", NOISES)
 def test_r2_every_part_of_the_key_counts(word: str) -> None:
-    noise, leaf = load.part("noise", word)(), Leaf("x", 0, torch.zeros(4096), (), 4096)
+    noise, leaf = parts.part("noise", word)(), Leaf("x", 0, torch.zeros(4096), (), 4096)
     keys = [Key(0, 0, 0), Key(1, 0, 0), Key(2**32, 0, 0), Key(0, 1, 0), Key(0, 0, 1), Key(0, 0, 0, INIT)]
     drawn = [noise.draw(key, leaf) for key in keys]
     for a, b in itertools.combinations(drawn, 2):
@@ -383,7 +385,7 @@ def test_r2_every_part_of_the_key_counts(word: str) -> None:
 @pytest.mark.parametrize("word", NOISES)
 def test_r2_initial_values_are_dense_and_of_unit_variance(word: str) -> None:
     """A LoRA whose A were mostly zeros would start at a saddle: B's slope is what A lets through."""
-    space = recipe_of(word).space.blank({"shapes": [["a", 40, 3000]]}, 1, runs.initial(load.part("noise", word)()))
+    space = recipe_of(word).space.blank({"shapes": [["a", 40, 3000]]}, 1, setup.initial(parts.part("noise", word)()))
     a = space.value[: RANK * 3000].view(RANK, 3000)
     assert (a == 0).double().mean() < 1e-3 and abs(a.std() * math.sqrt(3000) - 1) < 0.02
     assert torch.linalg.matrix_rank(a) == RANK
@@ -391,7 +393,7 @@ def test_r2_initial_values_are_dense_and_of_unit_variance(word: str) -> None:
 
 def test_r2_words_are_as_the_equations_say() -> None:
     for word, scheme in FIRST.items():
-        z = load.part("noise", word)().draw(Key(99, 8, 7, 1), Leaf("x", 0, torch.zeros(1001)))
+        z = parts.part("noise", word)().draw(Key(99, 8, 7, 1), Leaf("x", 0, torch.zeros(1001)))
         assert z.numpy().tobytes() == own_noise(scheme, 99, 8, 7, 1, 1001).tobytes()
 
 
@@ -406,7 +408,7 @@ def significant_bits(values: np.ndarray) -> int:
 @pytest.mark.parametrize("word", NOISES)
 def test_r3_noise_has_few_significant_bits(word: str) -> None:
     """Together with a coefficient's 16 they fit float32's 24: the product is exact."""
-    z = load.part("noise", word)().draw(Key(3, 1, 0), Leaf("x", 0, torch.zeros(200_000), (), 200_000)).numpy()
+    z = parts.part("noise", word)().draw(Key(3, 1, 0), Leaf("x", 0, torch.zeros(200_000), (), 200_000)).numpy()
     assert significant_bits(z) <= 8
     if word in FIRST:
         assert abs(z.mean()) < 5 / math.sqrt(200_000) and abs(z.std() - 1) < 0.01
@@ -470,7 +472,7 @@ def test_r4_a_coefficient_is_minus_lr_g_in_float64_rounded_once() -> None:
 def test_r4_fused_equals_unfused(word: str) -> None:
     """p + c*z in two operations, with alpha=, with addcmul, and correctly rounded once (what an FMA gives)."""
     n, rng = 100_000, random.Random(2)
-    z = load.part("noise", word)().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(n), (), n))
+    z = parts.part("noise", word)().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(n), (), n))
     p = torch.randn(n, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 2, n)
     for _ in range(8):
         c = bits16(rng.gauss(0, 1) * 10 ** rng.uniform(-8, 1))
@@ -485,7 +487,7 @@ def test_r4_fused_equals_unfused(word: str) -> None:
 
 def test_r4_without_the_rule_a_fused_product_differs() -> None:
     """The rule is needed: with 24-bit coefficients and 8-bit noise, rounding once and twice differ."""
-    z = load.part("noise", "normal")().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(4000)))
+    z = parts.part("noise", "normal")().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(4000)))
     p, c = torch.randn(4000, generator=torch.Generator().manual_seed(0)), float(np.float32(0.7310585))
     two = p + z * c
     once = [rounded(Fraction(a) + Fraction(c) * Fraction(b), 24) for a, b in zip(p.tolist(), z.tolist())]
@@ -538,7 +540,7 @@ def test_r5_the_source_of_the_replayed_path() -> None:
     matrices is of whole numbers below 2**24: exact in any order."""
     folder, seen = Path(zoedge.__file__).parent, 0
     for part in ("noise", "rules", "spaces"):
-        for path in sorted((folder / part).glob("*.py")):
+        for path in sorted((folder / "methods" / part).glob("*.py")):
             if path.name in ("_fused.py", "_kernel.py"):  # a product of the forward on CUDA: measuring
                 continue
             tree = ast.parse(path.read_text())
@@ -550,7 +552,7 @@ def test_r5_the_source_of_the_replayed_path() -> None:
             assert found == [], path
             seen += 1
     assert seen >= 3 + len(NOISES) + len(RULES)
-    for function in functions(folder / "engine.py", "advance", "direction", "digest", "selftest", "host"):
+    for function in functions(folder / "core" / "engine.py", "advance", "direction", "digest", "selftest", "host"):
         assert offences(function) == [], function.name
 
 
@@ -697,13 +699,13 @@ def test_r7_on_a_model_micro_batches_change_only_what_kernels_change(recipe_file
 
     Measured 0.0 on one machine; on another a last float64 bit, which g shows and the log's float32 losses do not.
     """
-    from zoedge.recipe import read
+    from zoedge.recipe.check import read
 
     found = []
     for rows in (2048, 1):
-        bench = runs.Bench.build(read(str(recipe_file), [f"train.rows={rows}", "train.steps=2"]))
+        bench = setup.Bench.build(read(str(recipe_file), [f"train.rows={rows}", "train.steps=2"]))
         (tmp_path / str(rows)).mkdir()
-        with runs.begin(bench, tmp_path / str(rows)) as log:
+        with setup.begin(bench, tmp_path / str(rows)) as log:
             found.append(list(engine.play(bench.run(log), 2)))
     for one, other in zip(*found):
         assert (one.seq, one.check, one.lr) == (other.seq, other.check, other.lr)
@@ -726,7 +728,7 @@ def test_r8_hashes_stand_where_they_are_due(logs: dict[str, Path]) -> None:
                 hashes.append(step)
         assert hashes == [4, 4, 8, 12], "every 4 steps; after the rewind to 2, step 4 again"
         with Log.open(path) as log:
-            run, seen = runs.replayer(log), {}
+            run, seen = setup.replayer(log), {}
             for record in engine.play(run, len(log)):
                 seen[record.step + 1] = engine.digest(run.space)[:24]
             assert {s: log.state.hashes[s] for s in (4, 8, 12)} == {s: seen[s] for s in (4, 8, 12)}
@@ -736,7 +738,7 @@ def test_r8_hashes_stand_where_they_are_due(logs: dict[str, Path]) -> None:
 @pytest.mark.parametrize("step", [0, 3, 6, 9])
 def test_r8_another_bit_is_noticed_at_the_next_hash(logs: dict[str, Path], step: int) -> None:
     with Log.open(logs["rademacher"]) as log:
-        run = runs.replayer(log)
+        run = setup.replayer(log)
         for _ in engine.play(run, step):
             pass
         run.space.value.view(torch.int32)[12345] ^= 1 << 20  # the last bit may be rounded away again by later sums
@@ -752,7 +754,7 @@ def test_r8_another_bit_is_noticed_at_the_next_hash(logs: dict[str, Path], step:
 
 @pytest.mark.parametrize("noise,rule", PAIRS)
 def test_r9_golden_noise_and_updates(noise: str, rule: str) -> None:
-    made = load.part("noise", noise)(), load.part("rule", rule)()
+    made = parts.part("noise", noise)(), parts.part("rule", rule)()
     digest = engine.selftest(*made, torch.zeros(1024))
     assert digest == engine.selftest(*made, np.zeros(1024, dtype=np.float32)), "numpy shares no code with torch"
     assert digest.hex()[:16] == GOLDEN.get(f"{noise} {rule}", digest.hex()[:16]), "a released pair changed its bits"
@@ -771,20 +773,20 @@ def test_r9_the_golden_digest_from_the_equations() -> None:
 
 
 def test_r9_other_arithmetic_is_refused(logs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "selftest", lambda *_: bytes(32))
+    monkeypatch.setattr(setup, "selftest", lambda *_: bytes(32))
     with Log.open(logs["normal"]) as log, pytest.raises(IdentityError, match=r"arithmetic \(self-test\)"):
-        runs.replayer(log)
+        setup.replayer(log)
 
 
 @pytest.mark.parametrize("kind,attribute,frozen", [("noise", "scheme", SCHEMES), ("rule", "rule", RULE_IDS)])
 def test_r10_ids_are_unique_and_frozen(kind: str, attribute: str, frozen: dict[str, int]) -> None:
-    known = load.words(load.FOLDERS[kind])
+    known = parts.words(parts.FOLDERS[kind])
     assert known
-    found = {word: getattr(load.part(kind, word), attribute) for word in known}
+    found = {word: getattr(parts.part(kind, word), attribute) for word in known}
     assert len(set(found.values())) == len(found) and all(type(i) is int and 0 < i < 2**32 for i in found.values())
     assert {word: found.get(word) for word in frozen} == frozen, "an id never changes, and its part never goes"
     for word, number in found.items():
-        assert load.by_id(kind, attribute, number) == word
+        assert parts.by_id(kind, attribute, number) == word
 
 
 def test_r10_a_header_that_names_another_part_is_refused(tmp_path: Path) -> None:
@@ -792,17 +794,17 @@ def test_r10_a_header_that_names_another_part_is_refused(tmp_path: Path) -> None
     space = recipe.space.blank({"shapes": [["a", 3, 2]]}, recipe.seed, recipe.noise)
     Log.create(tmp_path / "log", replace(header_of(recipe, space), noise=SCHEMES["normal"])).close()
     with Log.open(tmp_path / "log") as log, pytest.raises(IdentityError, match="normal"):
-        runs.replayer(log)
+        setup.replayer(log)
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_bits(logs: dict[str, Path]) -> None:
     for noise, rule in PAIRS:
-        made = load.part("noise", noise)(), load.part("rule", rule)()
+        made = parts.part("noise", noise)(), parts.part("rule", rule)()
         assert engine.selftest(*made, torch.zeros(1024, device="cuda")) == engine.selftest(*made, torch.zeros(1024))
     for path in logs.values():
         with Log.open(path) as log:
-            run = runs.replayer(log, "cuda")
+            run = setup.replayer(log, "cuda")
             for _ in engine.play(run, len(log)):
                 pass
             assert engine.digest(run.space)[:24] == log.state.end

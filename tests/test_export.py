@@ -14,7 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from zoedge import engine, export, runs, storage
+from zoedge.commands.export import folder as export_folder
+from zoedge.core import engine, storage
 from zoedge.errors import (
     DamagedError,
     DataError,
@@ -25,9 +26,10 @@ from zoedge.errors import (
     UsageError,
     ZoedgeError,
 )
-from zoedge.log import Log
-from zoedge.recipe import read
-from zoedge.spaces.lora import Lora
+from zoedge.log.log import Log
+from zoedge.methods.spaces.lora import Lora
+from zoedge.recipe.check import read
+from zoedge.run import setup
 
 CASES = {
     "llama nf4": ["model.quantization=nf4"],
@@ -54,14 +56,14 @@ MERGES |= {
 
 
 class Made(NamedTuple):
-    bench: runs.Bench
+    bench: setup.Bench
     log: Log
 
     def peft(self, folder: Path, **options: Any) -> Path:
-        return export.peft(self.bench.run(self.log), self.log, self.bench.recipe, folder, **options)
+        return export_folder.peft(self.bench.run(self.log), self.log, self.bench.recipe, folder, **options)
 
-    def merged(self, folder: Path, *args: Any, **options: Any) -> export.Merge:
-        return export.merged(self.bench.recipe, self.bench.space, folder, *args, **options)
+    def merged(self, folder: Path, *args: Any, **options: Any) -> export_folder.Merge:
+        return export_folder.merged(self.bench.recipe, self.bench.space, folder, *args, **options)
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +82,14 @@ def made(cached: dict[str, Any], recipe_file: Path, families: dict[str, Path], h
                 f"model.source={sources[case.split()[0]]}", "rule.lr=0.002", "space.alpha=12", "rule.schedule=constant",
                 "train.steps=4", "model.revision=v1",
             ]  # fmt: skip
-            bench = runs.Bench.build(read(str(recipe_file), [*more, *CASES[case]]))
+            bench = setup.Bench.build(read(str(recipe_file), [*more, *CASES[case]]))
             folder = recipe_file.parent / f"run {case}"
             folder.mkdir()
-            with runs.begin(bench, folder) as log:
+            with setup.begin(bench, folder) as log:
                 for _ in engine.play(bench.run(log), 4):
                     pass
                 log.finish(engine.digest(bench.space))
-            cached[case] = Made(bench, Log.open(folder / runs.LOG))
+            cached[case] = Made(bench, Log.open(folder / setup.LOG))
         return cached[case]
 
     return train
@@ -107,9 +109,11 @@ def differences(cached: dict[str, Any], made: Callable[[str], Made], tmp_path: P
         for case, dtype in MERGES.items():
             jobs.append(("merged", case, made(case).merged(tmp_path / case, dtype, log=made(case).log).folder))
         one = made("llama nf4")
-        start = export.peft(runs.replayer(one.log), one.log, one.bench.recipe, tmp_path / "untrained")
+        start = export_folder.peft(setup.replayer(one.log), one.log, one.bench.recipe, tmp_path / "untrained")
         jobs.append(("untrained", "llama nf4", start))
-        found = export.compare([(kind.replace("untrained", "peft"), x, made(case).bench) for kind, case, x in jobs])
+        found = export_folder.compare(
+            [(kind.replace("untrained", "peft"), x, made(case).bench) for kind, case, x in jobs]
+        )
         cached["differences"] = {(kind, case): x for (kind, case, _), x in zip(jobs, found)}
         cached["folders"] = {(kind, case): folder for kind, case, folder in jobs}
     return cached["differences"]
@@ -118,11 +122,11 @@ def differences(cached: dict[str, Any], made: Callable[[str], Made], tmp_path: P
 def moved(made: Made) -> float:
     """How far training moved the logits."""
     base, space = made.bench.base, made.bench.space
-    ids = export.probes(base.model.config.vocab_size, base.context_length)
+    ids = export_folder.probes(base.model.config.vocab_size, base.context_length)
     start = space.value.clone()
-    after = export.trained(base, space, ids)
+    after = export_folder.trained(base, space, ids)
     space.value.zero_()
-    before = export.trained(base, space, ids)
+    before = export_folder.trained(base, space, ids)
     space.value.copy_(start)
     return float((after - before).abs().max())
 
@@ -154,7 +158,7 @@ def test_a_fresh_plain_model_gives_the_trained_logits(
     assert "quantization_config" not in config
     assert config["dtype"] == {"fp32": "float32", "fp16": "float16"}[MERGES[case]]
     assert {"generation_config.json", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
-    said = export.marker(folder)
+    said = export_folder.marker(folder)
     raw = (folder / "model.safetensors").read_bytes()
     payload = raw[8 + int.from_bytes(raw[:8], "little") :]
     assert said["payload"] == {"model.safetensors": hashlib.sha256(payload).hexdigest()}
@@ -174,10 +178,10 @@ def test_peft_adapts_our_modules_and_no_other_with_the_replayed_bits(
     from transformers import AutoModelForCausalLM
 
     one = made(case)
-    replayed = runs.replayer(one.log)
+    replayed = setup.replayer(one.log)
     for _ in engine.play(replayed, len(one.log)):
         pass
-    folder = export.peft(replayed, one.log, one.bench.recipe, tmp_path / "adapter")
+    folder = export_folder.peft(replayed, one.log, one.bench.recipe, tmp_path / "adapter")
     plain = AutoModelForCausalLM.from_pretrained(one.bench.recipe.model.source)
     wrapped = PeftModel.from_pretrained(plain, folder)
     layers = {n: m for n, m in wrapped.get_base_model().named_modules() if isinstance(m, LoraLayer)}
@@ -186,7 +190,7 @@ def test_peft_adapts_our_modules_and_no_other_with_the_replayed_bits(
         module, _, which = name.rpartition(".")
         assert torch.equal(getattr(layers[module], which)["default"].weight, value)
         assert layers[module].scaling["default"] == one.bench.space.scale
-    loaded = export.load_adapter(folder, one.bench.space, one.log.header.base, one.log.fingerprint)
+    loaded = export_folder.load_adapter(folder, one.bench.space, one.log.header.base, one.log.fingerprint)
     assert list(loaded) == [n for n in one.bench.space.shapes for n in (f"{n}.lora_A", f"{n}.lora_B")]
     assert all(torch.equal(loaded[name], value) for name, value in one.bench.space.tensors())
 
@@ -210,18 +214,18 @@ def test_exports_name_their_origin_and_no_path_of_this_machine(
     folder, one = adapter
     one.merged(tmp_path / "merged", log=one.log)
     for path in (*folder.iterdir(), *(tmp_path / "merged").iterdir()):
-        for here in (llama.parent, tmp_path, Path.home(), Path(export.__file__).parent):
+        for here in (llama.parent, tmp_path, Path.home(), Path(export_folder.__file__).parent):
             assert str(here).encode() not in path.read_bytes(), path
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "llama" and config["revision"] == "v1"
     assert (
         json.loads((folder / "tokenizer_config.json").read_text()).keys().isdisjoint({"is_local", "local_files_only"})
     )
-    said = export.marker(folder)
+    said = export_folder.marker(folder)
     assert said["steps"] == 4 and said["log"] == one.log.fingerprint and said["base"] == one.log.header.base.hex()
     assert said["state"] == engine.digest(one.bench.space).hex() and said["quantization"] == "nf4"
     assert set(said["files"]) | {"zoedge.json"} == {p.name for p in folder.iterdir()}
-    with safetensors.safe_open(folder / export.WEIGHTS, "pt") as file:
+    with safetensors.safe_open(folder / export_folder.WEIGHTS, "pt") as file:
         assert file.metadata() == {"format": "pt", "log": one.log.fingerprint, "payload": said["payload"]}
     for where in (folder, tmp_path / "merged"):
         text = (where / "README.md").read_text()
@@ -249,7 +253,7 @@ def test_the_same_state_is_exported_to_the_same_bytes(adapter: tuple[Path, Made]
     ],
 )
 def test_a_source_is_published_without_its_path(source: str, said: str) -> None:
-    assert export.public(source) == said
+    assert export_folder.public(source) == said
 
 
 def test_the_chat_template_comes_along(made: Callable[[str], Made], half: Path, tmp_path: Path) -> None:
@@ -264,23 +268,23 @@ def test_the_chat_template_comes_along(made: Callable[[str], Made], half: Path, 
 def test_a_state_that_is_not_the_logs_is_refused(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama nf4")
     with pytest.raises(ReplayError, match="step 4"):
-        export.peft(runs.replayer(one.log), one.log, one.bench.recipe, tmp_path / "a", steps=4)
-    halfway = runs.replayer(one.log)
+        export_folder.peft(setup.replayer(one.log), one.log, one.bench.recipe, tmp_path / "a", steps=4)
+    halfway = setup.replayer(one.log)
     for _ in engine.play(halfway, 2):
         pass
     for steps in (2, None):
-        folder = export.peft(halfway, one.log, one.bench.recipe, tmp_path / "a", steps=steps)
-        assert export.marker(folder)["steps"] == steps
+        folder = export_folder.peft(halfway, one.log, one.bench.recipe, tmp_path / "a", steps=steps)
+        assert export_folder.marker(folder)["steps"] == steps
 
 
 def test_only_finite_tensors_that_peft_knows_are_exported(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama nf4")
-    run = runs.replayer(one.log)
+    run = setup.replayer(one.log)
     run.space.leaves()[0].value[7] = float("nan")
     with pytest.raises(DivergedError):
-        export.peft(run, one.log, one.bench.recipe, tmp_path / "a")
+        export_folder.peft(run, one.log, one.bench.recipe, tmp_path / "a")
     with pytest.raises(UsageError, match="nothing to merge"):
-        export.merged(one.bench.recipe, object(), tmp_path / "a")
+        export_folder.merged(one.bench.recipe, object(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -325,7 +329,7 @@ def test_an_interrupted_export_never_looks_complete(
     def intact() -> bool:
         return before == ({p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else None)
 
-    real, calls, stop = export.write_durably, 0, 0
+    real, calls, stop = storage.write_durably, 0, 0
 
     def failing(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -336,8 +340,8 @@ def test_an_interrupted_export_never_looks_complete(
         real(path, data)
 
     count = {"peft": 4, "merged": 7}[kind]
-    monkeypatch.setattr("zoedge.models.loading.load", lambda spec: one.bench.base)
-    monkeypatch.setattr(export, "write_durably", failing)
+    monkeypatch.setattr("zoedge.scoring.models.loading.load", lambda spec: one.bench.base)
+    monkeypatch.setattr(export_folder, "write_durably", failing)
     with monkeypatch.context() as killed:
         killed.setattr(shutil, "rmtree", lambda *args, **options: None)  # as SIGKILL: nothing is tidied up
         for stop in range(1, count + 1):
@@ -347,7 +351,7 @@ def test_an_interrupted_export_never_looks_complete(
             (draft,) = tmp_path.glob(f".out.tmp-{os.getpid()}")
             assert calls == stop and intact()
             with pytest.raises(DamagedError, match="not a complete"):
-                export.marker(draft)
+                export_folder.marker(draft)
             draft.rename(tmp_path / f".out.tmp-{999999000 + stop}")  # of a process that is gone
     renames = 2 if replaced else 1
     for stop in range(renames):
@@ -368,7 +372,7 @@ def test_an_interrupted_export_never_looks_complete(
         assert intact()
     stop = 0
     write()
-    assert export.marker(folder)["kind"] == kind
+    assert export_folder.marker(folder)["kind"] == kind
     assert [p.name for p in tmp_path.iterdir() if ".tmp-" in p.name or ".old-" in p.name] == []
 
 
@@ -377,12 +381,12 @@ def test_an_interrupted_export_never_looks_complete(
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change the tensors, and every digest with them: what is refused is refused for what it is."""
-    path, said = folder / export.WEIGHTS, export.marker(folder)
+    path, said = folder / export_folder.WEIGHTS, export_folder.marker(folder)
     tensors = safetensors.torch.load(path.read_bytes())
     change(tensors)
-    raw, said["payload"] = export.serialised(tensors)
-    path.write_bytes(export.labelled(raw, payload=said["payload"], log=said["log"]))
-    (folder / export.MARKER).write_text(json.dumps(said))
+    raw, said["payload"] = export_folder.serialised(tensors)
+    path.write_bytes(export_folder.labelled(raw, payload=said["payload"], log=said["log"]))
+    (folder / export_folder.MARKER).write_text(json.dumps(said))
 
 
 def rename(tensors: dict[str, Any], key: str) -> None:
@@ -418,16 +422,16 @@ def test_a_forged_adapter_is_refused(how: str, adapter: tuple[Path, Made]) -> No
     folder, one = adapter
     change, error, sentence = FORGERIES[how]
     forge(folder, lambda tensors: None)
-    export.load_adapter(folder, one.bench.space)
+    export_folder.load_adapter(folder, one.bench.space)
     forge(folder, change)
     for space in (one.bench.space, None):
         with pytest.raises(error, match=sentence):
-            export.load_adapter(folder, space)
+            export_folder.load_adapter(folder, space)
 
 
 def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]) -> None:
     folder, one = adapter
-    path = folder / export.WEIGHTS
+    path = folder / export_folder.WEIGHTS
     good = path.read_bytes()
     start = 8 + int.from_bytes(good[:8], "little")
     for at in (*range(0, start, 3), *range(start, len(good), 1999), len(good) - 1):
@@ -435,7 +439,7 @@ def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]
         raw[at] ^= 1 << at % 8
         path.write_bytes(raw)
         try:
-            found = export.load_adapter(folder, one.bench.space)
+            found = export_folder.load_adapter(folder, one.bench.space)
         except (DamagedError, IdentityError):
             continue
         # what can be flipped unnoticed means nothing: names of metadata, spaces
@@ -443,12 +447,12 @@ def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]
     for size in (0, 7, 8, start, len(good) - 1):
         path.write_bytes(good[:size])
         with pytest.raises(DamagedError):
-            export.load_adapter(folder, one.bench.space)
+            export_folder.load_adapter(folder, one.bench.space)
 
 
 def test_headers_that_the_library_would_take_are_refused(adapter: tuple[Path, Made]) -> None:
     folder, _ = adapter
-    path = folder / export.WEIGHTS
+    path = folder / export_folder.WEIGHTS
     good = path.read_bytes()
     size = int.from_bytes(good[:8], "little")
     header, payload = good[8 : 8 + size].rstrip(), good[8 + size :]
@@ -462,10 +466,10 @@ def test_headers_that_the_library_would_take_are_refused(adapter: tuple[Path, Ma
     ):
         path.write_bytes(len(new).to_bytes(8, "little") + new + payload)
         with pytest.raises(DamagedError, match=sentence):
-            export.load_adapter(folder)
+            export_folder.load_adapter(folder)
     path.write_bytes((1 << 62).to_bytes(8, "little") + good[8:])
     with pytest.raises(DamagedError, match="a header of"):
-        export.load_adapter(folder)
+        export_folder.load_adapter(folder)
 
 
 def test_an_adapter_of_something_else_is_refused_by_name(
@@ -474,20 +478,20 @@ def test_an_adapter_of_something_else_is_refused_by_name(
     folder, one = adapter
     space, log = one.bench.space, one.log
     with pytest.raises(IdentityError, match="another base"):
-        export.load_adapter(folder, space, base=made("half nf4").log.header.base)
+        export_folder.load_adapter(folder, space, base=made("half nf4").log.header.base)
     with pytest.raises(IdentityError, match="another log"):
-        export.load_adapter(folder, space, log.header.base, "0" * 32)
+        export_folder.load_adapter(folder, space, log.header.base, "0" * 32)
     with pytest.raises(IdentityError, match="unknown"):
-        export.load_adapter(folder, made("llama int8, last 1").bench.space)
+        export_folder.load_adapter(folder, made("llama int8, last 1").bench.space)
     fewer = made("llama nf4, all").bench.space
     with pytest.raises(IdentityError, match="of 42 tensors, 34 missing"):
-        export.load_adapter(folder, fewer)
+        export_folder.load_adapter(folder, fewer)
     recipe = read(str(tmp_path / "tiny.yaml"), ["space.alpha=16"])
     with pytest.raises(IdentityError, match="lora_alpha is 12, not 16"):
-        export.load_adapter(folder, recipe.space.blank(space.describe(), 7, recipe.noise))
+        export_folder.load_adapter(folder, recipe.space.blank(space.describe(), 7, recipe.noise))
     one.merged(tmp_path / "merged")
     with pytest.raises(IdentityError, match="merged model"):
-        export.load_adapter(tmp_path / "merged")
+        export_folder.load_adapter(tmp_path / "merged")
 
 
 @pytest.mark.parametrize(
@@ -518,13 +522,13 @@ def test_a_changed_table_is_refused(
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DamagedError, match=sentence):
-        export.load_adapter(folder, one.bench.space)
+        export_folder.load_adapter(folder, one.bench.space)
     path.write_text("{")
     with pytest.raises(DamagedError):
-        export.load_adapter(folder)
+        export_folder.load_adapter(folder)
     path.unlink()
     with pytest.raises(DamagedError):
-        export.load_adapter(folder)
+        export_folder.load_adapter(folder)
 
 
 # -- merging
@@ -549,12 +553,12 @@ def test_an_update_that_rounding_would_eat_is_refused(blank: tuple[Made, Any], t
     one, space = blank
     fill(space, 1e-5)
     with pytest.raises(DataError, match=r"In bf16, \d+% of the update of model\.layers\.1\.self_attn.*--dtype fp32"):
-        export.merged(one.bench.recipe, space, tmp_path / "out", "bf16")
+        export_folder.merged(one.bench.recipe, space, tmp_path / "out", "bf16")
     assert not (tmp_path / "out").exists()
-    report = export.merged(one.bench.recipe, space, tmp_path / "out", "bf16", force=True)
+    report = export_folder.merged(one.bench.recipe, space, tmp_path / "out", "bf16", force=True)
     name, least = report.least
     assert least < 0.5 and name in space.shapes and "bf16" in str(report)
-    exact = export.merged(one.bench.recipe, space, tmp_path / "out", "fp32")
+    exact = export_folder.merged(one.bench.recipe, space, tmp_path / "out", "fp32")
     assert exact.least[1] > 0.99
 
 
@@ -563,14 +567,14 @@ def test_kept_is_what_it_says(blank: tuple[Made, Any], tmp_path: Path) -> None:
     fill(space, 1e-3)
     report = one.merged(tmp_path / "none", "fp32")
     assert report.kept.keys() == space.shapes.keys()
-    report = export.merged(one.bench.recipe, space, tmp_path / "out", "fp16")
+    report = export_folder.merged(one.bench.recipe, space, tmp_path / "out", "fp16")
     base = safetensors.torch.load_file(Path(one.bench.recipe.model.source) / "model.safetensors")
     out, tensors = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors"), dict(space.tensors())
     for name in space.shapes:
         update = (tensors[f"{name}.lora_B"] @ tensors[f"{name}.lora_A"]).double() * 3.0
         lost = out[f"{name}.weight"].double() - (base[f"{name}.weight"].double() + update)
         assert report.kept[name] == pytest.approx(1 - (lost.norm() / update.norm()).item(), rel=1e-5)
-    still = export.merged(one.bench.recipe, fill(space, 0.0), tmp_path / "out", "fp16")
+    still = export_folder.merged(one.bench.recipe, fill(space, 0.0), tmp_path / "out", "fp16")
     assert set(still.kept.values()) == {1.0}
 
 
@@ -579,7 +583,7 @@ def test_values_that_overflow_and_disks_that_are_full_are_refused(
 ) -> None:
     one, space = blank
     with pytest.raises(DataError, match="does not fit fp16"):
-        export.merged(one.bench.recipe, fill(space, 1e6), tmp_path / "out", "fp16", force=True)
+        export_folder.merged(one.bench.recipe, fill(space, 1e6), tmp_path / "out", "fp16", force=True)
     with pytest.raises(UsageError, match="fp8"):
         one.merged(tmp_path / "out", "fp8")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**7, 10**7, 10))
@@ -603,10 +607,10 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
     that they are garbage. A merge must not care."""
     import bitsandbytes as bnb
 
-    from zoedge.models.loading import weight_of
+    from zoedge.scoring.models.loading import weight_of
 
     one = made("half nf4")
-    used = runs.Bench.build(one.bench.recipe)
+    used = setup.Bench.build(one.bench.recipe)
     for module in used.base.model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = bnb.functional.has_avx512bf16()
@@ -617,7 +621,7 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
     kept = torch.equal(*(weight_of(x.base.model.get_submodule(q)) for x in (used, one.bench)))
     assert kept is not bnb.functional.has_avx512bf16()
     used.space.value.copy_(one.bench.space.value)
-    export.merged(used.recipe, used.space, tmp_path / "out", "fp32", log=one.log)
+    export_folder.merged(used.recipe, used.space, tmp_path / "out", "fp32", log=one.log)
     out = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     tensors = dict(one.bench.space.tensors())
     stored = safetensors.torch.load_file(half / "model.safetensors")
@@ -641,11 +645,11 @@ def test_shards_and_one_file_hold_the_same_model(
 
     one = made("llama none, b")
     one.merged(tmp_path / "one", "fp32")
-    monkeypatch.setattr(export, "SHARD", 100_000)
+    monkeypatch.setattr(export_folder, "SHARD", 100_000)
     one.merged(tmp_path / "many", "fp32")
     names = sorted(p.name for p in (tmp_path / "many").glob("*.safetensors"))
     assert len(names) > 3 and names[0] == f"model-00001-of-{len(names):05}.safetensors"
-    assert list(export.marker(tmp_path / "many")["payload"]) == names
+    assert list(export_folder.marker(tmp_path / "many")["payload"]) == names
     a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / x).state_dict() for x in ("one", "many"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -655,4 +659,4 @@ def test_an_export_that_does_not_load_is_reported_in_a_sentence(made: Callable[[
     folder = one.merged(tmp_path / "out", "fp32").folder
     (folder / "config.json").unlink()
     with pytest.raises(DataError, match="does not load in a fresh process"):
-        export.check("merged", folder, one.bench)
+        export_folder.check("merged", folder, one.bench)

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from zoedge import engine, export, export_gguf, runs
+from zoedge.commands.export import folder as export_folder
+from zoedge.commands.export import gguf as export_gguf
+from zoedge.core import engine
 from zoedge.errors import DamagedError, DataError, DivergedError, ReplayError, StorageError, UsageError
-from zoedge.log import Log
-from zoedge.recipe import read
+from zoedge.log.log import Log
+from zoedge.recipe.check import read
+from zoedge.run import setup
 
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -29,13 +32,13 @@ class Made:
 
     def __init__(self, recipe_file: Path, folder: Path, source: Path, *more: str):
         overrides = [f"model.source={source}", "rule.lr=0.05", "train.steps=4", *more]
-        self.bench = runs.Bench.build(read(str(recipe_file), overrides))
+        self.bench = setup.Bench.build(read(str(recipe_file), overrides))
         folder.mkdir()
-        with runs.begin(self.bench, folder) as log:
+        with setup.begin(self.bench, folder) as log:
             for _ in engine.play(self.bench.run(log), 4):
                 pass
             log.finish(engine.digest(self.bench.space))
-        self.log = Log.open(folder / runs.LOG)
+        self.log = Log.open(folder / setup.LOG)
 
     def written(self, path: Path, **options: Any) -> Path:
         config = self.bench.base.model.config
@@ -108,7 +111,7 @@ def test_a_fresh_process_finds_the_trained_weights(made: Callable[..., Made], tm
         export_gguf.checked(path, one.bench)
     path.write_bytes(raw.replace(b"blk.2.attn_q.weight.lora_a", b"blk.0.attn_q.weight.lora_a"))
     with pytest.raises(DamagedError, match="not the tensors that were trained"):
-        known = export.reference_of("gguf-lora", one.bench)
+        known = export_folder.reference_of("gguf-lora", one.bench)
         export_gguf.difference(str(path), one.bench.recipe.model.model_dump(), known)
 
 

@@ -14,12 +14,12 @@ import pytest
 from conftest import Done
 
 from zoedge.errors import DataError, UsageError
-from zoedge.recipe import Data, Split, check, read
-from zoedge.tasks._formats import CHATS, KEYS, chosen, conversations, formats_of, messages, said
-from zoedge.tasks._rows import Row, rows_of, sets
-from zoedge.tasks._rows import read as read_rows
-from zoedge.tasks.chat import TEMPLATES, Chat, render
-from zoedge.tasks.lm import Lm
+from zoedge.recipe.check import Data, Split, check, read
+from zoedge.scoring.rows.formats import CHATS, KEYS, chosen, conversations, formats_of, messages, said
+from zoedge.scoring.rows.sets import Row, rows_of, sets
+from zoedge.scoring.rows.sets import read as read_rows
+from zoedge.scoring.tasks.chat import TEMPLATES, Chat, render
+from zoedge.scoring.tasks.lm import Lm
 
 TALK = [said("user", "Hi"), said("assistant", "Hello"), said("user", "Bye"), said("assistant", "Ciao")]
 SYSTEM = said("system", "Be kind.")
@@ -203,7 +203,7 @@ def test_the_sixth_likely_mistake(tokenizer: Any) -> None:
 
 
 def test_a_task_that_does_not_take_the_rows_names_the_one_that_does(tokenizer: Any) -> None:
-    from zoedge.tasks.classify import Classify
+    from zoedge.scoring.tasks.classify import Classify
 
     rows, texts = [Row("f:1", {"messages": TALK})], [Row("f:1", {"text": "a"})]
     assert said_of(lambda: Classify().encode(rows, tokenizer, 64, "error")) == (
@@ -237,7 +237,7 @@ BASE = {"version": 1, "model": {"source": "x"}, "data": {"train": "x.jsonl"}}
 
 
 def test_the_recipes_word_for_it() -> None:
-    from zoedge.runs import recipe_digest
+    from zoedge.run.setup import recipe_digest
 
     for kind in KEYS:
         task = "lm" if kind == "text" else "chat"
@@ -473,7 +473,7 @@ def test_a_folder_of_chats_trains(
 
 def test_the_page_says_what_rows_become() -> None:
     """docs/data.md: its rows are read as it says, and it has every format and every kind of file."""
-    from zoedge.sources import ROWS
+    from zoedge.scoring.sources.resolve import ROWS
 
     page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
     table = {

@@ -14,17 +14,20 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from zoedge import engine, export, runs, verify
 from zoedge.cli import app
+from zoedge.commands import verify
+from zoedge.commands.export import folder as export_folder
+from zoedge.core import engine
+from zoedge.core.types import HALVES, ROUND, Key, Leaf, dithered
 from zoedge.errors import DataError, IdentityError, UsageError
-from zoedge.log import Log
-from zoedge.models.loading import load
-from zoedge.noise._uniform import PERIOD, rounding
-from zoedge.noise.normal import Normal
-from zoedge.recipe import Model, Recipe, read
-from zoedge.spaces import full
-from zoedge.spaces.full import Full
-from zoedge.types import HALVES, ROUND, Key, Leaf, dithered
+from zoedge.log.log import Log
+from zoedge.methods.noise._uniform import PERIOD, rounding
+from zoedge.methods.noise.normal import Normal
+from zoedge.methods.spaces import full
+from zoedge.methods.spaces.full import Full
+from zoedge.recipe.check import Model, Recipe, read
+from zoedge.run import setup
+from zoedge.scoring.models.loading import load
 
 FULL = ["model.quantization=none", "space=full", "output.export=[]", "rule.lr=1e-4", "train.steps=12"]
 Make = Callable[..., Recipe]
@@ -39,11 +42,11 @@ def deltas(size: float) -> Callable[[Leaf], torch.Tensor]:
     return lambda leaf: Normal().draw(Key(3, 0, 0), leaf) * size
 
 
-def played(bench: runs.Bench, folder: Path, until: int | None = None) -> tuple[bytes, bytes]:
+def played(bench: setup.Bench, folder: Path, until: int | None = None) -> tuple[bytes, bytes]:
     """(state digest, the log's bytes) of a run in `folder`, begun or continued."""
     folder.mkdir(exist_ok=True)
-    path, steps = folder / runs.LOG, bench.recipe.train.steps
-    with Log.resume(path) if path.exists() else runs.begin(bench, folder) as log:
+    path, steps = folder / setup.LOG, bench.recipe.train.steps
+    with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
         for _ in engine.play(bench.run(log), until or steps):
             pass
         if len(log) == steps:
@@ -51,7 +54,7 @@ def played(bench: runs.Bench, folder: Path, until: int | None = None) -> tuple[b
     return engine.digest(bench.space), path.read_bytes()
 
 
-def scores(bench: runs.Bench, base: Any) -> torch.Tensor:
+def scores(bench: setup.Bench, base: Any) -> torch.Tensor:
     return bench.task.score(base, bench.texts.train.collate(range(6)), 1)
 
 
@@ -61,7 +64,7 @@ def scores(bench: runs.Bench, base: Any) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_probing_leaves_every_stored_bit(recipe: Make, dtype: str, opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the forward raises between a module's borrowing and its giving back."""
-    bench = runs.Bench.build(recipe(f"model.compute_dtype={dtype}", f"model.source={opt}"))
+    bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}", f"model.source={opt}"))
     model, before = bench.base.model, engine.digest(bench.space)
     owners = {id(p): (p, p.data_ptr()) for p in model.parameters()}
     here = scores(bench, bench.base)
@@ -96,7 +99,7 @@ def test_a_point_is_a_copied_model_with_w_plus_cz(
     mlm = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     task = [mlm] if family == "roberta" else []
     made = recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task)
-    bench, other = runs.Bench.build(made), load(made.model)
+    bench, other = setup.Bench.build(made), load(made.model)
     parameters = other.weights()
     for leaf in bench.space.leaves():
         (part,) = leaf.parts
@@ -118,7 +121,7 @@ def test_a_point_is_a_copied_model_with_w_plus_cz(
 
 @pytest.mark.parametrize("noise", ["rademacher", "low_rank", "block"])
 def test_the_direction_moved_is_the_direction_probed(recipe: Make, noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = runs.Bench.build(recipe(f"noise={noise}", "estimator.eps=0.0078125"))
+    bench = setup.Bench.build(recipe(f"noise={noise}", "estimator.eps=0.0078125"))
     probed: dict[str, torch.Tensor] = {}
     visit, add, moved = bench.space.visit, bench.space.add, {}
 
@@ -149,7 +152,7 @@ def test_two_points_together_are_two_points_alone(
     mlm = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     task = [mlm] if family == "roberta" else []
     source = {**families, "roberta": roberta}[family]
-    bench = runs.Bench.build(recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task))
+    bench = setup.Bench.build(recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task))
     batch, h = bench.texts.train.collate(range(6)), torch.randn(4, bench.base.facts.head(bench.base.model).in_features)
     assert len(bench.space.leaves()) > 60
     for some in ([deltas(0.02), deltas(-0.02)], [deltas(0.02), lambda leaf: None]):
@@ -167,7 +170,7 @@ def test_two_points_together_are_two_points_alone(
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
 def test_two_points_answer_together_as_alone(recipe: Make, families: dict[str, Path], family: str) -> None:
-    base = (bench := runs.Bench.build(recipe(f"model.source={families[family]}"))).base
+    base = (bench := setup.Bench.build(recipe(f"model.source={families[family]}"))).base
     some, prompts, alone = [deltas(0.1), deltas(-0.1)], [[40, 50, 60, 70], [90]], []
     with bench.space.visit(some):
         together = base.answers(prompts, 2, 6)
@@ -179,7 +182,7 @@ def test_two_points_answer_together_as_alone(recipe: Make, families: dict[str, P
 
 def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "PIECE", 64 * 128)
-    bench, asked = runs.Bench.build(recipe()), []
+    bench, asked = setup.Bench.build(recipe()), []
     slabs = [leaf for leaf in bench.space.leaves() if "embed_tokens" in leaf.name]
     assert len(slabs) == 3 and max(len(leaf.value) for leaf in slabs) == 64 * 128
 
@@ -195,8 +198,8 @@ def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeyp
 
 def test_nothing_as_large_as_the_model_is_kept(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "PIECE", 1000)
-    bench = runs.Bench.build(recipe())
-    with runs.begin(bench, tmp_path) as log:
+    bench = setup.Bench.build(recipe())
+    with setup.begin(bench, tmp_path) as log:
         run = bench.run(log)
         next(engine.play(run, 1))
     assert sum(len(d.z) for d in run._drawn.values()) <= 1000
@@ -209,7 +212,7 @@ def test_nothing_as_large_as_the_model_is_kept(recipe: Make, tmp_path: Path, mon
 
 
 def test_tied_weights_are_one_tensor(recipe: Make, llama: Path) -> None:
-    bench = runs.Bench.build(recipe())
+    bench = setup.Bench.build(recipe())
     plain = AutoModelForCausalLM.from_pretrained(llama)
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
     assert sum(len(leaf.value) for leaf in bench.space.leaves()) == sum(p.numel() for p in plain.parameters())
@@ -259,13 +262,13 @@ def test_train_resume_and_replay_end_in_the_same_weights(
     recipe: Make, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     made = recipe(*options)
-    first = runs.Bench.build(made)
+    first = setup.Bench.build(made)
     start = engine.digest(first.space)
     whole = played(first, tmp_path / "a")
     assert whole[0] != start
-    played(runs.Bench.build(made), tmp_path / "b", 5)
-    assert played(runs.Bench.build(made), tmp_path / "b") == whole
-    log = Log.open(tmp_path / "a" / runs.LOG)
+    played(setup.Bench.build(made), tmp_path / "b", 5)
+    assert played(setup.Bench.build(made), tmp_path / "b") == whole
+    log = Log.open(tmp_path / "a" / setup.LOG)
     run, said = verify.states(log)
     assert run.task is None and run.model is None
     assert engine.digest(run.space) == whole[0] and "agree" in said[0]
@@ -276,10 +279,10 @@ def test_train_resume_and_replay_end_in_the_same_weights(
 
 def test_storage_is_the_logs_wherever_auto_would_lead(recipe: Make, tmp_path: Path) -> None:
     """A run of bf16 by `auto` (a GPU's) replays as bf16 on a CPU, where `auto` is fp32."""
-    bench = runs.Bench.build(recipe("model.compute_dtype=bf16"))
+    bench = setup.Bench.build(recipe("model.compute_dtype=bf16"))
     bench.recipe = recipe()
     final, _ = played(bench, tmp_path / "run")
-    run, _ = verify.states(Log.open(tmp_path / "run" / runs.LOG))
+    run, _ = verify.states(Log.open(tmp_path / "run" / setup.LOG))
     assert engine.digest(run.space) == final and run.space.storage == "bfloat16"  # type: ignore[attr-defined]
 
 
@@ -287,14 +290,14 @@ def test_replay_takes_the_base_that_is_named_and_no_other(recipe: Make, tmp_path
     import shutil
 
     own = shutil.copytree(llama, tmp_path / "own")
-    bench = runs.Bench.build(recipe(f"model.source={own}", "train.steps=2"))
+    bench = setup.Bench.build(recipe(f"model.source={own}", "train.steps=2"))
     final, _ = played(bench, tmp_path / "run")
-    log = Log.open(tmp_path / "run" / runs.LOG)
+    log = Log.open(tmp_path / "run" / setup.LOG)
     shutil.rmtree(own)
     with pytest.raises(DataError, match="own"):
-        runs.replayer(log)
+        setup.replayer(log)
     with pytest.raises(IdentityError, match=r"not the one that was trained on.*--base"):
-        runs.replayer(log, base=str(opt))
+        setup.replayer(log, base=str(opt))
     run, _ = verify.states(log, base=str(llama))
     assert engine.digest(run.space) == final
     done = CliRunner().invoke(
@@ -360,7 +363,7 @@ def test_its_bits_are_a_function_of_key_and_place() -> None:
 
 def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_path: Path) -> None:
     """Measured: 0.998 of the update arrives, 0.996 by the samples of 4,096 elements a leaf; to nearest, 0.07."""
-    bench = runs.Bench.build(recipe("model.compute_dtype=bf16", "estimator=one_sided"))
+    bench = setup.Bench.build(recipe("model.compute_dtype=bf16", "estimator=one_sided"))
     leaves, key = bench.space.leaves(), Key(1, 0, 0, ROUND)
     before = torch.cat([leaf.value.float() for leaf in leaves])
     for seq in range(20):
@@ -379,24 +382,24 @@ def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, dtype: str) -> None:
-    bench = runs.Bench.build(recipe(f"model.compute_dtype={dtype}"))
+    bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}"))
     played(bench, tmp_path / "run")
-    log = Log.open(tmp_path / "run" / runs.LOG)
-    made = export.merged(bench.recipe, bench.space, tmp_path / "merged", log=log)
+    log = Log.open(tmp_path / "run" / setup.LOG)
+    made = export_folder.merged(bench.recipe, bench.space, tmp_path / "merged", log=log)
     assert made.dtype == dtype and made.least[1] > 0.999999, "nothing is lost in the type that is stored"
     named = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").named_parameters())
     assert named.keys() == dict(bench.space.tensors()).keys()
     assert all(torch.equal(named[name], value) for name, value in bench.space.tensors())
     if dtype == "fp32":
-        assert export.check("merged", tmp_path / "merged", bench) < 1e-5
+        assert export_folder.check("merged", tmp_path / "merged", bench) < 1e-5
     with pytest.raises(UsageError, match=r"'full' has no adapter.*--to merged"):
-        export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+        export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
 
 
 def test_a_bf16_run_says_what_arrived(recipe: Make, tmp_path: Path) -> None:
-    from zoedge.display import display
-    from zoedge.train import train
+    from zoedge.run.display import display
+    from zoedge.run.train import train
 
     train(recipe("model.compute_dtype=bf16"), tmp_path / "run", display("quiet"))
-    (said,) = [line for line in runs.notes(tmp_path / "run") if line["event"] == "rounding"]
+    (said,) = [line for line in setup.notes(tmp_path / "run") if line["event"] == "rounding"]
     assert said["storage"] == "bfloat16" and 0.5 < said["applied"] < 1.5 and said["nearest"] < said["applied"]

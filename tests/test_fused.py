@@ -21,13 +21,14 @@ from typing import Any
 import pytest
 import torch
 
-from zoedge import engine, load, runs
-from zoedge.noise import _fused
-from zoedge.noise._lookup import lookup
-from zoedge.noise.normal import quantiles
-from zoedge.noise.rademacher import SIGNS
-from zoedge.recipe import read
-from zoedge.types import Key, Leaf
+from zoedge.core import engine, parts
+from zoedge.core.types import Key, Leaf
+from zoedge.methods.noise import _fused
+from zoedge.methods.noise._lookup import lookup
+from zoedge.methods.noise.normal import quantiles
+from zoedge.methods.noise.rademacher import SIGNS
+from zoedge.recipe.check import read
+from zoedge.run import setup
 
 NOISES = {"rademacher": (8, SIGNS, 8), "normal": (16, quantiles(), 1)}
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,7 +70,7 @@ def stepped(recipe: Any, product: Callable[..., Any] | None) -> tuple[list[float
     with pytest.MonkeyPatch.context() as patch:
         if product is not None:
             patch.setattr(_fused, "kernel", lambda like, bits, table, width: lambda *args: counted(bits, table, *args))
-        bench = runs.Bench.build(recipe)
+        bench = setup.Bench.build(recipe)
         run = bench.run([])  # type: ignore[arg-type]
         run.log = type("Empty", (list,), {"next_seq": 5})()
         losses = list(engine.measure(run, 0).losses)
@@ -130,7 +131,7 @@ def test_no_kernel_on_a_cpu_nor_where_it_is_switched_off(monkeypatch: pytest.Mon
     assert _fused.about() == "triton 1.2.3"
     there: Any = SimpleNamespace(is_cuda=True, device="cuda", dtype=torch.bfloat16)
     for word in NOISES:
-        noise = load.part("noise", word)()
+        noise = parts.part("noise", word)()
         assert noise.kernel(torch.zeros(2)) is None and not asked
         assert noise.kernel(there) is not None and asked.pop() == ("cuda", torch.bfloat16, *NOISES[word])
         with monkeypatch.context() as patch:
@@ -139,7 +140,7 @@ def test_no_kernel_on_a_cpu_nor_where_it_is_switched_off(monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(_fused, "find_spec", lambda name: find_spec("no such package as " + name))
             assert noise.kernel(there) is None and not asked and _fused.about() == "none"
-    assert load.part("noise", "low_rank")().kernel(there) is None
+    assert parts.part("noise", "low_rank")().kernel(there) is None
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -222,7 +223,7 @@ def test_it_compiles_for_gpus_that_are_not_here(noise: str, kind: str, capabilit
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from zoedge.noise._kernel import product
+    from zoedge.methods.noise._kernel import product
 
     bits, group = (1, 32) if noise == "rademacher" else (16, 8)
     bm, bn, bk = _fused.BLOCKS[KINDS[kind].itemsize]

@@ -14,9 +14,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make
 
-from zoedge import engine, load, packed, runs, verify
-from zoedge.log import Log
-from zoedge.recipe import word_of
+from zoedge.commands import verify
+from zoedge.core import engine, parts
+from zoedge.log import packed
+from zoedge.log.log import Log
+from zoedge.recipe.check import word_of
+from zoedge.run import setup
 
 GOLDEN = sorted(make.HERE.glob("*.zlog"))
 EXPECTED = json.loads(make.EXPECTED.read_text())
@@ -29,9 +32,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_part_has_a_golden_log() -> None:
     assert {path.stem for path in GOLDEN} == set(EXPECTED) and len(GOLDEN) >= 12
-    recipes = [runs.recipe_of(Log.open(path).header, path.name) for path in GOLDEN]
+    recipes = [setup.recipe_of(Log.open(path).header, path.name) for path in GOLDEN]
     for kind in ("noise", "estimator", "rule", "space"):
-        assert {word_of(getattr(recipe, kind)) for recipe in recipes} == set(load.words(load.FOLDERS[kind]))
+        assert {word_of(getattr(recipe, kind)) for recipe in recipes} == set(parts.words(parts.FOLDERS[kind]))
     for path in GOLDEN:
         assert b"/" not in Log.open(path).header.block, "no path of the machine that made it"
     assert sum(path.stat().st_size for path in GOLDEN) < 64 << 10

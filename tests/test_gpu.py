@@ -15,15 +15,17 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make
 from test_traps import QUANTISED, bnb_linears, random_examples
 
-from zoedge import engine, runs, verify
-from zoedge.log import Log
-from zoedge.models import loading
-from zoedge.models.base import Base
-from zoedge.noise.rademacher import Rademacher
-from zoedge.recipe import Model, read
-from zoedge.spaces.lora import Held, Lora
-from zoedge.tasks.classify import Classification, Classify
-from zoedge.types import Key
+from zoedge.commands import verify
+from zoedge.core import engine
+from zoedge.core.types import Key
+from zoedge.log.log import Log
+from zoedge.methods.noise.rademacher import Rademacher
+from zoedge.methods.spaces.lora import Held, Lora
+from zoedge.recipe.check import Model, read
+from zoedge.run import setup
+from zoedge.scoring.models import loading
+from zoedge.scoring.models.base import Base
+from zoedge.scoring.tasks.classify import Classification, Classify
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -34,7 +36,7 @@ EXPECTED = json.loads(make.EXPECTED.read_text())
 
 
 def state(log: Log, device: str, base: str | None = None) -> str:
-    run = runs.replayer(log, device, base)
+    run = setup.replayer(log, device, base)
     for _ in engine.play(run, len(log)):
         pass
     assert {leaf.value.device.type for leaf in run.space.leaves()} == {device}
@@ -61,15 +63,15 @@ def test_a_cpus_golden_log_replays_on_the_gpu(name: str, tmp_path: Path) -> None
     ],
 )
 def test_a_gpus_log_replays_on_the_cpu(recipe_file: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
-    bench = runs.Bench.build(read(str(recipe_file), ["train.steps=12", f"model.device={CUDA}", *changes]))
+    bench = setup.Bench.build(read(str(recipe_file), ["train.steps=12", f"model.device={CUDA}", *changes]))
     start, folder = engine.digest(bench.space), tmp_path / "run"
     folder.mkdir()
-    with runs.begin(bench, folder) as log:
+    with setup.begin(bench, folder) as log:
         for _ in engine.play(bench.run(log), 12):
             pass
         log.finish(final := engine.digest(bench.space))
     assert final != start and {leaf.value.device.type for leaf in bench.space.leaves()} == {CUDA}
-    with Log.open(folder / runs.LOG) as log:
+    with Log.open(folder / setup.LOG) as log:
         assert state(log, "cpu") == state(log, CUDA) == final.hex()
         assert verify.bisect(log) == "torch and numpy agree here at every step."
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import Done
 
-from zoedge import hints
-from zoedge.hints import OLDEST, Facts
+from zoedge.commands.doctor import hints
+from zoedge.commands.doctor.hints import OLDEST, Facts
 
 WELL: dict[str, Any] = {"versions": {**OLDEST, "kernels": None}, "cores": 4, "cache": "/c"}
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # facts, what is said, what to type
@@ -64,7 +64,7 @@ def test_every_hint_is_reached() -> None:
 
 
 def test_versions_and_extras_are_those_of_the_package() -> None:
-    project = tomllib.loads((Path(hints.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(hints.__file__).parents[3] / "pyproject.toml").read_text())["project"]
     for name, least in OLDEST.items():
         assert any(line.startswith(f"{name}>={least}") for line in project["dependencies"])
     assert hints.EXTRAS.keys() <= project["optional-dependencies"].keys()
@@ -82,7 +82,7 @@ def test_the_facts_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_as_a_user_types_it(zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoedge import doctor
+    from zoedge.commands.doctor import doctor
 
     good = {
         "numerics": "1 pair of noise and rule gives its golden bits: replay is exact here",

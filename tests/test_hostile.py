@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import pytest
 from test_bad_inputs import ADAPTER, GO, LOG, ROWS, Change, config, edit, flip, link, pipe, put, recipe, rows, tree
 
-from zoedge import log as logs
-from zoedge.export import MARKER, WEIGHTS
-from zoedge.packed import pack
+from zoedge.commands.export.folder import MARKER, WEIGHTS
+from zoedge.log import log
+from zoedge.log.packed import pack
 
 HUGE = b"\xff" * 4
 VICTIM = "../victim"  # outside the folder that a command may write in
@@ -63,7 +63,7 @@ def signed(raw: bytes) -> bytes:
     value = bytes(new[480:496])
     if 512 <= length <= len(new):
         for i in range(length, len(new) - 63, 64):
-            new[i + 48 : i + 64] = value = logs.chain(value, bytes(new[i : i + 48]))
+            new[i + 48 : i + 64] = value = log.chain(value, bytes(new[i : i + 48]))
     return bytes(new)
 
 
@@ -76,7 +76,7 @@ def slot(at: int, data: bytes) -> Change:
 
     def change(raw: bytes) -> bytes:
         (length,) = struct.unpack_from("<I", raw, 12)
-        first = next(i for i in range(length, len(raw), 64) if raw[i] == logs.STEP) + at
+        first = next(i for i in range(length, len(raw), 64) if raw[i] == log.STEP) + at
         return signed(raw[:first] + data + raw[first + len(data) :])
 
     return edit(LOG, change)
@@ -89,9 +89,9 @@ def block(change: Callable[[dict[str, Any]], Any] | bytes, fields: bytes = b"") 
         length, size = struct.unpack_from("<II", raw, 12)
         new = change if isinstance(change, bytes) else b""
         if not isinstance(change, bytes):
-            table = logs.uncanonical(raw[512 : 512 + size])
+            table = log.uncanonical(raw[512 : 512 + size])
             change(table)
-            new = logs.canonical(table)
+            new = log.canonical(table)
         padded = new + bytes(-len(new) % 512)
         sizes = struct.pack("<II", 512 + len(padded), len(new))
         head = raw[:12] + sizes + raw[20:56] + (fields or raw[56:64]) + raw[64:512]
@@ -116,7 +116,7 @@ def packed(change: Callable[[bytearray], Any]) -> Change:
     """runs/tiny/run.zpack, its fields changed, its digest made right."""
 
     def apply(folder: Path) -> None:
-        raw = bytearray(pack(logs.Log.open(folder / LOG))[:-32])
+        raw = bytearray(pack(log.Log.open(folder / LOG))[:-32])
         raw = change(raw) or raw
         (folder / "run.zpack").write_bytes(bytes(raw) + hashlib.sha256(raw).digest())
 

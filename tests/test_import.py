@@ -12,10 +12,10 @@ import pytest
 import yaml
 from conftest import Done
 
+from zoedge.commands.import_config.source import MARKS, TOOLS, Import, convert, dump, flat, load, recognised
 from zoedge.errors import UsageError
-from zoedge.foreign import FOREIGN, WHY
-from zoedge.importing import MARKS, TOOLS, Import, convert, dump, flat, load, recognised
-from zoedge.recipe import check, read
+from zoedge.recipe.check import check, read
+from zoedge.recipe.foreign import FOREIGN, WHY
 
 MLX = """
 model: mistralai/Mistral-7B-v0.1

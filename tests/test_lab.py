@@ -15,8 +15,8 @@ from zoedge.cli import app
 from zoedge.errors import UsageError
 from zoedge.lab._bench import Problem, Space, descend
 from zoedge.lab.flat_minima import GOLDEN, FlatMinima
-from zoedge.noise.rademacher import Rademacher
-from zoedge.rules.momentum import Momentum
+from zoedge.methods.noise.rademacher import Rademacher
+from zoedge.methods.rules.momentum import Momentum
 
 NAMES = [name for name, _ in lab.experiments()]
 
@@ -84,8 +84,8 @@ def test_another_seed_is_another_run_and_a_wrong_finding_is_told() -> None:
 
 def test_a_lab_run_is_the_engines() -> None:
     """Momentum on a bowl, against the recursion written out: float64 master, 16-bit weights."""
-    from zoedge.estimators.two_sided import TwoSided
-    from zoedge.types import Key, bits16
+    from zoedge.core.types import Key, bits16
+    from zoedge.methods.estimators.two_sided import TwoSided
 
     start = np.linspace(-1, 1, 7)
     space = Space(start)

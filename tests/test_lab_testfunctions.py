@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from zoedge.core.parts import words
 from zoedge.lab._functions import FUNCTIONS
 from zoedge.lab.testfunctions import NAMES, Testfunctions, hit
-from zoedge.load import words
 
 SMALL = Testfunctions(passes=12, tune=1, seeds=2)
 
@@ -32,7 +32,7 @@ def test_hit_is_the_number_of_steps():
 def test_small_run_has_every_method_and_repeats():
     outcome = SMALL.run(1)
     for found in (outcome.numbers[name] for name in FUNCTIONS):
-        assert {NAMES.get(word, word) for word in words("rules")} | {"STP", "S2P", "AS2P"} == set(found)
+        assert {NAMES.get(word, word) for word in words("methods.rules")} | {"STP", "S2P", "AS2P"} == set(found)
         assert (found["MeZO"]["passes a step"], found["STP"]["passes a step"]) == (2, 3)
     assert json.dumps(outcome.numbers) == json.dumps(SMALL.run(1).numbers) != json.dumps(SMALL.run(2).numbers)
     assert all(type(claim.holds) is bool for claim in outcome.claims)

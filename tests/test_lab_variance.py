@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from zoedge import lab
-from zoedge.engine import Run
+from zoedge.core.engine import Run
+from zoedge.core.types import AbstractNoise, Key, Leaf
 from zoedge.lab import _errors
 from zoedge.lab._aligned import Aligned
 from zoedge.lab._bench import Memory, Problem, Space
-from zoedge.noise.normal import Normal
-from zoedge.noise.sphere import Sphere
-from zoedge.rules.sgd import Sgd
-from zoedge.types import AbstractNoise, Key, Leaf
+from zoedge.methods.noise.normal import Normal
+from zoedge.methods.noise.sphere import Sphere
+from zoedge.methods.rules.sgd import Sgd
 
 
 def test_the_notebooks_points() -> None:

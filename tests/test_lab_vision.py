@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from zoedge.core.types import Record
 from zoedge.errors import DivergedError
 from zoedge.lab import _race
 from zoedge.lab._race import Curve, Method, Racer, costs, measured, ratios, smooth
 from zoedge.lab.vision import Network, Vision
-from zoedge.types import Record
 
 SMALL = Vision(passes=24, batch=4, width=4, tune=1, seeds=2, window=0.2)
 

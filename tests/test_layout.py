@@ -13,25 +13,42 @@ from pathlib import Path
 import pytest
 
 import zoedge
-from zoedge import load
+from zoedge.core import parts
 
 ROOT = Path(zoedge.__file__).parent
-PARTS = [(kind, word) for kind, folder in load.FOLDERS.items() for word in load.words(folder)]
-# of ours, a module may import at most these (and, in a folder, its private siblings): DESIGN.md, section 3
-ALLOWED = {
-    "types": set(),
+PARTS = [(kind, word) for kind, folder in parts.FOLDERS.items() for word in parts.words(folder)]
+# What of ours the files of a room may import, besides the room itself: a room, or a module of it by its dotted name.
+ROOMS = {
     "errors": set(),
-    "noise": {"types", "noise.normal", "noise.rademacher"},  # what others are made of
-    "rules": {"types"},
-    "spaces": {"types"},
-    "estimators": {"types"},
-    "watchdog": {"types"},
-    "engine": {"log", "errors", "storage", "types", "watchdog"},
+    "core": {"errors"},
+    "log": {"core", "errors"},
+    "methods": {"core", "errors"},
+    "recipe": {"core", "errors"},
+    "scoring": {"core.parts", "core.canonical", "errors", "recipe.sections"},
+    "run": {"core", "errors", "log", "methods", "recipe", "scoring"},
+    "optim": {"core", "errors", "log", "methods", "recipe", "run"},
+    "lab": {"core", "errors", "log", "methods", "recipe", "run", "scoring"},
+    "commands": {"core", "errors", "log", "methods", "optim", "recipe", "run", "scoring", "lab"},
+    "cli": {"commands", "core", "errors", "lab", "log", "methods", "optim", "recipe", "run", "scoring"},
+    "__main__": {"cli", "run"},
+    "__init__": {"commands", "errors", "optim"},
 }
-ZEROTH_ORDER = {"noise", "rules", "estimators", "spaces", "engine", "watchdog"}  # tasks and models know nothing of it
+# a method is a file of its own: what it may share is private, but for the two kinds of noise that others are made of
+SHARED = {"methods.noise.normal", "methods.noise.rademacher"}
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_CLI_FUNCTION, MOST_ENTRIES = 450, 60, 30, 16
+PRINTS = {"run.display"}
 
 
-def ours(path: Path) -> set[str]:
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below zoedge."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
     """What of ours a file imports anywhere, as dotted names below zoedge: from ..types import Key -> types."""
     package = ("zoedge", *path.relative_to(ROOT).parent.parts)
     found: set[str] = set()
@@ -43,61 +60,120 @@ def ours(path: Path) -> set[str]:
             whole = ".".join(filter(None, (start, node.module)))
             deeper = ROOT.joinpath(*whole.split(".")[1:])
             names = [alias.name for alias in node.names if whole.startswith("zoedge") and deeper.is_dir()]
-            modules = [n for n in names if (deeper / n).is_dir() or (deeper / f"{n}.py").is_file()]
-            found |= {f"{whole}.{name}" for name in modules} or {whole}
+            inner = [n for n in names if (deeper / n).is_dir() or (deeper / f"{n}.py").is_file()]
+            found |= {f"{whole}.{name}" for name in inner} or {whole}
     return {name.removeprefix("zoedge.") for name in found if name.split(".")[0] == "zoedge"}
 
 
-def files(name: str) -> list[Path]:
-    found = sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"]
-    assert found and all(path.is_file() for path in found)
-    return found
+def within(module: str, allowed: set[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in allowed)
 
 
-@pytest.mark.parametrize("name", ALLOWED)
-def test_import_direction(name: str) -> None:
-    for path in files(name):
-        for module in ours(path):
-            sibling = module.startswith(f"{name}._")
-            assert sibling or module in ALLOWED[name], f"{path.relative_to(ROOT)} imports {module}"
+@pytest.mark.parametrize("room", ROOMS)
+def test_an_import_only_goes_down(room: str) -> None:
+    files = {name: path for name, path in modules().items() if name.split(".")[0] == room}
+    assert files, "the room is there"
+    for name, path in files.items():
+        wrong = {module for module in imports_of(path) if not within(module, ROOMS[room] | {room})}
+        assert not wrong, f"{name} imports {sorted(wrong)}"
 
 
-@pytest.mark.parametrize("name", ["tasks", "models"])
-def test_tasks_and_models_know_nothing_of_zeroth_order(name: str) -> None:
-    seen = set()
-    for path in files(name):
-        seen |= ours(path)
-        assert not {module.split(".")[0] for module in ours(path)} & ZEROTH_ORDER, path
-    assert "errors" in seen, "the scan sees imports"
+def test_every_module_is_in_a_room() -> None:
+    assert {name.split(".")[0] for name in modules()} == set(ROOMS)
+    entries = [path for path in ROOT.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= MOST_ENTRIES, sorted(path.name for path in entries)
+
+
+def test_a_method_imports_no_other_method() -> None:
+    methods = {name: path for name, path in modules().items() if name.startswith("methods.")}
+    assert len(methods) > 30
+    for name, path in methods.items():
+        for module in imports_of(path):
+            private = module.rpartition(".")[2].startswith("_")
+            assert not module.startswith("methods.") or private or module in SHARED, f"{name} imports {module}"
+
+
+def test_there_is_no_import_circle() -> None:
+    """Lazy imports count too: a module that needs another one, which needs the first, is one module in two files."""
+    there = modules()
+    graph = {name: {module for module in imports_of(path) if module in there} - {name} for name, path in there.items()}
+    for name in graph:  # `from . import x` of a package names its submodule, not the package
+        graph[name] -= {
+            module for module in graph[name] if name.startswith(f"{module}.") and there[module].name == "__init__.py"
+        }
+    assert sum(map(len, graph.values())) > 200, "the scan sees imports"
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"a circle: {' -> '.join((*trail[trail.index(name) :], name))}"
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+def test_files_and_functions_are_short() -> None:
+    for name, path in modules().items():
+        text = path.read_text()
+        assert len(text.splitlines()) <= LONGEST_FILE, f"{name}: {len(text.splitlines())} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                most = LONGEST_CLI_FUNCTION if name.startswith("cli") else LONGEST_FUNCTION
+                assert length <= most, f"{name}.{node.name}: {length} lines"
+
+
+def test_only_the_display_and_the_command_line_print() -> None:
+    for name, path in modules().items():
+        if name.split(".")[0] in ("cli", "__main__") or name in PRINTS:
+            continue
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+        assert not [f for f in calls if isinstance(f, ast.Name) and f.id == "print"], name
+        assert "typer" not in imports_of_others(path), name
+
+
+def imports_of_others(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {
+        name.split(".")[0]
+        for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
+    }
 
 
 def test_the_scan_sees_every_way_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "core").mkdir()
     (tmp_path / "noise").mkdir()
-    for name in ("types", "engine", "noise/_philox"):
+    for name in ("types", "core/engine", "noise/_philox"):
         (tmp_path / f"{name}.py").write_text("")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     path = tmp_path / "noise" / "x.py"
     for line, name in {
         "from ..types import Key": "types",
-        "from .. import engine": "engine",
-        "import zoedge.engine": "engine",
-        "from zoedge.engine import play": "engine",
-        "from zoedge import engine as e": "engine",
+        "from ..core import engine": "core.engine",
+        "import zoedge.core.engine": "core.engine",
+        "from zoedge.core.engine import play": "core.engine",
+        "from zoedge.core import engine as e": "core.engine",
         "from . import _philox": "noise._philox",
         "from ._philox import lookup": "noise._philox",
-        "def f():\n    from ..engine import play": "engine",
+        "def f():\n    from ..core.engine import play": "core.engine",
     }.items():
         path.write_text(line)
-        assert ours(path) == {name}, line
+        assert imports_of(path) == {name}, line
     path.write_text("import torch, typing\nfrom numpy import array")
-    assert ours(path) == set()
+    assert imports_of(path) == set()
 
 
 LIGHT = """
 import json, sys
 import zoedge
 first = sorted({name.split(".")[0] for name in sys.modules})
-import zoedge.types, zoedge.errors, zoedge.load, zoedge.log, zoedge.engine, zoedge.recipe, zoedge.runs, zoedge.sources
+import zoedge.errors, zoedge.core.types, zoedge.core.parts, zoedge.log.log, zoedge.core.engine
+import zoedge.recipe.check, zoedge.run.setup
+import zoedge.scoring.sources.resolve
 print(json.dumps([first, sorted({name.split(".")[0] for name in sys.modules})]))
 """
 HEAVY = {
@@ -125,14 +201,14 @@ def test_importing_zoedge_imports_nothing_heavy() -> None:
 
 
 def test_there_are_parts() -> None:
-    assert {kind for kind, _ in PARTS} == set(load.FOLDERS) and len(PARTS) >= 6
+    assert {kind for kind, _ in PARTS} == set(parts.FOLDERS) and len(PARTS) >= 6
 
 
 @pytest.mark.parametrize("kind,word", PARTS)
 def test_a_part_is_one_frozen_dataclass_named_as_its_file(kind: str, word: str) -> None:
-    part = load.part(kind, word)
+    part = parts.part(kind, word)
     assert part.__name__ == "".join(w.capitalize() for w in word.split("_"))
-    module = load.module(load.FOLDERS[kind], word)
+    module = parts.module(parts.FOLDERS[kind], word)
     public = [
         c for n, c in vars(module).items() if inspect.isclass(c) and c.__module__ == module.__name__ and n[0] != "_"
     ]
@@ -154,7 +230,7 @@ def test_methods_are_short() -> None:
     """One paper, one file, at most 80 lines."""
     checked = 0
     for folder in ("noise", "estimators", "rules"):
-        for path in files(folder):
+        for path in sorted((ROOT / "methods" / folder).glob("*.py")):
             count = len(path.read_text().splitlines())
             assert count <= 80, f"{path.relative_to(ROOT)}: {count} lines"
             checked += 1

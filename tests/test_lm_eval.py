@@ -129,9 +129,9 @@ def test_likelihoods_are_those_of_transformers(name: str, families: dict[str, Pa
     import torch
     from transformers import AutoModelForCausalLM
 
-    from zoedge.harness import Wrapped
-    from zoedge.models.loading import load
-    from zoedge.recipe import Model
+    from zoedge.commands.lm_eval import Wrapped
+    from zoedge.recipe.check import Model
+    from zoedge.scoring.models.loading import load
 
     spec = Model(source=str(families[name]), quantization="none", compute_dtype="fp32", device="cpu")
     base = load(spec)
@@ -172,10 +172,10 @@ def test_likelihoods_are_those_of_transformers(name: str, families: dict[str, Pa
 
 @needed
 def test_answers_are_the_models_own_and_end_where_told(llama: Path) -> None:
+    from zoedge.commands.lm_eval import Wrapped
     from zoedge.errors import DataError
-    from zoedge.harness import Wrapped
-    from zoedge.models.loading import load
-    from zoedge.recipe import Model
+    from zoedge.recipe.check import Model
+    from zoedge.scoring.models.loading import load
 
     base = load(Model(source=str(llama), quantization="none", compute_dtype="fp32", device="cpu"))
     ours, prompt = Wrapped(base), "the film was"

@@ -23,12 +23,12 @@ from faults import OPS, SHA, header, note, put, same, states, step, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zoedge.log as module
-from zoedge import storage
+from zoedge.core import storage
+from zoedge.core.types import CLIPPED, SKIPPED, Record, bits16
 from zoedge.errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
-from zoedge.log import HASH, NOTE, REWIND, SESSION, STEP, Header, Log
-from zoedge.packed import Packed
-from zoedge.types import CLIPPED, SKIPPED, Record, bits16
+from zoedge.log import log as log_module
+from zoedge.log.log import HASH, NOTE, REWIND, SESSION, STEP, Header, Log
+from zoedge.log.packed import Packed
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ BYTES = bytes.fromhex("".join(EXAMPLE.values()))
 
 
 def test_the_bytes(tmp_path: Path) -> None:
-    block = module.canonical({"name": "zo\xe9", "lr": 0.75})
+    block = log_module.canonical({"name": "zo\xe9", "lr": 0.75})
     head = replace(header(block=block), seed=0x0123456789ABCDEF)
     with Log.create(tmp_path / "run.zlog", head) as log:
         log.session(SHA[0xAA])
@@ -136,7 +136,7 @@ def test_the_chain_is_what_the_page_says() -> None:
 def test_header_offsets_are_the_tables() -> None:
     """Each field changes the bytes that the docstring's table gives it, and no others before the digest."""
     base = replace(header(), run_id=bytes(16))
-    raw, table = base.encode(), module.__doc__ or ""
+    raw, table = base.encode(), log_module.__doc__ or ""
     fields: dict[str, tuple[int, int, str, Any]] = {
         "minor": (8, 4, "2+2  format", 0x0101), "directions": (22, 2, "K: directions", 1),
         "noise": (24, 4, "noise scheme id", 2**32 - 1), "rule": (28, 4, "rule id", 2**32 - 1),
@@ -239,7 +239,7 @@ def test_what_is_logged_is_read_back(
 
 def test_20000_steps_fit_in_1_300_000_bytes(tmp_path: Path, fast: None) -> None:
     shapes = [[f"model.layers.{i}.self_attn.{m}_proj", 576, 576] for i in range(4) for m in "qkvogud"]
-    head = header(1, 1, 100, block=module.canonical({"recipe": {"text": "x" * 1600}, "space": {"shapes": shapes}}))
+    head = header(1, 1, 100, block=log_module.canonical({"recipe": {"text": "x" * 1600}, "space": {"shapes": shapes}}))
     with Log.create(tmp_path / "run.zlog", head) as log:
         log.session(SHA[1])
         for i in range(20_000):
@@ -451,7 +451,7 @@ def test_a_block_that_is_not_an_object_is_refused_when_it_is_read(tmp_path: Path
 def test_words_that_look_like_floats() -> None:
     """A string in Python's own spelling of a float is the one thing that does not come back as it went in."""
     for word, back in (("0x1.8p+1", "0x1.8p+1"), ("0x1.8000000000000p+1", 3.0), ("nan", "nan"), ("-0x0.0p+0", -0.0)):
-        assert header(block=module.canonical({"a": word})).about == {"a": back}
+        assert header(block=log_module.canonical({"a": word})).about == {"a": back}
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -464,9 +464,9 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(TEXT, JSON, max_size=4))
 def test_canonical_json_is_read_back(value: dict[str, Any]) -> None:
-    block = module.canonical(value)
-    assert module.canonical(dict(reversed(value.items()))) == block and header(block=block).about == value
-    assert module.canonical(header(block=block).about) == block  # also -0.0 and 1 against 1.0
+    block = log_module.canonical(value)
+    assert log_module.canonical(dict(reversed(value.items()))) == block and header(block=block).about == value
+    assert log_module.canonical(header(block=block).about) == block  # also -0.0 and 1 against 1.0
 
 
 # -- one writer, one file
@@ -475,7 +475,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from zoedge.errors import LockedError
-from zoedge.log import Log
+from zoedge.log.log import Log
 try:
     log = Log.resume(Path(sys.argv[1]))
 except LockedError as e:
@@ -861,16 +861,16 @@ def test_elsewhere_there_is_no_name_of_a_boot(monkeypatch: pytest.MonkeyPatch) -
     def absent(self: Path) -> str:
         raise FileNotFoundError
 
-    assert module.boot() == module.boot()
+    assert log_module.boot() == log_module.boot()
     monkeypatch.setattr(Path, "read_text", absent)
-    assert module.boot() == "-"
+    assert log_module.boot() == "-"
 
 
 def test_the_half_of_a_fork_that_must_not_write(tmp_path: Path) -> None:
     """As os.fork calls it in a child, here without one; test_torture_process.py has the child."""
     log = Log.create(tmp_path / "run.zlog", header())
     before, fd = (tmp_path / "run.zlog").read_bytes(), log._fd
-    module._forked()
+    log_module._forked()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     with pytest.raises(StorageError, match="not open for writing"):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from conftest import masking, replays, save_masked
 
-from zoedge.display import display
-from zoedge.recipe import Recipe, read, shipped
-from zoedge.tasks._examples import Examples
-from zoedge.tasks._rows import left, renamed
-from zoedge.tasks._rows import read as read_rows
-from zoedge.train import train
+from zoedge.recipe.check import Recipe, read, shipped
+from zoedge.run.display import display
+from zoedge.run.train import train
+from zoedge.scoring.rows.sets import left, renamed
+from zoedge.scoring.rows.sets import read as read_rows
+from zoedge.scoring.tasks._examples import Examples
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROWS = {path.stem: path for path in [FIXTURES / "sst2.jsonl", *(FIXTURES / "roberta").glob("*.jsonl")]}

@@ -18,11 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoedge import engine
-from zoedge.load import FOLDERS, part, words
-from zoedge.log import Header, Log
-from zoedge.types import Key, Leaf, Part, Record
-from zoedge.verify import Arrays
+from zoedge.commands.verify import Arrays
+from zoedge.core import engine
+from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.types import Key, Leaf, Part, Record
+from zoedge.log.log import Header, Log
 
 N = {kind: words(FOLDERS[kind]) for kind in ("noise", "estimator", "rule")}
 STEPS = 8  # of a run; a state is logged after every fourth

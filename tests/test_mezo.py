@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from conftest import replays, save
 
-from zoedge.display import display
-from zoedge.recipe import Recipe, read, shipped
-from zoedge.tasks._examples import Examples
-from zoedge.tasks._rows import read as read_rows
-from zoedge.train import train
+from zoedge.recipe.check import Recipe, read, shipped
+from zoedge.run.display import display
+from zoedge.run.train import train
+from zoedge.scoring.rows.sets import read as read_rows
+from zoedge.scoring.tasks._examples import Examples
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXACT = {  # of the first row: (prompt, what is scored after it, option by option)

@@ -16,15 +16,15 @@ import pytest
 import torch
 from conftest import reference, save
 
+from zoedge.core.types import Leaf
 from zoedge.errors import DataError, StorageError
-from zoedge.models.base import Base, chosen_layers
-from zoedge.models.loading import dtype_of, load, tame
-from zoedge.noise.rademacher import Rademacher
-from zoedge.recipe import Model
-from zoedge.spaces.lora import Held, Lora
-from zoedge.tasks._examples import Batch, Examples
-from zoedge.tasks.classify import Classification, Classify
-from zoedge.types import Leaf
+from zoedge.methods.noise.rademacher import Rademacher
+from zoedge.methods.spaces.lora import Held, Lora
+from zoedge.recipe.check import Model
+from zoedge.scoring.models.base import Base, chosen_layers
+from zoedge.scoring.models.loading import dtype_of, load, tame
+from zoedge.scoring.tasks._examples import Batch, Examples
+from zoedge.scoring.tasks.classify import Classification, Classify
 
 FAMILIES = ("llama", "llama_untied_half", "opt", "opt_350m", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "pythia")
 SCHEMES = (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True), ("none", True))
@@ -127,7 +127,7 @@ def test_the_vocabulary_in_chunks_is_the_whole(clean: Get, monkeypatch: pytest.M
     h, targets = base.hidden(batch, 1), torch.arange(18).view(6, 3) * 20
     whole = base.log_likelihood(h, targets)
     for columns in (348, 100, 7):
-        monkeypatch.setattr("zoedge.models.base.COLUMNS", columns)
+        monkeypatch.setattr("zoedge.scoring.models.base.COLUMNS", columns)
         assert far(base.log_likelihood(h, targets), whole) < CLOSE
 
 
@@ -227,7 +227,7 @@ def test_opt_positions_start_at_two(clean: Get) -> None:
 
 def test_the_tokenizers_first_token_is_kept(clean: Get, families: dict[str, Path], tmp_path: Path) -> None:
     """OPT's tokenizer puts </s> first: every sequence has it, and a truncated one keeps it."""
-    from zoedge.tasks._rows import Row
+    from zoedge.scoring.rows.sets import Row
 
     base, task = clean("opt"), Classify(options={"n": " terrible", "p": " great"})
     rows = [Row("a:1", {"text": "a bright" + " film" * 3 * k, "label": "p"}) for k in (1, 9)]
@@ -439,7 +439,7 @@ def test_there_is_never_a_second_base(clean: Get) -> None:
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_options_of_several_tokens_are_mean_log_p(clean: Get, families: dict[str, Path], family: str) -> None:
     """per > 1: an option's score is the mean log p of its tokens, computed here one option at a time."""
-    from zoedge.tasks._rows import Row
+    from zoedge.scoring.rows.sets import Row
 
     base = clean(family)
     task = Classify(options={"bad": " not very good", "good": " great", "so": " dull boring"})

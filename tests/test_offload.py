@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from zoedge import runs
-from zoedge.engine import Scorer
-from zoedge.log import Log
-from zoedge.recipe import read
+from zoedge.core.engine import Scorer
+from zoedge.log.log import Log
+from zoedge.recipe.check import read
+from zoedge.run import setup
 
 HELD = "model.max_memory={cpu: 300KB}"  # of the tiny model: all but its blocks, and the last of three
 
 
-def bench(recipe_file: Path, *more: str) -> runs.Bench:
-    return runs.Bench.build(read(str(recipe_file), ["model.quantization=none", *more]))
+def bench(recipe_file: Path, *more: str) -> setup.Bench:
+    return setup.Bench.build(read(str(recipe_file), ["model.quantization=none", *more]))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_same_log(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., A
         )
         assert done.code == 0, done.err
     assert moved
-    logs = [Log.open(tmp_path / name / runs.LOG) for name in ("whole", "held")]
+    logs = [Log.open(tmp_path / name / setup.LOG) for name in ("whole", "held")]
     assert list(logs[0]) == list(logs[1]) and len(logs[0]) == 24
     assert logs[0].state.end == logs[1].state.end
     assert logs[0].header.recipe == logs[1].header.recipe, "where weights lie decides no number"

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import zoedge
-from zoedge import engine, runs
+from zoedge.core import engine
+from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.types import SKIPPED, Key, Leaf
 from zoedge.errors import DamagedError, DataError, DivergedError, IdentityError, LockedError, ReplayError, UsageError
-from zoedge.load import FOLDERS, part, words
-from zoedge.log import Log
-from zoedge.noise.rademacher import Rademacher
+from zoedge.log.log import Log
+from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.optim import ZerothOrder
-from zoedge.types import SKIPPED, Key, Leaf
+from zoedge.run import setup
 
 ROOT = Path(zoedge.__file__).parents[1]
 
@@ -188,7 +189,7 @@ def test_memory_that_ends_between_points_is_said(monkeypatch: pytest.MonkeyPatch
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("zoedge.spaces._parameters.torch.add", full)
+        patch.setattr("zoedge.methods.spaces._parameters.torch.add", full)
         with pytest.raises(DataError, match="Memory ended while the parameters were moved to a point"):
             optimizer.step(lambda: 1.0)
     assert torch.equal(p.detach(), torch.ones(2)) and optimizer.step(lambda: 1.0) == 1.0
@@ -229,7 +230,7 @@ def test_frozen_strided_scalar_and_tied_parameters() -> None:
 def test_large_vectors_are_drawn_leaf_by_leaf_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for lean in (1 << 26, 10):
-        monkeypatch.setattr("zoedge.spaces._parameters.LEAN", lean)
+        monkeypatch.setattr("zoedge.methods.spaces._parameters.LEAN", lean)
         module = mlp()
         with ZerothOrder(module.named_parameters(), queries=2, log=f"{lean}.zlog") as optimizer:
             for _ in range(4):
@@ -336,7 +337,7 @@ def test_replay_names_what_differs() -> None:
 def test_a_forged_header_is_refused() -> None:
     from dataclasses import replace
 
-    from zoedge.log import canonical
+    from zoedge.log.log import canonical
 
     trained(1, mlp()).close()
     header = Log.open(Path("run.zlog")).header
@@ -573,6 +574,6 @@ def test_no_gradient_is_recorded() -> None:
 def test_the_header_says_what_it_is() -> None:
     trained(3, mlp()).close()
     header = Log.open(Path("run.zlog")).header
-    assert runs.of_optimizer(header) and header.elements == 41 and header.about["optimizer"]["rule"]["lr"] == 1e-2
+    assert setup.of_optimizer(header) and header.elements == 41 and header.about["optimizer"]["rule"]["lr"] == 1e-2
     with pytest.raises(UsageError, match="no recipe made it"):
-        runs.recipe_of(header, "run.zlog")
+        setup.recipe_of(header, "run.zlog")

@@ -18,12 +18,13 @@ import test_log as raw_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoedge import engine, runs
+from zoedge.core import engine
+from zoedge.core.types import SKIPPED, Record, bits16
 from zoedge.errors import DamagedError, ReplayError, StorageError
-from zoedge.log import DIGESTS, Header, Log, canonical
-from zoedge.packed import Packed, pack, planes, unplanes
-from zoedge.recipe import check
-from zoedge.types import SKIPPED, Record, bits16
+from zoedge.log.log import DIGESTS, Header, Log, canonical
+from zoedge.log.packed import Packed, pack, planes, unplanes
+from zoedge.recipe.check import check
+from zoedge.run import setup
 
 PAGE = (Path(__file__).parents[1] / "docs" / "log-format.md").read_text(encoding="utf-8")
 SHAPES = [["model.layers.0.q", 64, 64], ["model.layers.0.v", 24, 40]]
@@ -66,7 +67,7 @@ def trained(path: Path, steps: int = 7, queries: int = 1, train: str = "both", n
         block=canonical({"recipe": recipe.resolved(), "space": space.describe()}), directions=queries,
         noise=recipe.noise.scheme, rule=recipe.rule.rule, seed=recipe.seed, elements=value.numel(), hash_every=3,
         sync_every=1, recipe=bytes(32), base=bytes(32), tokenizer=bytes(32), data=bytes(32),
-        manifest=runs.manifest(space), initial=engine.digest(space),
+        manifest=setup.manifest(space), initial=engine.digest(space),
         selftest=engine.selftest(recipe.noise, recipe.rule, value.new_zeros(1024)),
     )  # fmt: skip
     chance = random.Random(queries)
@@ -108,11 +109,11 @@ def test_packed_raw_and_the_page_replay_to_the_same_bits(
     packed = Packed.open(tmp_path / "run.zpack")
     assert raw.state.rewinds == 1 and raw.state.end == packed.state.end == final[:24]
     for log in (raw, packed):
-        run = runs.replayer(log)  # type: ignore[arg-type]
+        run = setup.replayer(log)  # type: ignore[arg-type]
         assert engine.digest(run.space) != final
         assert len(list(engine.play(run, len(log)))) == 7
         assert engine.digest(run.space) == final
-        again = runs.replayer(log)  # type: ignore[arg-type]
+        again = setup.replayer(log)  # type: ignore[arg-type]
         again.space.leaves()[0].value[5] += 2.0**-20
         with pytest.raises(ReplayError, match="after step 3"):
             list(engine.play(again, len(log)))
@@ -160,7 +161,7 @@ def test_the_pages_examples(tmp_path: Path, page: dict[str, Any]) -> None:
 
 
 def test_the_pages_numbers(page: dict[str, Any]) -> None:
-    from zoedge.noise.normal import quantiles
+    from zoedge.methods.noise.normal import quantiles
 
     assert struct.unpack("<4I", page["philox"](0, 0, 0, 0, 0)) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
     table = struct.pack("<65536f", *page["normal_table"]())

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from zoedge import auto, engine, runs
-from zoedge.log import Log
-from zoedge.recipe import read
+from zoedge.core import engine
+from zoedge.log.log import Log
+from zoedge.recipe.check import read
+from zoedge.run import auto, setup
 
 
 def train(
@@ -17,12 +18,12 @@ def train(
 ) -> tuple[bytes, bytes]:
     """(final state digest, the log's bytes) of a run in `folder`, begun or continued."""
     recipe = read(str(recipe_file), overrides)
-    bench = runs.Bench.build(recipe)
+    bench = setup.Bench.build(recipe)
     folder.mkdir(exist_ok=True)
     for examples in (bench.texts.train,):
         sum(bench.base.keep(examples, folder))
-    path = folder / runs.LOG
-    with Log.resume(path) if path.exists() else runs.begin(bench, folder) as log:
+    path = folder / setup.LOG
+    with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
         for _ in engine.play(bench.run(log), until or recipe.train.steps):
             pass
         if len(log) == recipe.train.steps:
@@ -37,8 +38,8 @@ def test_replay_from_the_log_alone_gives_the_same_bits(
 ) -> None:
     overrides = [f"model.quantization={quantization}", f"space.layers={layers}"]
     final, _ = train(recipe_file, tmp_path / "run", overrides=overrides)
-    log = Log.open(tmp_path / "run" / runs.LOG)
-    run = runs.replayer(log)
+    log = Log.open(tmp_path / "run" / setup.LOG)
+    run = setup.replayer(log)
     assert run.task is None and run.model is None
     assert engine.digest(run.space) != final
     for _ in engine.play(run, len(log)):
@@ -64,7 +65,7 @@ def test_a_radius_that_rounding_drowns_is_told(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, name: str, slopes: Any, warns: bool
 ) -> None:
     """Told by gamma at the radius and at half of it, whatever the estimator makes of losses."""
-    bench = runs.Bench.build(read(str(recipe_file), [f"estimator={{name: {estimator}}}"]))
+    bench = setup.Bench.build(read(str(recipe_file), [f"estimator={{name: {estimator}}}"]))
     left = list(slopes)
 
     def losses(self: Any, points: Any) -> list[float]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from zoedge import runs
 from zoedge.cli import preview as printed
-from zoedge.models.loading import load_tokenizer
-from zoedge.preview import pieces, preview
-from zoedge.recipe import read
+from zoedge.commands.preview import pieces, preview
+from zoedge.recipe.check import read
+from zoedge.run import setup
+from zoedge.scoring.models.loading import load_tokenizer
 
 TALK = [{"role": "user", "content": "Is it good?"}, {"role": "assistant", "content": "It was great"}]
 CASES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
@@ -59,7 +59,7 @@ def test_what_is_shown_is_what_is_scored(case: str, tmp_path: Path, llama: Path,
     recipe = read(str(written(case, tmp_path, model)))
     found = preview(recipe, 6)
     tokenizer = load_tokenizer(model)
-    texts = runs.texts(recipe, tokenizer, 90)
+    texts = setup.texts(recipe, tokenizer, 90)
     task = recipe.task.over(texts.train, recipe.seed, recipe.train.batch)
     examples, per = texts.train, texts.train.per
     order = [i for step in (0, 1) for i in texts.train.plan(4, 3, step)][:6]
@@ -130,7 +130,7 @@ def test_no_weights_are_read(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Callable[..., Any]
 ) -> None:
     monkeypatch.chdir(finished)
-    from zoedge.models import loading
+    from zoedge.scoring.models import loading
 
     monkeypatch.setattr(loading, "from_pretrained", None)
     monkeypatch.setattr(loading, "identity", None)
@@ -193,5 +193,5 @@ def test_virtual_tokens_take_of_the_context(finished: Path, monkeypatch: pytest.
     assert preview(read("my.yaml", more), 0).limit == 90
     both = ["data.max_length=500", "space={name: several, of: {prompt: {tokens: 5}, lora: {}}}"]
     assert preview(read("my.yaml", both), 0).limit == 91
-    bench = runs.Bench.build(read("my.yaml", more))
+    bench = setup.Bench.build(read("my.yaml", more))
     assert bench.limit == 90, "as training has it"

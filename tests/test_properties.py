@@ -12,11 +12,11 @@ import test_log as raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zoedge import recipe
+from zoedge.core.types import Record, bits16
 from zoedge.errors import DamagedError, DataError, UsageError
-from zoedge.log import Log, State
-from zoedge.tasks._rows import read, shuffled
-from zoedge.types import Record, bits16
+from zoedge.log.log import Log, State
+from zoedge.recipe import check
+from zoedge.scoring.rows.sets import read, shuffled
 
 FAST, SLOW = 200, 100_000
 NUMBERS = st.floats(-1e9, 1e9, width=32).map(bits16)
@@ -84,12 +84,12 @@ def is_read_or_refused(edits: dict[str, Any]) -> None:
         else:
             table[section] = value
     try:
-        found = recipe.check(table, {}, "my.yaml")
+        found = check.check(table, {}, "my.yaml")
     except UsageError as e:
         assert str(e).startswith("my.yaml") and all(c.isprintable() or c == "\n" for c in str(e))
         return
-    again, marks = recipe.read_yaml(recipe.dump(found), "my.yaml")
-    assert recipe.check(again, marks, "my.yaml") == found
+    again, marks = check.read_yaml(check.dump(found), "my.yaml")
+    assert check.check(again, marks, "my.yaml") == found
 
 
 def says_which_lines(lines: list[bytes]) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from zoedge import engine, runs
-from zoedge.display import display
-from zoedge.load import FOLDERS, words
-from zoedge.log import Log
-from zoedge.recipe import read, shipped, word_of
-from zoedge.train import train
-from zoedge.types import CLIPPED
+from zoedge.core import engine
+from zoedge.core.parts import FOLDERS, words
+from zoedge.core.types import CLIPPED
+from zoedge.log.log import Log
+from zoedge.recipe.check import read, shipped, word_of
+from zoedge.run import setup
+from zoedge.run.display import display
+from zoedge.run.train import train
 
 ELSEWHERE = ("mezo-", "roberta-")  # test_mezo.py, test_masked.py
 RECIPES = [path for path in shipped() if not path.stem.startswith(ELSEWHERE)]
@@ -42,9 +43,9 @@ def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Pat
     outcome = train(recipe, tmp_path / "run", display("quiet"))
     assert outcome.steps == 6 and outcome.after is not None
     assert (tmp_path / "run" / "adapter").is_dir() == ("peft" in recipe.output.export)
-    with Log.open(tmp_path / "run" / runs.LOG) as log:
+    with Log.open(tmp_path / "run" / setup.LOG) as log:
         assert all(math.isfinite(g) for record in log for g in record.g) and not any(r.flags & ~CLIPPED for r in log)
-        run = runs.replayer(log)
+        run = setup.replayer(log)
         start = engine.digest(run.space)
         for _ in engine.play(run, len(log)):
             pass

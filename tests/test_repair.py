@@ -12,8 +12,8 @@ from conftest import Done
 from faults import OPS, SEED, Fast, Tally, disk, header, put, sizes, states, step, write
 
 from zoedge.errors import DamagedError, LockedError, StorageError, UsageError
-from zoedge.log import Log
-from zoedge.repair import one_byte, repair
+from zoedge.log.log import Log
+from zoedge.log.repair import one_byte, repair
 
 
 @pytest.fixture

@@ -17,17 +17,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zoedge import engine, export, runs
+from zoedge.commands.export import folder as export_folder
+from zoedge.core import engine
+from zoedge.core.types import Key
 from zoedge.errors import DataError
-from zoedge.log import Log
-from zoedge.models.base import Base
-from zoedge.models.loading import load
-from zoedge.noise.normal import Normal
-from zoedge.recipe import Model, read
-from zoedge.tasks._examples import Batch, Examples
-from zoedge.tasks._rows import Row
-from zoedge.tasks.mlm import Mlm
-from zoedge.types import Key
+from zoedge.log.log import Log
+from zoedge.methods.noise.normal import Normal
+from zoedge.recipe.check import Model, read
+from zoedge.run import setup
+from zoedge.scoring.models.base import Base
+from zoedge.scoring.models.loading import load
+from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.tasks._examples import Batch, Examples
+from zoedge.scoring.tasks.mlm import Mlm
 
 CLOSE = 1e-5
 LENGTHS = [41, 7, 23, 60, 5, 15]
@@ -305,32 +307,32 @@ def tuned(recipe_file: Path, roberta: Path) -> list[str]:
 def test_runs_train_replay_and_are_exported(recipe_file: Path, tuned: list[str], tmp_path: Path) -> None:
     """Over every kind of base; the exports of all are looked at by one fresh process."""
     jobs: list[tuple[str, Path, Any]] = []
-    ids = export.probes(350, 96)
+    ids = export_folder.probes(350, 96)
     for quantization in ("nf4", "int8", "none"):
         some = ["rule.lr=0.05", "rule.schedule=constant", "train.steps=6", f"model.quantization={quantization}"]
-        bench = runs.Bench.build(read(str(recipe_file), [*tuned, *some]))
+        bench = setup.Bench.build(read(str(recipe_file), [*tuned, *some]))
         assert list(bench.space.shapes) == [
             f"roberta.encoder.layer.{i}.attention.self.{which}" for i in (0, 1) for which in ("query", "value")
         ]
-        before = export.trained(bench.base, bench.space, ids)
+        before = export_folder.trained(bench.base, bench.space, ids)
         folder = tmp_path / quantization
         folder.mkdir()
-        with runs.begin(bench, folder) as log:
+        with setup.begin(bench, folder) as log:
             assert all(record.g[0] for record in engine.play(bench.run(log), 6))
             log.finish(engine.digest(bench.space))
-        assert far(export.trained(bench.base, bench.space, ids), before) > 0.01
-        log = Log.open(folder / runs.LOG)
-        again = runs.replayer(log)
+        assert far(export_folder.trained(bench.base, bench.space, ids), before) > 0.01
+        log = Log.open(folder / setup.LOG)
+        again = setup.replayer(log)
         for _ in engine.play(again, 6):
             pass
         assert engine.digest(again.space) == engine.digest(bench.space)
-        peft = export.peft(again, log, bench.recipe, folder / "peft", bench.base.path)
-        assert export.load_adapter(peft, again.space).keys() == dict(again.space.tensors()).keys()
+        peft = export_folder.peft(again, log, bench.recipe, folder / "peft", bench.base.path)
+        assert export_folder.load_adapter(peft, again.space).keys() == dict(again.space.tensors()).keys()
         card = (peft / "README.md").read_text()
         assert "AutoModelForMaskedLM" in card and "CausalLM" not in card
-        merged = export.merged(bench.recipe, bench.space, folder / "merged", "fp32", log=log).folder
+        merged = export_folder.merged(bench.recipe, bench.space, folder / "merged", "fp32", log=log).folder
         jobs += [("peft", peft, bench), ("merged", merged, bench)]
-    assert max(export.compare(jobs)) < CLOSE
+    assert max(export_folder.compare(jobs)) < CLOSE
 
 
 @pytest.mark.parametrize(
@@ -346,13 +348,13 @@ def test_a_task_of_another_kind_of_model_is_refused(
     folder = request.getfixturevalue(source)
     recipe = read(str(recipe_file), [f"model.source={folder}", f"task={task}", "space.targets=all"])
     with pytest.raises(DataError, match=f"{said}. Use task:"):
-        runs.Bench.build(recipe)
+        setup.Bench.build(recipe)
 
 
 def test_generate_fills_a_mask_after_the_prompt(recipe_file: Path, tuned: list[str]) -> None:
     from zoedge.cli.models import chosen
 
-    bench = runs.Bench.build(read(str(recipe_file), tuned))
+    bench = setup.Bench.build(read(str(recipe_file), tuned))
     examples = encoded(bench.base.tokenizer, [row("a film is fun")])
     share = bench.task.outputs(bench.base, examples.collate([0]), 1)[0, 0].softmax(-1).max().item()
     said = chosen(bench, "a film is fun It was")
@@ -403,7 +405,7 @@ def test_a_new_head_is_random_and_as_often_wrong_as_right(roberta: Path, masked:
     assert before + right(model) == len(rows)
 
 
-Few = Callable[..., runs.Bench]
+Few = Callable[..., setup.Bench]
 
 
 @pytest.fixture
@@ -413,10 +415,10 @@ def few(recipe_file: Path, tuned: list[str]) -> Few:
         "space.rank=8", "space.alpha=16", "estimator.eps=1e-3", "model.quantization=none", "data.valid=", "train.batch=16",
         "noise=normal", "rule.schedule=constant",
     ]  # fmt: skip
-    return lambda *more: runs.Bench.build(read(str(recipe_file), [*tuned, *paper, *more]))
+    return lambda *more: setup.Bench.build(read(str(recipe_file), [*tuned, *paper, *more]))
 
 
-def everything(bench: runs.Bench) -> Batch:
+def everything(bench: setup.Bench) -> Batch:
     return bench.texts.train.collate(range(len(bench.texts.train)))
 
 
@@ -452,7 +454,7 @@ def test_the_steps_must_add_up(few: Few, tmp_path: Path) -> None:
         batch = everything(bench)
         before = bench.task.outputs(bench.base, batch, 1)
         (tmp_path / str(steps)).mkdir()
-        with runs.begin(bench, tmp_path / str(steps)) as log:
+        with setup.begin(bench, tmp_path / str(steps)) as log:
             for _ in engine.play(bench.run(log), steps):
                 pass
         with bench.space.visit([lambda _: None]):

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from zoedge import engine
+from zoedge.core import engine
+from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.types import Key, Leaf, Part, Record, bits16
 from zoedge.lab._bench import Memory
-from zoedge.load import FOLDERS, part, words
-from zoedge.types import Key, Leaf, Part, Record, bits16
 
 RULES = words(FOLDERS["rule"])
 STEPS, D = 50, 300

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from zoedge import engine, export, runs, verify
+from zoedge.commands import verify
+from zoedge.commands.export import folder as export_folder
+from zoedge.core import engine
+from zoedge.core.types import CLIPPED, SKIPPED, Leaf, Record
 from zoedge.errors import DataError, UsageError
-from zoedge.estimators.two_sided import TwoSided
-from zoedge.log import Log
-from zoedge.models.loading import load, weight_of
-from zoedge.noise.normal import Normal
-from zoedge.recipe import Model, Recipe, read
-from zoedge.spaces.scales import Scales
-from zoedge.types import CLIPPED, SKIPPED, Leaf, Record
+from zoedge.log.log import Log
+from zoedge.methods.estimators.two_sided import TwoSided
+from zoedge.methods.noise.normal import Normal
+from zoedge.methods.spaces.scales import Scales
+from zoedge.recipe.check import Model, Recipe, read
+from zoedge.run import setup
+from zoedge.scoring.models.loading import load, weight_of
 
 SCALES = ["space=scales", "rule.lr=1e-2", "train.steps=12"]
 SCHEMES = {
@@ -44,7 +47,7 @@ def shift(leaf: Leaf) -> torch.Tensor:
     return delta
 
 
-def scores(bench: runs.Bench, base: Any) -> torch.Tensor:
+def scores(bench: setup.Bench, base: Any) -> torch.Tensor:
     return bench.task.score(base, bench.texts.train.collate(range(6)), 1)
 
 
@@ -61,7 +64,7 @@ def test_the_kernel_computes_with_the_moved_scales(
 ) -> None:
     """Against the same base in which every Linear is a plain one of (1 + u) W, block by block, and norms are w + v."""
     made = recipe(*SCHEMES[scheme], f"model.source={request.getfixturevalue(family)}")
-    bench, other = runs.Bench.build(made), load(made.model)
+    bench, other = setup.Bench.build(made), load(made.model)
     before, here = stored(bench.base), scores(bench, bench.base)
     moved = {p.name: (leaf, p) for leaf in bench.space.leaves() for p in leaf.parts}
 
@@ -97,7 +100,7 @@ def test_the_kernel_computes_with_the_moved_scales(
 def test_probing_leaves_no_trace_also_when_the_forward_raises(
     recipe: Make, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = runs.Bench.build(recipe(*SCHEMES[scheme]))
+    bench = setup.Bench.build(recipe(*SCHEMES[scheme]))
     before, here, digest = stored(bench.base), scores(bench, bench.base), engine.digest(bench.space)
 
     def fail(*args: Any, **options: Any) -> torch.Tensor:
@@ -118,9 +121,9 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
     def played(folder: Path, *stops: int) -> tuple[bytes, bytes]:
         for until in stops:
-            bench, path = runs.Bench.build(made), folder / runs.LOG
+            bench, path = setup.Bench.build(made), folder / setup.LOG
             folder.mkdir(exist_ok=True)
-            with Log.resume(path) if path.exists() else runs.begin(bench, folder) as log:
+            with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass
                 if until == made.train.steps:
@@ -129,7 +132,7 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
     whole = played(tmp_path / "a", 12)
     assert played(tmp_path / "b", 5, 12) == whole
-    log = Log.open(tmp_path / "a" / runs.LOG)
+    log = Log.open(tmp_path / "a" / setup.LOG)
     run, _ = verify.states(log)
     assert engine.digest(run.space) == whole[0] and any(bool(leaf.value.any()) for leaf in run.space.leaves())
     assert verify.bisect(log) == "torch and numpy agree here at every step."
@@ -137,7 +140,7 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
 def test_layers_bound_what_moves(recipe: Make, tmp_path: Path) -> None:
     """Norms are those of the chosen blocks and the last one; below, the trunk is computed once."""
-    bench = runs.Bench.build(recipe("space.layers=last 1"))
+    bench = setup.Bench.build(recipe("space.layers=last 1"))
     scales, vectors = bench.space.leaves()
     assert len(scales.parts) == 7 and all(p.name.startswith("model.layers.2.") for p in scales.parts)
     assert [p.name for p in vectors.parts] == [
@@ -147,12 +150,12 @@ def test_layers_bound_what_moves(recipe: Make, tmp_path: Path) -> None:
         plain = scores(bench, bench.base)
         assert bench.base.cut == 2 and sum(bench.base.keep(bench.texts.train, tmp_path)) == len(bench.texts.train)
         assert torch.equal(scores(bench, bench.base), plain)
-    alone = runs.Bench.build(recipe("space={name: scales, vectors: false}"))
+    alone = setup.Bench.build(recipe("space={name: scales, vectors: false}"))
     assert [leaf.name for leaf in alone.space.leaves()] == ["scales"]
 
 
 def test_a_scale_stops_at_zero_and_a_norm_does_not(recipe: Make) -> None:
-    bench = runs.Bench.build(recipe())
+    bench = setup.Bench.build(recipe())
     scales, vectors = bench.space.leaves()
     for leaf in (scales, vectors):
         delta = torch.zeros(len(leaf.value))
@@ -167,8 +170,8 @@ def test_a_scale_stops_at_zero_and_a_norm_does_not(recipe: Make) -> None:
 
 def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_path: Path) -> None:
     def records(*overrides: str) -> list[Record]:
-        bench = runs.Bench.build(recipe("estimator.queries=2", "train.steps=6", "rule.lr=1e-9", *overrides))
-        with runs.begin(bench, tmp_path / str(len(overrides))) as log:
+        bench = setup.Bench.build(recipe("estimator.queries=2", "train.steps=6", "rule.lr=1e-9", *overrides))
+        with setup.begin(bench, tmp_path / str(len(overrides))) as log:
             return list(engine.play(bench.run(log), 6))
 
     (tmp_path / "0").mkdir(), (tmp_path / "1").mkdir()
@@ -182,7 +185,7 @@ def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_pa
         assert bool(other.flags & CLIPPED) == any(over)
         for g, h, beyond in zip(record.g, other.g, over):
             assert h == pytest.approx(math.copysign(limit, g) if beyond else g, rel=1e-3)
-    assert {bool(r.flags & CLIPPED) for r in Log.open(tmp_path / "1" / runs.LOG)} == {True, False}
+    assert {bool(r.flags & CLIPPED) for r in Log.open(tmp_path / "1" / setup.LOG)} == {True, False}
 
 
 def test_a_loss_that_is_not_finite_is_skipped_not_clipped() -> None:
@@ -210,7 +213,7 @@ def test_a_base_that_is_not_quantised_is_refused_with_what_to_write(recipe: Make
 
 
 def test_descriptions_of_something_else_are_refused(recipe: Make) -> None:
-    bench = runs.Bench.build(recipe())
+    bench = setup.Bench.build(recipe())
     good = json.loads(json.dumps(bench.space.describe()))
     assert Scales().elements(good) == len(bench.space.value)
     for bad in (
@@ -227,15 +230,15 @@ def test_descriptions_of_something_else_are_refused(recipe: Make) -> None:
 def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, scheme: str, opt: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    bench = runs.Bench.build(recipe(*SCHEMES[scheme], f"model.source={opt}"))
-    with runs.begin(bench, tmp_path) as log:
+    bench = setup.Bench.build(recipe(*SCHEMES[scheme], f"model.source={opt}"))
+    with setup.begin(bench, tmp_path) as log:
         for leaf in bench.space.leaves():
             bench.space.add(leaf, shift(leaf), 1.0)
-        made = export.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32", log=log)
+        made = export_folder.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32", log=log)
         assert made.least[1] > 0.9999 and len(made.kept) == len(bench.space.changes())
-        assert export.check("merged", tmp_path / "merged", bench) < 2e-5
+        assert export_folder.check("merged", tmp_path / "merged", bench) < 2e-5
         with pytest.raises(UsageError, match=r"'scales' has no adapter.*--to merged"):
-            export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+            export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
 
 
@@ -243,12 +246,12 @@ def test_a_model_that_fills_masks_moves_what_its_blocks_have(recipe_file: Path, 
     """Not the embeddings' norm, which the kept trunk has seen, nor the head's own bias."""
     task = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     overrides = [f"model.source={roberta}", task, "space={name: scales, layers: last 1}", "output.export=[]"]
-    bench = runs.Bench.build(read(str(recipe_file), [*overrides, "train.steps=6"]))
+    bench = setup.Bench.build(read(str(recipe_file), [*overrides, "train.steps=6"]))
     names = [name for name, _ in bench.space.describe()["vectors"]]
     assert any("layer.1." in name for name in names) and any("lm_head" in name for name in names)
     assert not any("embeddings" in name or "layer.0." in name or name == "lm_head.bias" for name in names)
-    with runs.begin(bench, tmp_path) as log:
+    with setup.begin(bench, tmp_path) as log:
         for _ in engine.play(bench.run(log), 6):
             pass
         log.finish(engine.digest(bench.space))
-    assert "agree" in verify.states(Log.open(tmp_path / runs.LOG))[1][0]
+    assert "agree" in verify.states(Log.open(tmp_path / setup.LOG))[1][0]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from conftest import Done
 
-from zoedge import recipe, schema
+from zoedge.core.parts import FOLDERS, part, words
 from zoedge.errors import UsageError
-from zoedge.load import FOLDERS, part, words
+from zoedge.recipe import check, schema
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def judged(value: Any, document: dict[str, Any]) -> list[str]:
 # -- the schema
 
 
-@pytest.mark.parametrize("path", recipe.shipped(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", check.shipped(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_right(path: Path, document: dict[str, Any]) -> None:
-    table, _ = recipe.read_yaml(path.read_text(), str(path))
+    table, _ = check.read_yaml(path.read_text(), str(path))
     assert judged(table, document) == []
-    resolved = recipe.read(str(path)).resolved()
+    resolved = check.read(str(path)).resolved()
     assert judged(resolved, document) == [], "and with every default written out"
 
 
@@ -122,7 +122,7 @@ WRONG: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_the_checker_refuses_the_schema_refuses(name: str, document: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        recipe.check(WRONG[name], {}, "it")
+        check.check(WRONG[name], {}, "it")
     assert judged(WRONG[name], document)
 
 
@@ -135,13 +135,13 @@ def test_what_the_checker_refuses_the_schema_refuses(name: str, document: dict[s
     ],
 )  # fmt: skip
 def test_what_the_checker_takes_the_schema_takes(more: dict[str, Any], document: dict[str, Any]) -> None:
-    assert recipe.check(RIGHT | more, {}, "it") and judged(RIGHT | more, document) == []
+    assert check.check(RIGHT | more, {}, "it") and judged(RIGHT | more, document) == []
 
 
 def test_every_field_has_a_description_and_its_default(document: dict[str, Any]) -> None:
     known = schema.paths()
     assert all(value["description"] for found in known.values() for _, value in found)
-    for key, section in recipe.SECTIONS.items():
+    for key, section in check.SECTIONS.items():
         for name, field in section.model_fields.items():
             (_, value) = known[f"{key}.{name}"][0]
             assert field.is_required() or value["default"] == json.loads(json.dumps(field.default)), f"{key}.{name}"
@@ -215,7 +215,7 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_a_recipe_that_is_right(folder: Path, zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoedge.models import loading
+    from zoedge.scoring.models import loading
 
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("validate loads no weights")

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import zoedge as package
+from zoedge.commands.share import MAGIC, Shared, opened, share
 from zoedge.errors import DamagedError, UsageError, ZoedgeError
-from zoedge.log import Log
-from zoedge.share import MAGIC, Shared, opened, share
+from zoedge.log.log import Log
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -74,7 +74,7 @@ def test_other_commands_read_it(zoedge: Any, away: Path) -> None:
 def test_it_is_small(home: Path) -> None:
     raw, log, _ = share("runs/tiny")
     with Log.open(home / "runs" / "tiny" / "run.zlog") as own:
-        from zoedge.packed import pack
+        from zoedge.log.packed import pack
 
         assert len(raw) == len(pack(own)) + 96 and log.fingerprint == own.fingerprint
     assert raw == share("runs/tiny")[0], "the same bytes every time"

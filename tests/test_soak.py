@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from soak import RECORD, Samples, compare
 
-from zoedge.types import Record
+from zoedge.core.types import Record
 
 SOAK = Path(__file__).with_name("soak.py")
 

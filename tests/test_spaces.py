@@ -16,21 +16,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from zoedge import engine, evaluate, export, runs, verify
 from zoedge.cli import app
-from zoedge.display import display
+from zoedge.commands import verify
+from zoedge.commands.export import folder as export_folder
+from zoedge.core import engine
+from zoedge.core.parts import part, words
+from zoedge.core.types import Leaf
 from zoedge.errors import DamagedError, DataError, IdentityError, UsageError
-from zoedge.load import part, words
-from zoedge.log import Log, canonical
-from zoedge.models.base import Base
-from zoedge.models.loading import load
-from zoedge.noise.rademacher import Rademacher
-from zoedge.recipe import Model, read, word_of
-from zoedge.spaces.prefix import Prefix
-from zoedge.spaces.prompt import Prompt
-from zoedge.tasks._examples import Batch, Examples
-from zoedge.train import Looker
-from zoedge.types import Leaf
+from zoedge.log.log import Log, canonical
+from zoedge.methods.noise.rademacher import Rademacher
+from zoedge.methods.spaces.prefix import Prefix
+from zoedge.methods.spaces.prompt import Prompt
+from zoedge.recipe.check import Model, read, word_of
+from zoedge.run import evaluate, setup
+from zoedge.run.display import display
+from zoedge.run.train import Looker
+from zoedge.scoring.models.base import Base
+from zoedge.scoring.models.loading import load
+from zoedge.scoring.tasks._examples import Batch, Examples
 
 VIRTUAL = ("prompt", "prefix")
 SEVERAL = "{name: several, of: {lora: {rank: 4, layers: last 1}, prompt: {tokens: 4}}}"
@@ -125,7 +128,7 @@ def plain(base: Base) -> Any:
 
 
 def test_there_are_spaces() -> None:
-    assert {word_of(options_of(word)) for word in SPACES} <= set(words("spaces"))
+    assert {word_of(options_of(word)) for word in SPACES} <= set(words("methods.spaces"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -197,7 +200,7 @@ def test_a_description_rebuilds_the_space(word: str, family: str, base: Callable
     space = attach(word, base(family), moved=0.0)
     options, said = space.options, space.describe()
     blank = options.blank(said, SEED, Rademacher())
-    assert runs.manifest(blank) == runs.manifest(space) and engine.digest(blank) == engine.digest(space)
+    assert setup.manifest(blank) == setup.manifest(space) and engine.digest(blank) == engine.digest(space)
     assert blank.describe() == said
     at = 0
     for leaf in blank.leaves():
@@ -221,12 +224,12 @@ def test_a_damaged_description_is_no_description(word: str, base: Callable[..., 
 @pytest.fixture
 def trained(
     recipe_file: Path, families: dict[str, Path], half: Path, tmp_path: Path
-) -> Callable[..., tuple[runs.Bench, Log]]:
+) -> Callable[..., tuple[setup.Bench, Log]]:
     """A run of so many steps, in pieces that each begin from the log alone: (bench where it ended, the finished log)."""
 
     def train(
         word: str, family: str, name: str, pieces: tuple[int, ...] = (8,), quantization: str = "none"
-    ) -> tuple[runs.Bench, Log]:
+    ) -> tuple[setup.Bench, Log]:
         more = ["rule={name: momentum, lr: 0.02}", "train.steps=8", f"model.quantization={quantization}"]
         if family != "llama":
             more.append(f"model.source={ {**families, 'half': half}[family] }")
@@ -234,8 +237,8 @@ def trained(
         folder = tmp_path / name
         folder.mkdir()
         for until in pieces:
-            bench, path = runs.Bench.build(recipe), folder / runs.LOG
-            with Log.resume(path) if path.exists() else runs.begin(bench, folder) as log:
+            bench, path = setup.Bench.build(recipe), folder / setup.LOG
+            with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass
                 if until == 8:
@@ -252,7 +255,7 @@ def test_training_resuming_replaying_and_numpy_agree(word: str, family: str, tra
     final = engine.digest(bench.space)
     again, other = trained(word, family, "pieces", (3, 5, 8))
     assert engine.digest(again.space) == final and other.fingerprint == log.fingerprint
-    start = runs.replayer(log)
+    start = setup.replayer(log)
     assert start.model is None and engine.digest(start.space) != final
     arrays = engine.Run(
         start.seed, start.steps, verify.Unchecked(log), verify.Arrays(start.space), start.noise, start.rule
@@ -269,7 +272,7 @@ def test_a_log_with_a_damaged_description_is_refused(word: str, trained: Callabl
     about = {**log.header.about, "space": {}}
     broken: Any = SimpleNamespace(path=log.path, header=replace(log.header, block=canonical(about)))
     with pytest.raises(DamagedError, match="what is trained"):
-        runs.replayer(broken)
+        setup.replayer(broken)
 
 
 # -- exports
@@ -281,12 +284,12 @@ def test_peft_in_a_fresh_process_gives_the_trained_logits(trained: Callable[...,
         for family in FAMILIES:
             bench, log = trained(word, family, name := f"{word_of(options_of(word))} {family}")
             run = bench.run(log)
-            jobs.append(("peft", export.peft(run, log, bench.recipe, tmp_path / f"{name} peft"), bench))
+            jobs.append(("peft", export_folder.peft(run, log, bench.recipe, tmp_path / f"{name} peft"), bench))
     bench, log = trained("prefix", "half", "half stored", quantization="nf4")
-    jobs.append(("peft", export.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
-    fresh = runs.over_base(runs.replayer(log), log)  # where training began: the check can fail
+    jobs.append(("peft", export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
+    fresh = setup.over_base(setup.replayer(log), log)  # where training began: the check can fail
     jobs.append(("peft", jobs[-1][1], SimpleNamespace(recipe=bench.recipe, base=fresh.base, space=fresh)))
-    *found, off = export.compare(jobs)
+    *found, off = export_folder.compare(jobs)
     assert max(found) < CLOSE < 0.01 < off, (found, off)
 
 
@@ -298,7 +301,7 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
     from peft import PeftModel
 
     bench, log = trained(word, family, "run")
-    folder, batch = export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter"), batch_of()
+    folder, batch = export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter"), batch_of()
     peft = PeftModel.from_pretrained(plain(bench.base), folder).eval()
     ((name, value),) = bench.space.tensors()
     assert torch.equal(peft.prompt_encoder["default"].embedding.weight, value)
@@ -306,7 +309,7 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
         found = logits(bench.base, batch)
     assert far(found, plain_logits(peft, batch)) < CLOSE
     assert far(found, logits(bench.base, batch)) > 0.01
-    loaded = export.load_adapter(folder, bench.space, log.header.base, log.fingerprint)
+    loaded = export_folder.load_adapter(folder, bench.space, log.header.base, log.fingerprint)
     assert loaded.keys() == {name} and torch.equal(loaded[name], value)
 
 
@@ -314,27 +317,27 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
 def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[..., Any], tmp_path: Path) -> None:
     bench, log = trained(word, "llama", "run")
     run = bench.run(log)
-    folder = export.peft(run, log, bench.recipe, tmp_path / "adapter")
+    folder = export_folder.peft(run, log, bench.recipe, tmp_path / "adapter")
     assert f"{log.header.about['recipe']['name']}: {bench.recipe.space.title}\n" in (folder / "README.md").read_text()
     replayed, _ = verify.states(log)
     assert "1 tensors equal" in verify.adapter(replayed, log, folder)[0]
     again = CliRunner().invoke(app, ["replay", str(log.path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
-    assert (tmp_path / "again" / export.WEIGHTS).read_bytes() == (folder / export.WEIGHTS).read_bytes()
+    assert (tmp_path / "again" / export_folder.WEIGHTS).read_bytes() == (folder / export_folder.WEIGHTS).read_bytes()
     with pytest.raises(UsageError, match="exported where the base is"):
-        export.peft(replayed, log, bench.recipe, tmp_path / "other")
+        export_folder.peft(replayed, log, bench.recipe, tmp_path / "other")
     with pytest.raises(UsageError, match="nothing to merge"):
-        export.merged(bench.recipe, bench.space, tmp_path / "other")
+        export_folder.merged(bench.recipe, bench.space, tmp_path / "other")
     longer = replace(bench.recipe.space, tokens=7).blank(bench.space.describe(), SEED, Rademacher())
     with pytest.raises(IdentityError, match=r"not an adapter of this space|is \["):
-        export.load_adapter(folder, longer)
+        export_folder.load_adapter(folder, longer)
 
 
 def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Callable[..., Any], tmp_path: Path) -> None:
     from peft import PeftModel
 
     bench, log = trained(SEVERAL, "llama", "run")
-    folder = export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+    folder = export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
     assert sorted(p.name for p in folder.iterdir()) == ["lora", "prompt"]
     assert "together, each loaded onto the one before: lora, prompt\n" in (folder / "lora" / "README.md").read_text()
     replayed, _ = verify.states(log)
@@ -343,8 +346,8 @@ def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Calla
     again = CliRunner().invoke(app, ["replay", str(log.path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     for word in ("lora", "prompt"):
-        assert (tmp_path / "again" / word / export.WEIGHTS).read_bytes() == (
-            folder / word / export.WEIGHTS
+        assert (tmp_path / "again" / word / export_folder.WEIGHTS).read_bytes() == (
+            folder / word / export_folder.WEIGHTS
         ).read_bytes()
     model, batch = plain(bench.base), batch_of()
     for word in ("lora", "prompt"):
@@ -352,7 +355,7 @@ def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Calla
     with bench.space.visit([still]):
         found = logits(bench.base, batch)
     assert far(found, plain_logits(model.eval(), batch)) < 2 * CLOSE  # two of them: measured 1.03e-5
-    (folder / "prompt" / export.WEIGHTS).write_bytes((folder / "lora" / export.WEIGHTS).read_bytes())
+    (folder / "prompt" / export_folder.WEIGHTS).write_bytes((folder / "lora" / export_folder.WEIGHTS).read_bytes())
     with pytest.raises((DamagedError, IdentityError)):
         verify.adapter(replayed, log, folder)
 
@@ -365,10 +368,10 @@ def test_an_adapter_and_scales_are_merged_together(trained: Callable[..., Any], 
     assert "agree" in verify.states(log)[1][0]
     for leaf in bench.space.leaves():
         leaf.value.mul_(0.03)  # values of 3, as they are here, make float32's rounding 0.02 of a logit
-    made = export.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32")
-    assert export.check("merged", made.folder, bench) < CLOSE
+    made = export_folder.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32")
+    assert export_folder.check("merged", made.folder, bench) < CLOSE
     with pytest.raises(UsageError, match="no adapter in PEFT's format"):
-        export.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+        export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -545,7 +548,7 @@ def test_wrong_options_are_told(word: str, overrides: list[str], sentence: str, 
 def test_what_does_not_fit_is_told(word: str, overrides: list[str], sentence: str, recipe_file: Path) -> None:
     recipe = read(str(recipe_file), [f"space={word}", *overrides, "model.quantization=none"])
     with pytest.raises(DataError, match=sentence):
-        runs.Bench.build(recipe)
+        setup.Bench.build(recipe)
 
 
 def test_options_have_defaults() -> None:
@@ -558,8 +561,8 @@ def test_zero_shot_is_the_base_alone(recipe_file: Path, tmp_path: Path) -> None:
     for word in ("lora", *VIRTUAL):
         folder = tmp_path / word
         folder.mkdir()
-        bench = runs.Bench.build(read(str(recipe_file), [f"space={word}", "model.quantization=none"]))
-        with runs.begin(bench, folder) as log:
+        bench = setup.Bench.build(read(str(recipe_file), [f"space={word}", "model.quantization=none"]))
+        with setup.begin(bench, folder) as log:
             found.append(Looker(bench, log, display("quiet")).before())
         starts.append(evaluate.evaluate(bench.space, bench.task, bench.base, bench.texts.test, 16))
     assert found[0] == found[1] == found[2] == starts[0]

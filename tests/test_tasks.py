@@ -13,20 +13,20 @@ import pytest
 import torch
 from test_play import train as play_run
 
-from zoedge import engine, runs
-from zoedge import train as training
-from zoedge.display import Live, Plain
+from zoedge.core import engine
+from zoedge.core.types import Record
 from zoedge.errors import DataError, UsageError
-from zoedge.evaluate import Score, evaluate, table
-from zoedge.log import Log
-from zoedge.models.loading import load
-from zoedge.recipe import Model, read
-from zoedge.tasks import _objective
-from zoedge.tasks._examples import Examples
-from zoedge.tasks._prompt import FILTERS, names, render
-from zoedge.tasks._rows import Row
-from zoedge.tasks._training import token_losses
-from zoedge.types import Record
+from zoedge.log.log import Log
+from zoedge.recipe.check import Model, read
+from zoedge.run import setup, train
+from zoedge.run.display import Live, Plain
+from zoedge.run.evaluate import Score, evaluate, table
+from zoedge.scoring.models.loading import load
+from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.tasks import _objective
+from zoedge.scoring.tasks._examples import Examples
+from zoedge.scoring.tasks._prompt import FILTERS, names, render
+from zoedge.scoring.tasks._training import token_losses
 
 TASKS = {  # name -> (overrides, a row of number i)
     "choose": (
@@ -67,9 +67,9 @@ def test_a_task_trains_resumes_and_replays(task: str, layers: str, recipe_file: 
     whole = play_run(recipe_file, tmp_path / "a", overrides=settings)
     play_run(recipe_file, tmp_path / "b", until=2, overrides=settings)
     assert play_run(recipe_file, tmp_path / "b", overrides=settings) == whole
-    with Log.open(tmp_path / "a" / runs.LOG) as log:
+    with Log.open(tmp_path / "a" / setup.LOG) as log:
         assert all(record.g[0] for record in log) and not any(record.flags for record in log)
-        run = runs.replayer(log)
+        run = setup.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
         assert engine.digest(run.space) == whole[0]
@@ -81,10 +81,10 @@ def test_a_goal_without_a_gradient_trains_and_replays(
 ) -> None:
     settings = overrides(tmp_path, task, f"task.objective={objective}", "estimator.eps=1.0")
     final, _ = play_run(recipe_file, tmp_path / "a", overrides=settings)
-    with Log.open(tmp_path / "a" / runs.LOG) as log:
+    with Log.open(tmp_path / "a" / setup.LOG) as log:
         losses = [loss for record in log for loss in record.losses]
         assert all(0 <= loss <= 1 and loss * 4 * 3 * 5 * 7 == pytest.approx(round(loss * 420)) for loss in losses)
-        run = runs.replayer(log)
+        run = setup.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
         assert engine.digest(run.space) == final
@@ -194,7 +194,7 @@ def test_a_batch_answers_as_one_prompt_at_a_time(family: str, bases: Any) -> Non
 
 
 def test_points_answer_for_themselves(recipe_file: Path, tmp_path: Path) -> None:
-    bench = runs.Bench.build(read(str(recipe_file), overrides(tmp_path, "generate", "space.layers=all")))
+    bench = setup.Bench.build(read(str(recipe_file), overrides(tmp_path, "generate", "space.layers=all")))
     batch = bench.task.batch(0)
     deltas = [lambda leaf, c=c: torch.full_like(leaf.value, c) for c in (0.0, 0.3)]
     with bench.space.visit(deltas):
@@ -207,7 +207,7 @@ def test_points_answer_for_themselves(recipe_file: Path, tmp_path: Path) -> None
 
 
 def test_what_ends_an_answer(bases: Any) -> None:
-    from zoedge.models.decode import stops
+    from zoedge.scoring.models.decode import stops
 
     tokenizer = bases["llama"].tokenizer
     found = stops(tokenizer)
@@ -291,15 +291,15 @@ def test_a_function_that_is_not_there_is_told_before_a_run_is_begun(
     goals: str, recipe_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"has no function 'lenght'\.$"):
-        training.train(read(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
-    assert not (tmp_path / "run" / runs.LOG).exists()
+        train.train(read(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
+    assert not (tmp_path / "run" / setup.LOG).exists()
 
 
 @pytest.mark.parametrize("task", ["choose", "generate", "classify"])
 def test_the_reward_of_what_is_chosen_or_generated(task: str, goals: str, recipe_file: Path, tmp_path: Path) -> None:
     """The outputs are the candidate's, the generated and the label's text; the loss is 1 - reward."""
     settings = overrides(tmp_path, task, f"task.objective={goals}:length")
-    bench = runs.Bench.build(read(str(recipe_file), settings))
+    bench = setup.Bench.build(read(str(recipe_file), settings))
     batch = bench.task.batch(0)
     with bench.space.visit([lambda leaf: None]):
         losses = bench.task.score(bench.base, batch, 1)[0]
@@ -499,7 +499,7 @@ def test_nothing_that_moves_is_said_once(eps: str, warns: bool, recipe_file: Pat
         "output.export=[]",
     ]
     show = Told()
-    training.train(read(str(recipe_file), settings), tmp_path / "run", show)
+    train.train(read(str(recipe_file), settings), tmp_path / "run", show)
     said = [text for text in show.warned if text.startswith("gamma was 0")]
     assert said == show.warned, "a goal that takes few values is not called rough"
     assert said == (

@@ -29,10 +29,11 @@ from faults import (
     write,
 )  # fmt: skip
 
-from zoedge import export, storage
+from zoedge.commands.export import folder as export_folder
+from zoedge.core import storage
 from zoedge.errors import DamagedError
-from zoedge.log import Log
-from zoedge.repair import repair
+from zoedge.log.log import Log
+from zoedge.log.repair import repair
 
 MEMORY = Path("/dev/shm")  # crash states are files for a moment: not on a disk, where there is another place
 
@@ -164,11 +165,11 @@ class Scene:
             with storage.replaced(self.work / "adapter") as draft:
                 for name, data in files.items():
                     storage.write_durably(draft / name, data)
-                export.mark(draft, {"zoedge": 1, "kind": "peft", "files": sorted(files)})
+                export_folder.mark(draft, {"zoedge": 1, "kind": "peft", "files": sorted(files)})
 
         def whole(folder: Path) -> dict[str, bytes] | None:
             try:
-                names = export.marker(folder)["files"]
+                names = export_folder.marker(folder)["files"]
             except DamagedError:
                 return None
             return {name: (folder / name).read_bytes() for name in names}

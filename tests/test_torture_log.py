@@ -32,11 +32,12 @@ from faults import (
     write,
 )  # fmt: skip
 
-import zoedge.log as module
-from zoedge import export, storage
+from zoedge.commands.export import folder as export_folder
+from zoedge.core import storage
 from zoedge.errors import DamagedError, StorageError
-from zoedge.log import Log
-from zoedge.repair import repair
+from zoedge.log import log as log_module
+from zoedge.log.log import Log
+from zoedge.log.repair import repair
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ EVERY_K = (2, 7, 18, 39, 82)  # of every slot size
 @pytest.mark.parametrize("k, sync_every", sizes([(2, 1), (3, 16), (8, 4096)], product(EVERY_K, (1, 16, 4096))))
 def test_t1_cut_at_every_byte(tmp_path: Path, k: int, sync_every: int) -> None:
     """An exact whole-record prefix; resumed, it becomes the log that was never cut, byte for byte."""
-    head = header(k, sync_every, block=module.canonical({"a": "b"}))
+    head = header(k, sync_every, block=log_module.canonical({"a": "b"}))
     raw = write(tmp_path / "whole.zlog", head)
     meant, path, size, tally = states(head, raw), tmp_path / "run.zlog", head.slot_size, Tally(f"T1 cuts K={k}")
     for cut in range(len(raw) + 1):
@@ -177,7 +178,7 @@ def append(path: Path) -> None:
 def export_(path: Path) -> None:
     with storage.replaced(path.parent / "adapter") as draft:
         storage.write_durably(draft / "weights", b"new" * 100)
-        export.mark(draft, {"zoedge": 1, "kind": "peft", "files": ["weights"]})
+        export_folder.mark(draft, {"zoedge": 1, "kind": "peft", "files": ["weights"]})
 
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -196,14 +197,17 @@ def scene(folder: Path, before: str, raw: bytes, length: int) -> Path:
     if before == "export":
         (folder / "adapter").mkdir()
         put(folder / "adapter" / "weights", b"old")
-        put(folder / "adapter" / export.MARKER, export.text({"zoedge": 1, "kind": "peft", "files": ["weights"]}))
+        put(
+            folder / "adapter" / export_folder.MARKER,
+            export_folder.text({"zoedge": 1, "kind": "peft", "files": ["weights"]}),
+        )
     return folder / "run.zlog"
 
 
 def whole_export(folder: Path) -> bytes | None:
     """What a complete export holds; None: it is not complete."""
     try:
-        export.marker(folder)
+        export_folder.marker(folder)
     except DamagedError:
         return None
     return (folder / "weights").read_bytes()

@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from faults import SEED, SHA, Failing, Tally, disk, header, sizes, step
 
-import zoedge.log as module
-from zoedge import runs, storage
+from zoedge.core import storage
 from zoedge.errors import LockedError, StorageError
-from zoedge.log import Log
+from zoedge.log import log as log_module
+from zoedge.log.log import Log
+from zoedge.run import setup
 
 CHILD = Path(__file__).parent / "child.py"
 STEPS = 60
@@ -33,7 +34,7 @@ def child(
     folder: Path, sync_every: int = 1, pause: float = 0.0, point: str = "", steps: int = STEPS, **more: Any
 ) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
-    env = {**os.environ, "ZOEDGE_FAILPOINT": point, "PYTHONPATH": str(Path(storage.__file__).parents[1])}
+    env = {**os.environ, "ZOEDGE_FAILPOINT": point, "PYTHONPATH": str(Path(storage.__file__).parents[2])}
     argv = [sys.executable, str(CHILD), str(folder), str(steps), str(sync_every), str(pause)]
     return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
@@ -112,7 +113,7 @@ def test_t4_killed_at_every_failpoint(tmp_path: Path, counts: list[int]) -> None
 
 
 def test_every_failpoint_stands_once_in_the_source() -> None:
-    source = "".join(p.read_text() for p in Path(storage.__file__).parent.rglob("*.py"))
+    source = "".join(p.read_text() for p in Path(storage.__file__).parents[1].rglob("*.py"))
     for name in storage.POINTS:
         assert len(re.findall(rf'(point\(|, )"{re.escape(name)}"\)', source)) == 1, name
     for spec in ("append.mid", "append.mid:1", "nowhere:1:kill", "append.mid:1:explode", "append.mid:x:kill"):
@@ -151,8 +152,8 @@ RIVALS = """
 import os, sys, time
 from pathlib import Path
 from zoedge.errors import LockedError
-from zoedge.log import Log
-from zoedge.types import Record
+from zoedge.log.log import Log
+from zoedge.core.types import Record
 path, rounds = Path(sys.argv[1]), int(sys.argv[2])
 for _ in range(rounds):
     children = []
@@ -178,7 +179,7 @@ def test_t11_eight_processes_resume_one_run(tmp_path: Path, rounds: int) -> None
     """Who has the lock appends, the others exit 6 at once; every append of every winner is there."""
     path, tally = tmp_path / "run.zlog", Tally("T11 rivals")
     Log.create(path, header(hash_every=100_000)).close()
-    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[2])}
     argv = [sys.executable, "-c", RIVALS, str(path), str(rounds)]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     codes = [int(code) for code in done.stdout.split()]
@@ -199,7 +200,7 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
     with pytest.raises(LockedError, match=f"another zoedge process \\(pid {process.pid} on {socket.gethostname()}\\)"):
         Log.resume(tmp_path / "run" / "run.zlog")
     with pytest.raises(LockedError, match=f"pid {process.pid} on"):
-        runs.claim(tmp_path / "run")  # before a model is loaded
+        setup.claim(tmp_path / "run")  # before a model is loaded
     assert time.monotonic() - began < 1
     other = child(tmp_path / "run")
     assert other.wait(60) == 6 and f"(pid {process.pid} on" in other.communicate()[1]
@@ -223,7 +224,7 @@ def test_a_pid_from_before_a_reboot_is_not_named(tmp_path: Path) -> None:
     with Log.create(tmp_path / "run.zlog", header()):
         path = tmp_path / "run.lock"
         pid, host, boot = path.read_text().split()
-        assert (pid, host) == (str(os.getpid()), socket.gethostname()) and boot == module.boot() != ""
+        assert (pid, host) == (str(os.getpid()), socket.gethostname()) and boot == log_module.boot() != ""
         for said, named in (
             (f"{pid} {host} {boot}\n", True), (f"{pid} {host}\n", True), (f"{pid} elsewhere other-boot\n", True),
             (f"{pid} {host} other-boot\n", False),
@@ -245,8 +246,8 @@ FORKED = """
 import os, signal, sys, time
 from pathlib import Path
 from zoedge.errors import StorageError
-from zoedge.log import Log
-from zoedge.types import Record
+from zoedge.log.log import Log
+from zoedge.core.types import Record
 log = Log.resume(Path(sys.argv[1]))
 if not os.fork():
     try:
@@ -266,7 +267,7 @@ def test_a_forked_child_keeps_no_lock_and_cannot_append(tmp_path: Path) -> None:
     """As a data loader's worker, which outlives its killed parent: flock belongs to the descriptor, which fork copies."""
     path = tmp_path / "run.zlog"
     Log.create(path, header()).close()
-    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[2])}
     parent = subprocess.Popen([sys.executable, "-c", FORKED, str(path)], env=env, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     said = sorted(parent.stdout.readline().split() for _ in range(2))
@@ -295,8 +296,8 @@ def test_a_child_that_executes_another_program_has_no_descriptor(tmp_path: Path)
 
 def test_two_that_begin_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slower one is told so, and leaves the faster one's log alone."""
-    path = tmp_path / runs.LOG
-    monkeypatch.setattr(runs, "dump", lambda recipe: "")
+    path = tmp_path / setup.LOG
+    monkeypatch.setattr(setup, "dump", lambda recipe: "")
 
     class Bench:
         recipe = None
@@ -304,9 +305,9 @@ def test_two_that_begin_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         def header(self) -> Any:
             return header()
 
-    with runs.begin(Bench(), tmp_path) as log:  # type: ignore[arg-type]
+    with setup.begin(Bench(), tmp_path) as log:  # type: ignore[arg-type]
         with pytest.raises(LockedError, match="has just begun this run"):
-            runs.begin(Bench(), tmp_path)  # type: ignore[arg-type]
+            setup.begin(Bench(), tmp_path)  # type: ignore[arg-type]
         step(log)
     assert len(Log.open(path)) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml", "run.zlog"]
 
@@ -317,7 +318,7 @@ def test_two_that_begin_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def mounted(script: str, folder: Path, *args: str) -> str:
     """What a shell script says in a namespace of its own, where it may mount a tmpfs on `folder`."""
     folder.mkdir()
-    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[2])}
     argv = [
         "unshare",
         "-rm",
@@ -346,7 +347,7 @@ def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
     full, end = Log.open(tmp_path / "small.zlog"), Log.open(tmp_path / "small.end")
     assert 200 < len(full) < 400 == len(end) and [*full] == [*end][: len(full)]
     (tmp_path / "run").mkdir()
-    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(storage.__file__).parents[2])}
     subprocess.run(
         [sys.executable, str(CHILD), str(tmp_path / "run"), "400", "1"], env=env, check=True, capture_output=True
     )
@@ -359,9 +360,10 @@ def test_a_real_disk_that_is_read_only(tmp_path: Path) -> None:
     mkdir "$0/run" && "{sys.executable}" "{CHILD}" "$0/run" 20 1 > /dev/null && mount -o remount,ro "$0"
     "{sys.executable}" "{CHILD}" "$0/run" 20 1; echo code $?
     "{sys.executable}" "{CHILD}" "$0" 20 1; echo code $?
-    "{sys.executable}" -c 'import sys; from pathlib import Path; from zoedge import runs, log, errors
+    "{sys.executable}" -c 'import sys; from pathlib import Path; from zoedge import errors; from zoedge.log import log
+from zoedge.run import setup
 for name in ("run", "new"):
-    try: runs.claim(Path(sys.argv[1]) / name)
+    try: setup.claim(Path(sys.argv[1]) / name)
     except errors.StorageError as e: print("claim", e)
 print(len(log.Log.open(Path(sys.argv[1]) / "run/run.zlog")))' "$0"
     """
@@ -372,11 +374,11 @@ print(len(log.Log.open(Path(sys.argv[1]) / "run/run.zlog")))' "$0"
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_or_a_log_without_permission(tmp_path: Path) -> None:
-    Log.create(tmp_path / runs.LOG, header()).close()
-    for path, mode in ((tmp_path / runs.LOG, 0o444), (tmp_path, 0o555)):
+    Log.create(tmp_path / setup.LOG, header()).close()
+    for path, mode in ((tmp_path / setup.LOG, 0o444), (tmp_path, 0o555)):
         path.chmod(mode)
         with pytest.raises(StorageError, match="Permission denied"):
-            runs.claim(tmp_path)
+            setup.claim(tmp_path)
         path.chmod(0o755)
 
 
@@ -410,10 +412,10 @@ def test_a_network_file_system_is_told_by_the_table_of_mounts(tmp_path: Path, mo
 def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Any
 ) -> None:
-    whole = finished / "runs" / "tiny" / runs.LOG
+    whole = finished / "runs" / "tiny" / setup.LOG
     shutil.copytree(finished, tmp_path / "user")
     monkeypatch.chdir(tmp_path / "user")
-    path = Path("runs/tiny") / runs.LOG
+    path = Path("runs/tiny") / setup.LOG
     path.write_bytes(whole.read_bytes()[:-30])  # in END
     done = zoedge("resume", "tiny", "--plain")
     assert done.code == 0 and path.read_bytes() == whole.read_bytes()
@@ -426,7 +428,7 @@ def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "mounts").write_text(f"server:/x {tmp_path} nfs4 rw 0 0\n")
     monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
-    assert runs.claim(Path("runs/new")) == [
+    assert setup.claim(Path("runs/new")) == [
         "runs/new is on a network file system (nfs4), where a lock may hold on one host alone: do not write one run from "
         "two hosts."
     ]
@@ -435,10 +437,10 @@ def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
 def test_a_log_that_is_a_symlink_is_refused_before_anything_slow(tmp_path: Path) -> None:
     Log.create(tmp_path / "other.zlog", header()).close()
     for target in ("other.zlog", "absent"):
-        (tmp_path / runs.LOG).symlink_to(tmp_path / target)
+        (tmp_path / setup.LOG).symlink_to(tmp_path / target)
         with pytest.raises(StorageError, match="cannot open the log"):
-            runs.claim(tmp_path)
-        (tmp_path / runs.LOG).unlink()
+            setup.claim(tmp_path)
+        (tmp_path / setup.LOG).unlink()
     (tmp_path / "out").symlink_to(tmp_path / "victim")
     storage.write_durably(tmp_path / "out", b"x")  # takes the link's place
     assert not (tmp_path / "victim").exists() and not (tmp_path / "out").is_symlink()
@@ -464,17 +466,17 @@ def test_a_real_limit_of_the_file_size(tmp_path: Path) -> None:
 
 def test_notes_for_people(tmp_path: Path) -> None:
     """A line that a kill has cut does not take the next one along; no symlink is followed; a full disk is exit 74."""
-    runs.note(tmp_path, event="valid", step=1, loss=0.5)
-    path = tmp_path / runs.METRICS
+    setup.note(tmp_path, event="valid", step=1, loss=0.5)
+    path = tmp_path / setup.METRICS
     path.write_bytes(path.read_bytes() + b'{"event": "valid", "st')
-    runs.note(tmp_path, event="valid", step=3, loss=0.25)
+    setup.note(tmp_path, event="valid", step=3, loss=0.25)
     log = [SimpleNamespace(seq=i) for i in range(3)]
-    assert runs.looks(tmp_path, log) == {1: 0.5, 3: 0.25}
+    assert setup.looks(tmp_path, log) == {1: 0.5, 3: 0.25}
     for number in (errno.ENOSPC, errno.EIO):
         with disk(Failing(1, number)), pytest.raises(StorageError, match=re.escape(os.strerror(number))):
-            runs.note(tmp_path, event="valid", step=4)
+            setup.note(tmp_path, event="valid", step=4)
     path.unlink()
     path.symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError):
-        runs.note(tmp_path, event="valid", step=4)
+        setup.note(tmp_path, event="valid", step=4)
     assert not (tmp_path / "victim").exists()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from accelerate import tracking
 
-from zoedge import trackers
-from zoedge.log import Log
-from zoedge.recipe import read
+from zoedge.log.log import Log
+from zoedge.recipe.check import read
+from zoedge.run import trackers
 
 TOLD: list[tuple[Any, ...]] = []
 

@@ -20,17 +20,18 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoedge
-from zoedge import runs, sources
+from zoedge.core.types import Key
 from zoedge.errors import DataError
-from zoedge.models import loading
-from zoedge.models.base import Base
-from zoedge.noise.rademacher import Rademacher
-from zoedge.recipe import Model, read
-from zoedge.spaces.lora import Held, Lora
-from zoedge.tasks._examples import Examples
-from zoedge.tasks._rows import Row
-from zoedge.tasks.classify import Classification, Classify
-from zoedge.types import Key
+from zoedge.methods.noise.rademacher import Rademacher
+from zoedge.methods.spaces.lora import Held, Lora
+from zoedge.recipe.check import Model, read
+from zoedge.run import setup
+from zoedge.scoring.models import loading
+from zoedge.scoring.models.base import Base
+from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.sources import resolve
+from zoedge.scoring.tasks._examples import Examples
+from zoedge.scoring.tasks.classify import Classification, Classify
 
 QUANTISED = ("nf4", "fp4", "int8")
 
@@ -280,9 +281,9 @@ def hook(event, args):
         calls.append(event)
         raise RuntimeError("the network was touched: " + event)
 sys.addaudithook(hook)
-import zoedge.models.loading
+import zoedge.scoring.models.loading
 before = "bitsandbytes" in sys.modules
-from zoedge.recipe import Model
+from zoedge.recipe.check import Model
 base = zoedge.models.loading.load(Model(source=sys.argv[1]))
 import huggingface_hub.constants
 print(json.dumps([calls, before, "bitsandbytes" in sys.modules, huggingface_hub.constants.HF_HUB_OFFLINE]))
@@ -334,14 +335,18 @@ def test_whoever_imports_the_libraries_is_offline_first() -> None:
                     f".{alias.name}" for alias in node.names if node.level
                 }
         parts = {part for name in names for part in name.split(".")}
-        if parts & libraries and path.name != "sources.py":
+        if parts & libraries and "sources" not in path.parts:
             users.append(path.name)
-            assert folder / "models" in path.parents or parts & {"sources", "models"}, path
+            assert folder / "scoring" / "models" in path.parents or parts & {"sources", "models"}, path
     assert "loading.py" in users and "llama.py" in users
     (first, *_) = [
-        n for n in ast.parse((folder / "models" / "__init__.py").read_text()).body if not isinstance(n, ast.Expr)
+        n
+        for n in ast.parse((folder / "scoring" / "models" / "__init__.py").read_text()).body
+        if not isinstance(n, ast.Expr)
     ]
-    assert ast.unparse(first).startswith("from .. import sources"), "before any family imports transformers"
+    assert ast.unparse(first).startswith("from ..sources import resolve as resolve"), (
+        "before any family imports transformers"
+    )
 
 
 # -- 6. GGUF
@@ -396,9 +401,9 @@ def test_gguf_is_converted_without_a_trace_of_quantisation(
     with zipfile.ZipFile(tmp_path / "wheel.zip", "w") as wheel:
         wheel.write(tmp_path / "tiny.gguf", "package/tiny.gguf")
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(sources.MODELS, "tiny", (sources.SMOLLM2, "package/tiny.gguf"))
-    monkeypatch.setattr(sources, "fetch", lambda archive: tmp_path / "wheel.zip")
-    folder = sources.resolve_model("tiny")
+    monkeypatch.setitem(resolve.MODELS, "tiny", (resolve.SMOLLM2, "package/tiny.gguf"))
+    monkeypatch.setattr(resolve, "fetch", lambda archive: tmp_path / "wheel.zip")
+    folder = resolve.resolve_model("tiny")
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["model_type"] == "llama" and config["dtype"] == "float16"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["tiny"]
@@ -579,7 +584,7 @@ def test_nothing_longer_than_the_context_reaches_the_forward(
 
     def encoded(films: int, *more: str) -> Any:
         texts.write_text(json.dumps({"text": "film" + " film" * films, "label": "positive"}) + "\n")
-        return runs.Bench.build(read(str(recipe_file), [*shared, *more])).texts.train
+        return setup.Bench.build(read(str(recipe_file), [*shared, *more])).texts.train
 
     def never(*_: Any) -> None:
         raise AssertionError("the model was called")

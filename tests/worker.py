@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from child import Flat, Signs
 
-from zoedge import engine
+from zoedge.core import engine
 from zoedge.errors import ZoedgeError
-from zoedge.estimators.two_sided import TwoSided
-from zoedge.log import DIGESTS, Header, Log
-from zoedge.rules.momentum import Momentum
-from zoedge.workers import Workers, leave
+from zoedge.log.log import DIGESTS, Header, Log
+from zoedge.methods.estimators.two_sided import TwoSided
+from zoedge.methods.rules.momentum import Momentum
+from zoedge.run.workers import Workers, leave
 
 ROWS = 8
 

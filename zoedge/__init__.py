@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors as errors
     from . import optim as optim
-    from .api import finetune as finetune
-    from .api import replay as replay
+    from .commands.finetune import finetune as finetune
+    from .commands.finetune import replay as replay
     from .errors import ZoedgeError as ZoedgeError
 
 __version__ = "0.1.0"
 __all__ = ["ZoedgeError", "__version__", "errors", "finetune", "optim", "replay"]
-_HOMES = {"finetune": "api", "replay": "api", "ZoedgeError": "errors"}
+_HOMES = {"finetune": "commands.finetune", "replay": "commands.finetune", "ZoedgeError": "errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """`python -m zoedge`, for launchers: accelerate launch -m zoedge finetune recipe.yaml."""
 
 from .cli import main
-from .workers import launched, leave
+from .run.workers import launched, leave
 
 if __name__ == "__main__":
     try:

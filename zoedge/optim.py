@@ -23,14 +23,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import engine, runs
+from .core import engine
+from .core.parts import FOLDERS, part, words
+from .core.types import HALVES
 from .errors import DamagedError, DataError, DivergedError, IdentityError, UsageError, ZoedgeError, nearest, plain
 from .lab._bench import Memory
-from .load import FOLDERS, part, words
-from .log import Header, Log, canonical
-from .recipe import options, rebuilt, unmatched, word_of
-from .spaces._parameters import Parameters, kind
-from .types import HALVES
+from .log.log import Header, Log, canonical
+from .methods.spaces._parameters import Parameters, kind
+from .recipe.check import options, rebuilt, unmatched, word_of
+from .run import setup
 
 STORED = ("float32", *HALVES)
 ENDLESS = 2**31 - 1  # steps of a run that does not say how many
@@ -355,7 +356,7 @@ def header_of(settings: dict[str, Any], space: Parameters, directions: int, sync
         base=bytes(32),
         tokenizer=bytes(32),
         data=bytes(32),
-        manifest=runs.manifest(space),
+        manifest=setup.manifest(space),
         initial=engine.digest(space),
         selftest=engine.selftest(made["noise"], made["rule"], first[:1].new_zeros(1024)),
     )
@@ -379,16 +380,16 @@ def opened(path: Path, header: Header) -> Log:
 
 def same(log: Log, now: Header) -> None:
     """IdentityError unless the log was begun with these settings, tensors and values."""
-    if not runs.of_optimizer(log.header):
+    if not setup.of_optimizer(log.header):
         raise IdentityError(
             f"{log.path} is the log of a recipe's run: name another one. `zoedge resume` goes on with it."
         )
     found, old, new = [], log.header.about, now.about
     if log.header.recipe != now.recipe:
         for key in ("optimizer", "space"):
-            changed = runs.changed(old.get(key), new[key])
+            changed = setup.changed(old.get(key), new[key])
             found += [plain(f"{name} {a} -> {b}", 200) for name, a, b in changed if name != "rule.lr"]
-    found += runs.differences(replace(log.header, recipe=now.recipe), now)
+    found += setup.differences(replace(log.header, recipe=now.recipe), now)
     if found:
         raise IdentityError(
             f"Cannot go on with {log.path}: it began with other {'; '.join(found)}. Give the optimiser the parameters as they "
@@ -433,8 +434,8 @@ def replayer(log: Any, device: str, start: Any) -> engine.Run:
             )
         found.append((name, p.detach().to(device, copy=True).contiguous()))
     space = Parameters(found)
-    runs.numbered(log, made["noise"], made["rule"])
-    runs.proven(log, space, made["noise"], made["rule"])
+    setup.numbered(log, made["noise"], made["rule"])
+    setup.proven(log, space, made["noise"], made["rule"])
     return engine.Run(log.header.seed, steps, log, space, made["noise"], made["rule"])
 
 

@@ -9,7 +9,7 @@ import atheris
 from common import FOLDER, fuzz
 
 with atheris.instrument_imports(include=["zoedge"]):
-    from zoedge import log, packed
+    from zoedge.log import log, packed
 
 PATH = FOLDER / "run.zlog"
 DIGESTS = {name: bytes([i]) * 32 for i, name in enumerate(log.DIGESTS)}
@@ -17,7 +17,7 @@ DIGESTS = {name: bytes([i]) * 32 for i, name in enumerate(log.DIGESTS)}
 
 def example() -> tuple[bytes, bytes]:
     """A log of three steps, a rewind and an END, and the same packed."""
-    from zoedge.types import Record
+    from zoedge.core.types import Record
 
     head = log.Header(
         block=log.canonical({"recipe": {"seed": 1}}), directions=2, noise=1, rule=1, seed=1, elements=9, hash_every=2,

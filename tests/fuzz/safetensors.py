@@ -12,9 +12,9 @@ sys.path.append(str(Path(__file__).parent))
 import atheris
 from common import fuzz
 
-with atheris.instrument_imports(include=["zoedge.export", "zoedge.models.loading"]):
+with atheris.instrument_imports(include=["zoedge.commands.export.folder", "zoedge.scoring.models.loading"]):
+    from zoedge.commands.export.folder import header_of, labelled, serialised
     from zoedge.errors import DamagedError
-    from zoedge.export import header_of, labelled, serialised
 
 
 def target(data: bytes) -> None:

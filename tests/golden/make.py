@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from zoedge import engine, runs
-from zoedge.log import Log
-from zoedge.recipe import check
+from zoedge.core import engine
+from zoedge.log.log import Log
+from zoedge.recipe.check import check
+from zoedge.run import setup
 
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected.json"
@@ -103,9 +104,9 @@ def write(name: str, path: Path) -> dict[str, Any]:
     if name not in ("as2p",):
         table["rule"] = {"lr": 0.01, **(rule if isinstance(rule, dict) else {"name": rule})}
     recipe = check(table, {}, name)
-    with Log.create(path, runs.Bench.build(recipe).header()) as log:
+    with Log.create(path, setup.Bench.build(recipe).header()) as log:
         for until, back in ((5, 3), (8, None)) if rewinds else ((8, None),):
-            bench = runs.Bench.build(recipe)
+            bench = setup.Bench.build(recipe)
             for _ in engine.play(bench.run(log), until):
                 pass
             if back is not None:

@@ -11,7 +11,7 @@ import typer
 
 def recipes(incomplete: str) -> Iterator[str]:
     """Shipped recipes, and .yaml files in the folder that is being typed."""
-    from ..recipe import shipped
+    from ..recipe.check import shipped
 
     yield from sorted(path.stem for path in shipped() if path.stem.startswith(incomplete))
     yield from below(incomplete, (".yaml", ".yml"))
@@ -40,7 +40,7 @@ def below(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
 
 def overrides(incomplete: str) -> Iterator[str]:
     """Keys of a recipe, up to their equals sign; after it, the words of a part."""
-    from ..load import FOLDERS, words
+    from ..core.parts import FOLDERS, words
 
     key, equals, value = incomplete.partition("=")
     if equals:
@@ -54,16 +54,16 @@ def overrides(incomplete: str) -> Iterator[str]:
 
 def keys() -> list[str]:
     """Every key that can be set, dotted. Parts' options are read from their source: importing them would import torch."""
-    from ..load import FOLDERS, words
-    from ..recipe import SECTIONS
+    from ..core.parts import FOLDERS, words
+    from ..recipe.check import SECTIONS
 
     found = {"name", "seed", *FOLDERS}
     found |= {f"{key}.{name}" for key, section in SECTIONS.items() for name in section.model_fields}
     here = Path(__file__).parents[1]
     for kind, folder in FOLDERS.items():
         for word in words(folder):
-            found |= {f"{kind}.{name}" for name in options(here / folder / f"{word}.py", word)}
-    found |= {f"rule.{name}" for name in options(here / "types.py", "abstract_rule")}
+            found |= {f"{kind}.{name}" for name in options(here.joinpath(*folder.split("."), f"{word}.py"), word)}
+    found |= {f"rule.{name}" for name in options(here / "core" / "types.py", "abstract_rule")}
     return sorted(found)
 
 

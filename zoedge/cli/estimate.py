@@ -29,34 +29,33 @@ def estimate(
     json: Json = False,
 ) -> None:
     """Predict a run's memory by part, its disk and its time; exit code 3 if it will not fit. Loads no weights."""
-    from .. import estimate as estimates
-    from .. import machine
+    from ..commands.estimate import fit, machine
     from ..errors import UsageError
-    from ..recipe import read
+    from ..recipe.check import read
 
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device: '{device}' is not cpu or cuda.")
     most = machine.amount(budget, "--budget") if budget is not None else None
     checked = read(recipe, [*(overrides or []), *([f"model.device={device}"] if device else [])])
-    case = estimates.case_of(checked)
+    case = fit.case_of(checked)
     cuda = case.work.cuda
     there, where = (most, "the budget") if most is not None else machine.free(cuda)
-    fits, (fitted, changes) = case.needs <= there, estimates.fitted(case, there)
+    fits, (fitted, changes) = case.needs <= there, fit.fitted(case, there)
     found: dict[str, Any] = {
         "needs": case.needs, "free": there, "where": where, "fits": fits, "predicted": case.parts, "moment": case.moment,
-        "device": "cuda" if cuda else "cpu", "moments": case.totals, "disk": estimates.disk(case),
-        "seconds": estimates.seconds(case), "longest": case.work.step.length, "rows": case.work.step.tokens,
+        "device": "cuda" if cuda else "cpu", "moments": case.totals, "disk": fit.disk(case),
+        "seconds": fit.seconds(case), "longest": case.work.step.length, "rows": case.work.step.tokens,
         "trained": case.work.elements,
     }  # fmt: skip
     if not fits:
-        found["levers"] = [lever.told(there) for lever in estimates.levers(case, there)]
+        found["levers"] = [lever.told(there) for lever in fit.levers(case, there)]
         found["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needs <= there else []
     if measure:
         found["measured"] = machine.measured(checked)
     if json:
         typer.echo(json_.dumps(found))
     else:
-        for line in estimates.report(case, found):
+        for line in fit.report(case, found):
             typer.echo(line)
     if not fits:
         sys.exit(3)  # of typer.Exit, an app that is not standalone only returns the code

@@ -22,8 +22,8 @@ def import_config(
 
     What is another thing here, or nothing, is listed with its reason.
     """
+    from ..commands.import_config.source import convert, dump, load, recognised
     from ..errors import UsageError
-    from ..importing import convert, dump, load, recognised
 
     table = load(file)
     found = convert(table, tool or recognised(table, str(file)), str(file))

@@ -31,7 +31,7 @@ At = Annotated[str | None, typer.Option(help=WHEN)]
 
 def opened(run: str) -> Any:
     """The log of a run: raw, packed or shared."""
-    from ..share import opened
+    from ..commands.share import opened
 
     return opened(run)
 
@@ -46,9 +46,9 @@ def replay(
 ) -> None:
     """Rebuild the adapter from the log alone: no model, no data, no forward pass. A space without an adapter: the
     whole model, from its base and the log."""
-    from .. import api
+    from ..commands import finetune
 
-    done = api.replay(opened(run), at, base=base, device=device)
+    done = finetune.replay(opened(run), at, base=base, device=device)
     folder = done.save(out)
     rate = done.steps / max(done.seconds, 1e-9)
     typer.echo(f"{done.steps:,} steps at {rate:,.0f} a second; state {done.state[:16]}; {done.kind} {folder}")
@@ -64,35 +64,36 @@ def verify(
     base: Base = None,
 ) -> None:
     """Prove that a log is whole, and that it gives what it says."""
-    from .. import engine, runs
-    from .. import verify as levels
-    from ..log import Log
-    from ..recipe import read
+    from ..commands import verify as commands_verify
+    from ..core import engine
+    from ..log.log import Log
+    from ..recipe.check import read
+    from ..run import setup
 
     journal = opened(run)
     if isinstance(journal, Log):
-        told("1 log", levels.integrity(journal))
+        told("1 log", commands_verify.integrity(journal))
     else:
         told("1 log", [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"])
     if against:
-        told("2 inputs", levels.inputs(journal, read(against)))
+        told("2 inputs", commands_verify.inputs(journal, read(against)))
     if replay or adapter:
-        made, said = levels.states(journal, base=base)
+        made, said = commands_verify.states(journal, base=base)
         told("3 replay", said)
         if adapter:
-            if (steps := runs.step_of(journal, at)) < len(journal):
-                made = runs.replayer(journal, base=base)
+            if (steps := setup.step_of(journal, at)) < len(journal):
+                made = setup.replayer(journal, base=base)
                 for _ in engine.play(made, steps):
                     pass
-            told("4 adapter", levels.adapter(made, journal, adapter, base))
+            told("4 adapter", commands_verify.adapter(made, journal, adapter, base))
     typer.echo("verified")
 
 
 @app.command()
 def repair(run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog", autocompletion=runs)]) -> None:
     """Mend a damaged log, or cut it where its damage begins; a copy of it as it was stays beside it."""
-    from ..repair import repair
-    from ..runs import log_of
+    from ..log.repair import repair
+    from ..run.setup import log_of
 
     path = log_of(run)
     for line in repair(path):
@@ -148,9 +149,9 @@ def export_log(
     import csv
     import io
 
-    from ..log import Log
-    from ..packed import pack
-    from ..storage import write_durably
+    from ..core.storage import write_durably
+    from ..log.log import Log
+    from ..log.packed import pack
 
     journal = opened(run)
     if out.exists() or out.is_symlink():  # a link to nothing would be replaced
@@ -175,7 +176,7 @@ def export_log(
 @log.command("diff")
 def diff(a: Run, b: Run) -> None:
     """Where two runs part: headers, then the first step that differs."""
-    from ..runs import differences
+    from ..run.setup import differences
 
     one, two = opened(a), opened(b)
     for what in differences(one.header, two.header):

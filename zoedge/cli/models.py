@@ -15,13 +15,14 @@ from .logs import At, Run, opened
 
 def rebuilt(run: str, at: str | None) -> tuple[Any, Any, int]:
     """(bench, log, steps) of a run: the base loaded anew, the space moved to where it is after so many steps."""
-    from .. import engine, runs
+    from ..core import engine
+    from ..run import setup
 
     journal = opened(run)
-    steps = runs.step_of(journal, at)
-    recipe = runs.recipe_of(journal.header, run)
-    bench = runs.Bench.build(recipe)
-    runs.same_base(journal.header, bench.header(), run)
+    steps = setup.step_of(journal, at)
+    recipe = setup.recipe_of(journal.header, run)
+    bench = setup.Bench.build(recipe)
+    setup.same_base(journal.header, bench.header(), run)
     for _ in engine.play(bench.run(journal), steps):
         pass
     return bench, journal, steps
@@ -47,8 +48,8 @@ def export(
     at: At = None,
 ) -> None:
     """The trained model for other programs: a PEFT adapter, merged weights, or llama.cpp's adapter file."""
-    from .. import export as exports
-    from .. import export_gguf
+    from ..commands.export import folder as export_folder
+    from ..commands.export import gguf
     from ..errors import UsageError
 
     if to not in ("peft", "merged", "gguf-lora") or dtype not in (None, "fp16", "fp32", "bf16"):
@@ -56,18 +57,18 @@ def export(
     bench, journal, steps = rebuilt(run, at)
     folder = out or journal.path.parent / {"peft": "adapter", "merged": "merged", "gguf-lora": "adapter.gguf"}[to]
     if to == "peft":
-        exports.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path, steps)
+        export_folder.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path, steps)
         typer.echo(f"adapter {folder}")
     elif to == "gguf-lora":
-        export_gguf.written(bench.space, journal, bench.recipe, bench.base.model.config, folder, steps)
+        gguf.written(bench.space, journal, bench.recipe, bench.base.model.config, folder, steps)
         typer.echo(f"adapter {folder}")
     else:
-        report = exports.merged(bench.recipe, bench.space, folder, dtype, force, log=journal, steps=steps)
+        report = export_folder.merged(bench.recipe, bench.space, folder, dtype, force, log=journal, steps=steps)
         typer.echo(f"merged {folder}\n{report}")
     if check and to == "gguf-lora":
-        typer.echo(f"fresh process: largest difference of weights {export_gguf.checked(folder, bench):.3g}")
+        typer.echo(f"fresh process: largest difference of weights {gguf.checked(folder, bench):.3g}")
     elif check:
-        typer.echo(f"fresh process: largest difference of logits {exports.check(to, folder, bench):.3g}")
+        typer.echo(f"fresh process: largest difference of logits {export_folder.check(to, folder, bench):.3g}")
 
 
 @app.command("eval")
@@ -100,15 +101,16 @@ def eval_(
     if tasks is not None:
         harnessed(run, tasks, limit, at, include, compare_base, base, json)
         return
-    from .. import engine, evaluate, runs
+    from ..core import engine
     from ..errors import DataError
-    from ..tasks._rows import mixed, rows_of
+    from ..run import evaluate, setup
+    from ..scoring.rows.sets import mixed, rows_of
 
     journal = opened(run)
-    steps = runs.step_of(journal, at)
-    recipe = runs.recipe_of(journal.header, run)
-    bench = runs.Bench.build(recipe)
-    runs.same_base(journal.header, bench.header(), run)
+    steps = setup.step_of(journal, at)
+    recipe = setup.recipe_of(journal.header, run)
+    bench = setup.Bench.build(recipe)
+    setup.same_base(journal.header, bench.header(), run)
     examples = bench.texts.test or bench.texts.valid
     if data:
         rows, _ = rows_of(data, "data", recipe.data)
@@ -140,15 +142,15 @@ def harnessed(
     json: bool,
 ) -> None:  # fmt: skip
     """`eval --tasks`: of a run, or of an exported adapter."""
-    from .. import harness
+    from ..commands import lm_eval
+    from ..commands.export.folder import MARKER
     from ..errors import UsageError
-    from ..export import MARKER
 
-    names, manager = harness.known(tasks, include)
+    names, manager = lm_eval.known(tasks, include)
     if (Path(run) / MARKER).is_file():
         if at is not None:
             raise UsageError("--at: an adapter is of one step. Name its run.")
-        base, space = harness.adapter(Path(run), source)
+        base, space = lm_eval.adapter(Path(run), source)
     else:
         if source is not None:
             raise UsageError("--base: of an adapter. A run's base is where its recipe says.")
@@ -156,14 +158,14 @@ def harnessed(
         base, space = bench.base, bench.space
         if compare and getattr(bench.recipe.space, "own_start", False):
             raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
-    found = {"base": harness.run(base, None, names, manager, limit)} if compare else {}
-    found["tuned"] = harness.run(base, space, names, manager, limit)
+    found = {"base": lm_eval.run(base, None, names, manager, limit)} if compare else {}
+    found["tuned"] = lm_eval.run(base, space, names, manager, limit)
     if json:
         typer.echo(json_.dumps({name: some["results"] for name, some in found.items()}, default=str))
         return
     for name, some in found.items():
         typer.echo(f"{name}:" if compare else "", nl=compare)
-        typer.echo(harness.shown(some))
+        typer.echo(lm_eval.shown(some))
 
 
 @app.command()
@@ -225,7 +227,7 @@ def asked() -> str:
 
 def turn(bench: Any, text: str) -> tuple[str, bool]:
     """(the prompt that asks for an answer to a text, whether it is plain). A run that learnt to chat keeps its format."""
-    from ..tasks.chat import Chat, question
+    from ..scoring.tasks.chat import Chat, question
 
     task, tokenizer = bench.recipe.task, bench.base.tokenizer
     own = Chat() if isinstance(tokenizer.chat_template, str) else None
@@ -250,7 +252,7 @@ def chosen(bench: Any, prompt: str) -> str:
     """The most likely option after a prompt, and the probability of each. A mask is put there where the model fills one."""
     from dataclasses import replace
 
-    from ..tasks._rows import Row
+    from ..scoring.rows.sets import Row
 
     mask = getattr(bench.recipe.task, "head", "CausalLM") == "MaskedLM"
     task = replace(bench.recipe.task, prompt="{prompt}{mask}." if mask else "{prompt}", label="label")
@@ -269,8 +271,8 @@ def quantize(
 ) -> None:
     """Make the pre-quantised cache of a model, so that the first run starts at once."""
     from ..errors import UsageError
-    from ..models.loading import prepare
-    from ..recipe import Model
+    from ..recipe.check import Model
+    from ..scoring.models.loading import prepare
 
     if to not in ("nf4", "fp4", "int8"):
         raise UsageError(f"--to: '{to}' is not nf4, fp4 or int8.")
@@ -285,7 +287,7 @@ def doctor(
     fix_hints: Annotated[bool, typer.Option("--fix-hints", help="what to type against what is in the way")] = False,
 ) -> None:
     """Versions, processor, memory, disk, cache, and a self-test of the arithmetic that replay rests on."""
-    from ..doctor import advice, examine
+    from ..commands.doctor.doctor import advice, examine
 
     report, well = examine()
     told = advice(report, well) if fix_hints else []

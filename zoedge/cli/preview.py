@@ -28,8 +28,8 @@ def preview(
     json: Annotated[bool, typer.Option("--json", help="one JSON object, with every token's number")] = False,
 ) -> None:
     """Show rows as training will see them: text, scored tokens, lengths, what is cut. Loads no weights."""
-    from ..preview import preview as look
-    from ..recipe import read
+    from ..commands.preview import preview as look
+    from ..recipe.check import read
 
     found = look(read(recipe, overrides), count)
     if json:

@@ -18,9 +18,9 @@ def report(
     ] = None,
 ) -> None:
     """One HTML file of a run, or of several beside one another, that opens anywhere and offline."""
+    from ..commands.report import NAME, write
     from ..errors import UsageError
-    from ..report import NAME, write
-    from ..runs import LOG, log_of
+    from ..run.setup import LOG, log_of
 
     logs = [log_of(run) for run in runs]
     if len(set(logs)) < len(logs):

@@ -22,9 +22,9 @@ def ls(
     json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Every run with its state, steps and last score, the newest first."""
+    from ..commands.report.words import size
+    from ..commands.runs import age, entries
     from ..errors import plain
-    from ..report.words import size
-    from ..shelf import age, entries
 
     found = entries(folder)
     if json:
@@ -64,10 +64,10 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
     """Remove runs' folders, with their logs: what a run has learnt is gone."""
+    from ..commands.report.words import size
+    from ..commands.runs import held, removable, remove, weight
     from ..errors import LockedError, UsageError
-    from ..report.words import size
-    from ..runs import LOG
-    from ..shelf import held, removable, remove, weight
+    from ..run.setup import LOG
 
     folders = list(dict.fromkeys(removable(name) for name in run))  # all of them, before anything is removed
     for folder in folders:

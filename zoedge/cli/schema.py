@@ -22,7 +22,7 @@ def schema(
     A recipe whose first line is `# yaml-language-server: $schema=FILE` is completed and checked while it is written.
     """
     from ..errors import UsageError
-    from ..schema import document, explained
+    from ..recipe.schema import document, explained
 
     text = explained(field) if field is not None else json.dumps(document(), indent=1, ensure_ascii=False)
     if out is None:
@@ -44,6 +44,6 @@ def validate(
 
     Every problem is listed; nothing is fetched or written. Exit code 0, 2 (recipe) or 3 (data or model).
     """
-    from ..validate import examined
+    from ..commands.validate import examined
 
     typer.echo(f"ok: {examined(recipe, overrides)}")

@@ -19,9 +19,9 @@ def pack(
     base: Base = None,
 ) -> None:
     """A fine-tune in one file of kilobytes: `apply` makes the same adapter of it wherever the base is."""
+    from ..commands.share import share
+    from ..core.storage import write_durably
     from ..errors import UsageError
-    from ..share import share
-    from ..storage import write_durably
 
     if out.exists() or out.is_symlink():  # a link to nothing would be replaced
         raise UsageError(f"{out} is there already; name another file.")
@@ -43,7 +43,7 @@ def apply(
     device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
 ) -> None:
     """The adapter of a shared fine-tune, proven: the base is the one that was trained on, and the state the same bits."""
-    from ..share import apply
+    from ..commands.share import apply
 
     done = apply(file, out, base, device)
     typer.echo(f"base     {done.base}: the one that was trained on (sha256 {done.of.log.header.base.hex()[:16]}..)")

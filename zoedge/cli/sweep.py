@@ -26,10 +26,10 @@ def sweep(
     plain: Annotated[bool, typer.Option("--plain", help="every run's lines, instead of its live panel")] = False,
 ) -> None:
     """One recipe with many values, a run each; a run that is finished is not run again."""
+    from ..commands.report import NAME, needed, write
+    from ..commands.sweep import points, results, run, table
     from ..errors import UsageError
-    from ..report import NAME, needed, write
-    from ..runs import LOG, folder_of
-    from ..sweep import points, results, run, table
+    from ..run.setup import LOG, folder_of
 
     some = points(recipe, values, overrides, folder, draws, seed)
     if dry_run:

@@ -40,9 +40,9 @@ def finetune(
 ) -> None:
     """Train by forward passes only, as a recipe says."""
     from ..errors import UsageError
-    from ..recipe import dump, read
-    from ..runs import folder_of
-    from ..workers import follows
+    from ..recipe.check import dump, read
+    from ..run.setup import folder_of
+    from ..run.workers import follows
 
     if resume not in ("auto", "never"):
         raise UsageError(f"--resume: '{resume}' is not auto or never. To go on with a run: zoedge resume {resume}")
@@ -62,10 +62,10 @@ def resume(
     json: Json = False,
 ) -> None:
     """Go on with a run: replay its log, prove the states, then train on."""
-    from ..api import follow
-    from ..log import Log
-    from ..runs import log_of, recipe_of
-    from ..workers import follows
+    from ..commands.finetune import follow
+    from ..log.log import Log
+    from ..run.setup import log_of, recipe_of
+    from ..run.workers import follows
 
     if follows():
         return follow()
@@ -77,9 +77,9 @@ def resume(
 
 def branched(text: str) -> Any:
     """The parent that RUN@STEP names."""
-    from ..branch import Parent
     from ..errors import UsageError
-    from ..runs import step_of
+    from ..run.branch import Parent
+    from ..run.setup import step_of
     from .logs import opened
 
     run, at, step = text.rpartition("@")
@@ -90,8 +90,8 @@ def branched(text: str) -> Any:
 
 
 def go(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) -> None:
-    from ..api import finetune
-    from ..display import display
+    from ..commands.finetune import finetune
+    from ..run.display import display
 
     show = display(how)
     outcome = finetune(recipe, run_dir=folder, resume="auto" if resume else "never", display=show, parent=parent)
@@ -101,9 +101,9 @@ def go(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) ->
 
 def summary(o: Any, show: Any) -> None:
     """What was reached, where it lies, and what to type next."""
-    from ..display import Json, clock
-    from ..evaluate import table
-    from ..report import NAME
+    from ..commands.report import NAME
+    from ..run.display import Json, clock
+    from ..run.evaluate import table
 
     if isinstance(show, Json):
         fields = {

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..core.parts import module, words
 from ..errors import StorageError, UsageError, ZoedgeError, nearest, plain
-from ..load import module, words
 
 
 def experiments() -> list[tuple[str, str]]:
@@ -24,7 +24,7 @@ def experiments() -> list[tuple[str, str]]:
 
 def experiment(name: str, overrides: list[str]) -> Any:
     """The experiment of that name with options from key=value texts. UsageError: an unknown name, option or value."""
-    from ..recipe import options
+    from ..recipe.check import options
 
     known = [name for name, _ in experiments()]
     if name not in known:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..noise._philox import words_numpy
-from ..noise.normal import Normal
-from ..types import MASK, AbstractNoise, Key, Leaf
+from ..core.types import MASK, AbstractNoise, Key, Leaf
+from ..methods.noise._philox import words_numpy
+from ..methods.noise.normal import Normal
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..engine import Run, play
-from ..types import AbstractNoise, AbstractRule, Estimator, Leaf, Part, Record
+from ..core.engine import Run, play
+from ..core.types import AbstractNoise, AbstractRule, Estimator, Leaf, Part, Record
 
 
 class Claim(NamedTuple):

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine import Run, measure
-from ..estimators.dap import Dap
-from ..estimators.one_sided import OneSided
-from ..noise.normal import Normal
-from ..noise.rademacher import Rademacher
-from ..noise.sphere import Sphere
-from ..rules.sgd import Sgd
-from ..types import AbstractNoise, Estimator
+from ..core.engine import Run, measure
+from ..core.types import AbstractNoise, Estimator
+from ..methods.estimators.dap import Dap
+from ..methods.estimators.one_sided import OneSided
+from ..methods.noise.normal import Normal
+from ..methods.noise.rademacher import Rademacher
+from ..methods.noise.sphere import Sphere
+from ..methods.rules.sgd import Sgd
 from ._aligned import Aligned
 from ._bench import Memory, Problem, Space
 

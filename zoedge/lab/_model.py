@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..engine import Run, play
-from ..evaluate import Score, evaluate
-from ..noise.normal import Normal
-from ..recipe import Recipe
-from ..runs import Bench
-from ..types import AbstractNoise, AbstractRule, Estimator, Record
+from ..core.engine import Run, play
+from ..core.types import AbstractNoise, AbstractRule, Estimator, Record
+from ..methods.noise.normal import Normal
+from ..recipe.check import Recipe
+from ..run.evaluate import Score, evaluate
+from ..run.setup import Bench
 from ._bench import Memory
 
 

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.types import AbstractNoise, AbstractRule, Estimator, Record
 from ..errors import DivergedError
-from ..estimators.as2p import As2p
-from ..estimators.stp import Stp
-from ..estimators.two_sided import TwoSided
-from ..noise.normal import Normal
-from ..noise.rademacher import Rademacher
-from ..rules.sgd import Sgd
-from ..types import AbstractNoise, AbstractRule, Estimator, Record
+from ..methods.estimators.as2p import As2p
+from ..methods.estimators.stp import Stp
+from ..methods.estimators.two_sided import TwoSided
+from ..methods.noise.normal import Normal
+from ..methods.noise.rademacher import Rademacher
+from ..methods.rules.sgd import Sgd
 from ._bench import axes
 
 SHARES = 1.0, 0.75, 0.5, 0.25  # of the baseline's budget

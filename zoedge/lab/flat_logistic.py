@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..types import Natural, Positive
+from ..core.types import Natural, Positive
 from ._bench import Outcome
 from ._flat import Phi, Settings, compare
 

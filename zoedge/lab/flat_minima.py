@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..estimators.two_sided import TwoSided
-from ..noise.normal import Normal
-from ..rules.sgd import Sgd
-from ..types import AbstractNoise, Key, Leaf, Natural
+from ..core.types import AbstractNoise, Key, Leaf, Natural
+from ..methods.estimators.two_sided import TwoSided
+from ..methods.noise.normal import Normal
+from ..methods.rules.sgd import Sgd
 from ._bench import Claim, Outcome, Problem, Space, axes, descend
 
 HALF = 100

@@ -21,15 +21,15 @@ import numpy as np
 from annotated_types import Ge, MultipleOf
 from scipy import stats
 
+from ..core.types import AbstractNoise, Estimator, Natural, Positive
 from ..errors import DivergedError
-from ..estimators.dap import Dap
-from ..estimators.one_sided import OneSided
-from ..noise.coordinate import Coordinate
-from ..noise.normal import Normal
-from ..noise.rademacher import Rademacher
-from ..noise.sphere import Sphere
-from ..rules.sgd import Sgd
-from ..types import AbstractNoise, Estimator, Natural, Positive
+from ..methods.estimators.dap import Dap
+from ..methods.estimators.one_sided import OneSided
+from ..methods.noise.coordinate import Coordinate
+from ..methods.noise.normal import Normal
+from ..methods.noise.rademacher import Rademacher
+from ..methods.noise.sphere import Sphere
+from ..methods.rules.sgd import Sgd
 from ._bench import Claim, Outcome, Problem, Space, axes, descend
 from ._triangles import Grid, areas, weights
 

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..estimators.as2p import As2p
-from ..noise.normal import Normal
-from ..rules.sgd import Sgd
-from ..types import Natural, Positive, Record
+from ..core.types import Natural, Positive, Record
+from ..methods.estimators.as2p import As2p
+from ..methods.noise.normal import Normal
+from ..methods.rules.sgd import Sgd
 from . import _race
 from ._bench import Claim, Outcome
 from ._race import BASELINE, Method, Parts, Racer, contenders, text
 
 if TYPE_CHECKING:
-    from ..evaluate import Score
+    from ..run.evaluate import Score
 
 GRIDS = {"ga": (5e-4, 1e-3, 2e-3, 4e-3), "stp": (2e-3, 4e-3, 8e-3, 1.6e-2), "rho": (1e-2, 3e-2, 6e-2, 1e-1)}
 WIDE = (5e-2, 1e-1, 2e-1, 4e-1)  # rho_0 with eta_b 50
@@ -43,7 +43,7 @@ class Sentiment:
     seeds: Natural = 3
 
     def run(self, seed: int) -> Outcome:
-        from ..recipe import read
+        from ..recipe.check import read
         from ._model import Model
 
         tune, seeds = _race.split(seed, self.tune, self.seeds)

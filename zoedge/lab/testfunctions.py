@@ -20,14 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..core.parts import part, words
+from ..core.types import AbstractNoise, Key, Leaf, Natural, Positive
 from ..errors import DivergedError
-from ..estimators.as2p import As2p
-from ..estimators.s2p import S2p
-from ..estimators.stp import Stp
-from ..load import part, words
-from ..noise.normal import Normal
-from ..rules.sgd import Sgd
-from ..types import AbstractNoise, Key, Leaf, Natural, Positive
+from ..methods.estimators.as2p import As2p
+from ..methods.estimators.s2p import S2p
+from ..methods.estimators.stp import Stp
+from ..methods.noise.normal import Normal
+from ..methods.rules.sgd import Sgd
 from ._bench import Claim, Outcome, Problem, Space, descend
 from ._functions import FUNCTIONS, Function, draw
 
@@ -65,7 +65,7 @@ def methods(eps: float, schedule: Any) -> dict[str, Make]:
     def chosen(made: Callable[[float], Any]) -> Make:
         return lambda lr, steps: (Once(Normal()), made(lr), Sgd(lr=lr, schedule=schedule))
 
-    found = {NAMES.get(word, word): ruled(word, eps, schedule) for word in words("rules")}
+    found = {NAMES.get(word, word): ruled(word, eps, schedule) for word in words("methods.rules")}
     adaptive = lambda lr, steps: (Once(Normal()), As2p(rho=10 * lr, rho_end=lr, eta_b=5.0), Sgd(lr=1.0))
     return {**found, "STP": chosen(lambda lr: Stp()), "S2P": chosen(lambda lr: S2p()), "AS2P": adaptive}
 

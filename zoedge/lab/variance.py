@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..types import Natural, Positive
+from ..core.types import Natural, Positive
 from ._bench import Claim, Outcome, axes
 from ._errors import KINDS, Error, error, product, quadratic
 

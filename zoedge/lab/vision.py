@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..types import Natural, Positive, Record
+from ..core.types import Natural, Positive, Record
 from . import _race
 from ._bench import Claim, Outcome, Problem, Space, descend
 from ._race import Parts, Racer, contenders, text

@@ -1,0 +1,92 @@
+"""Is this machine fit: versions, memory, disk, and whether its arithmetic gives the bits that logs are replayed with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from ... import __version__
+from ...core.engine import selftest
+from ...core.parts import FOLDERS, part, words
+from ...scoring.sources.resolve import MODELS, cache
+
+TESTED = {"torch": "2.13", "transformers": "5.23", "bitsandbytes": "0.50", "peft": "0.21", "safetensors": "0.8"}
+# anchors of engine.selftest: the same on every machine, or replay would differ there. Every other pair of noise and rule
+# is held against numpy, which shares no code with torch
+GOLDEN = {"normal sgd": "62fdde3c68e6584d", "rademacher sgd": "3ead505a4c118888"}
+
+
+def advice(report: dict[str, Any], well: bool) -> list[tuple[str, str]]:
+    """What `hints` has to say after an examination."""
+    from .hints import gathered, hints
+
+    numerics = str(report.get("numerics", "")).endswith("replay is exact here")
+    return hints(gathered(numerics, well or not numerics))
+
+
+def examine() -> tuple[dict[str, Any], bool]:
+    """(what was found, line by line; whether all is well)."""
+    import psutil
+    import torch
+
+    memory, folder = psutil.virtual_memory(), cache()
+    report: dict[str, Any] = {
+        "zoedge": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+    }
+    for name, tested in TESTED.items():
+        found = version(name)
+        report[name] = found if found.startswith(tested) else f"{found} (tested with {tested})"
+    threads = torch.get_num_threads()
+    report["cpu"] = f"{os.cpu_count()} cores, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+    report["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else gpu_absent(torch)
+    report["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    report["disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free at {folder}"
+    packaged = [name for name in MODELS if (folder / "models" / name).is_dir()]
+    report["cached"] = ", ".join(packaged) or "no model yet"
+    noises, wrong = words(FOLDERS["noise"]), []
+    pairs = [
+        (n, r) for r in words(FOLDERS["rule"]) for n in getattr(part("rule", r), "only_with", {}).get("noise", noises)
+    ]
+    for noise, rule in pairs:
+        made = part("noise", noise)(), part("rule", rule)()
+        digest, second = selftest(*made, torch.zeros(1024)), selftest(*made, np.zeros(1024, np.float32))
+        if digest != second or GOLDEN.get(f"{noise} {rule}", digest.hex()[:16]) != digest.hex()[:16]:
+            wrong.append(f"{noise} {rule} gives {digest.hex()[:16]}, and {second.hex()[:16]} in numpy")
+    report["numerics"] = (
+        "; ".join(wrong) or f"{len(pairs)} pairs of noise and rule give their golden bits: replay is exact here"
+    )
+    report["forward"], smooth = forward(torch)
+    return report, not wrong and smooth
+
+
+def gpu_absent(torch: Any) -> str:
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        return "there is one, but this torch is a CPU-only build"
+    return "none"
+
+
+def forward(torch: Any) -> tuple[str, bool]:
+    """Is a 4-bit product here the same before and after many forwards, and close to its dequantised matrix?"""
+    from ...scoring.models.loading import tame_linear, weight_of  # before bitsandbytes: it quiets its import
+
+    import bitsandbytes as bnb  # isort: skip
+
+    generator = torch.Generator().manual_seed(0)
+    layer = bnb.nn.Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    layer.weight = bnb.nn.Params4bit(torch.randn(64, 128, generator=generator), requires_grad=False, quant_type="nf4")
+    layer = layer.to("cpu")
+    layer.weight = layer.weight.to("cpu") if layer.weight.quant_state is not None else layer.weight._quantize("cpu")
+    tame_linear(layer, torch.float32)
+    x = torch.randn(8, 128, generator=generator)
+    with torch.inference_mode():
+        first = layer(x)
+        same = all(torch.equal(layer(x), first) for _ in range(3))
+        off = (first - x @ weight_of(layer).T).abs().max().item()
+    well = same and off < 1e-3
+    return f"nf4 product {'stable' if same else 'CHANGES between calls'}, {off:.1e} from its matrix", well

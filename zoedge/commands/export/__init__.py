@@ -1,0 +1,1 @@
+"""`zoedge export`: the trained weights as a folder for PEFT, transformers or llama.cpp."""

@@ -1,0 +1,132 @@
+"""A LoRA adapter as a GGUF file, which llama.cpp loads beside a LLaMA or Mistral base.
+
+    general.type adapter, general.architecture llama, adapter.type lora, adapter.lora.alpha     llama.cpp's keys
+    zoedge.base, zoedge.state, zoedge.log                                                       what it is of
+    blk.N.attn_q.weight.lora_a [rank, in], .lora_b [out, rank], ...                             float32
+
+llama.cpp turns neighbouring elements of a head, transformers the two halves of it. A base in GGUF therefore has the rows
+of q_proj and k_proj in another order, and so has their lora_b; lora_a reads the same inputs.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor
+
+from ...core.storage import write_durably
+from ...errors import DamagedError, DataError, StorageError, UsageError
+from ...methods.spaces.lora import Lora
+from ...recipe.check import Model, Recipe
+from .folder import about, check, exportable
+
+FAMILIES = ("llama", "mistral")
+OURS = b"zoedge.state"
+FRONT = 4096  # bytes of a file in which our key stands
+EXACT = 1e-6  # the largest difference of a weight that a check accepts
+
+
+def written(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, steps: int | None = None) -> Path:
+    """Write the space at its current value. config: the base model's; log, steps: as in `export.about`.
+
+    UsageError: not a LoRA adapter, a family that is stored otherwise, or `path` is something else. StorageError: disk.
+    """
+    if not isinstance(getattr(space, "options", None), Lora):
+        raise UsageError("llama.cpp loads LoRA adapters alone: a run of another space has no GGUF file.")
+    if config.model_type not in FAMILIES:
+        raise UsageError(
+            f"Model family '{config.model_type}': a GGUF adapter is written for {' and '.join(FAMILIES)} alone. "
+            "Use --to peft."
+        )
+    exportable(space)
+    replaceable(path)
+    facts = about("gguf-lora", recipe, space, log.header.base, log, steps)
+    with tempfile.TemporaryDirectory() as draft:
+        writer = gguf.GGUFWriter(Path(draft) / "adapter.gguf", "llama")
+        for key in ("base", "state", "log"):
+            writer.add_string(f"zoedge.{key}", facts[key])
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_name(recipe.name)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(space.options.alpha))
+        matrices = dict(space.tensors())
+        for module, name in names(space.shapes, config).items():
+            a, b = (matrices[f"{module}.lora_{which}"].detach().cpu() for which in "AB")
+            writer.add_tensor(f"{name}.lora_a", a.contiguous().numpy())
+            writer.add_tensor(f"{name}.lora_b", permuted(b, module, config).contiguous().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StorageError(f"{path}: cannot write there: {e.strerror}. Name another file.") from e
+        write_durably(path, (Path(draft) / "adapter.gguf").read_bytes())
+    return path
+
+
+def replaceable(path: Path) -> None:
+    """UsageError unless nothing is there, or a file that `written` made."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path} is there and is not a file. Name another one.")
+    if path.exists():
+        with path.open("rb") as file:
+            front = file.read(FRONT)
+        if not front.startswith(b"GGUF") or OURS not in front:
+            raise UsageError(f"{path} is there and is not a GGUF adapter of zoedge. Name another file.")
+
+
+def names(modules: Any, config: Any) -> dict[str, str]:
+    """llama.cpp's name of every module's weight."""
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    found = {module: known.get_name(f"{module}.weight", (".weight",)) for module in modules}
+    if unknown := [module for module, name in found.items() if name is None]:
+        raise UsageError(f"llama.cpp has no name for {unknown[0]}. Use --to peft.")
+    return found  # type: ignore[return-value]
+
+
+def permuted(rows: Tensor, module: str, config: Any) -> Tensor:
+    """A module's rows [out, n] in llama.cpp's order: in each head of q and k, the two halves element by element."""
+    which = module.rpartition(".")[2]
+    if which not in ("q_proj", "k_proj"):
+        return rows
+    heads = config.num_attention_heads if which == "q_proj" else config.num_key_value_heads
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
+
+
+def checked(path: Path, bench: Any) -> float:
+    """Largest |difference| of a weight, as `difference` finds it in a fresh process. DataError: it is not exact."""
+    if not (found := check("gguf-lora", path, bench)) <= EXACT:
+        raise DataError(f"{path}: its weights differ from the trained ones by up to {found:.3g}.")
+    return found
+
+
+@torch.inference_mode()
+def difference(path: str, spec: dict[str, Any], known: dict[str, Tensor]) -> float:
+    """Largest |W' + scale' B' A' - (W + scale B A)'| of all modules, in float64; ' : in llama.cpp's order of rows.
+
+    B', A' and scale' are the file's; W is a newly loaded base's; the others, `known`, are of the trained space.
+    """
+    from ...scoring.models.loading import load, weight_of
+
+    reader = gguf.GGUFReader(path)
+    alpha = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)
+    stored = {tensor.name: torch.from_numpy(tensor.data.copy()).double() for tensor in reader.tensors}
+    base, scale, largest = load(Model(**spec)), known["scale"], 0.0
+    config = base.model.config
+    modules = names([name.removesuffix(".lora_A") for name in known if name.endswith(".lora_A")], config)
+    if alpha is None or stored.keys() != {f"{name}.lora_{which}" for name in modules.values() for which in "ab"}:
+        raise DamagedError(f"{os.path.basename(path)}: not the tensors that were trained.")
+    for module, name in modules.items():
+        weight = weight_of(base.model.get_submodule(module)).double().cpu()
+        a, b = (known[f"{module}.lora_{which}"].double() for which in "AB")
+        theirs_a, theirs_b = (stored[f"{name}.lora_{which}"] for which in "ab")
+        theirs = permuted(weight, module, config) + alpha.contents() / theirs_b.shape[1] * (theirs_b @ theirs_a)
+        largest = max(largest, float((theirs - permuted(weight + scale * (b @ a), module, config)).abs().max()))
+    return largest

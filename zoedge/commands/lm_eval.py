@@ -1,0 +1,220 @@
+"""lm-eval's tasks (`zoedge eval RUN --tasks hellaswag`) on a base with what was trained: the thin wrapper that it asks for.
+
+The tasks, their prompts and their metrics are lm-eval's (the extra `eval`). Likelihoods come from the forward that training
+scores with; answers are greedy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import errors
+from ..errors import DataError, IdentityError, UsageError, nearest, plain
+from .export import folder as export_folder
+
+try:
+    from lm_eval import simple_evaluate
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
+except ImportError as e:
+    raise UsageError(f"--tasks needs lm-eval ({plain(str(e))}). Install it: pip install 'zoedge[eval]'") from None
+
+from ..scoring.models.decode import continued
+from ..scoring.tasks._examples import Examples
+
+ROWS = 2048  # token rows in one forward
+LOGITS = 256  # rows of logits at a time: 50,272 float32 each are 0.2 MB
+NEW = 256  # tokens of an answer at most, where its task does not say
+
+
+class Wrapped(TemplateLM):
+    """A base (models.base.Base), with whatever points are held while it is asked."""
+
+    def __init__(self, base: Any):
+        super().__init__()
+        base.must_continue()
+        self.base, self.tokenizer = base, base.tokenizer
+        if self.tokenizer.eos_token_id is None:
+            raise DataError(
+                "The tokenizer has no end-of-text token, with which lm-eval begins a text that has no context."
+            )
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.base.path.name)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens is not False).input_ids)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        """(log p, whether greedy) of each (texts, context ids, continuation ids), in the order asked for."""
+        longest = self.base.context_length
+        examples = Examples(1)
+        for _texts, context, continuation in requests:
+            if not 0 < len(continuation) <= longest:
+                raise DataError(f"A continuation of {len(continuation)} tokens, in a context of {longest}.")
+            ids = [*context, *continuation][-(longest + 1) :]  # the last is not read, only scored
+            first = max(1, len(ids) - len(continuation))
+            examples.add(ids, list(range(first, len(ids))), 0, "")
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        for chosen in batches(examples):
+            batch = examples.collate(chosen)
+            h = self.base.hidden(batch, 1)
+            real = torch.arange(h.shape[1]) < torch.tensor([len(examples.targets[i]) for i in chosen])[:, None]
+            scored = list(self._scored(h[real.to(h.device)], batch.targets[:, : h.shape[1]][real]))
+            at = 0
+            for i in chosen:
+                own = scored[at : at + len(examples.targets[i])]
+                at += len(own)
+                found[i] = (sum(p for p, _ in own), all(best for _, best in own))
+        return found
+
+    def _scored(self, h: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[float, bool]]:
+        """(log p of the target, whether it is the likeliest) of hidden states [N, H] and targets [N]."""
+        head = self.base.facts.head(self.base.model)
+        with torch.inference_mode():
+            for some, wanted in zip(h.split(LOGITS), targets.to(h.device).split(LOGITS)):
+                logp = self.base.project(head, some, slice(None)).log_softmax(-1)
+                own = logp.gather(-1, wanted[:, None])[:, 0]
+                yield from zip(own.double().tolist(), (own >= logp.max(-1).values).tolist())
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        found = []
+        for request in requests:
+            windows = get_rolling_token_windows(
+                self.tok_encode(request.args[0], add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.base.context_length,
+                context_len=1,
+            )
+            parts = self._loglikelihood_tokens([(None, *make_disjoint_window(pair)) for pair in windows])
+            found.append(sum(p for p, _ in parts))
+        return found
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        found = []
+        for request in requests:
+            context, options = request.args
+            if options.get("do_sample") and options.get("temperature", 1.0) > 0:
+                raise DataError("A task wants sampled answers (do_sample): zoedge answers greedily.")
+            until = options.get("until") or []
+            until = [until] if isinstance(until, str) else [text for text in until if text]
+            new = int(options.get("max_gen_toks", NEW))
+            if new >= self.base.context_length:
+                raise DataError(f"A task wants {new} new tokens, in a context of {self.base.context_length}.")
+            ids = torch.tensor([self.tok_encode(context)[-(self.base.context_length - new) :]])
+            stops = {"stop_strings": until, "tokenizer": self.tokenizer} if until else {}
+            with torch.inference_mode():
+                out = continued(
+                    self.base, ids, torch.ones_like(ids), 1, max_new_tokens=new, pad_token_id=self.eot_token_id, **stops
+                )
+            text = self.tokenizer.decode(out[0], skip_special_tokens=True)
+            for stop in until:
+                text = text.partition(stop)[0]
+            found.append(text)
+        return found
+
+
+def batches(examples: Examples) -> Iterator[list[int]]:
+    """All of them, the longest first, ROWS token rows a batch."""
+    left = [i for some in examples.sorted_batches(1) for i in some][::-1]
+    while left:
+        size = max(1, ROWS // len(examples.tokens[left[0]]))
+        yield left[:size]
+        left = left[size:]
+
+
+def known(names: str, include: Path | None) -> tuple[list[str], Any]:
+    """(the tasks that a list separated by commas names, lm-eval's manager of them). UsageError: there is no such one."""
+    found = [name.strip() for name in names.split(",") if name.strip()]
+    if not found:
+        raise UsageError("--tasks: name some, such as --tasks hellaswag,arc_easy.")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if include is not None:
+        if not include.is_dir():
+            raise UsageError(f"--include: {include} is not a folder of task files (.yaml).")
+        own = TaskManager(include_path=str(include), include_defaults=False)
+        if set(found) <= set(own.all_tasks):  # else lm-eval's own are read too, thousands of files
+            return found, own
+    tasks = TaskManager(include_path=str(include) if include else None)
+    for name in found:
+        if name not in tasks.all_tasks:
+            raise UsageError(f"--tasks: lm-eval has no '{plain(name)}'{nearest(name, tasks.all_tasks) or '.'}")
+    return found, tasks
+
+
+def run(base: Any, space: Any, names: list[str], tasks: Any, limit: int | None) -> dict[str, Any]:
+    """lm-eval's results of some tasks. space: held meanwhile; None: the base alone. DataError: a task's data."""
+    model = Wrapped(base)
+    with nullcontext() if space is None else space.visit([lambda leaf: None]):
+        try:
+            found = simple_evaluate(
+                model=model, tasks=names, task_manager=tasks, limit=limit, bootstrap_iters=1000, log_samples=False
+            )
+        except (DataError, KeyboardInterrupt):
+            raise
+        except Exception as e:  # of datasets, its network, or a task's own code: no list of kinds would be complete
+            raise DataError(
+                f"--tasks {','.join(names)}: {type(e).__name__}: {plain(str(e), 400)}. Tasks fetch their data from a hub; "
+                "where there is none, --include DIR names a folder of tasks over files of your own."
+            ) from e
+    return dict(found or {})
+
+
+def shown(results: dict[str, Any]) -> str:
+    return str(make_table(results)).strip()
+
+
+def adapter(folder: Path, source: str | None) -> tuple[Any, Any]:
+    """(base, space) of an exported adapter. source: where the base is, if not where its marker says.
+
+    DamagedError: the files. IdentityError: the base is another. UsageError: no LoRA adapter.
+    """
+    from ..methods.noise.rademacher import Rademacher
+    from ..methods.spaces.lora import Lora
+    from ..recipe.check import Model
+    from ..scoring.models.loading import load
+
+    facts = export_folder.marker(folder)
+    if facts["kind"] != "peft":
+        raise UsageError(f"{folder} is a whole model: lm-eval reads it itself (lm_eval --model hf).")
+    options, _ = export_folder.described(facts, folder)
+    if not isinstance(options, Lora):
+        raise UsageError(f"{folder} is a {options.title}, a change from values of its base: name its run instead.")
+    try:
+        spec = Model(
+            source=source or facts["source"], revision=None if source else facts["revision"],
+            quantization=facts["quantization"], double_quant=facts["double_quant"], compute_dtype="auto", device="auto",
+            threads=None,
+        )  # fmt: skip
+    except (KeyError, ValueError):
+        raise errors.DamagedError(
+            f"{folder / export_folder.MARKER}: what it says of the base cannot be read."
+        ) from None
+    base = load(spec)
+    if base.digest.hex() != facts.get("base"):
+        raise IdentityError(
+            f"{folder}: the base in {base.path} is not the one that was trained on (sha256 {str(facts.get('base'))[:8]}.. -> "
+            f"{base.digest.hex()[:8]}..). Name that one with --base."
+        )
+    space = options.attach(base, 0, Rademacher())
+    found = export_folder.load_adapter(folder, space, base.digest)
+    for name, value in space.tensors():
+        value.copy_(found[name])
+    return base, space

@@ -1,0 +1,175 @@
+"""The runs in a folder: what each has come to, and how one is removed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import LockedError, StorageError, UsageError, ZoedgeError, plain
+from ..log.log import MAGIC, Log, open_file
+from ..run import setup
+from ..run.evaluate import Score
+from ..run.setup import LOG
+
+DEEP = 2  # a sweep's runs lie in a folder of its own
+
+
+@dataclass
+class Entry:
+    """A run. state: ended | stopped | running | damaged. at: when its log was last written, seconds since 1970.
+
+    score: the last one noted, of held-out rows. bytes: of all files in its folder. wrong: what is damaged.
+    """
+
+    name: str
+    state: str
+    at: float
+    bytes: int
+    model: str = ""
+    task: str = ""
+    steps: int = 0
+    of: int = 0
+    score: Score | None = None
+    fingerprint: str = ""
+    wrong: str = ""
+
+
+def entries(folder: Path) -> list[Entry]:
+    """The runs below a folder, the newest first. UsageError: no such folder."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder. Name the one that runs are in: --dir")
+    found = [entry(path, path.parent.relative_to(folder).as_posix()) for path in logs(folder)]
+    return sorted(found, key=lambda x: (-x.at, x.name))
+
+
+def logs(folder: Path, deep: int = DEEP) -> Iterator[Path]:
+    """The logs in a folder's folders. Symlinks are not followed."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            if os.path.lexists(path / LOG):
+                yield path / LOG
+            elif deep > 1:
+                yield from logs(path, deep - 1)
+
+
+def entry(path: Path, name: str) -> Entry:
+    status = path.lstat()
+    found = Entry(name, "damaged", status.st_mtime, weight(path.parent))
+    try:
+        with Log.open(path) as log:
+            recipe = setup.recipe_of(log.header, str(path))
+            found.steps, found.of, found.fingerprint = len(log), recipe.train.steps, log.fingerprint
+            found.model, found.task = recipe.model.source, type(recipe.task).__name__.lower()
+            found.state = "ended" if log.state.end is not None else "stopped"
+    except ZoedgeError as e:
+        found.wrong = str(e)
+        return found
+    found.score = last(path.parent)
+    if held(path):
+        found.state = "running"
+    return found
+
+
+def last(folder: Path) -> Score | None:
+    """The newest score noted of a run: after it, else on validation rows; of one that has not begun to learn, before."""
+    from .report.facts import scored
+
+    best: tuple[int, Score] | None = None
+    for line in setup.notes(folder):
+        rank = (
+            ("before", "valid", "after").index(event)
+            if (event := line.get("event")) in ("before", "valid", "after")
+            else -1
+        )
+        if rank >= 0 and (score := scored(line)) and (best is None or rank >= best[0]):
+            best = rank, score
+    return best and best[1]
+
+
+def held(path: Path) -> bool:
+    """Whether a process is writing the log. A shared lock, for the blink of an eye: an own one would look like a run."""
+    fd = open_file(path)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def weight(folder: Path) -> int:
+    """Bytes of the files below a folder; of a symlink, its own."""
+    total = 0
+    for here, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(here, name)).st_size
+            except FileNotFoundError:  # a run writes and renames meanwhile
+                continue
+    return total
+
+
+# -- removing
+
+
+def removable(run: str) -> Path:
+    """The folder that a user means, if it is a run of ours and nothing but a run.
+
+    UsageError: it is none, a symlink, or holds other runs. StorageError: its log cannot be opened.
+    """
+    folder = next((p for p in (Path(run), Path("runs") / run) if run and os.path.lexists(p)), None)
+    if folder is None:
+        raise UsageError(f"No run '{plain(run)}': no such folder, here or under runs/. `zoedge runs ls` lists them.")
+    if folder.is_symlink():
+        raise UsageError(f"{folder} is a symlink to {plain(os.readlink(folder))}. Name the folder itself.")
+    if not folder.is_dir() or not os.path.lexists(folder / LOG):
+        raise UsageError(f"{folder} is not a run: there is no {LOG} in it. Nothing was removed.")
+    with os.fdopen(open_file(folder / LOG), "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise UsageError(f"{folder / LOG} is not a zoedge log. Nothing was removed; delete {folder} yourself.")
+    if inside := [path.parent.name for path in logs(folder)]:
+        raise UsageError(f"{folder} holds other runs ({plain(', '.join(inside))}). Name each of them.")
+    if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"{folder} is where you are. Go elsewhere first: cd ..")
+    return folder
+
+
+def remove(folder: Path) -> int:
+    """Remove a run's folder; how many bytes that were. LockedError: a process is writing it. StorageError: the disk.
+
+    Symlinks in it are removed, and what they name is not. The log goes last: a removal cut short is still a run.
+    """
+    fd = open_file(folder / LOG)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"{folder}: a zoedge process is writing this run. Wait for it, or stop it.") from None
+        total = weight(folder)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOG:
+                path.unlink()
+        (folder / LOG).unlink()
+        folder.rmdir()
+    except OSError as e:
+        raise StorageError(f"{folder}: cannot be removed: {e.strerror}: {e.filename}.") from e
+    finally:
+        os.close(fd)
+    return total
+
+
+def age(at: float, now: float | None = None) -> str:
+    """How long ago, in its largest unit."""
+    seconds = max(0.0, (time.time() if now is None else now) - at)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"

@@ -1,0 +1,143 @@
+"""Everything about a run that can be wrong and be told without its weights: the recipe, the rows, the model, the exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError, ZoedgeError, plain
+from ..recipe.check import Recipe, read, word_of
+
+
+def examined(name: str, overrides: list[str] | None = None) -> str:
+    """What a recipe comes to, in a line. UsageError or DataError lists all that is wrong with it."""
+    recipe = read(name, overrides)
+    faults: list[ZoedgeError] = []
+    found: list[str] = []
+    tokenizer, limit = None, recipe.data.max_length
+    from ..scoring.models.loading import load_tokenizer
+
+    try:
+        folder, config = configuration(recipe)
+        if folder is None:
+            found.append(f"{recipe.model.source} (not fetched yet)")
+        else:
+            base = hollow(recipe, folder)
+            found.append(f"{config.get('model_type')}, {len(base.blocks)} layers, {recipe.model.quantization}")
+            limit = min(limit, base.context_length)
+            tokenizer = load_tokenizer(folder)
+    except ZoedgeError as e:
+        faults.append(e)
+    found += rows(recipe, tokenizer, limit, faults)
+    found.append(f"{word_of(recipe.space)}, {recipe.train.steps:,} steps of {recipe.train.batch}")
+    found.append(f"then {' and '.join(recipe.output.export)}" if recipe.output.export else "no export")
+    if faults:
+        kind = UsageError if all(isinstance(e, UsageError) for e in faults) else DataError
+        raise kind("\n".join(dict.fromkeys(map(str, faults))))
+    return "; ".join(found)
+
+
+def configuration(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
+    """(the model's folder, its config.json); None: a packaged model or a hub's that has not been fetched: nothing is, here."""
+    from ..scoring.models.loading import check_files, device_of
+    from ..scoring.sources.resolve import HUB_ID, MODELS, cache, resolve_model
+
+    device_of(recipe.model)
+    source = recipe.model.source
+    if source in MODELS:
+        if not (folder := cache("models") / source).is_dir():
+            return None, {}
+    elif HUB_ID.fullmatch(source) and not Path(source).expanduser().exists():
+        if (there := cached(source, recipe.model.revision)) is None:
+            return None, {}
+        folder = there
+    else:
+        folder = resolve_model(source)
+    check_files(folder)
+    config = json.loads((folder / "config.json").read_bytes())
+    if config.get("quantization_config") and recipe.model.quantization != "none":
+        raise DataError(
+            f"model.source: {folder} is quantised already. Name the 16-bit model, or set quantization: none."
+        )
+    return folder, config
+
+
+def cached(source: str, revision: str | None) -> Path | None:
+    """A hub's model as an earlier run has fetched it."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(source, revision=revision, local_files_only=True))
+    except Exception:
+        return None
+
+
+def hollow(recipe: Recipe, folder: Path) -> Any:
+    """The base without storage. DataError: what the recipe asks of it that it has not."""
+    import torch
+    from transformers import AutoConfig
+
+    from ..scoring.models.base import Base, suits
+    from ..scoring.models.loading import auto_class, in_a_sentence
+
+    with in_a_sentence(folder), torch.device("meta"):
+        made, facts = auto_class(folder)
+        suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        base = Base(made.from_config(config), None, facts, torch.float32, torch.device("meta"), b"", folder)
+    spaces = getattr(recipe.space, "of", None)
+    for space in spaces.values() if isinstance(spaces, dict) else [recipe.space]:
+        if hasattr(space, "targets"):
+            base.sites(space.layers, space.targets)
+        if hasattr(space, "tokens"):
+            base.reserve(space.tokens)
+    return base
+
+
+def rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeError]) -> list[str]:
+    """How many rows there are of each set; what is wrong with them is added to `faults`."""
+    from ..scoring.rows.sets import left, rows_of
+    from ..scoring.sources.resolve import HUB_ID, TEXTS, beside, cache
+
+    data, found = recipe.data, []
+    whole = True  # nothing hides what the sets themselves would say
+    sources = {"train": data.train}
+    for which in ("valid", "test"):
+        place = getattr(data, which)
+        if place is None:
+            try:
+                place = beside(data.train, which)
+            except DataError as e:
+                faults.append(e)
+        if isinstance(place, str):
+            sources[which] = place
+    for which, source in sources.items():
+        if (source in TEXTS and not (cache("texts") / f"{source}.jsonl").exists()) or (
+            HUB_ID.fullmatch(source.partition(":")[0]) and not Path(source.partition(":")[0]).expanduser().exists()
+            and not Path(source).suffix[1:].isalpha()
+        ):  # fmt: skip
+            found.append(f"{which} {plain(source)} (not fetched yet)")
+            whole = False
+            continue
+        try:
+            left(rows_of(source, f"data.{which}", data)[0], data.without)
+        except ZoedgeError as e:
+            faults.append(e)
+            whole = False
+    if not whole:
+        return found
+    from ..run.setup import texts
+    from ..scoring.rows.sets import sets
+
+    try:
+        if tokenizer is None:
+            main, parts, _ = sets(data, recipe.task.fields())
+            sizes = {"train": len(main), **{k: len(v) for k, v in parts.items()}}
+        else:
+            made = texts(recipe, tokenizer, limit)
+            sizes = {k: len(v) for k in ("train", "valid", "test") if (v := getattr(made, k)) is not None}
+    except ZoedgeError as e:
+        faults.append(e)
+        return found
+    return [*found, ", ".join(f"{count:,} {which} rows" for which, count in sizes.items())]

@@ -1,0 +1,153 @@
+"""Four levels of proof that a log is what it says: its bytes, its inputs, its states, and the adapter it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import engine
+from ..core.types import Leaf, dithered
+from ..errors import DamagedError, IdentityError, ReplayError, plain
+from ..log.log import Log
+from ..recipe.check import Recipe
+from ..run import auto, setup
+
+
+def integrity(log: Log) -> list[str]:
+    """Level 1, the log alone. Opening it has checked the chain and every slot; here, what else it must hold."""
+    every, state = log.header.hash_every, log.state
+    missing = [s for s in range(every, len(log) + 1, every) if s not in state.hashes]
+    if missing and not (missing == [len(log)] and state.end is None):
+        raise DamagedError(f"{log.path}: no state hash after step {missing[0]}, where there must be one.")
+    said = [
+        f"{len(log):,} steps in {log.seq:,} slots, {log.size:,} bytes: every slot and link is intact",
+        f"fingerprint {log.fingerprint}",
+    ]
+    if log.torn:
+        said.append("the file ends in an unfinished write (torn tail): the steps before it are whole")
+    if state.rewinds:
+        said.append(f"{state.rewinds} rewinds")
+    if (parent := setup.parent_of(log.header))["step"]:
+        said.append(f"a branch: its first {parent['step']:,} steps are those of {plain(parent['fingerprint'])}")
+    said.append(
+        "finished" if state.end is not None else "incomplete: no END record (stopped, or cut at a record's boundary)"
+    )
+    return said
+
+
+def inputs(log: Log, recipe: Recipe) -> list[str]:
+    """Level 2: base, tokenizer, data, recipe, tensors, arithmetic, and each step's batch, made anew from `recipe`."""
+    bench = setup.Bench.build(auto.from_log(recipe, log.header))
+    if found := setup.differences(log.header, bench.header()):
+        raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
+    parents = setup.parent_of(log.header)["step"]  # whose data may be others
+    for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
+        if (check := bench.task.batch(record.step).check) != record.check:
+            raise IdentityError(
+                f"{log.path}: step {record.step} was measured on another batch (crc {record.check:08x}, here {check:08x})."
+            )
+    return [
+        f"base, tokenizer, data, recipe, tensors, arithmetic and {len(log) - parents:,} batches are the ones it was made with"
+    ]
+
+
+def states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[engine.Run, list[str]]:
+    """Level 3: replay, every logged hash compared. ReplayError names the first step that differs.
+
+    base: where the base is, if not where the recipe says, for a space that starts from its weights.
+    """
+    run = setup.replayer(log, device, base)
+    try:
+        for _ in engine.play(run, len(log)):
+            pass
+    except ReplayError as e:
+        raise ReplayError(f"{e}\n{bisect(log, device, base)}") from None
+    found = engine.digest(run.space)
+    if log.state.end is not None and log.state.end != found[:24]:
+        raise ReplayError(f"{log.path}: all hashes agree, and the final state is not the one that END says.")
+    return run, [f"replayed {len(log):,} steps: {len(log.state.hashes)} state hashes agree, state {found.hex()[:16]}"]
+
+
+class Arrays:
+    """A space's leaves as numpy arrays: the second implementation, with no line of torch in noise, rule or update."""
+
+    width, lean = 1, True
+
+    def __init__(self, space: Any):
+        self._leaves = [replace(x, value=x.value.float().cpu().numpy().copy()) for x in space.leaves()]
+
+    def leaves(self) -> list[Leaf]:
+        return self._leaves
+
+    def add(self, leaf: Leaf, delta: Any, decay: float, bits: Any = None) -> None:
+        value: Any = leaf.value
+        if decay != 1.0:
+            np.multiply(value, np.float32(decay), out=value)
+        np.add(value, delta, out=value)
+        if bits is not None:
+            value[:] = dithered(value, bits(leaf), leaf.storage)
+        np.maximum(value, np.float32(leaf.least), out=value)
+
+
+class Unchecked:
+    """A log's records without its hashes."""
+
+    def __init__(self, log: Any):
+        self.records = list(log)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, step: int) -> Any:
+        return self.records[step]
+
+    def seal(self, step: int, digest: Any) -> None:
+        pass
+
+
+def bisect(log: Any, device: str = "cpu", base: str | None = None) -> str:
+    """Which step, tensor and element differ first between torch here and numpy; else, in which window the log is off."""
+    first = setup.replayer(log, device, base)
+    records: Any = Unchecked(log)
+    runs_ = [
+        engine.Run(first.seed, first.steps, records, space, first.noise, first.rule, bits=first.bits)
+        for space in (first.space, Arrays(first.space))
+    ]
+    last = 0
+    steps: Iterator[tuple[Any, Any]] = zip(*(engine.play(run, len(records)) for run in runs_))
+    for record, _ in steps:
+        for a, b in zip(runs_[0].space.leaves(), runs_[1].space.leaves()):
+            ours, theirs = a.value.float().cpu().numpy(), np.asarray(b.value)
+            if ours.tobytes() != theirs.tobytes():
+                where = int(np.flatnonzero(ours.view("<u4") != theirs.view("<u4"))[0])
+                name = next((p.name for p in reversed(a.parts) if p.offset <= a.offset + where), a.name)
+                return (
+                    f"This device's arithmetic is at fault: torch and numpy differ first at step {record.step}, {name}, "
+                    f"element {where}: {ours[where]!r} and {theirs[where]!r}."
+                )
+        done = record.step + 1
+        if (known := log.state.hashes.get(done)) is not None:
+            if known != engine.digest(runs_[0].space)[:24]:
+                return f"torch and numpy agree here: the log's states are off from some step in {last}..{record.step}."
+            last = done
+    return "torch and numpy agree here at every step."
+
+
+def adapter(run: engine.Run, log: Log, folder: Path, base: str | None = None) -> list[str]:
+    """Level 4: an exported adapter's tensors are the replayed ones, bit for bit."""
+    from .export import folder as export_folder
+
+    space: Any = run.space
+    whole = space if space.complete else setup.over_base(run, log, base)
+    count = 0
+    for name, member in export_folder.members(whole):
+        tensors = export_folder.load_adapter(folder / name, member, log.header.base, log.fingerprint)
+        for key, value in member.tensors():
+            if value.cpu().numpy().tobytes() != tensors[key].float().numpy().tobytes():
+                raise ReplayError(f"{folder / name}: {key} is not what the log replays to.")
+            count += 1
+    return [f"{folder}: {count} tensors equal the replayed ones, bit for bit"]

@@ -1,0 +1,72 @@
+"""|a| = rho_k / (eta_b sigma / |gamma| + eta_b / eta_a(k)), down the slope (AS2P, arXiv 2402.01621, Algorithm 2).
+
+sigma: the spread of the signed gammas of the last tenth of the run. The paper's line 7 has the sign the wrong way round
+(as printed it ascends). The step is lr * g with g = sign(gamma) |a|: leave the rule at lr 1, constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from ...core.types import Oracle, Positive, Record
+
+SETTLED = 8  # gammas before sigma is taken about the mean; until then it is their root mean square
+
+
+def cosine(start: float, end: float, step: int, steps: int) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * step / steps))
+
+
+@dataclass(frozen=True)
+class As2p:
+    """rho, rho_end: the probing radius. eta_a: clipping. eta_b: 50 for language models, 5 for vision (Tables 3-4).
+
+    window, window_of: share of the run, or of its steps so far, that sigma looks back on. sigma: signed gammas, or their
+    absolute values. step_decay_end: where the limit of a step falls to from rho. full_batch: no decay.
+    """
+
+    only_with = {"rule": ("sgd",), "rule.lr": (1.0,), "rule.schedule": ("constant",)}  # g is a chosen step, no estimate
+    bound = True  # to the records of the steps before
+    rho: Positive = 1e-3
+    rho_end: Positive = 1e-4
+    eta_a: Positive = 5.0
+    eta_b: Positive = 50.0
+    window: Positive = 0.1
+    window_of: Literal["run", "elapsed"] = "run"
+    sigma: Literal["signed", "abs"] = "signed"
+    step_decay_end: Annotated[float, Ge(0)] = 0.0
+    full_batch: bool = False
+
+    def radius(self, step: int, steps: int) -> float:
+        return self.rho if self.full_batch else cosine(self.rho, self.rho_end, step, steps)
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        step, steps = oracle.step, oracle.steps
+        rho = self.radius(step, steps)
+        up, down = oracle.losses([((rho, 0),), ((-rho, 0),)])
+        gamma = (up - down) / (2.0 * rho)
+        if not math.isfinite(gamma):
+            return [gamma]
+        sigma = self.spread([gamma, *self.recent(past, step, steps)])
+        if gamma == 0.0 or sigma < 1e-12:
+            return [0.0]
+        eta_a = self.eta_a * (1.0 if self.full_batch else cosine(2.0, 1.0, step, steps))
+        reach = rho if self.full_batch else cosine(rho, self.step_decay_end, step, steps)
+        size = reach / (self.eta_b * sigma / abs(gamma) + self.eta_b / eta_a)
+        return [math.copysign(size, gamma)]
+
+    def recent(self, past: Sequence[Record], step: int, steps: int) -> list[float]:
+        """The gammas of the window, from the logged losses: the log is the ring."""
+        width = max(10, math.ceil(self.window * (steps if self.window_of == "run" else step)))
+        some = (past[i] for i in range(max(0, step - width + 1), step))
+        return [(r.losses[0] - r.losses[1]) / (2.0 * self.radius(r.step, steps)) for r in some if not r.flags & 1]
+
+    def spread(self, gammas: list[float]) -> float:
+        values = [abs(g) for g in gammas] if self.sigma == "abs" else gammas
+        mean = math.fsum(values) / len(values) if len(values) >= SETTLED else 0.0
+        return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))

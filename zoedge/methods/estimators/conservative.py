@@ -1,0 +1,33 @@
+"""theta <- argmin of f at {theta, theta - lr g z, theta + lr g z}, g two-sided (ZO-SGD-Cons, arXiv 2402.11592).
+
+Five losses, all from the master: nothing is undone, because nothing was done. Ties and NaN keep theta.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...core.types import Oracle, Positive, Record
+
+
+@dataclass(frozen=True)
+class Conservative:
+    """eps: the smoothing radius of the estimate that sizes the two trial steps."""
+
+    only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
+    auto = ("eps",)
+    eps: Positive = 3e-3
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        up, down = oracle.losses([((self.eps, 0),), ((-self.eps, 0),)])
+        g = (up - down) / (2.0 * self.eps)
+        if not math.isfinite(g):
+            return [g]
+        here, ahead, behind = oracle.losses([(), ((-oracle.lr * g, 0),), ((oracle.lr * g, 0),)])
+        best, chosen = here, 0.0
+        for loss, weight in ((ahead, g), (behind, -g)):
+            if loss < best:
+                best, chosen = loss, weight
+        return [chosen]

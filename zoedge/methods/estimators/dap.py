@@ -1,0 +1,51 @@
+"""v = X - <g0, X> g0 / |g0|^2 + xi g0 / |g0|, xi = +-1: perturbations aligned with an estimated gradient g0 (DAP).
+
+arXiv 2510.19975, section 4. First `first` one-sided differences estimate g0; then `second` directions aligned with it.
+All are sums of regenerable vectors, so kappa goes into the weights and nothing is stored. One projection over all that
+is trained. At equal passes its total error is that of `sphere` unless the gradient is known: see the lab's `variance`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...core.types import Natural, Oracle, Positive, Record
+
+FLAT = 1e-20  # |g0|^2 relative to the largest |g0|^2 that its differences allow: below it there is no direction
+
+
+@dataclass(frozen=True)
+class Dap:
+    """eps: the smoothing radius. first, second: directions of g0 and aligned ones. combine: their average (default), or
+    the second alone.
+    """
+
+    auto = ("eps",)
+    eps: Positive = 3e-3
+    first: Natural = 4
+    second: Natural = 4
+    combine: Literal["average", "second"] = "average"
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        a, b = self.first, self.second
+        here, *there = oracle.losses([(), *(((self.eps, q),) for q in range(a))])
+        g0 = [(f - here) / (self.eps * a) for f in there]
+        if not all(map(math.isfinite, g0)):
+            return [math.nan] * (a + b)
+        gram = [[oracle.dot(i, j) if i <= j else 0.0 for j in range(a)] for i in range(a)]
+        norm2 = math.fsum(g0[i] * g0[j] * gram[min(i, j)][max(i, j)] for i in range(a) for j in range(a))
+        most = math.fsum(map(abs, g0)) ** 2 * max(gram[i][i] for i in range(a))
+        kappas = [0.0] * b
+        if norm2 > FLAT * most:
+            for j in range(b):
+                inner = math.fsum(c * oracle.dot(i, a + j) for i, c in enumerate(g0))
+                kappas[j] = -inner / norm2 + oracle.sign(a + j) / math.sqrt(norm2)
+        points = [((self.eps, a + j), *((self.eps * k * c, i) for i, c in enumerate(g0))) for j, k in enumerate(kappas)]
+        e = [(f - here) / (self.eps * b) for f in oracle.losses(points)]
+        along = math.fsum(x * k for x, k in zip(e, kappas))
+        half = 0.5 if self.combine == "average" else 1.0
+        keep = 0.5 if self.combine == "average" else 0.0
+        return [(keep + half * along) * c for c in g0] + [half * x for x in e]

@@ -1,0 +1,33 @@
+"""g = (f(theta + eps z[q]) - f(theta)) / (eps queries std) a query: one-sided, divided by the losses' spread (FZOO).
+
+FZOO (arXiv 2506.09034): batched Rademacher directions in one forward; sigma is the standard deviation of the N probed
+losses, so that flat places get long steps. std falls with eps, so lr is to be chosen with eps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from ...core.types import Oracle, Positive, Record
+
+
+@dataclass(frozen=True)
+class Fzoo:
+    """eps: the smoothing radius. queries: at least two, or there is no spread."""
+
+    auto = ("eps",)
+    eps: Positive = 3e-3
+    queries: Annotated[int, Ge(2)] = 8
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        here, *there = oracle.losses([(), *(((self.eps, q),) for q in range(self.queries))])
+        mean = math.fsum(there) / self.queries
+        spread = math.sqrt(math.fsum((f - mean) ** 2 for f in there) / (self.queries - 1))
+        if spread == 0.0:
+            return [0.0] * self.queries
+        return [(f - here) / (self.eps * self.queries * spread) for f in there]

@@ -1,0 +1,25 @@
+"""g = (f_t(theta_t + eps z_t) - f_{t-1}(theta_{t-1} + eps z_{t-1})) / eps: one forward pass (MeZO App. B.5).
+
+The other loss is the last record's. Much worse than two points: 57.3 against 92.7 on TREC at equal passes in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...core.types import Oracle, Positive, Record
+
+
+@dataclass(frozen=True)
+class Residual:
+    """eps: the smoothing radius. The first step only measures."""
+
+    bound = True  # to the records of the steps before
+    auto = ("eps",)
+    slope = True  # g is the derivative along z
+    eps: Positive = 3e-3
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        (now,) = oracle.losses([((self.eps, 0),)])
+        return [(now - past[-1].losses[0]) / self.eps if len(past) else 0.0]

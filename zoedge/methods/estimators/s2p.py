@@ -1,0 +1,47 @@
+"""theta <- the lower of theta + a s and theta - a s (S2P, arXiv 2402.01621, Algorithm 1; A = B = 1.01).
+
+a in units of the rule's lr, by option: 1, 3: 1 (lr is alpha_0 / sqrt(K d), or sqrt 2 / (B L1 sqrt(d K))); 2: |gamma|
+(lr is 1 / (L d)); 4: |gamma| / (A + curve |gamma|) (lr is 1 / (L0 d), curve is sqrt 2 B L1 / L0).
+gamma = (f(theta + rho s) - f(theta - rho s)) / 2 rho.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from ...core.types import Oracle, Positive, Record
+
+
+@dataclass(frozen=True)
+class S2p:
+    """option, curve: how a is chosen, as above. rho: the probing radius of options 2 and 4.
+
+    trial: exact measures both ends, sign takes gamma's (a <= rho).
+    """
+
+    only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
+    option: Literal[1, 2, 3, 4] = 1
+    rho: Positive = 1e-3
+    trial: Literal["exact", "sign"] = "exact"
+    curve: Annotated[float, Ge(0)] = 0.0
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        size, gamma = 1.0, 0.0
+        if self.option in (2, 4):
+            up, down = oracle.losses([((self.rho, 0),), ((-self.rho, 0),)])
+            gamma = (up - down) / (2.0 * self.rho)
+            if not math.isfinite(gamma):
+                return [gamma]
+            size = abs(gamma) if self.option == 2 else abs(gamma) / (1.01 + self.curve * abs(gamma))
+        if self.trial == "sign" and self.option in (2, 4) and size * oracle.lr <= self.rho:
+            return [math.copysign(size, gamma) if gamma else 0.0]
+        reach = size * oracle.lr
+        up, down = (math.inf if math.isnan(x) else x for x in oracle.losses([((reach, 0),), ((-reach, 0),)]))
+        if math.isinf(up) and math.isinf(down):
+            return [0.0]
+        return [-size if up <= down else size]

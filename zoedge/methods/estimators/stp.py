@@ -1,0 +1,27 @@
+"""theta <- argmin of f at {theta, theta + a s, theta - a s}: stochastic three points (Bergou et al. 2020).
+
+a is the rule's step size (rule: sgd, schedule: cosine), so g is -1, +1 or 0. Three forward passes, no eps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...core.types import Oracle, Record
+
+
+@dataclass(frozen=True)
+class Stp:
+    """Ties keep theta; a loss that is not a number counts as infinite."""
+
+    only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
+
+    def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
+        up, down, here = oracle.losses([((oracle.lr, 0),), ((-oracle.lr, 0),), ()])
+        best, g = here if not math.isnan(here) else math.inf, 0.0
+        for loss, choice in ((up, -1.0), (down, 1.0)):
+            if loss < best:
+                best, g = loss, choice
+        return [g]

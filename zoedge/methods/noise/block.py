@@ -1,0 +1,38 @@
+"""z of query q of record n is noise on block n + q mod `blocks` of everything trained, zero elsewhere.
+
+Block-wise ZO (ZO-Bench, arXiv 2402.11592), whose code gives blocks of equal shape the same numbers. With one query the
+blocks take turns; with as many queries as blocks and `combine: sum`, a step has an estimate of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ...core.types import AbstractNoise, Key, Leaf, Natural
+from .normal import Normal
+from .rademacher import Rademacher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Block(AbstractNoise):
+    """of: the noise on a block. blocks: how many, of equal length."""
+
+    scheme = 9  # frozen: the noise id in a log's header
+    of: Literal["rademacher", "normal"] = "rademacher"
+    blocks: Natural = 4
+
+    def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
+        b = (key.seq + key.query) % self.blocks
+        first = leaf.total * b // self.blocks - leaf.offset
+        last = leaf.total * (b + 1) // self.blocks - leaf.offset
+        first, last = max(first, 0), min(last, len(leaf.value))
+        if first >= last:
+            return None
+        inner = Rademacher() if self.of == "rademacher" else Normal()
+        z = leaf.zeros()
+        z[first:last] = inner.draw(key, Leaf(leaf.name, leaf.offset + first, leaf.value[first:last]))
+        return z

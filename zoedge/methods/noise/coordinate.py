@@ -1,0 +1,31 @@
+"""z = sqrt d e_i, i uniform over everything trained: one element a query (DAP's notebook and mesh, arXiv 2510.19975)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...core.types import AbstractNoise, Key, Leaf
+from ._philox import words_numpy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Coordinate(AbstractNoise):
+    scheme = 7  # frozen: the noise id in a log's header
+
+    def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
+        word = int.from_bytes(words_numpy(key, 0, 1).tobytes()[:8], "little")
+        place = (word * leaf.total >> 64) - leaf.offset  # 64 bits: the bias is below 2**-30 for 2**34 elements
+        if not 0 <= place < len(leaf.value):
+            return None
+        z = leaf.zeros()
+        z[place] = 1.0
+        return z
+
+    def gain(self, elements: int, square: Callable[[], float]) -> float:
+        return math.sqrt(elements)

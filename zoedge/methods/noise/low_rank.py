@@ -1,0 +1,62 @@
+"""Z = U V' / sqrt r on every matrix: perturbations of low rank, V kept for `refresh` records (LOZO, arXiv 2410.07698).
+
+The paper's factors are normal, it probes along U V' and divides the step by r: its eps is sqrt r times smaller than ours.
+U and V are Rademacher here, so that Z sqrt r is a whole number of at most 7 bits: the product is exact in any order.
+Parts that are no matrix get plain Rademacher noise, times sqrt r (to 8 bits) to the same variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Le
+
+from ...core.types import FACTOR, MASK, AbstractNoise, Key, Leaf, Natural, Part
+from .rademacher import Rademacher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank(AbstractNoise):
+    """rank: of every matrix. refresh: how many records V lasts (nu in the paper: 50 to 100)."""
+
+    scheme = 10  # frozen: the noise id in a log's header
+    rank: Annotated[int, Ge(1), Le(64)] = 4
+    refresh: Natural = 50
+
+    def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        z = leaf.zeros()
+        for part in leaf.parts or (Part(leaf.name, leaf.offset, (len(leaf.value),)),):
+            size, start = math.prod(part.shape), part.offset - leaf.offset
+            here = leaf.value[start : start + size]
+            z[start : start + size] = (
+                self.matrix(key, part, here) if len(part.shape) == 2 else self.vector(key, part, here)
+            )
+        return z
+
+    def matrix(self, key: Key, part: Part, here: Any) -> Any:
+        """U is the record's, V its window's. Offsets times the rank: a column's U is that much longer than it."""
+        rows, columns = part.shape
+        u = self.signs(key._replace(stream=FACTOR), part.offset * self.rank, rows, here)
+        window = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK)
+        return (u @ self.signs(window, part.offset * self.rank, columns, here).T).reshape(-1)
+
+    def signs(self, key: Key, offset: int, count: int, like: Any) -> Any:
+        """[count, rank]."""
+        size = count * self.rank
+        blank = like.repeat(-(-size // len(like)))[:size]
+        return Rademacher().draw(key, Leaf("", offset, blank)).reshape(count, self.rank)
+
+    def vector(self, key: Key, part: Part, here: Any) -> Any:
+        mantissa, exponent = math.frexp(math.sqrt(self.rank))
+        return Rademacher().draw(key, Leaf(part.name, part.offset, here)) * math.ldexp(
+            round(mantissa * 256), exponent - 8
+        )
+
+    def gain(self, elements: int, square: Callable[[], float]) -> float:
+        return 1.0 / math.sqrt(self.rank)

@@ -1,0 +1,33 @@
+"""z = +1 or -1 with equal chance: one random bit an element, exact on every device (Spall 1992; GA_sign of S2P)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...core.types import AbstractNoise, Key, Leaf
+from . import _fused
+from ._lookup import lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+# row b: the signs of byte b's bits, lowest first, 1 -> +1. A byte a look-up is 8 elements a gather.
+BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+SIGNS = (BITS * 2.0 - 1.0).astype("<f4").tobytes()
+
+
+@dataclass(frozen=True)
+class Rademacher(AbstractNoise):
+    scheme = 1  # frozen: the noise id in a log's header
+    dense = True
+
+    def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        return lookup(key, leaf, 8, SIGNS, 8)
+
+    def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
+        return _fused.kernel(like, 8, SIGNS, 8)

@@ -1,0 +1,37 @@
+"""z = mask * noise, each element kept with probability `density`: sparse ZO (ZO-Bench, arXiv 2402.11592).
+
+The mask is a uniform draw, the same in probe and update. ZO-Bench draws a normal and compares it with the ratio, so that
+its "0.1" leaves out 54 % of the elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Gt, Le
+
+from ...core.types import MASK, AbstractNoise, Key, Leaf, Natural
+from ._lookup import lookup
+from ._uniform import RANKS
+from .normal import Normal
+from .rademacher import Rademacher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sparse(AbstractNoise):
+    """of: the noise on them. density: share of elements that move. refresh: records that a mask lasts."""
+
+    scheme = 8  # frozen: the noise id in a log's header
+    of: Literal["rademacher", "normal"] = "rademacher"
+    density: Annotated[float, Gt(0), Le(1)] = 0.1
+    refresh: Natural = 1
+
+    def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        inner = Rademacher() if self.of == "rademacher" else Normal()
+        where = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK)
+        kept = lookup(where, leaf, 16, RANKS, 1) < round(self.density * 65536)
+        return inner.draw(key, leaf) * kept

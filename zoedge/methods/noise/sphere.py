@@ -1,0 +1,26 @@
+"""z uniform on the sphere of radius sqrt d over everything trained: normal, divided by its length (MeZO's theory, DAP)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...core.types import AbstractNoise, Key, Leaf
+from ._lookup import lookup
+from .normal import quantiles
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sphere(AbstractNoise):
+    scheme = 4  # frozen: the noise id in a log's header
+
+    def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        return lookup(key, leaf, 16, quantiles(), 1)
+
+    def gain(self, elements: int, square: Callable[[], float]) -> float:
+        return math.sqrt(elements / square())

@@ -1,0 +1,41 @@
+"""u = z / sqrt H; theta <- theta - lr g u; H <- (1 - a) H + a |h H z^2|: a running diagonal Hessian (HiZOO).
+
+arXiv 2402.15173, Algorithm 1, with h = (f+ + f- - 2 f) / (2 eps^2), which `estimator: curved` logs as its second weight.
+The step goes along the direction that was probed: H takes part from the next step on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt, Lt
+
+from ...core.types import AbstractRule, Direction, Leaf, Record, Slots, bits16, root
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hizoo(AbstractRule):
+    """a: how fast the Hessian follows (1e-8 in the paper). least: it is kept above, and starts at 1."""
+
+    rule = 6  # frozen: the rule id in a log's header
+    only_with = {"estimator": ("curved",), "noise": ("rademacher", "normal", "uniform_raw")}
+    a: Annotated[float, Gt(0), Lt(1)] = 1e-6
+    least: Annotated[float, Gt(0)] = 1e-4
+
+    def slots(self, leaf: Leaf, steps: int) -> Slots:
+        return {"h": leaf.zeros() + 1.0}
+
+    def direction(self, slots: Slots, *noise: Tensor) -> Tensor:
+        return noise[0] / root(slots["h"])
+
+    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+        (u, (z,)), h = next(iter(directions)), slots["h"]
+        curve = abs(record.g[1]) if len(record.g) > 1 else 0.0
+        h = h * bits16(1.0 - self.a) + h * (z * z) * bits16(self.a * curve)
+        slots["h"] = h.clip(self.least, None)
+        return u * record.coefficients[0]

@@ -1,0 +1,30 @@
+"""theta <- theta - lr sign(sum g[q] z[q]), elementwise (ZO-SGD-Sign, arXiv 2402.11592); `scalar`: sign(g) z, as its code.
+
+With Rademacher noise and one query the two are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...core.types import AbstractRule, Direction, Record, Slots, signs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign(AbstractRule):
+    """scalar: take the sign of the weight, not of the estimate's elements."""
+
+    rule = 3  # frozen: the rule id in a log's header
+    scalar: bool = False
+
+    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+        weights = [math.copysign(1.0, g) if g else 0.0 for g in record.g] if self.scalar else record.g
+        first, *rest = (d.z * w for d, w in zip(directions, weights))
+        total = sum(rest, first)
+        return (total if self.scalar else signs(total)) * -record.lr

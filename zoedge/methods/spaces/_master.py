@@ -1,0 +1,57 @@
+"""What spaces of one leaf share: the float32 vector with its named parts, and points of it in the compute type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.types import Leaf, Part
+
+
+def parts_of(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[tuple[Part, ...], int]:
+    """(parts one after the other from offset 0, elements of all)."""
+    parts, offset = [], 0
+    for name, shape in shapes:
+        parts.append(Part(name, offset, shape))
+        offset += math.prod(shape)
+    return tuple(parts), offset
+
+
+class Master:
+    """`value`: [elements] float32, zeros at first; the only leaf. start: what `value` is a change of, if not of zero."""
+
+    width = 64  # points in one forward; Run.rows caps it by tokens
+    lean = False
+    start: Tensor | None = None  # [elements] float32
+
+    complete = True  # False: `value` is a change of what only a base can give
+
+    def __init__(self, name: str, shapes: Sequence[tuple[str, tuple[int, ...]]], device: torch.device):
+        parts, elements = parts_of(shapes)
+        self.value = torch.zeros(elements, device=device)
+        self._leaves = (Leaf(name, 0, self.value, parts, elements),)
+        self._dtype = torch.float32
+        self._buffer = torch.empty(0, 0)
+
+    def leaves(self) -> Sequence[Leaf]:
+        return self._leaves
+
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
+        if decay != 1.0:
+            leaf.value.mul_(decay)
+        leaf.value.add_(delta)
+
+    def points(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Tensor:
+        """start + value + delta a delta, in the compute type: [points, elements], overwritten by the next call."""
+        if len(self._buffer) < len(deltas):
+            self._buffer = torch.empty(len(deltas), len(self.value), dtype=self._dtype, device=self.value.device)
+        points = self._buffer[: len(deltas)]
+        (leaf,) = self._leaves
+        for point, make in zip(points, deltas):
+            delta, here = make(leaf), leaf.value if self.start is None else self.start + leaf.value
+            point.copy_(here) if delta is None else torch.add(here, delta, out=point)
+        return points

@@ -1,0 +1,264 @@
+"""All weights of a 16 or 32-bit base (MeZO's full fine-tuning, arXiv 2305.17333), never perturbed in place.
+
+A module computes its rows of each point in turn, on W + c z in one scratch buffer that is lent to it; of tables of tokens,
+only the rows that are read move. All points of a step go through a layer together, so that its direction is drawn once
+for all of them. The memory is that of inference, and what the largest matrix's point and direction take; on CUDA, where
+the noise has a kernel that multiplies by W + c z without storing it, a Linear takes neither.
+
+The trained values are the model's own, so a run starts from its base, and replay needs it. float32: theta + delta, as
+any space. 16 bits: rounded to nearest, the small steps of ZO mostly vanish (0.1 % of weights move at lr g = 1e-7), so
+theta + delta is rounded up or down by chance, by bits of the record's own key: replay is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...core.types import HALVES, AbstractNoise, Leaf, Part, dithered
+
+PIECE = 1 << 19  # elements of a leaf: what is made of it stays in a core's cache, and takes no more of a larger model
+CHUNK = 1 << 18  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits
+SAMPLE = 4096  # elements a leaf of which it is seen how much of the update arrives
+
+
+@dataclass(frozen=True)
+class Full:
+    """No options: every tensor moves, tied ones once, norms and biases too. Storage is model.compute_dtype."""
+
+    only_with: ClassVar[dict[str, tuple[str, ...]]] = {"model.quantization": ("none",)}
+    own_start: ClassVar[bool] = True  # its first values are the base's: replay loads them
+    adapter: ClassVar[bool] = False  # no format of PEFT's holds it
+
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+        """The space over a base (models.base.Base), whose modules it hooks. DataError: the base is quantised."""
+        held = Held(base.weights(), base.model.get_input_embeddings(), base.model.get_output_embeddings())
+        base.cut_at(0)
+        held.hook(base)
+        return held
+
+    def elements(self, description: Any) -> int:
+        """How many elements it trains; -1: not a description of this space."""
+        try:
+            known = description["storage"] in ("float32", *HALVES)
+            good = known and all(isinstance(x, int) and x > 0 for _, *shape in description["shapes"] for x in shape)
+            return sum(math.prod(shape) for _, *shape in description["shapes"]) if good else -1
+        except (TypeError, KeyError, ValueError):
+            return -1
+
+
+class Held:
+    """The parameters of a model as leaves, each some rows of a tensor.
+
+    kept: (applied . intended, nearest . intended, |intended|^2) over samples of all 16-bit updates so far.
+    """
+
+    width, lean = 2, True  # the two points of a direction; each has a matrix's room of its own
+
+    def __init__(self, parameters: dict[str, nn.Parameter], embedding: nn.Module, head: nn.Module):
+        self.parameters = parameters
+        self.tables = {id(m.weight): m for m in (head, embedding)}
+        values = list(parameters.values())
+        self.storage = str(values[0].dtype).removeprefix("torch.")
+        self.largest = max(p.numel() for p in values if id(p) not in self.tables)
+        self.total = sum(p.numel() for p in values)
+        self.by_parameter: dict[int, list[Leaf]] = {}
+        offset = 0
+        for name, p in parameters.items():
+            self.by_parameter[id(p)] = list(self._cut(name, p, offset))
+            offset += p.numel()
+        self._leaves = [leaf for some in self.by_parameter.values() for leaf in some]
+        self._points: Sequence[Callable[[Leaf], Tensor | None]] = ()
+        self._scratch = torch.empty(self.width, 0)  # where a kernel multiplies, norms alone are in it
+        self.kept = [0.0, 0.0, 0.0]
+
+    def _cut(self, name: str, p: nn.Parameter, offset: int) -> Iterator[Leaf]:
+        """The leaves of a parameter: PIECE elements each, or a row."""
+        wide = p[0].numel()
+        rows = max(1, PIECE // wide)
+        for start in range(0, len(p), rows):
+            piece = p.data[start : start + rows]
+            title = name if rows >= len(p) else f"{name}[{start}:{start + len(piece)}]"
+            here = offset + start * wide
+            part = Part(title, here, tuple(piece.shape))
+            yield Leaf(title, here, piece.view(-1), (part,), self.total, self.storage)
+
+    def leaves(self) -> Sequence[Leaf]:
+        return self._leaves
+
+    def describe(self) -> dict[str, Any]:
+        return {"storage": self.storage, "shapes": [[name, *p.shape] for name, p in self.parameters.items()]}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name."""
+        for name, p in self.parameters.items():
+            yield name, p.data
+
+    def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(the float32 weight after training, how far it is from `value`, the base's)."""
+        trained = self.parameters[name].data.to(value.device, torch.float32)
+        return trained, trained - value
+
+    def changes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight that `merged` changes."""
+        return {name: tuple(p.shape) for name, p in self.parameters.items()}
+
+    # -- advancing
+
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        if bits is None:
+            if decay != 1.0:
+                leaf.value.mul_(decay)
+            leaf.value.add_(delta)
+            return
+        start = 0
+        while start < len(delta):
+            stop = min(len(delta), start + CHUNK - (leaf.offset + start) % CHUNK)
+            old = leaf.value[start:stop]
+            wanted = (old.float() * decay if decay != 1.0 else old.float()).add_(delta[start:stop])
+            new = dithered(wanted, bits(Leaf(leaf.name, leaf.offset + start, old)), self.storage)
+            if start == 0:
+                self._survival(old[:SAMPLE].float(), wanted[:SAMPLE], new[:SAMPLE])
+            old.copy_(new)
+            start = stop
+
+    def _survival(self, old: Tensor, wanted: Tensor, new: Tensor) -> None:
+        """Sums for people; nothing that is trained reads them."""
+        intended = (wanted - old).double()
+        nearest = wanted.to(getattr(torch, self.storage)).float()
+        for i, moved in enumerate(((new - old).double(), (nearest - old).double(), intended)):
+            self.kept[i] += float((moved * intended).sum())
+
+    # -- measuring
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        self._points = deltas
+        try:
+            yield
+        finally:
+            self._points = ()
+
+    def hook(self, base: Any) -> None:
+        """Make every module of the base that has parameters compute point by point, and the tables move what they give."""
+        embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+        for module in base.model.modules():
+            if module is not embedding and module is not head and any(True for _ in module.parameters(recurse=False)):
+                module.forward = self._each(module)
+        embedding.register_forward_hook(self._embedded)
+        head.register_forward_hook(self._scored)
+        self._plain, base.project = base.project, self._project
+
+    def _each(self, module: nn.Module) -> Callable[..., Tensor]:
+        """Its forward: inputs [points * S, ...], point by point, each share with that point's parameters."""
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            return type(module).forward(module, *args, **kwargs)
+
+        def at_points(*args: Any, **kwargs: Any) -> Tensor:
+            if type(module) is nn.Linear and (y := self._fused(module, *args)) is not None:
+                return y
+            count, own, found = len(self._points), dict(module._parameters), []
+            try:
+                lent = {name: self._lent(name, p) for name, p in own.items() if p is not None and count}
+                for i in range(count):
+                    for name, values in lent.items():
+                        module._parameters[name] = nn.Parameter(values[i], requires_grad=False)
+                    some = {key: share(x, i, count) for key, x in kwargs.items()}
+                    found.append(forward(*(share(x, i, count) for x in args), **some))
+            finally:
+                module._parameters.update(own)
+            return torch.cat(found) if count > 1 else found[0] if count else forward(*args, **kwargs)
+
+        return at_points
+
+    def _fused(self, module: nn.Linear, x: Tensor) -> Tensor | None:
+        """What a Linear gives at all points, by a kernel of the noise's that stores no W + c z; None: there is none here."""
+        terms = [getattr(point, "term", None) for point in self._points]
+        if not terms or any(term is None or term[:2] != terms[0][:2] for term in terms):
+            return None
+        noise, key, _ = terms[0]
+        if x.dtype != module.weight.dtype or (kernel := noise.kernel(module.weight)) is None:
+            return None
+        bias = None if module.bias is None else torch.stack(self._lent("bias", module.bias))
+        return kernel(
+            x, module.weight, bias, self.by_parameter[id(module.weight)][0].offset, key, [c for *_, c in terms]
+        )
+
+    def _lent(self, name: str, own: Tensor) -> list[Tensor]:
+        """A parameter at each point, its own value where nothing moves it. Of a piece, all points follow one another."""
+        if name == "weight" and self._scratch.shape[1] < own.numel():
+            with torch.inference_mode(False):  # it outlives the forward that asks first
+                self._scratch = torch.empty(self.width, own.numel(), dtype=own.dtype, device=own.device)
+        room = self._scratch if name == "weight" else own.new_empty(len(self._points), own.numel())
+        start, still = 0, [True] * len(self._points)
+        for leaf in self.by_parameter[id(own)]:
+            stop = start + len(leaf.value)
+            for i, delta in enumerate(self._points):
+                if (moved := delta(leaf)) is None:
+                    room[i, start:stop] = leaf.value
+                else:
+                    torch.add(leaf.value, moved, out=room[i, start:stop])  # the sum is float32
+                    still[i] = False
+            start = stop
+        return [own.data if rests else row[:stop].view(own.shape) for rests, row in zip(still, room)]
+
+    def _embedded(self, table: Any, args: Any, y: Tensor) -> Tensor:
+        """What the table of tokens gives, at the points; Gemma's multiplies what it looks up."""
+        if not self._points:
+            return y
+        rows = table.weight[args[0]]
+        for at, i, moved in self._moved(table, args[0].view(len(self._points), -1)):
+            rows.view(len(self._points), -1, rows.shape[-1])[i][at] = moved
+        return rows.to(y.dtype) * getattr(table, "factor", 1.0)
+
+    def _project(self, head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
+        """float32 logits [points * ..., C] of hidden states [points * ..., H] by rows [C] of the head, at the points."""
+        if not self._points:
+            return self._plain(head, h, index)
+        count, size = len(self._points), len(head.weight)
+        ids = torch.arange(size, device=h.device)[index]
+        parts = h.float().view(count, -1, h.shape[-1])
+        found = parts.new_empty(*parts.shape[:2], len(ids))
+        for at, i, moved in self._moved(head, ids.expand(count, -1)):
+            found[i][:, at] = nn.functional.linear(parts[i], moved.float())
+        for i, bias in enumerate(self._lent("bias", head.bias) if head.bias is not None else ()):
+            found[i] += bias[ids].float()
+        return found.view(*h.shape[:-1], len(ids))
+
+    def _scored(self, head: Any, args: Any, y: Tensor) -> Tensor:
+        """Logits of transformers' own forward, by which text is generated, at the points."""
+        for leaf, first, (count, wide) in self._slabs(head) if self._points else ():
+            for i, delta in enumerate(self._points):
+                if (moved := delta(leaf)) is not None:
+                    x, there = share(args[0], i, len(self._points)), share(y, i, len(self._points))
+                    there[..., first : first + count] += nn.functional.linear(x.float(), moved.view(count, wide))
+        return y
+
+    def _slabs(self, table: Any) -> Iterator[tuple[Leaf, int, tuple[int, ...]]]:
+        """(leaf, its first row, its shape) of a table of tokens."""
+        leaves = self.by_parameter[id(table.weight)]
+        for leaf in leaves:
+            shape = leaf.parts[0].shape
+            yield leaf, (leaf.offset - leaves[0].offset) // shape[1], shape
+
+    def _moved(self, table: Any, ids: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """(where in ids[point], the point, those rows of a table moved to it), slab by slab. ids [points, N]."""
+        for leaf, first, shape in self._slabs(table):
+            inside = (ids >= first) & (ids < first + shape[0])
+            for i, delta in enumerate(self._points):
+                if bool((here := inside[i]).any()):
+                    rows, moved = table.weight[ids[i][here]], delta(leaf)
+                    some = rows if moved is None else (rows + moved.view(shape)[ids[i][here] - first]).to(rows.dtype)
+                    yield here, i, some
+
+
+def share(x: Any, i: int, count: int) -> Any:
+    """The i-th of `count` equal pieces of a tensor's first dimension, a view; anything else as it is."""
+    return x.chunk(count)[i] if isinstance(x, Tensor) else x

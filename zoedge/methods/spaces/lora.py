@@ -1,0 +1,179 @@
+"""W + alpha/rank * B A on chosen Linear modules (LoRA, Hu et al., arXiv 2106.09685), A and B in one float32 vector.
+
+The base stays as it is: a forward hook on each base Linear, over any quantisation, adds the low-rank term. All points
+of a step are held at once: the batch is tiled point by point, each base matrix is read once, and the low-rank term is
+one batched product grouped by point.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...core.types import INIT, AbstractNoise, Key, Leaf, Natural, Part, Positive, bits16
+from ._master import Master, parts_of
+
+
+@dataclass(frozen=True)
+class Lora:
+    """rank, alpha: the term is alpha/rank * B A. targets: module names, or all. layers: all, 'last k' or a list.
+
+    train: both trains A and B; b keeps A at its random start, which halves the dimension and makes the term linear.
+    """
+
+    title: ClassVar[str] = "LoRA adapter"
+    key: ClassVar[str] = "base_model.model.{}.weight"  # PEFT's, of our name
+
+    rank: Natural = 8
+    alpha: Positive = 16.0
+    targets: list[str] | Literal["all"] = "all"
+    layers: list[int] | str = "last 1"
+    train: Literal["both", "b"] = "both"
+
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+        """The space over a base (models.base.Base), whose chosen Linear modules it hooks."""
+        sites = base.sites(self.layers, self.targets)
+        shapes = [(name, m.out_features, m.in_features) for name, m in sites.items()]
+        held = self.blank({"shapes": shapes}, seed, noise, base.device)
+        held.hook(sites, base.dtype)
+        return held
+
+    def elements(self, description: Any) -> int:
+        """How many elements `blank` would train; -1: not a description of this space."""
+        try:
+            sizes = [size for _, *size in description["shapes"]]
+            if not all(len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) for size in sizes):
+                return -1  # told first: of other things than numbers, rank times one may be gigabytes
+            return sum(self.rank * (out + (wide if self.train == "both" else 0)) for out, wide in sizes)
+        except (TypeError, KeyError, ValueError):
+            return -1
+
+    def blank(
+        self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
+    ) -> Held:
+        """The same space from a log's description alone: no model."""
+        return Held(self, description["shapes"], seed, noise, torch.device(device))
+
+    def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of what `Held.tensors` gives."""
+        found = {}
+        for name, out, wide in description["shapes"]:
+            found[f"{name}.lora_A"], found[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
+        return found
+
+    def peft(self, description: dict[str, Any]) -> dict[str, Any]:
+        """adapter_config.json but the base's name: constants, and the shortest targets that PEFT takes for the modules.
+
+        Last names with layers_to_transform, which PEFT looks for inside `layers.N.` only; full names if the modules are
+        not the product of names and layers.
+        """
+        modules = [name for name, _, _ in description["shapes"]]
+        places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
+        found = [(int(p[1]), p[2]) for p in places if p]
+        layers, names = sorted({n for n, _ in found}), sorted({w for _, w in found})
+        product = len(found) == len(modules) == len(layers) * len(names) == len(set(found))
+        task = "CAUSAL_LM" if head_of(modules) == "CausalLM" else None  # PEFT has no word for masks
+        return {
+            "peft_type": "LORA", "task_type": task, "inference_mode": True, "r": self.rank,
+            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha, "lora_dropout": 0.0,
+            "target_modules": names if product else modules, "layers_to_transform": layers if product else None,
+            "layers_pattern": "layers" if product else None, "bias": "none", "fan_in_fan_out": False,
+            "use_rslora": False, "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+        }  # fmt: skip
+
+
+def head_of(names: Iterable[str]) -> str:
+    """What follows AutoModelFor in the name of transformers' class, told by the modules' names: no model is at hand."""
+    return "MaskedLM" if any(name.startswith("roberta.") for name in names) else "CausalLM"
+
+
+class Held(Master):
+    """A LoRA space with its master. `value`: [elements] float32, module by module, A [rank, in] then B [out, rank]."""
+
+    def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: AbstractNoise, device: torch.device):
+        self.options = options
+        self.shapes = {str(name): (int(out), int(wide)) for name, out, wide in shapes}
+        self.scale = options.alpha / options.rank
+        moving, fixed = [], []
+        for name, (out, wide) in self.shapes.items():
+            (moving if options.train == "both" else fixed).append((f"{name}.lora_A", (options.rank, wide)))
+            moving.append((f"{name}.lora_B", (out, options.rank)))
+        super().__init__("lora", moving, device)
+        parts, still = parts_of(fixed)
+        self.fixed = torch.zeros(still, device=device)
+        self._fixed = Leaf("lora_A", 0, self.fixed, parts, still)
+        for leaf in (*self._leaves, self._fixed):
+            self._start(leaf, seed, noise)
+        self._still = self.fixed
+        self._points: Tensor | None = None
+
+    def _start(self, leaf: Leaf, seed: int, noise: AbstractNoise) -> None:
+        """A ~ noise / sqrt(in), B = 0: the noise's own stream, so a log alone rebuilds it."""
+        z = noise.draw(Key(seed, 0, 0, INIT), leaf) if leaf.value.numel() else None
+        for part in leaf.parts:
+            if part.name.endswith("lora_A") and z is not None:
+                place = slice(part.offset, part.offset + math.prod(part.shape))
+                leaf.value[place] = z[place] * bits16(1 / math.sqrt(part.shape[1]))
+
+    def describe(self) -> dict[str, Any]:
+        return {"shapes": [[name, *shape] for name, shape in self.shapes.items()]}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every adapter matrix by name, as views of the master."""
+        for leaf in (self._fixed, *self._leaves):
+            for name, offset, shape in leaf.parts:
+                yield name, leaf.value[offset : offset + math.prod(shape)].view(shape)
+
+    def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(the float32 weight [out, in] of a module with its term, the term); value: the base's."""
+        matrices = dict(self.tensors())
+        a, b = (matrices[f"{name.removesuffix('.weight')}.lora_{which}"].detach().cpu() for which in "AB")
+        update = (b @ a).mul_(self.scale)
+        return value + update, update
+
+    def changes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight that `merged` changes."""
+        return {f"{name}.weight": shape for name, shape in self.shapes.items()}
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        self._points = self.points(deltas)
+        try:
+            yield
+        finally:
+            self._points = None
+
+    def hook(self, sites: dict[str, nn.Linear], dtype: torch.dtype) -> None:
+        """Make the base's Linear modules add their term while points are held; dtype: the compute dtype."""
+        self._dtype, self._still = dtype, self.fixed.to(dtype)
+        for name, module in sites.items():
+            module.register_forward_hook(self._term(name))
+
+    def _term(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        places = {part.name: part for part in (*self._fixed.parts, *self._leaves[0].parts)}
+        a, b = places[f"{name}.lora_A"], places[f"{name}.lora_B"]
+        shared = self.options.train == "b"
+
+        def matrices(held: Tensor, part: Part) -> Tensor:  # [points, *shape], a view
+            return held[:, part.offset : part.offset + math.prod(part.shape)].unflatten(1, part.shape)
+
+        def add_term(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            if self._points is None:
+                return y
+            copies, x = len(self._points), args[0]
+            x = x.reshape(copies, -1, x.shape[-1])
+            down = matrices(self._still.expand(copies, -1) if shared else self._points, a)
+            up = matrices(self._points, b)
+            low = torch.bmm(x, down.transpose(1, 2))
+            # in place: y is the base product, fresh and contiguous, rows grouped by point
+            y.view(copies, -1, y.shape[-1]).baddbmm_(low, up.transpose(1, 2), alpha=self.scale)
+            return y
+
+        return add_term

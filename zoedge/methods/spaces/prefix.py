@@ -1,0 +1,107 @@
+"""m keys and values ahead of every block's own (prefix tuning, Li and Liang, arXiv 2101.00190; as MeZO trains it).
+
+They start as the activations of m real tokens; what is trained is the change from there, so that a log replays without
+the base. The batch is tiled point by point and each copy looks at its own prefix; positions move by m, as in PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.types import AbstractNoise, Leaf, Natural
+from ._master import Master
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """tokens: m. text: starts as what blocks keep of its tokens, repeated to fill m; without it, of m drawn by the seed.
+
+    Weight decay draws the prefix to its start, not to zero. Activations are large: steps and eps are larger than LoRA's.
+    """
+
+    title: ClassVar[str] = "prefix"
+    key: ClassVar[str] = "{}"
+    merges: ClassVar[bool] = False
+
+    tokens: Natural = 5
+    text: str = ""
+
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+        """The space over a base (models.base.Base), which gives the initial activations and m positions less."""
+        base.reserve(self.tokens)
+        start = base.keys_values(base.real_tokens(self.tokens, self.text, seed))
+        blocks, _, groups, _, size = start.shape
+        held = self.blank({"blocks": blocks, "groups": groups, "size": size}, seed, noise, base.device)
+        held.begin(base, start)
+        return held
+
+    def elements(self, description: Any) -> int:
+        """How many elements `blank` would train; -1: not a description of this space."""
+        try:
+            sizes = [description[word] for word in ("blocks", "groups", "size")]
+        except (TypeError, KeyError):
+            return -1
+        good = all(isinstance(x, int) and x > 0 for x in sizes)
+        return 2 * self.tokens * sizes[0] * sizes[1] * sizes[2] if good else -1
+
+    def blank(
+        self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
+    ) -> Held:
+        """The same space from a log's description alone: no model, and no activations to start from."""
+        return Held(self, description, torch.device(device))
+
+    def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of what `Held.tensors` gives."""
+        return {
+            "prompt_embeddings": (self.tokens, 2 * description["blocks"] * description["groups"] * description["size"])
+        }
+
+    def peft(self, description: dict[str, Any]) -> dict[str, Any]:
+        """adapter_config.json but the base's name; with grouped heads PEFT counts groups, and their sizes together."""
+        blocks, groups, size = (description[word] for word in ("blocks", "groups", "size"))
+        return {
+            "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
+            "num_virtual_tokens": self.tokens, "token_dim": groups * size, "num_transformer_submodules": 1,
+            "num_attention_heads": groups, "num_layers": blocks, "encoder_hidden_size": groups * size,
+            "prefix_projection": False,
+        }  # fmt: skip
+
+
+class Held(Master):
+    """A prefix's master. `value`: float32, block by block, the changes of the keys [groups, m, D], then of the values."""
+
+    complete = False
+
+    def __init__(self, options: Prefix, description: dict[str, Any], device: torch.device):
+        self.options = options
+        blocks, groups, size = (int(description[word]) for word in ("blocks", "groups", "size"))
+        self.shape = (blocks, 2, groups, options.tokens, size)
+        rows = (groups * options.tokens, size)
+        super().__init__("prefix", [(f"{i}.{word}", rows) for i in range(blocks) for word in ("key", "value")], device)
+
+    def describe(self) -> dict[str, Any]:
+        return {"blocks": self.shape[0], "groups": self.shape[2], "size": self.shape[4]}
+
+    def begin(self, base: Any, start: Tensor) -> None:
+        """start: the initial keys and values [blocks, 2, groups, m, D], float32."""
+        self.base, self.start, self._dtype, self.complete = base, start.flatten(), base.dtype, True
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """A row a token, as PEFT has it: [m, blocks * 2 * groups * D]. Needs `start`, hence a base."""
+        assert self.start is not None
+        here = (self.start + self.value).view(self.shape)
+        yield "prompt_embeddings", here.permute(3, 0, 1, 2, 4).flatten(1).contiguous()
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        self.base.past = self.points(deltas).view(-1, *self.shape)
+        try:
+            yield
+        finally:
+            self.base.past = None

@@ -1,0 +1,98 @@
+"""n virtual tokens before every sequence, as embeddings (prompt tuning, Lester et al., arXiv 2104.08691).
+
+They start as the embeddings of real tokens. What is trained is the change from there, so that a log replays without
+the base. The batch is tiled point by point and each copy gets its own prompt; positions and scored rows move by n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.types import AbstractNoise, Leaf, Natural
+from ._master import Master
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """tokens: n. text: starts as its tokens, repeated to fill n; without it, as n drawn from the vocabulary by the seed.
+
+    Weight decay draws the prompt to its start, not to zero.
+    """
+
+    title: ClassVar[str] = "soft prompt"
+    key: ClassVar[str] = "{}"
+    merges: ClassVar[bool] = False
+
+    tokens: Natural = 10
+    text: str = ""
+
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+        """The space over a base (models.base.Base), which gives the initial embeddings and n positions less."""
+        base.reserve(self.tokens)
+        start = base.embeddings(base.real_tokens(self.tokens, self.text, seed))
+        held = self.blank({"width": start.shape[-1]}, seed, noise, base.device)
+        held.begin(base, start)
+        return held
+
+    def elements(self, description: Any) -> int:
+        """How many elements `blank` would train; -1: not a description of this space."""
+        try:
+            width = description["width"]
+            return self.tokens * width if isinstance(width, int) and width > 0 else -1
+        except (TypeError, KeyError):
+            return -1
+
+    def blank(
+        self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
+    ) -> Held:
+        """The same space from a log's description alone: no model, and no embeddings to start from."""
+        return Held(self, description, torch.device(device))
+
+    def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of what `Held.tensors` gives."""
+        return {"prompt_embeddings": (self.tokens, description["width"])}
+
+    def peft(self, description: dict[str, Any]) -> dict[str, Any]:
+        """adapter_config.json but the base's name."""
+        return {
+            "peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
+            "num_virtual_tokens": self.tokens, "token_dim": description["width"], "num_transformer_submodules": 1,
+            "prompt_tuning_init": "RANDOM",
+        }  # fmt: skip
+
+
+class Held(Master):
+    """A soft prompt's master. `value`: [n * E] float32, the change of the embeddings [n, E] from `start`."""
+
+    complete = False
+
+    def __init__(self, options: Prompt, description: dict[str, Any], device: torch.device):
+        self.options = options
+        self.shape = (options.tokens, int(description["width"]))
+        super().__init__("prompt", [("prompt", self.shape)], device)
+
+    def describe(self) -> dict[str, Any]:
+        return {"width": self.shape[1]}
+
+    def begin(self, base: Any, start: Tensor) -> None:
+        """start: the initial embeddings [n, E], float32."""
+        self.base, self.start, self._dtype, self.complete = base, start.flatten(), base.dtype, True
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The embeddings that PEFT puts before a sequence. Needs `start`, hence a base."""
+        assert self.start is not None
+        yield "prompt_embeddings", (self.start + self.value).view(self.shape)
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        self.base.prompt = self.points(deltas).view(-1, *self.shape)
+        try:
+            yield
+        finally:
+            self.base.prompt = None

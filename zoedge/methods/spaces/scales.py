@@ -1,0 +1,169 @@
+"""What can move in a quantised base: its scales, relative to what they are, and norms and biases (QZO, arXiv 2505.13430).
+
+A scale is s (1 + u), a norm or bias w + v; u and v are trained, from 0, in one float32 vector. So a direction moves each
+scale by its own size (the paper's absolute eps of 1e-3 is 10 to 100 % of one), weight decay leads to the base, and the
+log replays without it. u >= -1: a scale never changes its sign, and one that reaches 0 may come back. Integer codes
+never change; a forward reads the moved scales in float32, also where the base has them in 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...core.types import AbstractNoise, Leaf, Part
+from ._loans import Loans
+
+
+@dataclass(frozen=True)
+class Scales:
+    """layers: all, 'last k' or a list. vectors: norms and biases move too, those of these layers and after the last."""
+
+    only_with: ClassVar[dict[str, tuple[str, ...]]] = {"model.quantization": ("nf4", "fp4", "int8")}
+    adapter: ClassVar[bool] = False  # no format of PEFT's holds it
+    layers: list[int] | str = "all"
+    vectors: bool = True
+
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+        """The space over a base (models.base.Base), whose modules it hooks. DataError: the base is not quantised."""
+        sites = base.sites(self.layers, "all")
+        scaled = base.scaled(sites)
+        vectors = base.vectors(self.layers) if self.vectors else {}
+        scales = [[name, m.out_features, m.in_features, scaled[name].block] for name, m in sites.items()]
+        shapes = [[name, p.numel()] for name, p in vectors.items()]
+        held = self.blank({"scales": scales, "vectors": shapes}, seed, noise, base.device)
+        held.hook(base.model, sites, scaled)
+        return held
+
+    def elements(self, description: Any) -> int:
+        """How many elements `blank` would train; -1: not a description of this space."""
+        try:
+            rows = [row for _, *row in (*description["scales"], *description["vectors"])]
+            good = all(isinstance(n, int) and n > 0 for row in rows for n in row)
+            return sum(n for row in _sizes(description) for _, n in row) if good else -1
+        except (TypeError, KeyError, ValueError):
+            return -1
+
+    def blank(
+        self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
+    ) -> Held:
+        """The same space from a log's description alone: no model."""
+        return Held(description, torch.device(device))
+
+
+class Held:
+    """`value`: [elements] float32, what every scale is moved by, module by module, then every norm and bias."""
+
+    width = 1  # a forward has one set of scales
+    lean = False
+
+    def __init__(self, description: dict[str, Any], device: torch.device):
+        self.description = description
+        self.blocks = {name: block for name, _, _, block in description["scales"]}
+        sizes = _sizes(description)
+        total, offset, found = sum(n for some in sizes for _, n in some), 0, []
+        self.value = torch.zeros(total, device=device)
+        for title, some, least in zip(("scales", "vectors"), sizes, (-1.0, Leaf.least)):
+            parts, start = [], offset
+            for name, n in some:
+                parts.append(Part(name, offset, (n,)))
+                offset += n
+            if parts:
+                found.append(Leaf(title, start, self.value[start:offset], tuple(parts), total, least=least))
+        self._leaves = tuple(found)
+        self._point: dict[str, Tensor] | None = None
+        self._places: dict[int, str] = {}
+        self._scaled: dict[str, Any] = {}
+        self._loans = Loans(self._lend)
+
+    def leaves(self) -> Sequence[Leaf]:
+        return self._leaves
+
+    def describe(self) -> dict[str, Any]:
+        return self.description
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What every scale, norm and bias is moved by, as views of the master."""
+        for leaf in self._leaves:
+            yield from _views(leaf, leaf.value)
+
+    def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(the float32 weight with its scales, norm or bias as moved, how far it is from `value`, the base's)."""
+        moved = dict(self.tensors())
+        if name in moved:
+            update = moved[name].to(value.device)
+        else:
+            site = name.removesuffix(".weight")
+            shares = moved[f"{site}.scales"].to(value.device).repeat_interleave(self.blocks[site])
+            update = value * shares[: value.numel()].view(value.shape)
+        return value + update, update
+
+    def changes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight that `merged` changes."""
+        found = {f"{name}.weight": (out, wide) for name, out, wide, _ in self.description["scales"]}
+        return found | {name: (n,) for name, n in self.description["vectors"]}
+
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
+        if decay != 1.0:
+            leaf.value.mul_(decay)
+        leaf.value.add_(delta)
+        leaf.value.clamp_(leaf.least)
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        (make,) = deltas
+        point: dict[str, Tensor] = {}
+        for leaf in self._leaves:
+            delta = make(leaf)
+            point |= _views(leaf, leaf.value if delta is None else (leaf.value + delta).clamp_(leaf.least))
+        self._point = point
+        try:
+            yield
+        finally:
+            self._point = None
+            self._loans.back()
+            for scaled in self._scaled.values():
+                scaled.back()
+
+    def hook(self, model: nn.Module, sites: dict[str, nn.Linear], scaled: dict[str, Any]) -> None:
+        """Make the sites compute with moved scales, and whatever has a norm or bias borrow it, while a point is held."""
+        self._scaled = scaled
+        trained = dict(self.tensors())
+        self._places = {id(p): name for name, p in model.named_parameters() if name in trained}
+        for name, module in sites.items():
+            module.register_forward_pre_hook(self._before(f"{name}.scales", scaled[name]))
+            module.register_forward_hook(lambda m, args, y, own=scaled[name]: own.back())
+        for module in model.modules():
+            if any(id(p) in self._places for p in module.parameters(recurse=False)):
+                self._loans.attach(module)
+
+    def _before(self, name: str, scaled: Any) -> Callable[[nn.Module, Any], None]:
+        def lend(module: nn.Module, args: Any) -> None:
+            if self._point is not None:
+                scaled.lend(scaled.read() * (self._point[name] + 1.0))
+
+        return lend
+
+    def _lend(self, module: nn.Module, name: str) -> Tensor | None:
+        own = module._parameters[name]
+        place = self._places.get(id(own))
+        if self._point is None or place is None or own is None:
+            return None
+        return (own.data + self._point[place]).to(own.dtype)
+
+
+def _sizes(description: dict[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """(name, elements) of every matrix's scales; of every norm and bias."""
+    scales = [(f"{name}.scales", -(-out * wide // block)) for name, out, wide, block in description["scales"]]
+    return scales, [(name, n) for name, n in description["vectors"]]
+
+
+def _views(leaf: Leaf, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Each part of a leaf by name, of values that lie as the leaf's."""
+    for name, offset, (n,) in leaf.parts:
+        yield name, values[offset - leaf.offset : offset - leaf.offset + n]

@@ -1,0 +1,134 @@
+"""Several spaces at once, such as LoRA and a soft prompt: one vector, one direction through all of it.
+
+Each is attached as if alone and keeps its own master, file format and refusals; here their leaves only get other
+places. One step size and one radius hold for all, so spaces whose values differ much in size want different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.types import AbstractNoise, Leaf
+
+
+@dataclass(frozen=True)
+class Several:
+    """of: word -> options of each space, as they stand under `space` alone. In alphabetical order, whatever is written."""
+
+    nested: ClassVar[dict[str, str]] = {"of": "space"}  # field -> what kind of part its words name
+    only_with: ClassVar[dict[str, tuple[str, ...]]] = {}  # a recipe's is what its spaces say
+
+    of: dict[str, Any] = field(default_factory=lambda: {"lora": {}, "prompt": {}})
+
+    def __post_init__(self) -> None:
+        if len(self.of) < 2:
+            raise ValueError("of: name two spaces at least, such as {lora: {rank: 8}, prompt: {tokens: 10}}")
+        for word, one in self.of.items():
+            if getattr(one, "own_start", False) or hasattr(one, "nested"):
+                raise ValueError(f"of.{word}: goes with no other space")
+        if sum(not getattr(one, "merges", True) for one in self.of.values()) > 1:
+            raise ValueError("of: one kind of virtual tokens alone, PEFT loads no prompt onto a prefix")
+        needs = {key: words for one in self.of.values() for key, words in getattr(one, "only_with", {}).items()}
+        object.__setattr__(self, "only_with", needs)
+        object.__setattr__(self, "of", dict(sorted(self.of.items())))
+
+    @property
+    def title(self) -> str:
+        return " with ".join(getattr(one, "title", word) for word, one in self.of.items())
+
+    @property
+    def adapter(self) -> bool:
+        return all(getattr(one, "adapter", True) for one in self.of.values())
+
+    @property
+    def merges(self) -> bool:
+        return all(getattr(one, "merges", True) for one in self.of.values())
+
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+        """All of them over one base (models.base.Base). DataError: what one of them refuses."""
+        found, cuts = {}, []
+        for word, one in self.of.items():
+            found[word] = one.attach(base, seed, noise)
+            cuts.append(base.cut)
+        base.cut_at(min(cuts))
+        return Held(self, found)
+
+    def elements(self, description: Any) -> int:
+        """How many elements `blank` would train; -1: not a description of these spaces."""
+        if not isinstance(description, dict) or description.keys() != self.of.keys():
+            return -1
+        sizes = [one.elements(description[word]) for word, one in self.of.items()]
+        return sum(sizes) if min(sizes) > 0 else -1
+
+    def blank(
+        self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
+    ) -> Held:
+        """The same spaces from a log's description alone: no model."""
+        return Held(self, {word: one.blank(description[word], seed, noise, device) for word, one in self.of.items()})
+
+
+class Held:
+    """members: word -> the space. Its leaves are theirs, the same memory, one behind another."""
+
+    lean = False
+
+    def __init__(self, options: Several, members: dict[str, Any]):
+        self.options, self.members = options, members
+        self.width = min(member.width for member in members.values())
+        inner = [(member, leaf) for member in members.values() for leaf in member.leaves()]
+        total, offset = sum(len(leaf.value) for _, leaf in inner), 0
+        self._inner, leaves = {}, []
+        for member, leaf in inner:
+            parts = tuple(part._replace(offset=part.offset - leaf.offset + offset) for part in leaf.parts)
+            leaves.append(replace(leaf, offset=offset, parts=parts, total=total))
+            self._inner[leaf.name] = member, leaf
+            offset += len(leaf.value)
+        self._leaves = tuple(leaves)
+
+    @property
+    def complete(self) -> bool:
+        return all(getattr(member, "complete", True) for member in self.members.values())
+
+    def leaves(self) -> Sequence[Leaf]:
+        return self._leaves
+
+    def describe(self) -> dict[str, Any]:
+        return {word: member.describe() for word, member in self.members.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every member's, by its own names."""
+        for member in self.members.values():
+            yield from member.tensors()
+
+    def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(the float32 weight with every member's update, the updates' sum); value: the base's."""
+        updates = [m.merged(name, value)[1] for m in self.members.values() if name in m.changes()]
+        update = torch.stack(updates).sum(0)
+        return value + update, update
+
+    def changes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight that `merged` changes."""
+        return {name: shape for m in self.members.values() for name, shape in m.changes().items()}
+
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
+        member, own = self._inner[leaf.name]
+        member.add(own, delta, decay, bits)
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        here = {leaf.name: leaf for leaf in self._leaves}
+
+        def moved(delta: Callable[[Leaf], Tensor | None]) -> Callable[[Leaf], Tensor | None]:
+            return lambda leaf: delta(here[leaf.name])
+
+        some = [moved(delta) for delta in deltas]
+        with ExitStack() as stack:
+            for member in self.members.values():
+                stack.enter_context(member.visit(some))
+            yield

@@ -1,7 +1,0 @@
-"""The facts of the first Gemma: LLaMA's; its own modules scale embeddings by sqrt(hidden) and norms by 1 + weight."""
-
-from __future__ import annotations
-
-from .llama import BLOCKS, HEAD, context, embed, final, head, last, longest
-
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]

@@ -1,7 +1,0 @@
-"""The facts of the Mistral family: LLaMA's, and a sliding window in the first version, which limits a sequence."""
-
-from __future__ import annotations
-
-from .llama import BLOCKS, HEAD, context, embed, final, head, last, longest
-
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]

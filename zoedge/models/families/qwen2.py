@@ -1,7 +1,0 @@
-"""The facts of the Qwen2 family: LLaMA's, with biases on q, k and v, and a sliding window where it is switched on."""
-
-from __future__ import annotations
-
-from .llama import BLOCKS, HEAD, context, embed, final, head, last, longest
-
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]

@@ -1,7 +1,0 @@
-"""The facts of the Qwen3 family: LLaMA's, with RMS norms on each head's q and k, and heads of any size."""
-
-from __future__ import annotations
-
-from .llama import BLOCKS, HEAD, context, embed, final, head, last, longest
-
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]

@@ -1,0 +1,258 @@
+"""`eps: auto` and `lr: auto`: found before a run begins, by forward passes on its own training batches.
+
+eps: the smallest radius of LADDER at which a slope is the same number at one and a quarter times the radius. lr: short
+trial runs of the same engine, from the same start along the same directions on the same batches, each with a log of its
+own under search/; the best one's, divided by CAUTION. Both are functions of recipe, base and data: a killed search goes
+on where its logs end, and finds the same. The run itself sees numbers alone, and its header has them.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..core import engine
+from ..core.watchdog import level
+from ..errors import DamagedError, DivergedError, LockedError
+from ..log.log import Header, Log
+from ..recipe.check import Recipe
+from . import setup
+
+SEARCH = "search"  # the trials' logs, in the run's folder
+PROBE_SEQ = 2**32 - 1  # of the directions that slopes are measured along: no step of a run reaches it
+LADDER = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+WIDER, STABLE, DIRECTIONS = 1.25, 0.1, 4  # slopes of four directions differ by less than a tenth of their size
+TRIALS, SHARE, LEAST = 12, 0.01, 40  # at most; steps of each, as a share of the run's; at least so many
+JUDGED = 16  # batches, those after a trial's own, on which its end is judged
+SETTLED, FAR = 8, 2.0  # a trial whose loss over so many steps is so many times that of its first ones has diverged
+CAUTION = 3.0  # a short run bears a longer step than a long one
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value, and what it was chosen by. tried: candidate -> noise over signal (eps) or loss (lr); passes: of a sample."""
+
+    value: float
+    tried: dict[float, float]
+    passes: int
+
+
+def from_log(recipe: Recipe, header: Header) -> Recipe:
+    """The recipe with the numbers that a run of it has begun with, for what it leaves to be found."""
+    about = header.about.get("recipe")
+    found: dict[str, Any] = {}
+    for path in recipe.auto:
+        section, key = path.split(".")
+        there = about.get(section) if isinstance(about, dict) else None
+        if isinstance(there, dict) and isinstance(value := there.get(key), float):
+            found[path] = value
+        elif path == "train.watchdog" and isinstance(there, dict):
+            found[path] = setup.recipe_of(header, header.where).train.watchdog
+    return recipe.with_numbers(found)
+
+
+def resolve(bench: setup.Bench, folder: Path, say: Callable[[str], None]) -> Recipe:
+    """The bench's recipe with numbers in the place of every `auto`; the space is left at the bits that it had."""
+    recipe = bench.recipe
+    if "estimator.eps" in recipe.auto:
+        found = radius(bench)
+        recipe = bench.recipe = recipe.with_numbers({"estimator.eps": found.value})
+        say(f"eps auto: {found.value:g} ({found.passes:,} forward passes of a sample)")
+        setup.note(folder, event="auto", key="estimator.eps", **told(found))
+    if "rule.lr" in recipe.auto:
+        found = rate(bench, folder / SEARCH)
+        recipe = bench.recipe = recipe.with_numbers({"rule.lr": found.value})
+        run = recipe.train.steps * recipe.train.batch * engine.demand(recipe.estimator, recipe.train.steps)[1]
+        say(
+            f"lr auto: {found.value:g} ({len(found.tried)} trials, {found.passes:,} forward passes of a sample, "
+            f"{found.passes / run:.1%} of the run's)"
+        )
+        setup.note(folder, event="auto", key="rule.lr", **told(found))
+    recipe = bench.recipe = replace(recipe, auto=frozenset())
+    return recipe
+
+
+def told(found: Found) -> dict[str, Any]:
+    """As a line of metrics.jsonl: JSON has no infinity."""
+    tried = {f"{key:g}": value if math.isfinite(value) else None for key, value in sorted(found.tried.items())}
+    return {"value": found.value, "tried": tried, "passes": found.passes}
+
+
+# -- eps
+
+
+def slopes(bench: setup.Bench, eps: float, directions: int) -> list[float]:
+    """(f(theta + eps z) - f(theta - eps z)) / 2 eps along some directions, on the first batch."""
+    run = bench.run(None)  # type: ignore[arg-type]
+    oracle = engine.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
+    losses = oracle.losses([((sign * eps, q),) for q in range(directions) for sign in (1.0, -1.0)])
+    return [(up - down) / (2 * eps) for up, down in zip(losses[::2], losses[1::2])]
+
+
+def radius(bench: setup.Bench) -> Found:
+    """The smallest radius of LADDER whose slopes are STABLE, else the one whose slopes are most so.
+
+    Rounding is another at a slightly wider radius, and shows as a difference, as does a slope that bends.
+    """
+    tried: dict[float, float] = {}
+    passes = 0
+    for eps in LADDER:
+        here, wider = slopes(bench, eps, DIRECTIONS), slopes(bench, eps * WIDER, DIRECTIONS)
+        passes += 4 * DIRECTIONS * len(bench.task.batch(0))
+        signal = math.sqrt(math.fsum(x * x for x in (*here, *wider)) / 2)
+        noise = math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(here, wider)))
+        tried[eps] = noise / signal if 0 < signal < math.inf else math.inf
+        if tried[eps] < STABLE:
+            break
+    return Found(min(tried, key=lambda eps: (tried[eps], -eps)), tried, passes)  # of none with a slope, the widest
+
+
+def numerics(bench: setup.Bench, name: str) -> str:
+    """What is wrong with the radius of the recipe, if its slope is another at half of it; or ''."""
+    radius = getattr(bench.recipe.estimator, name)
+    (whole,), (half,) = slopes(bench, radius, 1), slopes(bench, radius / 2, 1)
+    if 0.5 <= (half / whole if whole else 0.0) <= 2.0:
+        return ""
+    return (
+        f"numerics: gamma is {whole:.4g} at {name} and {half:.4g} at {name}/2 on one batch: the loss is not smooth at "
+        f"this scale. Raise estimator.{name}, or set model.compute_dtype: fp32."
+    )
+
+
+# -- lr
+
+
+def rung(start: float, k: int) -> float:
+    """start * 1, 3, 10, 30, ... and downwards, as people write it."""
+    return float(f"{start * 10 ** (k // 2) * (3 if k % 2 else 1):.6g}")
+
+
+def bracket(start: float, trial: Callable[[float], float], most: int) -> dict[float, float]:
+    """{candidate: loss} of rungs tried until the best stands between two others; infinite: it diverged."""
+    found: dict[int, float] = {0: trial(start)}
+    while len(found) < most:
+        best = min(found, key=lambda k: (found[k], k))
+        ways = (best + 1, best - 1) if math.isfinite(found[best]) else (best - 1,)
+        if (k := next((k for k in ways if k not in found), None)) is None:
+            break
+        found[k] = trial(rung(start, k))
+    return {rung(start, k): loss for k, loss in found.items()}
+
+
+def rate(bench: setup.Bench, folder: Path) -> Found:
+    """The step size whose trial ends at the lowest loss, divided by CAUTION. DivergedError: none ends anywhere."""
+    recipe = bench.recipe
+    steps = max(LEAST, math.ceil(recipe.train.steps * SHARE))
+    folder.mkdir(exist_ok=True)
+    passes = 0
+    with Start(bench.space, folder) as start:
+
+        def trial(lr: float) -> float:
+            nonlocal passes
+            loss, asked = attempt(bench, candidate(recipe, lr, steps), folder / f"lr-{lr:g}.zlog")
+            start.restore()
+            passes += asked
+            return loss
+
+        try:
+            tried = bracket(recipe.rule.lr, trial, TRIALS)
+        finally:
+            bench.recipe = recipe
+            start.restore()
+    best = min(tried, key=lambda lr: (tried[lr], lr))
+    if not math.isfinite(tried[best]):
+        raise DivergedError(
+            f"rule.lr: auto: every trial from {max(tried):g} down to {best:g} diverged. Write a smaller number, or raise "
+            "train.batch; if the losses are not finite, set model.compute_dtype: fp32."
+        )
+    return Found(float(f"{best / CAUTION:.2g}"), tried, passes)
+
+
+def candidate(recipe: Recipe, lr: float, steps: int) -> Recipe:
+    """The recipe of a trial: so many steps with that lr throughout, unguarded."""
+    return replace(
+        recipe,
+        rule=replace(recipe.rule, lr=lr, schedule="constant", weight_decay=0.0),
+        train=recipe.train.model_copy(update={"steps": steps, "watchdog": None}),
+        log=recipe.log.model_copy(update={"sync_every": 4096}),  # what a power cut takes is measured again
+        auto=frozenset(),
+    )
+
+
+def attempt(bench: setup.Bench, recipe: Recipe, path: Path) -> tuple[float, int]:
+    """(loss where the trial ends, infinite if it diverged; forward passes of a sample). Goes on where its log ends."""
+    bench.recipe = recipe
+    with begun(path, bench.header()) as log:
+        run, asked = bench.run(log), 0
+        try:
+            for record in engine.play(run, recipe.train.steps):
+                asked += len(record.losses) * recipe.train.batch
+                if diverges(log):
+                    return math.inf, asked
+        except DivergedError:
+            return math.inf, asked
+        if log.state.end is None:
+            log.finish(engine.digest(bench.space))
+        found = []
+        for step in range(recipe.train.steps, recipe.train.steps + JUDGED):
+            batch = bench.task.batch(step)
+            found += engine.Scorer(run, batch, step, run.steps, PROBE_SEQ).losses([()])
+            asked += len(batch)
+    loss = math.fsum(found) / JUDGED
+    return loss if math.isfinite(loss) else math.inf, asked
+
+
+def diverges(log: Sequence[Any]) -> bool:
+    """Is the mean loss of a log's newest steps FAR over that of its first ones, or not finite?"""
+    if len(log) < 2 * SETTLED:
+        return False
+    first, newest = (math.fsum(level(log[i + at]) for i in range(SETTLED)) for at in (0, len(log) - SETTLED))
+    return not newest < max(FAR * first, first + SETTLED)
+
+
+def begun(path: Path, header: Header) -> Log:
+    """The trial's log, to go on with; one of another recipe, base or data, or a damaged one, is begun anew."""
+    if path.exists():
+        with suppress(DamagedError):
+            log = Log.resume(path)
+            if not setup.differences(log.header, header):
+                return log
+            log.close()
+        path.unlink()
+    try:
+        return Log.create(path, header)
+    except FileExistsError:
+        raise LockedError(
+            f"{path}: another zoedge process has just begun this search. Wait for it, or stop it."
+        ) from None
+
+
+class Start:
+    """Where a space begins, kept on disk: of all weights, another copy would not fit in memory."""
+
+    def __init__(self, space: Any, folder: Path):
+        self.space, self.file = space, tempfile.TemporaryFile(dir=folder)
+        self.kept = list(getattr(space, "kept", ()))
+        for leaf in space.leaves():
+            self.file.write(engine.host(leaf.value))
+
+    def restore(self) -> None:
+        import torch
+
+        self.file.seek(0)
+        for leaf in self.space.leaves():
+            raw = bytearray(self.file.read(leaf.value.numel() * leaf.value.itemsize))
+            leaf.value.copy_(torch.frombuffer(raw, dtype=leaf.value.dtype))
+        if self.kept:
+            self.space.kept[:] = self.kept
+
+    def __enter__(self) -> Start:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()

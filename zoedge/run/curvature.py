@@ -1,0 +1,56 @@
+"""How sharp the loss is where training stands: tr H by random directions (FlatZero, arXiv 2506.05454, section 5).
+
+antithetic: mean over u of (f(x + d u) + f(x - d u) - 2 f(x)) / d^2, u normal: the gradient cancels.
+paper: (2 / d^2) |mean over u of f(x + d u) - f(x)|: its spread is (2 / d) |grad f| / sqrt(directions), which buries tr H
+wherever the gradient is not zero. The directions have a stream of their own: a run's log is the same with and without.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ..core.types import TRACK, Key, Leaf
+from ..methods.noise.normal import Normal
+from ..recipe.check import Curvature
+
+TOKENS = 2048  # token rows of a forward
+
+
+@dataclass(frozen=True)
+class Trace:
+    """trace: of the Hessian over all that is trained. error: its standard error over the directions. loss: f(x)."""
+
+    trace: float
+    error: float
+    loss: float
+
+
+def trace(space: Any, task: Any, model: Any, examples: Any, options: Curvature, seed: int, step: int) -> Trace:
+    """tr H of the mean loss of the first `options.rows` examples: 1 + 2 (paper: 1) forward passes a direction of them."""
+    count = min(options.rows, len(examples))
+    batches = examples.sorted_batches(max(1, TOKENS // (2 * max(map(len, examples.tokens)) * examples.per)), count)
+    signs = (1.0, -1.0) if options.estimator == "antithetic" else (1.0,)
+
+    def losses(points: list[Any]) -> list[float]:
+        found: list[float] = []
+        while some := points[len(found) :][: space.width]:
+            with space.visit(some):
+                scores = [task.score(model, examples.collate(chosen), len(some)) for chosen in batches]
+            found += [math.fsum(x for score in scores for x in score[i].tolist()) / count for i in range(len(some))]
+        return found
+
+    def delta(leaf: Leaf, key: Key, size: float) -> Any:
+        return Normal().draw(key, leaf) * size
+
+    (here,) = losses([lambda leaf: None])
+    found = []
+    for query in range(options.directions):
+        key = Key(seed, step, query, TRACK)
+        there = losses([partial(delta, key=key, size=sign * options.delta) for sign in signs])
+        found.append((math.fsum(there) - len(there) * here) * 2 / (len(there) * options.delta**2))
+    mean = math.fsum(found) / len(found)
+    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in found) / max(1, len(found) - 1))
+    return Trace(abs(mean) if options.estimator == "paper" else mean, spread / math.sqrt(len(found)), here)

@@ -1,0 +1,264 @@
+"""What a run shows while it goes: a live panel on a terminal, plain lines elsewhere, JSON lines for machines, or nothing.
+
+A display consumes records and scores; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..core.types import SKIPPED, Record
+from .evaluate import Score
+
+BARS = "▁▂▃▄▅▆▇█"
+KEPT = 0.98  # of the running mean of loss and |gamma|, a step
+
+
+def sparkline(values: Iterable[float], width: int = 40) -> str:
+    """The last values as a line of blocks, lowest to highest."""
+    some = list(values)[-width:]
+    if not some:
+        return ""
+    low, high = min(some), max(some)
+    return "".join(BARS[int((v - low) / (high - low) * 7.999)] if high > low else BARS[3] for v in some)
+
+
+def clock(seconds: float) -> str:
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
+
+
+def peak() -> int:
+    """The most memory that this process has had at once, in bytes: resident, without a GPU's."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+class Plain:
+    """A line an event: for pipes, logs and --plain. The other displays override how, not what."""
+
+    every = 50  # steps a line
+
+    def __init__(self, steps: int = 0):
+        self.steps, self.first, self.began = steps, -1, 0.0
+        self.loss = self.gamma = 0.0
+        self.passes = 0  # of a batch, since the first step shown
+        self.losses: deque[float] = deque(maxlen=400)
+        self.scored: list[tuple[int, Score]] = []
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.say(f"note: {text}")
+
+    def start(self, steps: int, title: str, facts: dict[str, str] | None = None) -> None:
+        """What is about to happen: a title, and a line a fact."""
+        self.steps, self.title = steps, title
+        self.say(title)
+        for name, text in (facts or {}).items():
+            self.say(f"{name}: {text}")
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        """Something that takes a while and has no count."""
+        self.say(f"{text} ...")
+        yield
+
+    def track(self, sizes: Iterable[int], total: int, text: str) -> None:
+        """Something that yields how much of `total` each part was."""
+        began, done = time.monotonic(), 0
+        for size in sizes:
+            done += size
+        if done:
+            self.say(f"{text}: {done:,} of {total:,} in {clock(time.monotonic() - began)}")
+
+    def step(self, record: Record) -> None:
+        if self.first < 0:
+            self.first, self.began = record.step, time.monotonic()
+        self.passes += len(record.losses) if record.step > self.first else 0
+        if record.losses and not record.flags & SKIPPED:
+            mean = sum(record.losses) / len(record.losses)
+            size = sum(map(abs, record.g)) / len(record.g)
+            fresh = not self.losses
+            self.loss = mean if fresh else KEPT * self.loss + (1 - KEPT) * mean
+            self.gamma = size if fresh else KEPT * self.gamma + (1 - KEPT) * size
+            self.losses.append(self.loss)
+        self.show(record)
+
+    def figures(self, record: Record) -> dict[str, Any]:
+        passed = max(time.monotonic() - self.began, 1e-9)
+        done = record.step - self.first
+        rate = done / passed if done else 0.0
+        left = (self.steps - record.step - 1) / rate if rate else 0.0
+        return {
+            "step": record.step + 1, "steps": self.steps, "steps_per_s": round(rate, 2), "left_s": round(left),
+            "loss": round(self.loss, 4), "gamma": round(self.gamma, 4), "lr": record.lr,
+            "passes_per_s": round(self.passes / passed, 1), "peak_bytes": peak(),
+        }  # fmt: skip
+
+    def show(self, record: Record) -> None:
+        if (record.step + 1) % self.every == 0 or record.step + 1 == self.steps:
+            f = self.figures(record)
+            self.say(
+                f"step {f['step']:,}/{self.steps:,}  loss {f['loss']:.4f}  |gamma| {f['gamma']:.3f}  lr {f['lr']:.2e}  "
+                f"{f['steps_per_s']:.1f} steps/s  {clock(f['left_s'])} left"
+            )
+
+    def score(self, step: int, score: Score, rows: str) -> None:
+        self.scored.append((step, score))
+        self.say(f"step {step:,}: {score.sentence()} ({score.count:,} {rows} rows)")
+
+    def close(self) -> None:
+        pass
+
+
+class Quiet(Plain):
+    """Errors alone."""
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class Json(Plain):
+    """One JSON object a line on standard output."""
+
+    def say(self, text: str) -> None:
+        self.put("message", text=text)
+
+    def warn(self, text: str) -> None:
+        self.put("warning", text=text)
+
+    def put(self, event: str, **fields: Any) -> None:
+        print(json.dumps({"event": event, **fields}), flush=True)
+
+    def show(self, record: Record) -> None:
+        self.put("step", **self.figures(record), g=list(record.g), losses=list(record.losses), flags=record.flags)
+
+    def score(self, step: int, score: Score, rows: str) -> None:
+        self.put("score", step=step, rows=rows, **vars(score))
+
+
+def marked(score: Score, before: Score | None) -> list[str]:
+    """A score's columns, each with an arrow in the direction that it went since `before`, if that is of as many rows."""
+    now, then = score.columns(), before.columns() if before is not None and before.count == score.count else {}
+    found = []
+    for name, text in now.items():
+        a, b = (float(x.removesuffix(" %")) for x in (then.get(name, text), text))
+        better = (b < a) if name == "loss" else (b > a)
+        arrow = " " if a == b else f"[{'green' if better else 'red'}]{'↑' if b > a else '↓'}[/]"
+        found.append(f"{text} {arrow}")
+    return found
+
+
+class Live(Plain):
+    """A panel that stays in place: bar, steps/s, time left, loss, gamma, sparkline, the last scores."""
+
+    def __init__(self, steps: int = 0):
+        super().__init__(steps)
+        from rich.console import Console
+        from rich.live import Live as Panel
+
+        self.console = Console()
+        self.panel = Panel(console=self.console, refresh_per_second=4, transient=False)
+        self.opened, self.drawn = False, 0.0
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    def warn(self, text: str) -> None:
+        from rich.text import Text
+
+        self.console.print(Text.assemble(("note: ", "yellow"), text))
+
+    def start(self, steps: int, title: str, facts: dict[str, str] | None = None) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        self.steps, self.title = steps, title
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        for name, text in (facts or {}).items():
+            table.add_row(name, Text(text))
+        self.console.print(Text(title, style="bold"))
+        self.console.print(table)
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        with self.console.status(text):
+            began = time.monotonic()
+            yield
+        self.say(f"[dim]{text}: {clock(time.monotonic() - began)}[/]")
+
+    def track(self, sizes: Iterable[int], total: int, text: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(text, total=total)
+            for size in sizes:
+                progress.advance(task, size)
+
+    def show(self, record: Record) -> None:
+        if not self.opened:
+            self.panel.start()
+            self.opened = True
+        last = record.step + 1 == self.steps
+        if last or time.monotonic() - self.drawn > 0.25:
+            self.drawn = time.monotonic()
+            self.panel.update(self.draw(self.figures(record)))
+
+    def draw(self, f: dict[str, Any]) -> Any:
+        from rich import box
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        top = Table.grid(expand=True, padding=(0, 1))
+        top.add_column(ratio=1)
+        top.add_column(justify="right", no_wrap=True)
+        counts = f"{f['step']:,}/{self.steps:,}  {f['steps_per_s']:.1f} steps/s  {clock(f['left_s'])} left"
+        top.add_row(ProgressBar(total=self.steps, completed=f["step"]), counts)
+        numbers = f"loss [bold]{f['loss']:.4f}[/]   |gamma| [bold]{f['gamma']:.3f}[/]   lr {f['lr']:.2e}"
+        middle = Table.grid(expand=True)
+        middle.add_column()
+        middle.add_column(justify="right", no_wrap=True)
+        middle.add_row(numbers, f"[dim]{f['passes_per_s']:.0f} passes/s   peak {f['peak_bytes'] / 1e9:.2f} GB[/]")
+        parts: list[Any] = [top, middle, f"[cyan]{sparkline(self.losses)}[/]"]
+        if self.scored:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for name in ("step", *self.scored[-1][1].columns()):
+                table.add_column(name, justify="right")
+            for i, (step, s) in enumerate(self.scored[-4:], max(0, len(self.scored) - 4)):
+                table.add_row(f"{step:,}", *marked(s, self.scored[i - 1][1] if i else None))
+            parts.append(table)
+        return Panel(Group(*parts), title=Text(self.title), title_align="left", box=box.ROUNDED)
+
+    def score(self, step: int, score: Score, rows: str) -> None:
+        self.scored.append((step, score))
+        if not self.opened:
+            super().say("")
+            self.scored.pop()
+            super().score(step, score, rows)
+
+    def close(self) -> None:
+        if self.opened:
+            self.panel.stop()
+            self.opened = False
+
+
+def display(style: str) -> Plain:
+    """auto, plain, quiet or json; auto is the panel on a terminal and plain lines elsewhere."""
+    if style == "auto":
+        return Live() if sys.stdout.isatty() else Plain()
+    return {"plain": Plain, "quiet": Quiet, "json": Json}[style]()

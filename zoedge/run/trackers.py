@@ -1,0 +1,113 @@
+"""Experiment trackers (`log.trackers: [tensorboard, wandb]`) through accelerate. They look on: none can end or change a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError, plain
+
+if TYPE_CHECKING:
+    from ..core.types import Record
+    from ..recipe.check import Recipe
+    from .evaluate import Score
+
+EVERY = 10  # steps: their means are logged. A step may take 15 ms, and a tracker flushes or sends at each call
+FOLDER = "trackers"  # in the run's, for those that write files
+MODULES = {"tensorboard": ("tensorboard", "tensorboardX")}  # what a word's package is imported as, if not as the word
+PIP = {"comet_ml": "comet-ml"}
+
+
+def demand(words: Sequence[str]) -> None:
+    """UsageError unless the package of each word is there. Asked before anything is loaded."""
+    missing = [word for word in words if not any(map(find_spec, MODULES.get(word, (word,))))]
+    if missing:
+        raise UsageError(
+            f"log.trackers: {', '.join(missing)}: no such package here. Install it: pip install "
+            f"{' '.join(PIP.get(word, word) for word in missing)}; or leave it out."
+        )
+
+
+def flat(table: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """A recipe's values under dotted names; lists as texts, as trackers take them."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[above + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return found
+
+
+class Trackers:
+    """The trackers of a run, open from here to `close`. Whatever one raises becomes a note, and it is left alone."""
+
+    def __init__(self, recipe: Recipe, folder: Path, warn: Callable[[str], None]):
+        self.warn, self.steps = warn, recipe.train.steps
+        self.open: dict[str, Any] = {}
+        self.sums = [0.0, 0.0, 0]  # loss, |gamma|, records since the last call
+        if not (words := recipe.log.trackers):
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        from ..scoring.sources import resolve as sources  # noqa: F401 - offline first
+
+        config = flat(recipe.resolved())
+        for word in dict.fromkeys(words):
+            made = LOGGER_TYPE_TO_CLASS[word]
+            where = {"logging_dir": str(folder / FOLDER)} if made.requires_logging_directory else {}
+
+            def start(made: Any = made, where: Any = where) -> Any:
+                tracker = made(recipe.name, **where)
+                tracker.start()
+                tracker.store_init_configuration(config)
+                return tracker
+
+            if (tracker := self._guarded(word, start)) is not None:
+                self.open[word] = tracker
+
+    def step(self, record: Record) -> None:
+        """Means of loss and |gamma| of EVERY steps, and the lr."""
+        if not self.open:
+            return
+        losses = [x for x in record.losses if math.isfinite(x)]
+        if losses:
+            self.sums[0] += sum(losses) / len(losses)
+            self.sums[1] += sum(map(abs, record.g)) / len(record.g)
+            self.sums[2] += 1
+        done = record.step + 1
+        if (done % EVERY == 0 or done == self.steps) and self.sums[2]:
+            loss, gamma, count = self.sums
+            self.sums = [0.0, 0.0, 0]
+            self._log({"train/loss": loss / count, "train/gamma": gamma / count, "train/lr": record.lr}, done)
+
+    def score(self, step: int, rows: str, score: Score) -> None:
+        """All that a look found, under the rows' name: valid/accuracy, test/loss."""
+        found = {f"{rows}/{k}": v for k, v in asdict(score).items() if v is not None and k != "count"}
+        self._log(found, step)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        for word, tracker in list(self.open.items()):
+            self._guarded(word, partial(tracker.log, values, step=step))
+
+    def _guarded(self, word: str, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except Exception as e:
+            self.open.pop(word, None)
+            self.warn(
+                f"the tracker {word} has failed and is left out from here on: {type(e).__name__}: {plain(str(e))}"
+            )
+            return None
+
+    def close(self) -> None:
+        for tracker in self.open.values():
+            with suppress(Exception):
+                tracker.finish()
+        self.open = {}

@@ -1,0 +1,150 @@
+"""More than one device: each worker scores a share of a step's work, and only losses travel.
+
+Every worker holds the same base and theta, and computes the same record from the gathered losses; the first one's log is
+the run's. Started by `accelerate launch -m zoedge ...` or torchrun, which set RANK and WORLD_SIZE; torch.distributed's
+gloo carries the numbers, also where the workers' models are on GPUs. No parameter is ever sent: who comes later gets the
+log, and replays it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import reduce
+from operator import or_
+from typing import Any
+
+from ..core.types import mean
+from ..errors import LostError, ReplayError, told
+
+Rows = list[list[float]]  # a point, its examples' losses
+TIMEOUT = 1800.0  # seconds to wait for another worker, if train.timeout does not say: the others wait while one looks
+
+
+def launched() -> bool:
+    """Has a launcher (accelerate launch, torchrun) started this process as one of several?"""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+
+
+def follows() -> bool:
+    """Is it one of several, and not the one that has the run's log?"""
+    return launched() and os.environ.get("RANK", "0") != "0"
+
+
+def leave(code: int) -> None:
+    """End this process at once: gloo's threads may abort one that ends by itself once another worker is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def split(points: int, workers: int) -> tuple[int, int]:
+    """(groups of points, groups of rows): as many workers as can divide the points do, and the rest divide the rows.
+
+    A share of the points answers with means, 8 bytes each; a share of the rows with a number an example, because the sum
+    over examples is rounded once, in example order.
+    """
+    groups = next(g for g in range(min(points, workers), 0, -1) if workers % g == 0)
+    return groups, workers // groups
+
+
+class Workers:
+    """This process among those of its launch. LostError: another has gone, or did not answer in time.
+
+    index: this one's, 0 logs. wish: a signal that has come here; stop: one that all have seen, after the same step.
+    """
+
+    def __init__(self, timeout: float | None = None, cuda: bool = False):
+        from accelerate import PartialState
+        from torch import distributed
+
+        from ..scoring.sources import resolve as sources  # noqa: F401 - offline first
+
+        wait = timedelta(seconds=timeout or TIMEOUT)
+        try:
+            state = PartialState(cpu=not cuda, timeout=wait)
+            self._group = distributed.new_group(backend="gloo", timeout=wait) if cuda else None
+        except (RuntimeError, ValueError) as e:
+            raise LostError(
+                f"The workers did not find each other: {reason(e)}. Start all of them with the same --num_machines (or "
+                "--nnodes) and address."
+            ) from None
+        self.index, self.count = state.process_index, state.num_processes
+        self.wish = self.stop = 0
+        self.sent = 0  # bytes of payload, this worker's
+
+    def means(
+        self, points: int, rows: int, score: Callable[[slice, slice], tuple[Rows, int]]
+    ) -> tuple[list[float], int]:
+        """(mean loss a point, flags) of a batch. score(points, rows) -> (losses, flags) of a share, which is scored here."""
+        groups, parts = split(points, self.count)
+        some, each = math.ceil(points / groups), math.ceil(rows / parts)
+
+        def share(index: int) -> tuple[range, range]:
+            a, b = index % groups * some, index // groups * each
+            return range(points)[a : a + some], range(rows)[b : b + each]
+
+        mine, here = share(self.index)
+        found, flags = score(*(slice(r.start, r.stop) for r in (mine, here))) if mine and here else ([], 0)
+        values = [mean(row) for row in found] if parts == 1 else [x for row in found for x in row]
+        room = some * (1 if parts == 1 else each)
+        heard = self._gather([float(self.wish << 8 | flags), *values, *[0.0] * (room - len(values))])
+        words = [int(h[0]) for h in heard]
+        self.stop = max(word >> 8 for word in words)
+        losses: Rows = [[] for _ in range(points)]
+        for index, (_, *said) in enumerate(heard):  # example order: an index's rows come before the next one's
+            which, there = share(index)
+            width = 1 if parts == 1 else len(there)
+            for i, point in enumerate(which):
+                losses[point] += said[i * width : (i + 1) * width]
+        return [row[0] if parts == 1 else mean(row) for row in losses], reduce(or_, words) & 255
+
+    def agree(self, digest: bytes) -> bytes:
+        """The state's digest, which is every worker's. ReplayError: another worker's is another."""
+        own = [float(int.from_bytes(digest[i : i + 6], "big")) for i in range(0, len(digest), 6)]  # exact: 48 bits
+        for index, other in enumerate(self._gather(own)):
+            if other != own:
+                raise ReplayError(
+                    f"Worker {index} has another state than worker {self.index}: one of them computes other bits. The log "
+                    "is worker 0's; find the machine with `zoedge doctor`, and go on without it: zoedge resume."
+                )
+        return digest
+
+    def share(self, data: bytes | None) -> bytes:
+        """Worker 0's bytes (the log), to all."""
+        import torch
+
+        size = torch.tensor([len(data) if data is not None else 0])
+        self._talk("broadcast", size, 0)
+        whole = torch.frombuffer(bytearray(data or bytes(int(size))) or bytearray(1), dtype=torch.uint8)
+        self._talk("broadcast", whole, 0)
+        return bytes(whole.numpy())[: int(size)]
+
+    def _gather(self, values: Sequence[float]) -> list[list[float]]:
+        """The same number of values of every worker, in the workers' order."""
+        import torch
+
+        own = torch.tensor(values, dtype=torch.float64)
+        heard = [torch.empty_like(own) for _ in range(self.count)]
+        self._talk("all_gather", heard, own)
+        self.sent += own.numel() * own.itemsize
+        return [x.tolist() for x in heard]
+
+    def _talk(self, what: str, *args: Any) -> None:
+        from torch import distributed
+
+        try:
+            getattr(distributed, what)(*args, group=self._group)
+        except RuntimeError as e:
+            raise LostError(
+                f"Another worker is gone, or did not answer in time ({reason(e)}). The log is safe up to the last step. "
+                "Go on with as many workers as there are: zoedge resume."
+            ) from None
+
+
+def reason(e: Exception) -> str:
+    """gloo's words for it, without its source file's name."""
+    return told(str(e).rpartition("] ")[2].splitlines()[0].split(". This may")[0])[:160].rstrip(".")

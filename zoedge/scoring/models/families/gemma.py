@@ -1,0 +1,8 @@
+"""The facts of the first Gemma: LLaMA's; its own modules scale embeddings by sqrt(hidden) and norms by 1 + weight."""
+
+from __future__ import annotations
+
+from ._rows import longest
+from .llama import BLOCKS, HEAD, context, embed, final, head, last
+
+__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]

@@ -1,0 +1,8 @@
+"""The facts of the Qwen2 family: LLaMA's, with biases on q, k and v, and a sliding window where it is switched on."""
+
+from __future__ import annotations
+
+from ._rows import longest
+from .llama import BLOCKS, HEAD, context, embed, final, head, last
+
+__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]

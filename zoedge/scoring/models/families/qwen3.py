@@ -1,0 +1,8 @@
+"""The facts of the Qwen3 family: LLaMA's, with RMS norms on each head's q and k, and heads of any size."""
+
+from __future__ import annotations
+
+from ._rows import longest
+from .llama import BLOCKS, HEAD, context, embed, final, head, last
+
+__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]

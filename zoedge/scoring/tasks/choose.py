@@ -1,0 +1,199 @@
+"""Choose among candidates of the row: loss = cross-entropy of the right candidate's tokens; the likeliest is the answer.
+
+MeZO's multiple choice (arXiv 2305.17333, App. E): trained by teacher forcing on the right option alone, the mean over all
+its tokens in the batch; evaluated by the mean log p of each candidate's tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import DataError, plain
+from ..rows.sets import Row, many, require, text_of
+from . import _objective
+from ._branches import fills
+from ._encode import overflowed, shortened, tokenise
+from ._examples import Batch, Examples
+from ._prompt import names, pieces, render
+from ._training import AbstractTraining, filled, likelihoods, mean_loss, token_losses
+
+CHOICE = "choice"  # the candidate, as a field that `option` may name
+
+
+@dataclass(frozen=True)
+class Choose:
+    """prompt, option: templates over the row's fields; in `option`, {choice} is the candidate, and so is the text `blank`.
+
+    blank: the text that the candidate replaces. choices: fields that hold a candidate each, or one that holds a list.
+    label: the field with the right one's number from 0, its text, or a list of right texts (the first is trained on).
+    objective: loss | accuracy | module:function.
+    """
+
+    prompt: str = "{premise:unended} {question:connective}"
+    option: str = " {choice:uncapital}"
+    choices: list[str] = field(default_factory=lambda: ["choice1", "choice2"])
+    label: str = "label"
+    blank: str = ""
+    objective: str = "loss"
+
+    def __post_init__(self) -> None:
+        pieces(self.prompt)
+        pieces(self.option, "option")
+        if not self.choices:
+            raise ValueError("choices: name the fields with the candidates")
+        if not self.blank and CHOICE not in names(self.option):
+            raise ValueError("option: the candidate is nowhere in it: write {choice}, or set blank")
+        _objective.allow(self.objective, ["accuracy"])
+
+    def fields(self) -> list[str]:
+        """The row's fields that prompts and options are made of."""
+        return list(dict.fromkeys([*names(self.prompt), *self.choices, *self._others()]))
+
+    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
+        """Tokenised rows, and counts of what was truncated or dropped. DataError: candidates, labels, lengths."""
+        require(rows, [*names(self.prompt), *self._others()], self.label, self.choices)
+        items, faults = [], []
+        for row in rows:
+            try:
+                items.append(self._texts(row))
+            except DataError as e:
+                faults.append(e)
+        many(faults)
+        heads, starts = tokenise(tokenizer, [prompt.strip(" ") for prompt, *_ in items])
+        fulls = iter(tokenise(tokenizer, [(p + o).strip(" ") for p, options, *_ in items for o in options])[0])
+        examples, lengths = Examples(1), []
+        for row, head, start, (_, options, candidates, right) in zip(rows, heads, starts, items):
+            whole = [next(fulls) for _ in options]
+            for ids, candidate in zip(whole, candidates):
+                if len(ids) <= len(head):
+                    raise DataError(f"{row.where}: '{plain(candidate)}' adds no token after the prompt.")
+            lengths.append(max(map(len, whole)) - 1)
+            if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
+                continue
+            if len(head) - cut <= start:
+                raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
+            some = Examples(1)
+            for i, ids in enumerate(whole):
+                some.add(*shortened(ids, list(range(len(head), len(ids))), start, cut), int(i in right), row.where)
+            ids = whole[right[0]]
+            examples.add(*shortened(ids, list(range(len(head), len(ids))), start, cut), right[0], row.where)
+            examples.choices.append(some)
+            if _objective.is_function(self.objective):
+                examples.notes.append({"where": row.where, "row": row.fields, "choices": candidates})
+        return examples, overflowed(rows, lengths, limit, overflow)
+
+    def over(self, train: Examples, seed: int, size: int) -> Choosing:
+        return Choosing(self, train, seed, size)
+
+    def _others(self) -> list[str]:
+        return [name for name in names(self.option) if name != CHOICE]
+
+    def _texts(self, row: Row) -> tuple[str, list[str], list[str], list[int]]:
+        """(prompt, options, candidates, numbers of the right ones) of a row."""
+        candidates = self._candidates(row)
+        options = []
+        for candidate in candidates:
+            text = render(self.option, Row(row.where, row.fields | {CHOICE: candidate}))
+            options.append(text.replace(self.blank, candidate) if self.blank else text)
+        return render(self.prompt, row), options, candidates, self._right(row, candidates)
+
+    def _candidates(self, row: Row) -> list[str]:
+        found: list[str] = []
+        for name in self.choices:
+            if isinstance(value := row.fields.get(name), list):
+                found += [text_of(Row(row.where, {name: text}), name) for text in value]
+            else:
+                found.append(text_of(row, name))
+        if len(set(found)) < 2:
+            raise DataError(
+                f"{row.where}: {len(set(found))} candidate in {', '.join(map(plain, self.choices))}: no choice."
+            )
+        return list(dict.fromkeys(found))
+
+    def _right(self, row: Row, candidates: list[str]) -> list[int]:
+        value = row.fields.get(self.label)
+        wanted = value if isinstance(value, list) and value else [text_of(row, self.label)]
+        number = str(wanted[0])
+        if len(wanted) == 1 and number not in candidates and number.isdecimal() and int(number) < len(candidates):
+            return [int(number)]
+        for text in wanted:
+            if text not in candidates:
+                there = ", ".join(plain(c, 40) for c in candidates[:8])
+                raise DataError(f'{row.where}: "{plain(str(text))}" ({plain(self.label)}) is not a candidate: {there}.')
+        return [candidates.index(text) for text in wanted]
+
+
+@dataclass
+class Choosing(AbstractTraining):
+    """A run of Choose."""
+
+    def batch(self, step: int) -> Batch:
+        batch = super().batch(step)
+        if self.options.objective != "loss":
+            batch.flat = flat(self.train, batch.index)
+        return batch
+
+    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
+        """Cross-entropy of the right candidates' tokens, or 1 - reward of the likeliest: [copies, B], float64."""
+        if self.options.objective == "loss":
+            return token_losses(model, batch, copies)
+        every = batch.flat or flat(batch.examples, batch.index)
+        sums, counts = likelihoods(model, every, copies)
+        sets = [batch.examples.choices[i] for i in batch.index]
+        notes = batch.notes if _objective.is_function(self.options.objective) else []
+        found = [self.rewards(notes, sets, picked(row, sets)) for row in (sums / counts)]
+        return 1 - torch.tensor(found, dtype=torch.float64)
+
+    def rewards(self, notes: list[dict[str, Any]], sets: list[Examples], picks: list[int]) -> list[float]:
+        """Of the candidates picked."""
+        if self.options.objective == "accuracy":
+            return [float(some.labels[pick]) for some, pick in zip(sets, picks)]
+        outputs = [note["choices"][pick] for note, pick in zip(notes, picks)]
+        return _objective.rewards(self.options.objective, notes, outputs)
+
+    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+        sets = examples.choices
+        sums, counts = likelihoods(model, flat(examples, list(range(len(sets)))), 1)
+        chosen = picked((sums / counts)[0], sets)
+        picks = [some.targets[pick] for some, pick in zip(sets, chosen)]
+        right, answers = (model.tokenizer.batch_decode(ids) for ids in (examples.targets, picks))
+        return [(a.strip(), b.strip()) for a, b in zip(right, answers)]
+
+    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Accuracy of the likeliest candidate, and of the best one place in the list; the training loss."""
+        sets = examples.choices
+        picks = [0] * len(sets)
+        for chosen in filled([fills(some.tokens) for some in sets]):
+            sums, counts = likelihoods(model, flat(examples, chosen), 1)
+            for i, pick in zip(chosen, picked((sums / counts)[0], [sets[i] for i in chosen])):
+                picks[i] = pick
+        places = range(max(map(len, sets)))
+        found = {
+            "loss": mean_loss(model, examples), "count": len(sets),
+            "accuracy": sum(some.labels[pick] for some, pick in zip(sets, picks)) / len(sets),
+            "majority": max(sum(some.labels[k] for some in sets if k < len(some)) for k in places) / len(sets),
+        }  # fmt: skip
+        if _objective.is_function(self.options.objective):
+            found["reward"] = sum(self.rewards(examples.notes, sets, picks)) / len(sets)
+        return found
+
+
+def picked(means: Tensor, sets: list[Examples]) -> list[int]:
+    """The likeliest candidate of each set, by means [candidates of all sets]."""
+    return [int(part.argmax()) for part in means.split([len(some) for some in sets])]
+
+
+def flat(examples: Examples, chosen: list[int]) -> Batch:
+    """Every candidate of some examples, one after another."""
+    whole, sets = Examples(1), [examples.choices[i] for i in chosen]
+    for some in sets:
+        for ours, theirs in zip(
+            (whole.tokens, whole.rows, whole.targets, whole.labels, whole.names),
+            (some.tokens, some.rows, some.targets, some.labels, some.names),
+        ):
+            ours += theirs
+    return whole.collate(range(len(whole)), [len(some) for some in sets])

@@ -1,0 +1,177 @@
+"""Choose among fixed options after a prompt: loss = CE(softmax(mean log p of each option's tokens), label).
+
+MeZO's classification (arXiv 2305.17333, App. E; train_as_classification). Where every option is one token, an example
+is one sequence and only the option columns of the head are computed; the softmax over them is the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import DataError, nearest, plain
+from ..rows.sets import Row, as_text, file_of, many, require, text_of
+from . import _objective
+from ._encode import overflowed, tokenise
+from ._examples import Batch, Examples
+from ._prompt import names, pieces, render
+from ._training import AbstractTraining, batches, likelihoods
+
+
+@dataclass(frozen=True)
+class Classify:
+    """prompt: a template over the row's fields. options: label -> the words that follow. label: the label's field.
+
+    objective: loss | accuracy | module:function, a reward of (rows, the labels chosen).
+    """
+
+    prompt: str = "{text} It was"
+    options: dict[str, str] = field(default_factory=lambda: {"negative": " terrible", "positive": " great"})
+    label: str = "label"
+    objective: str = "loss"
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 2 or len(set(self.options.values())) < len(self.options):
+            raise ValueError("options: at least two, all different")
+        pieces(self.prompt)
+        _objective.allow(self.objective, ["accuracy"])
+
+    def fields(self) -> list[str]:
+        """The row's fields that the prompt is made of."""
+        return names(self.prompt)
+
+    def render(self, row: Row) -> str:
+        return render(self.prompt, row).strip(" ")
+
+    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
+        """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, empty options."""
+        require(rows, self.fields(), self.label)
+        words = list(self.options.values())
+        prompts, labels = self.rendered(rows)
+        heads, starts = tokenise(tokenizer, prompts)
+        fulls = [tokenise(tokenizer, [p + w for p in prompts])[0] for w in words]
+        single = all(full[i][:-1] == head for full in fulls for i, head in enumerate(heads))
+        single = single and all(len({ids[-1] for ids in full}) == 1 for full in fulls)
+        examples = Examples(1 if single else len(words))
+        lengths: list[int] = []
+        for row, label, head, start, *full in zip(rows, labels, heads, starts, *fulls):
+            if single:
+                sequences = [(head, 1, [ids[-1] for ids in full])]
+            else:  # the option is what the verbalised text adds in length (MeZO); its last token needs no forward
+                sizes = [len(ids) - len(head) for ids in full]
+                if min(sizes) < 1:
+                    word = plain(words[sizes.index(min(sizes))])
+                    raise DataError(f"task.options: '{word}' adds no token after the prompt of {row.where}.")
+                sequences = [(ids[:-1], n, ids[-n:]) for ids, n in zip(full, sizes)]
+            lengths.append(max(len(ids) for ids, _, _ in sequences))
+            if (cut := lengths[-1] - limit) > 0:
+                if overflow != "truncate":
+                    continue
+                if len(head) - cut <= start:
+                    raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
+                # from the prompt's start, the same tokens for every option; what the tokenizer puts first stays
+                sequences = [(ids[:start] + ids[start + cut :], n, targets) for ids, n, targets in sequences]
+            for ids, n, targets in sequences:
+                examples.tokens.append(ids)
+                examples.rows.append(list(range(len(ids) - n, len(ids))))
+                examples.targets.append(targets)
+            examples.labels.append(label)
+            examples.names.append(row.where)
+            if _objective.is_function(self.objective):
+                examples.notes.append({"where": row.where, "row": row.fields})
+        return examples, overflowed(rows, lengths, limit, overflow)
+
+    def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
+        """(prompts, labels). DataError lists every row whose fields or label are not as wanted."""
+        names = list(self.options)
+        seen = Counter(as_text(row.fields.get(self.label)) for row in rows)
+        if not seen.keys() & self.options.keys():
+            raise DataError(
+                f"{file_of(rows)}: no row's label is one of task.options ({', '.join(map(plain, names))}). There is: "
+                f"{', '.join(f'{plain(word)} ({n:,} rows)' for word, n in seen.most_common(8))}. Name them in task.options: "
+                f"{{{', '.join(f'{plain(word)}: ...' for word in sorted(seen)[:2])}}}."
+            )
+        faults: list[DataError] = []
+        prompts, labels = [], []
+        for row in rows:
+            try:
+                label = text_of(row, self.label)
+                if label not in self.options:
+                    there = ", ".join(map(plain, names)) + f"){nearest(label, names) or '.'}"
+                    raise DataError(f'{row.where}: label "{plain(label)}" is not one of task.options ({there}')
+                prompts.append(self.render(row))
+                labels.append(names.index(label))
+            except DataError as e:
+                faults.append(e)
+        many(faults)
+        return prompts, labels
+
+    def over(self, train: Examples, seed: int, size: int) -> Classification:
+        return Classification(self, train, seed, size)
+
+
+@dataclass
+class Classification(AbstractTraining):
+    """A run of Classify."""
+
+    def outputs(self, model: Any, batch: Batch, copies: int) -> Tensor:
+        """Log-probabilities of the options, up to a constant an example: [copies, B, options], float64 on the host."""
+        if batch.examples.per == 1:
+            scores: Tensor = model.logits(model.hidden(batch, copies)[:, 0], batch.targets[0]).double().cpu()
+        else:
+            sums, counts = likelihoods(model, batch, copies)
+            scores = sums / counts
+        return scores.view(copies, len(batch), -1)
+
+    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
+        """Cross-entropy over the options, or 1 - reward of the likeliest: [copies, B], float64."""
+        outputs = self.outputs(model, batch, copies)
+        if self.options.objective == "loss":
+            log_p = torch.log_softmax(outputs, dim=-1)
+            right: Tensor = log_p.gather(-1, batch.labels.expand(copies, -1)[..., None])[..., 0]
+            return -right
+        return 1 - self.rewards(batch, outputs)
+
+    def rewards(self, batch: Batch, outputs: Tensor) -> Tensor:
+        """[copies, B], float64: of the likeliest options."""
+        chosen = outputs.argmax(-1)
+        if self.options.objective == "accuracy":
+            return (chosen == batch.labels).double()
+        labels, notes = list(self.options.options), batch.notes
+        found = [_objective.rewards(self.options.objective, notes, [labels[i] for i in row]) for row in chosen.tolist()]
+        return torch.tensor(found, dtype=torch.float64)
+
+    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Accuracy raw, with the label bias removed (the options' mean log p on training rows), and of the majority."""
+        scores, labels = self.log_shares(model, examples), torch.tensor(examples.labels)
+        bias = self.log_shares(model, self.train.head(calibrate)).mean(0)
+
+        def share(x: Tensor) -> float:
+            return (x.argmax(-1) == labels).double().mean().item()
+
+        found = {
+            "loss": -scores.gather(-1, labels[:, None]).mean().item(), "count": len(labels),
+            "accuracy": share(scores), "calibrated": share(scores - bias),
+            "majority": max(Counter(examples.labels).values()) / len(labels),
+        }  # fmt: skip
+        if _objective.is_function(self.options.objective):
+            whole = examples.collate(range(len(examples)))
+            found["reward"] = self.rewards(whole, scores[None]).mean().item()
+        return found
+
+    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+        names = list(self.options.options)
+        picks = self.log_shares(model, examples).argmax(-1).tolist()
+        return [(names[right], names[pick]) for right, pick in zip(examples.labels, picks)]
+
+    def log_shares(self, model: Any, examples: Examples) -> Tensor:
+        """Log-probabilities of the options among themselves: [N, options], float64."""
+        found: list[tuple[int, Tensor]] = []
+        for chosen in batches(examples):
+            scores = self.outputs(model, examples.collate(chosen), 1)[0]
+            found += zip(chosen, torch.log_softmax(scores, dim=-1))
+        return torch.stack([row for _, row in sorted(found, key=lambda pair: pair[0])])

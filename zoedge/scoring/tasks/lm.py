@@ -1,0 +1,60 @@
+"""Plain text: loss = cross-entropy of every token after the first, the mean over all tokens in the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...errors import DataError
+from ..rows.sets import Row, many, require, text_of
+from ._encode import overflowed, shortened, tokenise
+from ._examples import Batch, Examples
+from ._training import AbstractTraining, mean_loss, token_losses
+
+
+@dataclass(frozen=True)
+class Lm:
+    """text: the field with the text."""
+
+    formats: ClassVar[tuple[str, ...]] = ("text",)
+    text: str = "text"
+
+    def fields(self) -> list[str]:
+        return [self.text]
+
+    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
+        """Tokenised rows, and counts of what was truncated (from the left) or dropped. DataError: fields, lengths."""
+        require(rows, [], self.text, option="task.text")
+        texts, faults = [], []
+        for row in rows:
+            try:
+                texts.append(text_of(row, self.text))
+            except DataError as e:
+                faults.append(e)
+        many(faults)
+        examples, lengths = Examples(1), []
+        for row, ids, start in zip(rows, *tokenise(tokenizer, texts)):
+            if len(ids) < 2:
+                raise DataError(f"{row.where}: one token: nothing follows it that could be scored.")
+            lengths.append(len(ids) - 1)
+            if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
+                continue
+            examples.add(*shortened(ids, list(range(1, len(ids))), start, cut), 0, row.where)
+        return examples, overflowed(rows, lengths, limit, overflow)
+
+    def over(self, train: Examples, seed: int, size: int) -> Modelling:
+        return Modelling(self, train, seed, size)
+
+
+@dataclass
+class Modelling(AbstractTraining):
+    """A run whose loss is the cross-entropy of some tokens, and whose metric is that loss."""
+
+    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
+        """[copies, B], float64; their mean is the cross-entropy of a scored token of the batch."""
+        return token_losses(model, batch, copies)
+
+    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
+        return {"loss": mean_loss(model, examples), "count": len(examples)}

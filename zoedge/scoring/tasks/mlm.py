@@ -1,0 +1,129 @@
+"""Fill a mask inside a prompt with one of a few words: loss = CE(softmax(the words' logits at the mask), label).
+
+LM-BFF's prompts (arXiv 2012.15723), as in MeZO's RoBERTa experiments (arXiv 2305.17333, App. E): <s> text It was<mask>.
+</s>. The masked language model's own head scores the words, so nothing of the model starts at random.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, ClassVar, NamedTuple
+
+from ...errors import DataError, plain
+from ..rows.sets import Row, require
+from ._encode import overflowed
+from ._examples import Examples
+from .classify import Classification, Classify
+
+MASK = "mask"
+
+
+@dataclass(frozen=True)
+class Mlm:
+    """prompt: a template over the row's fields and {mask}. options: label -> the word that fills the mask, one token.
+
+    label: the label's field. Each field and each text between them is tokenised apart, as in LM-BFF, so that truncating
+    a field takes nothing else along. Unlike there, spaces at a field's ends are stripped.
+    """
+
+    head: ClassVar[str] = "MaskedLM"
+    prompt: str = "{text} It was{mask}."
+    options: dict[str, str] = field(default_factory=lambda: {"negative": " terrible", "positive": " great"})
+    label: str = "label"
+
+    def __post_init__(self) -> None:
+        if f"{{{MASK}}}" not in self.prompt or MASK in self.fields():
+            raise ValueError(f"prompt: write {{{MASK}}} once, where the word is to stand")
+
+    def plainly(self) -> Classify:
+        """The same without the mask. ValueError: a prompt or options that cannot be meant."""
+        return Classify(self.prompt.replace(f"{{{MASK}}}", "", 1), self.options, self.label)
+
+    def fields(self) -> list[str]:
+        """The row's fields that the prompt is made of."""
+        return self.plainly().fields()
+
+    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
+        """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, words, the tokenizer."""
+        start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        if None in (start, end, tokenizer.mask_token_id):
+            raise DataError(
+                "task: mlm fills a mask, and this tokenizer has none. Use a masked language model such as RoBERTa, or "
+                "task: {name: classify}."
+            )
+        require(rows, self.fields(), self.label)
+        _, labels = self.plainly().rendered(rows)
+        words, prompts = self.words(tokenizer), self.tokenised(rows, tokenizer)
+        examples, lengths = Examples(1), []
+        for i, (row, label) in enumerate(zip(rows, labels)):
+            parts = [segment[i] for segment in prompts.segments]
+            lengths.append(2 + sum(map(len, parts)))
+            if (cut := lengths[-1] - limit) > 0:
+                if overflow != "truncate":
+                    continue
+                if not shortened(parts, prompts.fields, cut):
+                    raise DataError(f"{row.where}: the prompt alone fills {limit} tokens. Raise data.max_length.")
+            examples.tokens.append([start, *chain(*parts), end])
+            examples.rows.append([1 + sum(map(len, parts[: prompts.mask]))])
+            examples.targets.append(words)
+            examples.labels.append(label)
+            examples.names.append(row.where)
+        return examples, overflowed(rows, lengths, limit, overflow, "the longest field, from the right")
+
+    def words(self, tokenizer: Any) -> list[int]:
+        """The token of each option. DataError: a word of none, of several, unknown, or the same as another's."""
+        found: list[int] = []
+        for word in self.options.values():
+            ids = tokenizer(word, add_special_tokens=False).input_ids
+            if len(ids) != 1 or ids[0] in (*found, tokenizer.unk_token_id):
+                seen = " ".join(tokenizer.convert_ids_to_tokens(ids))
+                raise DataError(
+                    f"task.options: '{plain(word)}' is {len(ids)} token{'' if len(ids) == 1 else 's'} ({plain(seen)}), and "
+                    "a mask holds one known token, another for each option. Most words want a space before them."
+                )
+            found += ids
+        return found
+
+    def tokenised(self, rows: list[Row], tokenizer: Any) -> Prompts:
+        """The rows' prompts in segments: texts, fields and the mask."""
+        segments: list[list[list[int]]] = []
+        fields, place, plainly = [], 0, self.plainly()
+
+        def ids(texts: list[str]) -> list[list[int]]:
+            found: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
+            return found
+
+        for literal, name, spec, _ in string.Formatter().parse(self.prompt):
+            text = literal if name is None else literal.rstrip(" ")  # a space is part of the word that follows
+            segments.append(ids([text]) * len(rows))
+            if name == MASK:
+                place = len(segments)
+                segments.append([[tokenizer.mask_token_id]] * len(rows))
+            elif name is not None:
+                one = replace(plainly, prompt=f"{{{name}:{spec}}}" if spec else f"{{{name}}}")
+                fields.append(len(segments))
+                segments.append(ids([literal[len(text) :] + one.render(row) for row in rows]))
+        return Prompts(segments, fields, place)
+
+    def over(self, train: Examples, seed: int, size: int) -> Classification:
+        return Classification(self.plainly(), train, seed, size)
+
+
+class Prompts(NamedTuple):
+    """segments: token ids by segment and row. fields: the segments that are fields. mask: the one that is the mask."""
+
+    segments: list[list[list[int]]]
+    fields: list[int]
+    mask: int
+
+
+def shortened(parts: list[list[int]], fields: list[int], cut: int) -> bool:
+    """Take `cut` tokens in all off the ends of the fields, always of the longest. False: one would have none left."""
+    for _ in range(cut):
+        longest = max(fields, key=lambda j: len(parts[j]))
+        if len(parts[longest]) < 2:
+            return False
+        parts[longest] = parts[longest][:-1]
+    return True
