@@ -60,7 +60,8 @@ def made(shape: str, kind: str, device: Any, dtype: Any) -> Any:
     from torch import nn
     from transformers import AutoModelForCausalLM
 
-    from zoedge.scoring.models.base import Base, facts_of
+    from zoedge.scoring.models.base import Base
+    from zoedge.scoring.models.families import facts_of
     from zoedge.scoring.models.loading import tame
 
     config = configuration(shape)

@@ -18,7 +18,7 @@ import torch
 
 from zoedge.errors import DivergedError
 from zoedge.lab._model import Model
-from zoedge.recipe.check import read
+from zoedge.recipe.reading import read
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "benchmarks" / "methods.json"

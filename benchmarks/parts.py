@@ -37,7 +37,7 @@ def row(what: str, unit: str, values: list[float], over: str = "", ratios: Any =
 
 
 def header(elements: int, sync_every: int = 1) -> Any:
-    from zoedge.log.log import DIGESTS, Header
+    from zoedge.log.header import DIGESTS, Header
 
     return Header(
         block=b"{}", directions=2, noise=1, rule=1, seed=0, elements=elements, hash_every=100, sync_every=sync_every,
@@ -46,7 +46,8 @@ def header(elements: int, sync_every: int = 1) -> Any:
 
 
 def record(log: Any) -> Any:
-    from zoedge.core.types import Record, bits16
+    from zoedge.core.exact import bits16
+    from zoedge.core.types import Record
 
     return Record(len(log), log.next_seq, bits16(1e-7), (bits16(0.7),), (0.5, 0.5))
 
@@ -58,7 +59,7 @@ def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
     from zoedge.methods.noise.rademacher import Rademacher
     from zoedge.methods.spaces.lora import Lora
     from zoedge.recipe.check import check
-    from zoedge.run import setup
+    from zoedge.run import replay as run_replay
     from zoedge.scoring.models.loading import load
 
     spaces = {}
@@ -74,7 +75,7 @@ def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
         path = folder / name.replace(" ", "")
         again = space.value.clone() if hasattr(space, "value") else None
         written(path, space, STEPS[name])
-        items[name] = partial(replayed, path, space, again, setup.bits())
+        items[name] = partial(replayed, path, space, again, run_replay.bits())
     found = interleaved(items, args.repeat)
     rate = {name: [STEPS[name] / s for s in values] for name, values in found.items()}
     target = {"LoRA 1 M": ("value", ">=", 1000)}
@@ -82,16 +83,16 @@ def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 def running(log: Any, space: Any, bits: Any = None) -> Any:
-    from zoedge.core import engine
+    from zoedge.core import run as core_run
     from zoedge.methods.noise.rademacher import Rademacher
     from zoedge.methods.rules.sgd import Sgd
 
-    return engine.Run(0, 1000, log, space, Rademacher(), Sgd(lr=1e-7), bits=bits)
+    return core_run.Run(0, 1000, log, space, Rademacher(), Sgd(lr=1e-7), bits=bits)
 
 
 def written(path: Path, space: Any, steps: int) -> None:
     """A log of some steps with the hashes that replay compares; `space` ends where they lead, or stays (full)."""
-    from zoedge.core import engine
+    from zoedge.core import digests, engine
     from zoedge.log.log import Log
 
     with Log.create(path, header(sum(len(leaf.value) for leaf in space.leaves()))) as log:
@@ -100,7 +101,7 @@ def written(path: Path, space: Any, steps: int) -> None:
             made = log.append(record(log))
             if hasattr(space, "value"):
                 engine.advance(run, made)
-                log.seal(step + 1, partial(engine.digest, space))
+                log.seal(step + 1, partial(digests.digest, space))
 
 
 def replayed(path: Path, space: Any, start: Any, bits: Any) -> None:
@@ -167,7 +168,7 @@ def loaded(args: argparse.Namespace, kind: str) -> tuple[float, float]:
 
     import torch
 
-    from zoedge.recipe.check import Model
+    from zoedge.recipe.sections import Model
     from zoedge.scoring.models import loading
     from zoedge.scoring.sources.resolve import resolve_model
 

@@ -32,7 +32,7 @@ STEPS, LR = 300, 1e-3  # of first-order: docs/lab-notes.md has it at 0.86 after 
 
 def forward_only(model: Any, name: str, seed: int, args: Any) -> Iterator[int]:
     """A run of a recipe; yields each step's forward passes of a sample."""
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
 
     recipe = read(name, [])
     if any(getattr(recipe, key) != getattr(model.recipe, key) for key in ("model", "task", "space")):
@@ -86,9 +86,9 @@ def differentiable(base: Any, batch: Any) -> Any:
 def run(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
     """A curve of [forward passes of a sample, seconds, accuracy, calibrated, loss], and the peak in MiB."""
     from zoedge.errors import DivergedError
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
     from zoedge.run.evaluate import evaluate
-    from zoedge.scoring.models.base import release
+    from zoedge.scoring.models.loading import release
 
     bench, recipe = model.bench, model.recipe
     total = min(args.steps, STEPS if name == FIRST else read(name, []).train.steps)
@@ -150,7 +150,7 @@ def main() -> None:
     import torch
 
     from zoedge.lab._model import Model
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
 
     torch.set_num_threads(args.threads)
     split = ["data.limit=64", "data.valid.split=16", "data.test.split=16"] if args.smoke else ["data.valid.split=500"]

@@ -46,7 +46,7 @@ def worker(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     from zoedge.core import engine
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
     from zoedge.run import setup
     from zoedge.run.workers import Workers
 
@@ -115,7 +115,7 @@ def offload(args: argparse.Namespace) -> list[dict[str, Any]]:
     from accelerate import hooks
 
     from zoedge.core import engine
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
     from zoedge.run import setup
 
     torch.set_num_threads(1)

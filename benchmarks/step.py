@@ -107,10 +107,10 @@ def examples(base: Any, cell: Cell) -> Any:
     from zoedge.scoring.tasks._examples import Examples
 
     if not cell.tokens:
-        from zoedge.recipe.check import read
-        from zoedge.run import setup
+        from zoedge.recipe.reading import read
+        from zoedge.scoring import texts
 
-        return setup.texts(read("quickstart", []), base.tokenizer, 128).train.head(16 * cell.batch)
+        return texts.texts(read("quickstart", []), base.tokenizer, 128).train.head(16 * cell.batch)
     made, seeded = Examples(1), torch.Generator().manual_seed(0)
     words = [base.tokenizer(word, add_special_tokens=False).input_ids[-1] for word in CLASSES]
     for i in range(4 * cell.batch):
@@ -126,18 +126,19 @@ def examples(base: Any, cell: Cell) -> Any:
 @contextmanager
 def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> Iterator[Any]:
     """A run's parts over `base`, which is as it was afterwards: its hooks are of this space alone."""
-    from zoedge.run import setup
+    from zoedge.run import replay, setup
+    from zoedge.scoring import texts
 
     hooks = [some for m in base.model.modules() for some in (m._forward_hooks, m._forward_pre_hooks)]
     before, project = [dict(some) for some in hooks], base.project
     forwards = {m: vars(m).get("forward") for m in base.model.modules()}
     made = recipe(args, cell)
-    space = made.space.attach(base, made.seed, setup.initial(made.noise))
+    space = made.space.attach(base, made.seed, replay.initial(made.noise))
     some = examples(base, cell)
     sum(base.keep(some, folder))
     try:
         task = made.task.over(some, made.seed, cell.batch)
-        yield setup.Bench(made, base, setup.Texts(some, None, None, {}), task, space)
+        yield setup.Bench(made, base, texts.Texts(some, None, None, {}), task, space)
     finally:
         for now, then in zip(hooks, before):
             now.clear()
@@ -248,8 +249,7 @@ def held(args: argparse.Namespace, cell: Cell, kind: str) -> float:
     import torch
     from _plain import floor
 
-    from zoedge.scoring.models.base import release
-    from zoedge.scoring.models.loading import load
+    from zoedge.scoring.models.loading import load, release
 
     torch.set_num_threads(args.threads)
     base = load(recipe(args, cell).model)

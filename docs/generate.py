@@ -14,11 +14,12 @@ import numpy as np
 from typer.main import get_command
 
 from zoedge.cli import app
-from zoedge.core.engine import demand
+from zoedge.core.oracle import demand
 from zoedge.core.parts import FOLDERS, module, part, words
 from zoedge.core.types import Leaf
 from zoedge.lab import experiments
-from zoedge.recipe.check import Recipe, read, word_of
+from zoedge.recipe.reading import read
+from zoedge.recipe.recipe import Recipe, word_of
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"

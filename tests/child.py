@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from zoedge.core import engine, storage
+from zoedge.core import digests, engine, storage
+from zoedge.core import run as core_run
 from zoedge.core.types import AbstractNoise, Key, Leaf, Part
 from zoedge.errors import ZoedgeError
-from zoedge.log.log import DIGESTS, Header, Log
+from zoedge.log.header import DIGESTS, Header
+from zoedge.log.log import Log
 from zoedge.methods.estimators.two_sided import TwoSided
 from zoedge.methods.rules.momentum import Momentum
 
@@ -77,9 +79,9 @@ class Rows(SimpleNamespace):
 def export(space: Flat, folder: Path) -> None:
     """As export.py does it."""
     with storage.replaced(folder) as draft:
-        storage.write_durably(draft / "weights", b"".join(bytes(engine.host(leaf.value)) for leaf in space.leaves()))
+        storage.write_durably(draft / "weights", b"".join(bytes(digests.host(leaf.value)) for leaf in space.leaves()))
         storage.point("export.marker")
-        facts = {"zoedge": 1, "kind": "peft", "files": ["weights"], "state": engine.digest(space).hex()}
+        facts = {"zoedge": 1, "kind": "peft", "files": ["weights"], "state": digests.digest(space).hex()}
         storage.write_durably(draft / "zoedge.json", json.dumps(facts).encode())
 
 
@@ -92,11 +94,11 @@ def main(folder: Path, steps: int, sync_every: int, pause: float = 0.0) -> int:
         log = Log.resume(path) if exists else Log.create(path, Header(b"{}", 2, 1, 2, 5, 300, 5, sync_every, **zeros))
         with log:
             print("held", flush=True)
-            run = engine.Run(5, steps, log, space, noise, rule, TwoSided(), space, bits=None)  # type: ignore[arg-type]
+            run = core_run.Run(5, steps, log, space, noise, rule, TwoSided(), space, bits=None)  # type: ignore[arg-type]
             for _ in engine.play(run, steps):
                 print(len(log), flush=True)
                 time.sleep(pause)
-            log.finish(engine.digest(space))  # type: ignore[arg-type]
+            log.finish(digests.digest(space))  # type: ignore[arg-type]
         print("finished", flush=True)
         export(space, folder / "adapter")
         print("exported", flush=True)

@@ -54,7 +54,8 @@ def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> An
     import torch
     import transformers
 
-    from zoedge.scoring.models.loading import from_pretrained, scheme, weight_of
+    from zoedge.scoring.models.loading import from_pretrained, scheme
+    from zoedge.scoring.models.quantised import weight_of
 
     model = (
         getattr(transformers, auto)
@@ -72,16 +73,17 @@ def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> An
 
 def replays(folder: Path) -> bool:
     """Did the finished run move, skip no step, and does its log lead to the state that it ends with?"""
-    from zoedge.core import engine
+    from zoedge.core import digests, engine
     from zoedge.log.log import Log
-    from zoedge.run import setup
+    from zoedge.run import folder as run_folder
+    from zoedge.run import replay
 
-    with Log.open(folder / setup.LOG) as log:
+    with Log.open(folder / run_folder.LOG) as log:
         sound = any(g for record in log for g in record.g) and not any(record.flags for record in log)
-        run = setup.replayer(log)
+        run = replay.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
-        return sound and log.state.end is not None and engine.digest(run.space).startswith(log.state.end)
+        return sound and log.state.end is not None and digests.digest(run.space).startswith(log.state.end)
 
 
 def byte_level() -> Any:
@@ -334,10 +336,10 @@ def zoedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def worse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The losses of some slots are so many times what they are: like any loss a function of the log so far."""
 
-    from zoedge.core import engine
+    from zoedge.core import oracle
 
     def by(factor: float, slots: range) -> None:
-        real = engine.Scorer.losses
+        real = oracle.Scorer.losses
 
         def losses(self: Any, points: Any) -> list[float]:
             found = real(self, points)
@@ -346,6 +348,6 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 self.asked[-len(found) :] = found
             return found
 
-        monkeypatch.setattr(engine.Scorer, "losses", losses)
+        monkeypatch.setattr(oracle.Scorer, "losses", losses)
 
     return by

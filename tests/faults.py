@@ -17,8 +17,10 @@ import pytest
 from zoedge import errors
 from zoedge.core import storage
 from zoedge.core.types import CLIPPED, SKIPPED, Record
-from zoedge.log import log as log_module
-from zoedge.log.log import DIGESTS, NOTE, Header, Log, State
+from zoedge.log import slots
+from zoedge.log.header import DIGESTS, Header
+from zoedge.log.log import Log
+from zoedge.log.slots import NOTE, State
 
 SEED = int(os.environ.get("ZOEDGE_SEED", "20261122"))  # of what is random in the suites; each prints it
 SHA = [bytes([i]) * 32 for i in range(256)]
@@ -75,7 +77,7 @@ def states(head: Header, raw: bytes) -> list[State]:
     found, size = [State()], head.slot_size
     for at in range(head.length, len(raw), size):
         state = State(**{k: v.copy() if hasattr(v, "copy") else v for k, v in vars(found[-1]).items()})
-        slot, wrong = log_module.decode_slot(raw[at : at + size], head.directions)
+        slot, wrong = slots.decode_slot(raw[at : at + size], head.directions)
         assert not wrong and not state.fold(slot)
         found.append(state)
     return found

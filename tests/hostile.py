@@ -149,9 +149,9 @@ def main() -> None:
         chat.SECONDS = 1  # of CPU for a template, 10 else
         torch.set_num_threads(1)
         loading.load(
-            zoedge.recipe.check.Model(source="model", quantization="none")
+            zoedge.recipe.sections.Model(source="model", quantization="none")
         )  # what is imported at the first use
-        zoedge.recipe.check.read("my.yaml")
+        zoedge.recipe.reading.read("my.yaml")
         platform.processor()  # the standard library's, remembered: it asks `uname -p`
         gc.collect()
         gc.freeze()  # a fork need not look at, nor copy, what is imported

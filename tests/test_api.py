@@ -18,7 +18,7 @@ import yaml
 import zoedge as package
 from zoedge.commands.finetune import recipe_from
 from zoedge.errors import DataError, IdentityError, UsageError, ZoedgeError
-from zoedge.recipe.check import read
+from zoedge.recipe.reading import read
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -13,14 +13,20 @@ from typing import Any
 
 import pytest
 
-from zoedge.core import engine
-from zoedge.core.types import CLIPPED, Record, bits16
+from zoedge.core import digests, engine, oracle
+from zoedge.core.exact import bits16
+from zoedge.core.types import CLIPPED, Record
 from zoedge.core.watchdog import Watchdog, promise
 from zoedge.errors import DivergedError, IdentityError, UsageError
 from zoedge.log.log import Log
-from zoedge.recipe.check import Watchdog as Options
-from zoedge.recipe.check import check, dump, read, read_yaml, shipped
-from zoedge.run import auto, setup
+from zoedge.recipe.check import check
+from zoedge.recipe.reading import read, shipped
+from zoedge.recipe.recipe import dump
+from zoedge.recipe.sections import Watchdog as Options
+from zoedge.recipe.strict_yaml import read_yaml
+from zoedge.run import auto, identity, setup
+from zoedge.run import folder as run_folder
+from zoedge.run import replay as run_replay
 from zoedge.run.display import display
 from zoedge.run.train import train
 
@@ -63,20 +69,20 @@ def bench_of(recipe: Any, folder: Path) -> setup.Bench:
 
 
 def said(folder: Path) -> dict[str, dict[str, Any]]:
-    return {line["key"]: line for line in setup.notes(folder) if line["event"] == "auto"}
+    return {line["key"]: line for line in run_folder.notes(folder) if line["event"] == "auto"}
 
 
 def test_what_is_not_told_is_found_and_is_a_number_in_the_log(fast: Any, whole: Path) -> None:
     assert fast().auto == {"estimator.eps", "rule.lr", "train.watchdog"} and fast().rule.schedule == "linear"
     found = said(whole)
-    with Log.open(whole / setup.LOG) as log:
+    with Log.open(whole / run_folder.LOG) as log:
         table = log.header.about["recipe"]
         assert len(log) == 24 and log[0].lr == bits16(table["rule"]["lr"]) > log[20].lr > 0
     assert table["estimator"]["eps"] == found["estimator.eps"]["value"] in auto.LADDER
     tried = {float(k): v for k, v in found["rule.lr"]["tried"].items()}
     best = min((lr for lr in tried if tried[lr] is not None), key=lambda lr: tried[lr])
     assert table["rule"]["lr"] == found["rule.lr"]["value"] == pytest.approx(best / auto.CAUTION, rel=0.05)
-    assert table["train"]["watchdog"] and read(str(whole / setup.RECIPE)).auto == frozenset()
+    assert table["train"]["watchdog"] and read(str(whole / run_folder.RECIPE)).auto == frozenset()
     assert {f"lr-{lr:g}.zlog" for lr in tried} == {path.name for path in (whole / auto.SEARCH).iterdir()}
 
 
@@ -84,14 +90,14 @@ def test_every_trial_replays_from_its_log(whole: Path) -> None:
     ended = 0
     for path in (whole / auto.SEARCH).iterdir():
         with Log.open(path) as log:
-            replay = setup.replayer(log)
+            replay = run_replay.replayer(log)
             for _ in engine.play(replay, len(log)):
                 pass
             lr = log.header.about["recipe"]["rule"]["lr"]
             assert lr == float(path.stem.removeprefix("lr-")) and bits16(lr) == log[0].lr
             if log.state.end is not None:
                 ended += 1
-                assert engine.digest(replay.space).startswith(log.state.end)
+                assert digests.digest(replay.space).startswith(log.state.end)
     assert ended >= 2
 
 
@@ -145,9 +151,9 @@ def test_a_run_goes_on_with_its_own_numbers(
     monkeypatch.setattr(auto, "resolve", None)  # nothing is looked for
     shutil.copytree(whole, tmp_path / "run")
     assert run(fast(), tmp_path / "run").steps == 24
-    (tmp_path / "run" / setup.METRICS).unlink()  # so that it is not known to be finished
+    (tmp_path / "run" / run_folder.METRICS).unlink()  # so that it is not known to be finished
     assert run(fast(), tmp_path / "run").steps == 24
-    assert (tmp_path / "run" / setup.LOG).read_bytes() == (whole / setup.LOG).read_bytes()
+    assert (tmp_path / "run" / run_folder.LOG).read_bytes() == (whole / run_folder.LOG).read_bytes()
     for override, what in {"rule.lr=0.5": r"rule\.lr .* -> 0\.5", "seed=8": "seed 7 -> 8"}.items():
         with pytest.raises(IdentityError, match=what):
             run(fast(override), tmp_path / "run")
@@ -164,27 +170,27 @@ def test_verify_and_branches_take_the_logs_numbers(
     branch = tmp_path / "branch"
     done = zoedge("finetune", tmp_path / "auto.yaml", "--from", f"{whole}@10", "--run-dir", branch, "--quiet")
     assert done.code == 0, done.err
-    assert (branch / setup.LOG).is_file() and not (branch / auto.SEARCH).exists()
+    assert (branch / run_folder.LOG).is_file() and not (branch / auto.SEARCH).exists()
 
 
 def test_passes_that_are_told_are_those_that_were_made(
     fast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, made = engine.Scorer.losses, 0
+    real, made = oracle.Scorer.losses, 0
 
     def losses(self: Any, points: Any) -> Any:
         nonlocal made
         made += len(points) * len(self.batch)
         return real(self, points)
 
-    monkeypatch.setattr(engine.Scorer, "losses", losses)
+    monkeypatch.setattr(oracle.Scorer, "losses", losses)
     bench = bench_of(fast(), tmp_path / "run")
-    before = engine.digest(bench.space)
+    before = digests.digest(bench.space)
     found = auto.radius(bench)
     assert found.passes == made
     made = 0
     assert auto.rate(bench, tmp_path / "run" / auto.SEARCH).passes == made > 0
-    assert engine.digest(bench.space) == before and bench.recipe == fast(), "the search leaves nothing behind"
+    assert digests.digest(bench.space) == before and bench.recipe == fast(), "the search leaves nothing behind"
 
 
 @pytest.mark.parametrize("space", ["{name: full}", "{name: prefix, tokens: 2}", "{name: scales}"])
@@ -192,9 +198,9 @@ def test_a_search_leaves_any_space_as_it_was(fast: Any, tmp_path: Path, space: s
     quantization = "nf4" if "scales" in space else "none"
     recipe = fast(f"space={space}", f"model.quantization={quantization}", "model.compute_dtype=bf16")
     bench = bench_of(recipe, tmp_path / "run")
-    before, kept = engine.digest(bench.space), list(getattr(bench.space, "kept", ()))
+    before, kept = digests.digest(bench.space), list(getattr(bench.space, "kept", ()))
     assert math.isfinite(auto.rate(bench, tmp_path / "run" / auto.SEARCH).value)
-    assert engine.digest(bench.space) == before and list(getattr(bench.space, "kept", ())) == kept
+    assert digests.digest(bench.space) == before and list(getattr(bench.space, "kept", ())) == kept
 
 
 # -- what is chosen
@@ -240,7 +246,7 @@ def test_eps_is_the_smallest_that_noise_does_not_drown(
             found.append(c + bend * c**3 + noise * math.sin(7.0 * count * count))
         return found
 
-    monkeypatch.setattr(engine.Scorer, "losses", losses)
+    monkeypatch.setattr(oracle.Scorer, "losses", losses)
     found = auto.radius(bench)
     assert found.value == chosen or chosen is None
     assert found.value == min(found.tried, key=lambda eps: found.tried[eps])
@@ -251,7 +257,7 @@ def test_of_losses_that_never_differ_the_widest_radius_is_taken(fast: Any, tmp_p
     """Accuracy of an adapter that starts at zero: no prediction flips at a small radius."""
     bench = bench_of(fast(), tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Scorer, "losses", lambda self, points: [0.5] * len(points))
+        patch.setattr(oracle.Scorer, "losses", lambda self, points: [0.5] * len(points))
         assert auto.radius(bench).value == auto.LADDER[-1]
 
 
@@ -291,7 +297,7 @@ def test_what_is_neither_a_number_nor_auto_gets_a_sentence(recipe_file: Path, ov
 def test_shipped_recipes_decide_the_same_numbers_as_ever() -> None:
     """Their digests as of before defaults could be auto: a changed default must be written out in them."""
     known = json.loads((Path(__file__).parent / "fixtures" / "shipped.json").read_text())
-    found = {path.stem: setup.recipe_digest(read(str(path))).hex()[:16] for path in shipped()}
+    found = {path.stem: identity.recipe_digest(read(str(path))).hex()[:16] for path in shipped()}
     assert len(known) >= 49 and {name: found[name] for name in known} == known
 
 
@@ -338,7 +344,7 @@ def test_no_step_promises_more_than_it_may_and_a_long_step_is_bounded(fast: Any,
     for name, guard in {"free": "null", "guarded": "{trust: 0.01, rise: 1.5, rewinds: 8, patience: 10}"}.items():
         told = ("rule.lr=3", "estimator.eps=1e-3", "train.steps=60", f"train.watchdog={guard}")
         run(fast(*told), tmp_path / name)
-        with Log.open(tmp_path / name / setup.LOG) as log:
+        with Log.open(tmp_path / name / run_folder.LOG) as log:
             ends[name] = math.fsum(min(record.losses) for record in list(log)[-20:]) / 20
             promised = [record.lr * record.g[0] ** 2 / min(record.losses) for record in log]
             assert (max(promised) <= 0.0101) == (name == "guarded")

@@ -106,7 +106,7 @@ def test_parts(args: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path, tmp_path: Path) -> None:
     from zoedge.lab._model import Model
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
 
     model = Model(read(str(recipe_file)), tmp_path)
     bench, args.steps = model.bench, 3

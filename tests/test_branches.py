@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_models import CLOSE, FAMILIES, VOCABULARY, Get, attach, deltas, far
 
-from zoedge.recipe.check import Model
+from zoedge.recipe.sections import Model
 from zoedge.scoring.models.base import Base
 from zoedge.scoring.models.loading import load
 from zoedge.scoring.tasks._branches import fills

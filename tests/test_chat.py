@@ -9,7 +9,7 @@ import pytest
 
 from zoedge.errors import DataError
 from zoedge.scoring.rows.formats import messages, said
-from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks import chat
 from zoedge.scoring.tasks.chat import TEMPLATES, Chat, render
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoedge.errors import DataError
-from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks._examples import WINDOW, Examples
 from zoedge.scoring.tasks.classify import Classify
 

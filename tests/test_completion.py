@@ -13,7 +13,7 @@ import pytest
 
 from zoedge.cli import completing
 from zoedge.core.parts import FOLDERS, part, words
-from zoedge.recipe import check
+from zoedge.recipe import check, sections
 
 ROOT = Path(check.__file__).parents[2]
 CODE = """
@@ -84,7 +84,7 @@ def test_another_shell(folder: Path) -> None:
 
 
 def test_every_key_is_one_and_every_one_is_there() -> None:
-    known = {"name", "seed", *FOLDERS} | {f"{k}.{f}" for k, s in check.SECTIONS.items() for f in s.model_fields}
+    known = {"name", "seed", *FOLDERS} | {f"{k}.{f}" for k, s in sections.SECTIONS.items() for f in s.model_fields}
     known |= {
         f"{kind}.{f.name}" for kind, folder in FOLDERS.items() for w in words(folder) for f in fields(part(kind, w))
     }

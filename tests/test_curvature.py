@@ -12,8 +12,9 @@ import pytest
 from zoedge.errors import UsageError
 from zoedge.lab._bench import Space
 from zoedge.log.log import Log
-from zoedge.recipe.check import Curvature, read
-from zoedge.run import setup
+from zoedge.recipe.reading import read
+from zoedge.recipe.sections import Curvature
+from zoedge.run import folder as run_folder
 from zoedge.run.curvature import trace
 from zoedge.run.display import display
 from zoedge.run.train import train
@@ -70,14 +71,14 @@ def test_a_tracked_runs_log_is_the_untracked_ones(recipe_file: Path, tmp_path: P
         recipe = read(str(recipe_file), [*words, "eval.at_start=false"])
         folder = tmp_path / str(len(words))
         train(recipe, folder, display("quiet"))
-        with Log.open(folder / setup.LOG) as log:
+        with Log.open(folder / run_folder.LOG) as log:
             found.append((list(log), log.state.end, log.state.hashes, log.header.recipe, log.header.identity()))
     plain, tracked = found
     assert plain[:4] == tracked[:4], "records, state hashes and the recipe's digest"
-    lines = [line for line in setup.notes(tmp_path / "1") if line["event"] == "curvature"]
+    lines = [line for line in run_folder.notes(tmp_path / "1") if line["event"] == "curvature"]
     assert [line["step"] for line in lines] == [0, 8, 16, 24]
     assert all(abs(line["trace"]) > 0 and line["error"] > 0 and line["loss"] > 0 for line in lines)
-    assert not [line for line in setup.notes(tmp_path / "0") if line["event"] == "curvature"]
+    assert not [line for line in run_folder.notes(tmp_path / "0") if line["event"] == "curvature"]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoedge.errors import DataError
-from zoedge.recipe.check import Data, Split
-from zoedge.scoring.rows.sets import Row, content, mixed, read, renamed, sets, share, shuffled
-from zoedge.scoring.sources import resolve
+from zoedge.recipe.sections import Data, Split
+from zoedge.scoring.rows.fields import renamed
+from zoedge.scoring.rows.files import read
+from zoedge.scoring.rows.row import Row, shuffled
+from zoedge.scoring.rows.sets import content, mixed, sets, share
+from zoedge.scoring.sources import hub, resolve
 from zoedge.scoring.tasks.classify import Classify
 
 GOOD = [{"text": f"film {i}", "label": "positive" if i % 2 else "negative", "score": i / 4} for i in range(40)]
@@ -502,7 +505,7 @@ def hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ca
             parquet_file(tmp_path / "snapshot" / name, [{"text": name, "label": "positive"}])
         (tmp_path / "snapshot" / "README.md").write_text("train")
         asked: list[Any] = []
-        monkeypatch.setattr(resolve, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
+        monkeypatch.setattr(hub, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
 
         def get(source: str) -> set[str]:
             rows, _ = read(*resolve.resolve_text(source))

@@ -12,7 +12,7 @@ import pytest
 
 from zoedge import lab
 from zoedge.core.parts import FOLDERS, words
-from zoedge.recipe.check import read, shipped
+from zoedge.recipe.reading import read, shipped
 
 ROOT = Path(__file__).parents[1]
 

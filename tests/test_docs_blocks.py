@@ -123,9 +123,9 @@ def stocked(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture
 def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, gone into, where every run is of few steps and rows, over the stocked cache. base-model/: no chat template."""
-    from zoedge.recipe import check
+    from zoedge.recipe import overrides
 
-    real = check.overridden
+    real = overrides.overridden
 
     def shorter(table: Any, *rest: Any) -> Any:
         found = real(table, *rest)
@@ -137,7 +137,7 @@ def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypat
         return found
 
     shutil.copytree(llama, tmp_path / "base-model")
-    monkeypatch.setattr(check, "overridden", shorter)
+    monkeypatch.setattr(overrides, "overridden", shorter)
     monkeypatch.setenv("ZOEDGE_CACHE", str(stocked))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
@@ -203,23 +203,33 @@ def test_a_pages_blocks_run(page: str, small: Path, zoedge: Any, monkeypatch: py
 
 def part_of_a_recipe(text: str) -> None:
     """What a page shows of a recipe is right where the rest is quickstart's."""
-    from zoedge.recipe import check
+    from zoedge.recipe import check, reading, strict_yaml
 
-    table, marks = check.read_yaml(check.text_of(check.find("quickstart")), "quickstart")
-    table |= check.read_yaml(text, "the page")[0]
+    table, marks = strict_yaml.read_yaml(strict_yaml.text_of(reading.find("quickstart")), "quickstart")
+    table |= strict_yaml.read_yaml(text, "the page")[0]
     check.check(table, marks, "the page's recipe")
 
 
 def test_every_recipe_on_every_page_is_right() -> None:
     """Whole ones and parts of one; lm-eval's task files and other tools' configurations have keys of their own."""
-    from zoedge.recipe import check
+    from zoedge.recipe import sections, strict_yaml
 
     seen = 0
     for page in PAGES:
         for block in blocks(page):
             if block.language == "yaml" and not block.rests:
-                keys = check.read_yaml(block.text, page.name)[0].keys()
-                if keys <= {"version", "name", "seed", "noise", "estimator", "rule", *check.SECTIONS, "task", "space"}:
+                keys = strict_yaml.read_yaml(block.text, page.name)[0].keys()
+                if keys <= {
+                    "version",
+                    "name",
+                    "seed",
+                    "noise",
+                    "estimator",
+                    "rule",
+                    *sections.SECTIONS,
+                    "task",
+                    "space",
+                }:
                     part_of_a_recipe(block.text)
                     seen += 1
     assert seen >= 9

@@ -11,17 +11,23 @@ import pytest
 import torch
 
 from zoedge import errors
-from zoedge.commands.estimate import fit, machine
+from zoedge.commands.estimate import facts as estimate_facts
+from zoedge.commands.estimate import fit, machine, measure, time
+from zoedge.commands.estimate import memory as estimate_memory
+from zoedge.commands.estimate import work as estimate_work
 from zoedge.core import engine
 from zoedge.core.parts import part, words
 from zoedge.core.types import Leaf
 from zoedge.errors import DataError, UsageError
 from zoedge.methods.spaces import full
-from zoedge.recipe.check import Model, Recipe, read
+from zoedge.recipe.reading import read
+from zoedge.recipe.recipe import Recipe
+from zoedge.recipe.sections import Model
+from zoedge.run import folder as run_folder
 from zoedge.run import setup, train
 from zoedge.run.display import display
 from zoedge.scoring.models import base, loading
-from zoedge.scoring.sources import resolve
+from zoedge.scoring.sources import hub, packaged
 from zoedge.scoring.tasks import _training
 
 SCHEMES = ["nf4", "fp4", "int8", "none"]
@@ -52,7 +58,11 @@ def held(model: Any) -> tuple[int, int]:
 
 
 def test_constants_are_those_of_their_owners() -> None:
-    assert (fit.COLUMNS, fit.TOKENS, fit.PIECE) == (base.COLUMNS, _training.TOKENS, full.PIECE)
+    assert (estimate_facts.COLUMNS, estimate_facts.TOKENS, estimate_facts.PIECE) == (
+        base.COLUMNS,
+        _training.TOKENS,
+        full.PIECE,
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,27 +73,27 @@ def test_weights_are_the_loaded_tensors_bytes(
     families: dict[str, Path], family: str, scheme: str, double: bool
 ) -> None:
     model = Model(source=str(families[family]), quantization=scheme, double_quant=double)  # type: ignore[arg-type]
-    facts = fit.facts_of_model(model)
+    facts = estimate_facts.facts_of_model(model)
     work = work_like(facts, quantization=scheme, double=double)
     loaded = loading.load(model).model
-    assert fit.weights(facts, work) == held(loaded)
+    assert estimate_memory.weights(facts, work) == held(loaded)
 
 
-def work_like(facts: fit.Facts, **fields: Any) -> fit.Work:
-    one = fit.Forward(1, 1, 1, 1)
+def work_like(facts: estimate_facts.Facts, **fields: Any) -> estimate_work.Work:
+    one = estimate_work.Forward(1, 1, 1, 1)
     whole = dict(
         cuda=False, quantization="none", double=True, compute=4, same=True, full=False, elements=1, slots=0, points=1,
         queries=1, passes=2, step=one, look=None, trunk=None, whole=1, touched=1.0, cached=True, overhead=0,
         typical=1, trunk_disk=0,
     )  # fmt: skip
-    return fit.Work(**(whole | fields))  # type: ignore[arg-type]
+    return estimate_work.Work(**(whole | fields))  # type: ignore[arg-type]
 
 
 def test_a_masked_models_weights_too(roberta: Path) -> None:
     for scheme in ("nf4", "none"):
         model = Model(source=str(roberta), quantization=scheme)  # type: ignore[arg-type]
-        facts = fit.facts_of_model(model)
-        assert fit.weights(facts, work_like(facts, quantization=scheme)) == held(loading.load(model).model)
+        facts = estimate_facts.facts_of_model(model)
+        assert estimate_memory.weights(facts, work_like(facts, quantization=scheme)) == held(loading.load(model).model)
 
 
 @pytest.mark.parametrize(
@@ -106,23 +116,23 @@ def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quan
     leaves = bench.space.leaves()
     assert found.work.elements == sum(leaf.value.numel() for leaf in leaves)
     assert found.work.whole == len(bench.base.blocks) - bench.base.cut - 1
-    assert fit.width_of(recipe.space) == bench.space.width
+    assert estimate_work.width_of(recipe.space) == bench.space.width
     longest = max(bench.task.batch(step).tokens for step in range(recipe.train.steps))
-    assert fit.lengths(recipe, found.facts, found.texts)[0].tokens == longest
-    bare = fit.state(found.facts, found.work)
+    assert estimate_work.lengths(recipe, found.facts, found.texts)[0].tokens == longest
+    bare = estimate_memory.state(found.facts, found.work)
     if not found.work.full:
         assert bare >= sum(leaf.value.nbytes for leaf in leaves)
 
 
 def test_a_conversion_maps_the_source_beside_what_it_makes(half: Path) -> None:
-    facts = fit.facts_of_model(Model(source=str(half), quantization="none"))
+    facts = estimate_facts.facts_of_model(Model(source=str(half), quantization="none"))
     assert facts.kind == "float16" and facts.stored == 2
-    assert fit.loader(facts, work_like(facts)) == 0
-    assert fit.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
-    quantised = fit.loader(facts, work_like(facts, quantization="nf4", cached=False))
+    assert estimate_memory.loader(facts, work_like(facts)) == 0
+    assert estimate_memory.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
+    quantised = estimate_memory.loader(facts, work_like(facts, quantization="nf4", cached=False))
     assert (
         quantised == 4 * facts.elements - 2 * facts.tables
-        and fit.loader(facts, work_like(facts, quantization="nf4")) == 0
+        and estimate_memory.loader(facts, work_like(facts, quantization="nf4")) == 0
     )
 
 
@@ -130,13 +140,15 @@ def test_slots_are_those_that_the_rules_keep() -> None:
     for word in words("methods.rules"):
         rule = part("rule", word)()
         real = rule.slots(Leaf("x", 0, torch.zeros(640), (), 640), 10)
-        assert fit.slots_of(rule) * 640 == sum(x.numel() for x in real.values() if isinstance(x, torch.Tensor)), word
-    assert fit.slots_of(part("rule", "adam")()) == 2
+        assert estimate_work.slots_of(rule) * 640 == sum(
+            x.numel() for x in real.values() if isinstance(x, torch.Tensor)
+        ), word
+    assert estimate_work.slots_of(part("rule", "adam")()) == 2
 
 
 def test_the_packaged_model_is_known_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "fetch", lambda archive: pytest.fail("fetched"))
-    facts = fit.facts_of_model(Model(source="smollm2-135m-instruct"))
+    monkeypatch.setattr(packaged, "fetch", lambda archive: pytest.fail("fetched"))
+    facts = estimate_facts.facts_of_model(Model(source="smollm2-135m-instruct"))
     assert facts.folder is None and facts.elements == 134_515_008 and facts.stored == 2
 
 
@@ -146,7 +158,7 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot/config.json").write_bytes((llama / "config.json").read_bytes())
     asked: list[Any] = []
-    monkeypatch.setattr(resolve, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
+    monkeypatch.setattr(hub, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
     found = case(recipe_file, "model.source=org/name")
     assert asked == [("model", "org/name", None, ["config.json"])]
     assert found.texts is None and found.work.step.length == 64 and found.needs > 0
@@ -166,7 +178,7 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
 def test_more_takes_more(recipe_file: Path, key: str, values: list[Any]) -> None:
     first = case(recipe_file, "space.layers=all", "rule={name: sgd}", "train.steps=8")
     found = [first.where(key, value) for value in values]
-    sums = [one.work and sum(fit.moments(one.facts, one.work)["step"].values()) for one in found if one]
+    sums = [one.work and sum(estimate_memory.moments(one.facts, one.work)["step"].values()) for one in found if one]
     assert len(sums) == len(values) and sums == sorted(sums) and sums[0] < sums[-1]
 
 
@@ -176,7 +188,7 @@ def test_logits_of_the_whole_vocabulary_are_a_moment_of_their_own(recipe_file: P
     assert "step's logits" in words_.totals and "step's logits" not in options.totals
     read, columns = words_.work.step.read, words_.work.step.columns
     assert columns == words_.facts.vocabulary and read == words_.work.step.tokens
-    assert fit.logits(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
+    assert estimate_memory.logits(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
 
 
 def test_parts_are_those_of_the_fullest_moment(recipe_file: Path) -> None:
@@ -272,9 +284,9 @@ def test_estimate_refuses_what_a_recipe_may_not_say(zoedge: Any, recipe_file: Pa
 
 def test_the_log_is_as_large_as_predicted(recipe_file: Path) -> None:
     recipe = read(str(recipe_file))
-    train.train(recipe, setup.folder_of(recipe), display("quiet"))
-    size = (setup.folder_of(recipe) / setup.LOG).stat().st_size
-    assert abs(fit.disk(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
+    train.train(recipe, run_folder.folder_of(recipe), display("quiet"))
+    size = (run_folder.folder_of(recipe) / run_folder.LOG).stat().st_size
+    assert abs(time.disk(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
 
 
 # -- the gate
@@ -284,7 +296,7 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(
     zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "load", lambda spec: pytest.fail("loaded"))
-    monkeypatch.setattr(resolve, "fetch", lambda archive: pytest.fail("fetched"))
+    monkeypatch.setattr(packaged, "fetch", lambda archive: pytest.fail("fetched"))
     monkeypatch.setenv("ZOEDGE_MEMORY", "50MB")
     for changes in ((), ("model.source=smollm2-135m-instruct",)):
         done = zoedge("finetune", recipe_file, "--quiet", *changes)
@@ -323,7 +335,7 @@ def test_only_in_between_are_rows_tokenised(recipe_file: Path, monkeypatch: pyte
         str(recipe_file),
         ["space.layers=all", "train.batch=32", "model.quantization=none", "model.source=" + wide(recipe_file)],
     )
-    facts = fit.facts_of_model(recipe.model)
+    facts = estimate_facts.facts_of_model(recipe.model)
     longest = fit.Case(recipe, facts, None, 0)
     real = fit.Case(recipe, facts, fit.tokenised(recipe, facts), 0)
     assert real.needs < 0.9 * longest.needs
@@ -366,8 +378,8 @@ def test_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
     recipe: Recipe = read(str(recipe_file))
-    train.train(recipe, setup.folder_of(recipe), display("quiet"))
-    lines = {line["event"]: line for line in setup.notes(setup.folder_of(recipe))}
+    train.train(recipe, run_folder.folder_of(recipe), display("quiet"))
+    lines = {line["event"]: line for line in run_folder.notes(run_folder.folder_of(recipe))}
     memory, took = lines["memory"], lines["time"]
     assert set(memory["predicted"]) >= {"weights", "embeddings", "overhead"}
     assert all(isinstance(count, int) and count >= 0 for count in memory["predicted"].values())
@@ -383,13 +395,13 @@ def test_the_child_takes_the_longest_step(recipe_file: Path, monkeypatch: pytest
     monkeypatch.setattr(
         engine, "measure", lambda run, step: seen.append(run.task.batch(step).tokens) or genuine(run, step)
     )
-    found = machine.child(recipe)
+    found = measure.child(recipe)
     assert set(found) == {"loading", "base", "lower layers", "step", "look"}
     assert all(one["peak"] >= one["before"] > 0 for one in found.values())
-    assert seen == [fit.lengths(recipe, *facts_and_texts(recipe))[0].tokens] * 2
+    assert seen == [estimate_work.lengths(recipe, *facts_and_texts(recipe))[0].tokens] * 2
 
 
-def facts_and_texts(recipe: Recipe) -> tuple[fit.Facts, Any]:
+def facts_and_texts(recipe: Recipe) -> tuple[estimate_facts.Facts, Any]:
     found = fit.case_of(recipe)
     return found.facts, found.texts
 
@@ -406,7 +418,7 @@ def test_measure_on_a_tiny_model(zoedge: Any, recipe_file: Path) -> None:
 def test_a_child_that_fails_says_why(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = read(str(recipe_file), ["model.source=nowhere"])
     with pytest.raises(errors.ZoedgeError, match="--measure: the process that took the step ended") as caught:
-        machine.measured(recipe)
+        measure.measured(recipe)
     assert caught.value.exit_code == 3 and "no folder 'nowhere'" in str(caught.value)
 
 

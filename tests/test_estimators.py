@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from zoedge.core import engine
+from zoedge.core import oracle as core_oracle
+from zoedge.core import run as core_run
+from zoedge.core.memory import Memory
 from zoedge.core.parts import FOLDERS, part, words
 from zoedge.core.types import Leaf, Part, Record
-from zoedge.lab._bench import Memory, Problem, Space
+from zoedge.lab._bench import Problem, Space
 
 D = 12
 RNG = np.random.default_rng(3)
@@ -33,7 +36,7 @@ def estimates(noise: Any, estimator: Any, rule: Any, count: int) -> np.ndarray:
     """[count, D] of sum g[q] z[q] at THETA, from the records that a run would log and along what it would move."""
     space = Space(THETA)
     space._leaves = [Leaf("x", 0, space.value, (Part("x", 0, (4, 3)),), D)]
-    run = engine.Run(1, count, Memory(), space, noise, rule, estimator, BOWL, space)  # type: ignore[arg-type]
+    run = core_run.Run(1, count, Memory(), space, noise, rule, estimator, BOWL, space)  # type: ignore[arg-type]
     found = np.zeros((count, D))
     for step in range(count):
         record = run.log.append(engine.measure(run, step))
@@ -233,7 +236,7 @@ def estimates_end(word: str, **options: Any) -> float:
     """The share of the quadratic's excess loss that is left after 400 steps."""
     bowl = Problem(lambda points: 0.5 * np.einsum("ci,ij,cj->c", points, H + np.eye(D) / 4, points))
     space = Space(THETA)
-    run = engine.Run(2, 400, Memory(), space, part("noise", "normal")(), part("rule", "sgd")(lr=1.0),
+    run = core_run.Run(2, 400, Memory(), space, part("noise", "normal")(), part("rule", "sgd")(lr=1.0),
                      part("estimator", word)(**options), bowl, space)  # type: ignore[arg-type]  # fmt: skip
     first = float(bowl.f(THETA[None])[0])
     for _ in engine.play(run, 400):
@@ -244,9 +247,9 @@ def estimates_end(word: str, **options: Any) -> float:
 def test_daps_directions_are_aligned_with_its_first_estimate() -> None:
     """<g0, v> = xi |g0| for every aligned point, g0 being the first half's estimate (ALGORITHMS 7.2, 7.3)."""
     space = Space(THETA)
-    run = engine.Run(1, 9, Memory(), space, part("noise", "sphere")(), part("rule", "sgd")(), None, BOWL, space)  # type: ignore[arg-type]
+    run = core_run.Run(1, 9, Memory(), space, part("noise", "sphere")(), part("rule", "sgd")(), None, BOWL, space)  # type: ignore[arg-type]
     made = part("estimator", "dap")(eps=1e-3, first=3, second=4)
-    oracle = engine.Scorer(run, BOWL.batch(0), 0, 9, 0)
+    oracle = core_oracle.Scorer(run, BOWL.batch(0), 0, 9, 0)
     asked: list[Any] = []
     losses = oracle.losses
     oracle.losses = lambda points: asked.extend(points) or losses(points)  # type: ignore[method-assign, func-returns-value]

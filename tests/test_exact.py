@@ -31,14 +31,20 @@ from conftest import fitting
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoedge
-from zoedge.core import engine, parts
-from zoedge.core.types import INIT, SKIPPED, Key, Leaf, Record, bits16
+from zoedge.core import digests, engine, parts
+from zoedge.core import oracle as core_oracle
+from zoedge.core import run as core_run
+from zoedge.core.canonical import canonical
+from zoedge.core.exact import bits16
+from zoedge.core.types import INIT, SKIPPED, Key, Leaf, Record
 from zoedge.errors import IdentityError, ReplayError
-from zoedge.log.log import Header, Log, canonical
+from zoedge.log.header import Header
+from zoedge.log.log import Log
 from zoedge.methods.noise import _philox
 from zoedge.methods.noise.normal import quantiles
-from zoedge.recipe.check import Recipe, check
-from zoedge.run import setup
+from zoedge.recipe.check import check
+from zoedge.recipe.recipe import Recipe
+from zoedge.run import identity, replay, setup
 
 NOISES, RULES = parts.words("methods.noise"), parts.words("methods.rules")
 PAIRS = [(n, r) for r in RULES for n in getattr(parts.part("rule", r), "only_with", {}).get("noise", NOISES)]
@@ -159,8 +165,8 @@ def header_of(recipe: Recipe, space: Any) -> Header:
     return Header(
         canonical({"recipe": recipe.resolved(), "space": space.describe()}), 2, recipe.noise.scheme, recipe.rule.rule,
         recipe.seed, sum(leaf.value.numel() for leaf in space.leaves()), recipe.log.hash_every, 1, nothing, nothing,
-        nothing, nothing, setup.manifest(space), engine.digest(space),
-        engine.selftest(recipe.noise, recipe.rule, torch.zeros(1024)),
+        nothing, nothing, identity.manifest(space), digests.digest(space),
+        digests.selftest(recipe.noise, recipe.rule, torch.zeros(1024)),
     )  # fmt: skip
 
 
@@ -189,7 +195,7 @@ class Still:
 def written(path: Path, noise: str, rule: str) -> Path:
     """A finished log with two queries (if the rule takes two), decay, a rewind, a skipped step and state hashes."""
     recipe = recipe_of(noise, rule)
-    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, setup.initial(recipe.noise))
+    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, replay.initial(recipe.noise))
     first = space.value.clone()
     script = Script(random.Random(noise), getattr(recipe.estimator, "queries", 2))
     with Log.create(path, header_of(recipe, space)) as log:
@@ -197,10 +203,10 @@ def written(path: Path, noise: str, rule: str) -> Path:
             if rewound:
                 log.rewind(2)
                 space.value.copy_(first)
-            run = engine.Run(recipe.seed, 14, log, space, recipe.noise, recipe.rule, script, Still())  # type: ignore[arg-type]
+            run = core_run.Run(recipe.seed, 14, log, space, recipe.noise, recipe.rule, script, Still())  # type: ignore[arg-type]
             for _ in engine.play(run, 14 if rewound else 6):
                 pass
-        log.finish(engine.digest(space))
+        log.finish(digests.digest(space))
         assert [r.flags for r in log].count(SKIPPED) == 1 and log.state.rewinds == 1
         assert {r.decay for r in log} != {1.0}
     return path
@@ -220,12 +226,12 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [written(folder / f"{word}.zlog", *pair) for word, pair in pairs.items()]
 
 
-def replayed(path: Path) -> tuple[engine.Run, str]:
+def replayed(path: Path) -> tuple[core_run.Run, str]:
     with Log.open(path) as log:
-        run = setup.replayer(log)
+        run = replay.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
-        return run, engine.digest(run.space).hex()
+        return run, digests.digest(run.space).hex()
 
 
 REPLAY = """
@@ -233,7 +239,7 @@ import sys, torch
 from pathlib import Path
 from zoedge.core import engine
 from zoedge.log.log import Log
-from zoedge.run import setup
+from zoedge.run import replay
 assert torch.backends.cpu.get_cpu_capability().lower() == sys.argv[1], torch.backends.cpu.get_cpu_capability()
 threads = (1, 2)
 for path in sys.argv[2:]:
@@ -242,7 +248,7 @@ for path in sys.argv[2:]:
         continue
     for number in threads:
         torch.set_num_threads(number)
-        run = setup.replayer(Log.open(Path(path)))
+        run = replay.replayer(Log.open(Path(path)))
         assert all("bitsandbytes" not in name and "transformers" not in name for name in sys.modules)
         for _ in engine.play(run, len(run.log)):
             pass
@@ -385,7 +391,7 @@ def test_r2_every_part_of_the_key_counts(word: str) -> None:
 @pytest.mark.parametrize("word", NOISES)
 def test_r2_initial_values_are_dense_and_of_unit_variance(word: str) -> None:
     """A LoRA whose A were mostly zeros would start at a saddle: B's slope is what A lets through."""
-    space = recipe_of(word).space.blank({"shapes": [["a", 40, 3000]]}, 1, setup.initial(parts.part("noise", word)()))
+    space = recipe_of(word).space.blank({"shapes": [["a", 40, 3000]]}, 1, replay.initial(parts.part("noise", word)()))
     a = space.value[: RANK * 3000].view(RANK, 3000)
     assert (a == 0).double().mean() < 1e-3 and abs(a.std() * math.sqrt(3000) - 1) < 0.02
     assert torch.linalg.matrix_rank(a) == RANK
@@ -597,7 +603,7 @@ def test_r5_the_operations_that_advancing_runs(noise: str, rule: str) -> None:
     """On float32: +, -, *, / alone, unscaled; sqrt in float64; the rest moves data or works on integers."""
     recipe = recipe_of(noise, rule)
     space = recipe.space.blank({"shapes": [["a", 30, 20]]}, 1, recipe.noise)
-    run = engine.Run(1, 14, [], space, recipe.noise, recipe.rule)  # type: ignore[arg-type]
+    run = core_run.Run(1, 14, [], space, recipe.noise, recipe.rule)  # type: ignore[arg-type]
     weights = (bits16(0.7), bits16(-1.3))[: getattr(recipe.estimator, "queries", 2)]
     with Operations() as operations:
         for seq in range(30):
@@ -621,7 +627,7 @@ def test_r6_decay_first_then_queries_in_order() -> None:
     """In numbers where every other order gives other bits."""
     recipe = recipe_of("normal")
     space = recipe.space.blank({"shapes": [["a", 400, 300]]}, 1, recipe.noise)
-    run = engine.Run(1, 14, [], space, recipe.noise, recipe.rule)  # type: ignore[arg-type]
+    run = core_run.Run(1, 14, [], space, recipe.noise, recipe.rule)  # type: ignore[arg-type]
     theta = space.value.numpy().copy()
     record = Record(4, 9, bits16(0.013), (bits16(0.7), bits16(-1.3), bits16(0.31)), (), decay=bits16(0.9771))
     engine.advance(run, record)
@@ -666,7 +672,7 @@ def bowl(path: Path, rows: int) -> tuple[bytes, Counter[int]]:
     space = recipe.space.blank({"shapes": [["a", 3, 2]]}, recipe.seed, recipe.noise)
     task = Bowl(space, 7)
     with Log.create(path, header_of(recipe, space)) as log:
-        run = engine.Run(recipe.seed, 14, log, space, recipe.noise, recipe.rule, recipe.estimator, task, None, rows)
+        run = core_run.Run(recipe.seed, 14, log, space, recipe.noise, recipe.rule, recipe.estimator, task, None, rows)
         for _ in engine.play(run, 9):
             pass
     return path.read_bytes(), Counter(task.calls)
@@ -690,7 +696,7 @@ def test_r7_a_loss_is_the_correctly_rounded_mean() -> None:
         space = SimpleNamespace(width=9, visit=lambda deltas: nullcontext())
         task = SimpleNamespace(score=lambda model, batch, copies, row=row: torch.tensor([row], dtype=torch.float64))
         run = SimpleNamespace(space=space, rows=9, most=math.inf, task=task, model=None, workers=None, rule=None)
-        oracle = engine.Scorer(run, SimpleNamespace(tokens=1), 0, 1, 0)  # type: ignore[arg-type]
+        oracle = core_oracle.Scorer(run, SimpleNamespace(tokens=1), 0, 1, 0)  # type: ignore[arg-type]
         assert oracle.losses([()]) == oracle.asked == [exact / 6]
 
 
@@ -699,7 +705,7 @@ def test_r7_on_a_model_micro_batches_change_only_what_kernels_change(recipe_file
 
     Measured 0.0 on one machine; on another a last float64 bit, which g shows and the log's float32 losses do not.
     """
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
 
     found = []
     for rows in (2048, 1):
@@ -728,9 +734,9 @@ def test_r8_hashes_stand_where_they_are_due(logs: dict[str, Path]) -> None:
                 hashes.append(step)
         assert hashes == [4, 4, 8, 12], "every 4 steps; after the rewind to 2, step 4 again"
         with Log.open(path) as log:
-            run, seen = setup.replayer(log), {}
+            run, seen = replay.replayer(log), {}
             for record in engine.play(run, len(log)):
-                seen[record.step + 1] = engine.digest(run.space)[:24]
+                seen[record.step + 1] = digests.digest(run.space)[:24]
             assert {s: log.state.hashes[s] for s in (4, 8, 12)} == {s: seen[s] for s in (4, 8, 12)}
             assert log.state.end == seen[14] and log.state.hashes.keys() <= {4, 8, 12, 14}
 
@@ -738,7 +744,7 @@ def test_r8_hashes_stand_where_they_are_due(logs: dict[str, Path]) -> None:
 @pytest.mark.parametrize("step", [0, 3, 6, 9])
 def test_r8_another_bit_is_noticed_at_the_next_hash(logs: dict[str, Path], step: int) -> None:
     with Log.open(logs["rademacher"]) as log:
-        run = setup.replayer(log)
+        run = replay.replayer(log)
         for _ in engine.play(run, step):
             pass
         run.space.value.view(torch.int32)[12345] ^= 1 << 20  # the last bit may be rounded away again by later sums
@@ -755,8 +761,8 @@ def test_r8_another_bit_is_noticed_at_the_next_hash(logs: dict[str, Path], step:
 @pytest.mark.parametrize("noise,rule", PAIRS)
 def test_r9_golden_noise_and_updates(noise: str, rule: str) -> None:
     made = parts.part("noise", noise)(), parts.part("rule", rule)()
-    digest = engine.selftest(*made, torch.zeros(1024))
-    assert digest == engine.selftest(*made, np.zeros(1024, dtype=np.float32)), "numpy shares no code with torch"
+    digest = digests.selftest(*made, torch.zeros(1024))
+    assert digest == digests.selftest(*made, np.zeros(1024, dtype=np.float32)), "numpy shares no code with torch"
     assert digest.hex()[:16] == GOLDEN.get(f"{noise} {rule}", digest.hex()[:16]), "a released pair changed its bits"
 
 
@@ -775,7 +781,7 @@ def test_r9_the_golden_digest_from_the_equations() -> None:
 def test_r9_other_arithmetic_is_refused(logs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "selftest", lambda *_: bytes(32))
     with Log.open(logs["normal"]) as log, pytest.raises(IdentityError, match=r"arithmetic \(self-test\)"):
-        setup.replayer(log)
+        replay.replayer(log)
 
 
 @pytest.mark.parametrize("kind,attribute,frozen", [("noise", "scheme", SCHEMES), ("rule", "rule", RULE_IDS)])
@@ -794,17 +800,17 @@ def test_r10_a_header_that_names_another_part_is_refused(tmp_path: Path) -> None
     space = recipe.space.blank({"shapes": [["a", 3, 2]]}, recipe.seed, recipe.noise)
     Log.create(tmp_path / "log", replace(header_of(recipe, space), noise=SCHEMES["normal"])).close()
     with Log.open(tmp_path / "log") as log, pytest.raises(IdentityError, match="normal"):
-        setup.replayer(log)
+        replay.replayer(log)
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_bits(logs: dict[str, Path]) -> None:
     for noise, rule in PAIRS:
         made = parts.part("noise", noise)(), parts.part("rule", rule)()
-        assert engine.selftest(*made, torch.zeros(1024, device="cuda")) == engine.selftest(*made, torch.zeros(1024))
+        assert digests.selftest(*made, torch.zeros(1024, device="cuda")) == digests.selftest(*made, torch.zeros(1024))
     for path in logs.values():
         with Log.open(path) as log:
-            run = setup.replayer(log, "cuda")
+            run = replay.replayer(log, "cuda")
             for _ in engine.play(run, len(log)):
                 pass
-            assert engine.digest(run.space)[:24] == log.state.end
+            assert digests.digest(run.space)[:24] == log.state.end

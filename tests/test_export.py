@@ -14,8 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from zoedge.commands.export import check
 from zoedge.commands.export import folder as export_folder
-from zoedge.core import engine, storage
+from zoedge.commands.export import merged as export_merged
+from zoedge.commands.export import peft as export_peft
+from zoedge.core import digests, engine, storage
 from zoedge.errors import (
     DamagedError,
     DataError,
@@ -28,8 +31,9 @@ from zoedge.errors import (
 )
 from zoedge.log.log import Log
 from zoedge.methods.spaces.lora import Lora
-from zoedge.recipe.check import read
-from zoedge.run import setup
+from zoedge.recipe.reading import read
+from zoedge.run import folder as run_folder
+from zoedge.run import replay, setup
 
 CASES = {
     "llama nf4": ["model.quantization=nf4"],
@@ -60,10 +64,10 @@ class Made(NamedTuple):
     log: Log
 
     def peft(self, folder: Path, **options: Any) -> Path:
-        return export_folder.peft(self.bench.run(self.log), self.log, self.bench.recipe, folder, **options)
+        return export_peft.peft(self.bench.run(self.log), self.log, self.bench.recipe, folder, **options)
 
-    def merged(self, folder: Path, *args: Any, **options: Any) -> export_folder.Merge:
-        return export_folder.merged(self.bench.recipe, self.bench.space, folder, *args, **options)
+    def merged(self, folder: Path, *args: Any, **options: Any) -> export_merged.Merge:
+        return export_merged.merged(self.bench.recipe, self.bench.space, folder, *args, **options)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +92,8 @@ def made(cached: dict[str, Any], recipe_file: Path, families: dict[str, Path], h
             with setup.begin(bench, folder) as log:
                 for _ in engine.play(bench.run(log), 4):
                     pass
-                log.finish(engine.digest(bench.space))
-            cached[case] = Made(bench, Log.open(folder / setup.LOG))
+                log.finish(digests.digest(bench.space))
+            cached[case] = Made(bench, Log.open(folder / run_folder.LOG))
         return cached[case]
 
     return train
@@ -109,11 +113,9 @@ def differences(cached: dict[str, Any], made: Callable[[str], Made], tmp_path: P
         for case, dtype in MERGES.items():
             jobs.append(("merged", case, made(case).merged(tmp_path / case, dtype, log=made(case).log).folder))
         one = made("llama nf4")
-        start = export_folder.peft(setup.replayer(one.log), one.log, one.bench.recipe, tmp_path / "untrained")
+        start = export_peft.peft(replay.replayer(one.log), one.log, one.bench.recipe, tmp_path / "untrained")
         jobs.append(("untrained", "llama nf4", start))
-        found = export_folder.compare(
-            [(kind.replace("untrained", "peft"), x, made(case).bench) for kind, case, x in jobs]
-        )
+        found = check.compare([(kind.replace("untrained", "peft"), x, made(case).bench) for kind, case, x in jobs])
         cached["differences"] = {(kind, case): x for (kind, case, _), x in zip(jobs, found)}
         cached["folders"] = {(kind, case): folder for kind, case, folder in jobs}
     return cached["differences"]
@@ -122,11 +124,11 @@ def differences(cached: dict[str, Any], made: Callable[[str], Made], tmp_path: P
 def moved(made: Made) -> float:
     """How far training moved the logits."""
     base, space = made.bench.base, made.bench.space
-    ids = export_folder.probes(base.model.config.vocab_size, base.context_length)
+    ids = check.probes(base.model.config.vocab_size, base.context_length)
     start = space.value.clone()
-    after = export_folder.trained(base, space, ids)
+    after = check.trained(base, space, ids)
     space.value.zero_()
-    before = export_folder.trained(base, space, ids)
+    before = check.trained(base, space, ids)
     space.value.copy_(start)
     return float((after - before).abs().max())
 
@@ -178,10 +180,10 @@ def test_peft_adapts_our_modules_and_no_other_with_the_replayed_bits(
     from transformers import AutoModelForCausalLM
 
     one = made(case)
-    replayed = setup.replayer(one.log)
+    replayed = replay.replayer(one.log)
     for _ in engine.play(replayed, len(one.log)):
         pass
-    folder = export_folder.peft(replayed, one.log, one.bench.recipe, tmp_path / "adapter")
+    folder = export_peft.peft(replayed, one.log, one.bench.recipe, tmp_path / "adapter")
     plain = AutoModelForCausalLM.from_pretrained(one.bench.recipe.model.source)
     wrapped = PeftModel.from_pretrained(plain, folder)
     layers = {n: m for n, m in wrapped.get_base_model().named_modules() if isinstance(m, LoraLayer)}
@@ -190,7 +192,7 @@ def test_peft_adapts_our_modules_and_no_other_with_the_replayed_bits(
         module, _, which = name.rpartition(".")
         assert torch.equal(getattr(layers[module], which)["default"].weight, value)
         assert layers[module].scaling["default"] == one.bench.space.scale
-    loaded = export_folder.load_adapter(folder, one.bench.space, one.log.header.base, one.log.fingerprint)
+    loaded = export_peft.load_adapter(folder, one.bench.space, one.log.header.base, one.log.fingerprint)
     assert list(loaded) == [n for n in one.bench.space.shapes for n in (f"{n}.lora_A", f"{n}.lora_B")]
     assert all(torch.equal(loaded[name], value) for name, value in one.bench.space.tensors())
 
@@ -223,7 +225,7 @@ def test_exports_name_their_origin_and_no_path_of_this_machine(
     )
     said = export_folder.marker(folder)
     assert said["steps"] == 4 and said["log"] == one.log.fingerprint and said["base"] == one.log.header.base.hex()
-    assert said["state"] == engine.digest(one.bench.space).hex() and said["quantization"] == "nf4"
+    assert said["state"] == digests.digest(one.bench.space).hex() and said["quantization"] == "nf4"
     assert set(said["files"]) | {"zoedge.json"} == {p.name for p in folder.iterdir()}
     with safetensors.safe_open(folder / export_folder.WEIGHTS, "pt") as file:
         assert file.metadata() == {"format": "pt", "log": one.log.fingerprint, "payload": said["payload"]}
@@ -268,23 +270,23 @@ def test_the_chat_template_comes_along(made: Callable[[str], Made], half: Path, 
 def test_a_state_that_is_not_the_logs_is_refused(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama nf4")
     with pytest.raises(ReplayError, match="step 4"):
-        export_folder.peft(setup.replayer(one.log), one.log, one.bench.recipe, tmp_path / "a", steps=4)
-    halfway = setup.replayer(one.log)
+        export_peft.peft(replay.replayer(one.log), one.log, one.bench.recipe, tmp_path / "a", steps=4)
+    halfway = replay.replayer(one.log)
     for _ in engine.play(halfway, 2):
         pass
     for steps in (2, None):
-        folder = export_folder.peft(halfway, one.log, one.bench.recipe, tmp_path / "a", steps=steps)
+        folder = export_peft.peft(halfway, one.log, one.bench.recipe, tmp_path / "a", steps=steps)
         assert export_folder.marker(folder)["steps"] == steps
 
 
 def test_only_finite_tensors_that_peft_knows_are_exported(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama nf4")
-    run = setup.replayer(one.log)
+    run = replay.replayer(one.log)
     run.space.leaves()[0].value[7] = float("nan")
     with pytest.raises(DivergedError):
-        export_folder.peft(run, one.log, one.bench.recipe, tmp_path / "a")
+        export_peft.peft(run, one.log, one.bench.recipe, tmp_path / "a")
     with pytest.raises(UsageError, match="nothing to merge"):
-        export_folder.merged(one.bench.recipe, object(), tmp_path / "a")
+        export_merged.merged(one.bench.recipe, object(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -384,8 +386,8 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path, said = folder / export_folder.WEIGHTS, export_folder.marker(folder)
     tensors = safetensors.torch.load(path.read_bytes())
     change(tensors)
-    raw, said["payload"] = export_folder.serialised(tensors)
-    path.write_bytes(export_folder.labelled(raw, payload=said["payload"], log=said["log"]))
+    raw, said["payload"] = export_peft.serialised(tensors)
+    path.write_bytes(export_peft.labelled(raw, payload=said["payload"], log=said["log"]))
     (folder / export_folder.MARKER).write_text(json.dumps(said))
 
 
@@ -422,11 +424,11 @@ def test_a_forged_adapter_is_refused(how: str, adapter: tuple[Path, Made]) -> No
     folder, one = adapter
     change, error, sentence = FORGERIES[how]
     forge(folder, lambda tensors: None)
-    export_folder.load_adapter(folder, one.bench.space)
+    export_peft.load_adapter(folder, one.bench.space)
     forge(folder, change)
     for space in (one.bench.space, None):
         with pytest.raises(error, match=sentence):
-            export_folder.load_adapter(folder, space)
+            export_peft.load_adapter(folder, space)
 
 
 def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]) -> None:
@@ -439,7 +441,7 @@ def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]
         raw[at] ^= 1 << at % 8
         path.write_bytes(raw)
         try:
-            found = export_folder.load_adapter(folder, one.bench.space)
+            found = export_peft.load_adapter(folder, one.bench.space)
         except (DamagedError, IdentityError):
             continue
         # what can be flipped unnoticed means nothing: names of metadata, spaces
@@ -447,7 +449,7 @@ def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]
     for size in (0, 7, 8, start, len(good) - 1):
         path.write_bytes(good[:size])
         with pytest.raises(DamagedError):
-            export_folder.load_adapter(folder, one.bench.space)
+            export_peft.load_adapter(folder, one.bench.space)
 
 
 def test_headers_that_the_library_would_take_are_refused(adapter: tuple[Path, Made]) -> None:
@@ -466,10 +468,10 @@ def test_headers_that_the_library_would_take_are_refused(adapter: tuple[Path, Ma
     ):
         path.write_bytes(len(new).to_bytes(8, "little") + new + payload)
         with pytest.raises(DamagedError, match=sentence):
-            export_folder.load_adapter(folder)
+            export_peft.load_adapter(folder)
     path.write_bytes((1 << 62).to_bytes(8, "little") + good[8:])
     with pytest.raises(DamagedError, match="a header of"):
-        export_folder.load_adapter(folder)
+        export_peft.load_adapter(folder)
 
 
 def test_an_adapter_of_something_else_is_refused_by_name(
@@ -478,20 +480,20 @@ def test_an_adapter_of_something_else_is_refused_by_name(
     folder, one = adapter
     space, log = one.bench.space, one.log
     with pytest.raises(IdentityError, match="another base"):
-        export_folder.load_adapter(folder, space, base=made("half nf4").log.header.base)
+        export_peft.load_adapter(folder, space, base=made("half nf4").log.header.base)
     with pytest.raises(IdentityError, match="another log"):
-        export_folder.load_adapter(folder, space, log.header.base, "0" * 32)
+        export_peft.load_adapter(folder, space, log.header.base, "0" * 32)
     with pytest.raises(IdentityError, match="unknown"):
-        export_folder.load_adapter(folder, made("llama int8, last 1").bench.space)
+        export_peft.load_adapter(folder, made("llama int8, last 1").bench.space)
     fewer = made("llama nf4, all").bench.space
     with pytest.raises(IdentityError, match="of 42 tensors, 34 missing"):
-        export_folder.load_adapter(folder, fewer)
+        export_peft.load_adapter(folder, fewer)
     recipe = read(str(tmp_path / "tiny.yaml"), ["space.alpha=16"])
     with pytest.raises(IdentityError, match="lora_alpha is 12, not 16"):
-        export_folder.load_adapter(folder, recipe.space.blank(space.describe(), 7, recipe.noise))
+        export_peft.load_adapter(folder, recipe.space.blank(space.describe(), 7, recipe.noise))
     one.merged(tmp_path / "merged")
     with pytest.raises(IdentityError, match="merged model"):
-        export_folder.load_adapter(tmp_path / "merged")
+        export_peft.load_adapter(tmp_path / "merged")
 
 
 @pytest.mark.parametrize(
@@ -522,13 +524,13 @@ def test_a_changed_table_is_refused(
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DamagedError, match=sentence):
-        export_folder.load_adapter(folder, one.bench.space)
+        export_peft.load_adapter(folder, one.bench.space)
     path.write_text("{")
     with pytest.raises(DamagedError):
-        export_folder.load_adapter(folder)
+        export_peft.load_adapter(folder)
     path.unlink()
     with pytest.raises(DamagedError):
-        export_folder.load_adapter(folder)
+        export_peft.load_adapter(folder)
 
 
 # -- merging
@@ -553,12 +555,12 @@ def test_an_update_that_rounding_would_eat_is_refused(blank: tuple[Made, Any], t
     one, space = blank
     fill(space, 1e-5)
     with pytest.raises(DataError, match=r"In bf16, \d+% of the update of model\.layers\.1\.self_attn.*--dtype fp32"):
-        export_folder.merged(one.bench.recipe, space, tmp_path / "out", "bf16")
+        export_merged.merged(one.bench.recipe, space, tmp_path / "out", "bf16")
     assert not (tmp_path / "out").exists()
-    report = export_folder.merged(one.bench.recipe, space, tmp_path / "out", "bf16", force=True)
+    report = export_merged.merged(one.bench.recipe, space, tmp_path / "out", "bf16", force=True)
     name, least = report.least
     assert least < 0.5 and name in space.shapes and "bf16" in str(report)
-    exact = export_folder.merged(one.bench.recipe, space, tmp_path / "out", "fp32")
+    exact = export_merged.merged(one.bench.recipe, space, tmp_path / "out", "fp32")
     assert exact.least[1] > 0.99
 
 
@@ -567,14 +569,14 @@ def test_kept_is_what_it_says(blank: tuple[Made, Any], tmp_path: Path) -> None:
     fill(space, 1e-3)
     report = one.merged(tmp_path / "none", "fp32")
     assert report.kept.keys() == space.shapes.keys()
-    report = export_folder.merged(one.bench.recipe, space, tmp_path / "out", "fp16")
+    report = export_merged.merged(one.bench.recipe, space, tmp_path / "out", "fp16")
     base = safetensors.torch.load_file(Path(one.bench.recipe.model.source) / "model.safetensors")
     out, tensors = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors"), dict(space.tensors())
     for name in space.shapes:
         update = (tensors[f"{name}.lora_B"] @ tensors[f"{name}.lora_A"]).double() * 3.0
         lost = out[f"{name}.weight"].double() - (base[f"{name}.weight"].double() + update)
         assert report.kept[name] == pytest.approx(1 - (lost.norm() / update.norm()).item(), rel=1e-5)
-    still = export_folder.merged(one.bench.recipe, fill(space, 0.0), tmp_path / "out", "fp16")
+    still = export_merged.merged(one.bench.recipe, fill(space, 0.0), tmp_path / "out", "fp16")
     assert set(still.kept.values()) == {1.0}
 
 
@@ -583,7 +585,7 @@ def test_values_that_overflow_and_disks_that_are_full_are_refused(
 ) -> None:
     one, space = blank
     with pytest.raises(DataError, match="does not fit fp16"):
-        export_folder.merged(one.bench.recipe, fill(space, 1e6), tmp_path / "out", "fp16", force=True)
+        export_merged.merged(one.bench.recipe, fill(space, 1e6), tmp_path / "out", "fp16", force=True)
     with pytest.raises(UsageError, match="fp8"):
         one.merged(tmp_path / "out", "fp8")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**7, 10**7, 10))
@@ -607,7 +609,7 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
     that they are garbage. A merge must not care."""
     import bitsandbytes as bnb
 
-    from zoedge.scoring.models.loading import weight_of
+    from zoedge.scoring.models.quantised import weight_of
 
     one = made("half nf4")
     used = setup.Bench.build(one.bench.recipe)
@@ -621,7 +623,7 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
     kept = torch.equal(*(weight_of(x.base.model.get_submodule(q)) for x in (used, one.bench)))
     assert kept is not bnb.functional.has_avx512bf16()
     used.space.value.copy_(one.bench.space.value)
-    export_folder.merged(used.recipe, used.space, tmp_path / "out", "fp32", log=one.log)
+    export_merged.merged(used.recipe, used.space, tmp_path / "out", "fp32", log=one.log)
     out = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     tensors = dict(one.bench.space.tensors())
     stored = safetensors.torch.load_file(half / "model.safetensors")
@@ -645,7 +647,7 @@ def test_shards_and_one_file_hold_the_same_model(
 
     one = made("llama none, b")
     one.merged(tmp_path / "one", "fp32")
-    monkeypatch.setattr(export_folder, "SHARD", 100_000)
+    monkeypatch.setattr(export_merged, "SHARD", 100_000)
     one.merged(tmp_path / "many", "fp32")
     names = sorted(p.name for p in (tmp_path / "many").glob("*.safetensors"))
     assert len(names) > 3 and names[0] == f"model-00001-of-{len(names):05}.safetensors"
@@ -659,4 +661,4 @@ def test_an_export_that_does_not_load_is_reported_in_a_sentence(made: Callable[[
     folder = one.merged(tmp_path / "out", "fp32").folder
     (folder / "config.json").unlink()
     with pytest.raises(DataError, match="does not load in a fresh process"):
-        export_folder.check("merged", folder, one.bench)
+        check.check("merged", folder, one.bench)

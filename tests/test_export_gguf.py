@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from zoedge.commands.export import folder as export_folder
+from zoedge.commands.export import check
 from zoedge.commands.export import gguf as export_gguf
-from zoedge.core import engine
+from zoedge.core import digests, engine
 from zoedge.errors import DamagedError, DataError, DivergedError, ReplayError, StorageError, UsageError
 from zoedge.log.log import Log
-from zoedge.recipe.check import read
+from zoedge.recipe.reading import read
+from zoedge.run import folder as run_folder
 from zoedge.run import setup
 
 NAMES = {
@@ -37,8 +38,8 @@ class Made:
         with setup.begin(self.bench, folder) as log:
             for _ in engine.play(self.bench.run(log), 4):
                 pass
-            log.finish(engine.digest(self.bench.space))
-        self.log = Log.open(folder / setup.LOG)
+            log.finish(digests.digest(self.bench.space))
+        self.log = Log.open(folder / run_folder.LOG)
 
     def written(self, path: Path, **options: Any) -> Path:
         config = self.bench.base.model.config
@@ -71,7 +72,7 @@ def test_the_file_holds_what_llama_cpp_reads(family: str, made: Callable[..., Ma
     assert said == {
         "general.architecture": "llama", "general.type": "adapter", "general.name": "tiny", "adapter.type": "lora",
         "adapter.lora.alpha": 12.0, "zoedge.base": one.log.header.base.hex(), "zoedge.log": one.log.fingerprint,
-        "zoedge.state": engine.digest(one.bench.space).hex(),
+        "zoedge.state": digests.digest(one.bench.space).hex(),
     }  # fmt: skip
     found = {tensor.name: tensor for tensor in reader.tensors}
     trained = {name: value.numpy() for name, value in one.bench.space.tensors()}
@@ -102,16 +103,16 @@ def test_a_fresh_process_finds_the_trained_weights(made: Callable[..., Made], tm
     one = made("llama", *ALL, "space.train=b")
     path = one.written(tmp_path / "adapter.gguf")
     raw = path.read_bytes()
-    assert export_gguf.checked(path, one.bench) <= 1e-6
+    assert check.checked(path, one.bench) <= 1e-6
     assert one.written(path).read_bytes() == raw  # ours: replaced, by the same bytes
     b = dict(one.bench.space.tensors())["model.layers.1.self_attn.k_proj.lora_B"].numpy()
     at = raw.index(turned(b, 2).tobytes())
     path.write_bytes(raw[:at] + b.tobytes() + raw[at + b.nbytes :])
     with pytest.raises(DataError, match="differ from the trained ones"):
-        export_gguf.checked(path, one.bench)
+        check.checked(path, one.bench)
     path.write_bytes(raw.replace(b"blk.2.attn_q.weight.lora_a", b"blk.0.attn_q.weight.lora_a"))
     with pytest.raises(DamagedError, match="not the tensors that were trained"):
-        known = export_folder.reference_of("gguf-lora", one.bench)
+        known = check.reference_of("gguf-lora", one.bench)
         export_gguf.difference(str(path), one.bench.recipe.model.model_dump(), known)
 
 

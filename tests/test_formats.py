@@ -14,10 +14,13 @@ import pytest
 from conftest import Done
 
 from zoedge.errors import DataError, UsageError
-from zoedge.recipe.check import Data, Split, check, read
+from zoedge.recipe.check import check
+from zoedge.recipe.reading import read
+from zoedge.recipe.sections import Data, Split
+from zoedge.scoring.rows.files import read as read_rows
 from zoedge.scoring.rows.formats import CHATS, KEYS, chosen, conversations, formats_of, messages, said
-from zoedge.scoring.rows.sets import Row, rows_of, sets
-from zoedge.scoring.rows.sets import read as read_rows
+from zoedge.scoring.rows.row import Row
+from zoedge.scoring.rows.sets import rows_of, sets
 from zoedge.scoring.tasks.chat import TEMPLATES, Chat, render
 from zoedge.scoring.tasks.lm import Lm
 
@@ -237,7 +240,7 @@ BASE = {"version": 1, "model": {"source": "x"}, "data": {"train": "x.jsonl"}}
 
 
 def test_the_recipes_word_for_it() -> None:
-    from zoedge.run.setup import recipe_digest
+    from zoedge.run.identity import recipe_digest
 
     for kind in KEYS:
         task = "lm" if kind == "text" else "chat"

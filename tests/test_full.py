@@ -16,17 +16,21 @@ from typer.testing import CliRunner
 
 from zoedge.cli import app
 from zoedge.commands import verify
-from zoedge.commands.export import folder as export_folder
-from zoedge.core import engine
-from zoedge.core.types import HALVES, ROUND, Key, Leaf, dithered
+from zoedge.commands.export import check, merged, peft
+from zoedge.core import digests, engine
+from zoedge.core.exact import HALVES, dithered
+from zoedge.core.types import ROUND, Key, Leaf
 from zoedge.errors import DataError, IdentityError, UsageError
 from zoedge.log.log import Log
 from zoedge.methods.noise._uniform import PERIOD, rounding
 from zoedge.methods.noise.normal import Normal
 from zoedge.methods.spaces import full
 from zoedge.methods.spaces.full import Full
-from zoedge.recipe.check import Model, Recipe, read
-from zoedge.run import setup
+from zoedge.recipe.reading import read
+from zoedge.recipe.recipe import Recipe
+from zoedge.recipe.sections import Model
+from zoedge.run import folder as run_folder
+from zoedge.run import replay, setup
 from zoedge.scoring.models.loading import load
 
 FULL = ["model.quantization=none", "space=full", "output.export=[]", "rule.lr=1e-4", "train.steps=12"]
@@ -45,13 +49,13 @@ def deltas(size: float) -> Callable[[Leaf], torch.Tensor]:
 def played(bench: setup.Bench, folder: Path, until: int | None = None) -> tuple[bytes, bytes]:
     """(state digest, the log's bytes) of a run in `folder`, begun or continued."""
     folder.mkdir(exist_ok=True)
-    path, steps = folder / setup.LOG, bench.recipe.train.steps
+    path, steps = folder / run_folder.LOG, bench.recipe.train.steps
     with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
         for _ in engine.play(bench.run(log), until or steps):
             pass
         if len(log) == steps:
-            log.finish(engine.digest(bench.space))
-    return engine.digest(bench.space), path.read_bytes()
+            log.finish(digests.digest(bench.space))
+    return digests.digest(bench.space), path.read_bytes()
 
 
 def scores(bench: setup.Bench, base: Any) -> torch.Tensor:
@@ -65,7 +69,7 @@ def scores(bench: setup.Bench, base: Any) -> torch.Tensor:
 def test_probing_leaves_every_stored_bit(recipe: Make, dtype: str, opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the forward raises between a module's borrowing and its giving back."""
     bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}", f"model.source={opt}"))
-    model, before = bench.base.model, engine.digest(bench.space)
+    model, before = bench.base.model, digests.digest(bench.space)
     owners = {id(p): (p, p.data_ptr()) for p in model.parameters()}
     here = scores(bench, bench.base)
     with bench.space.visit([deltas(0.05)]):
@@ -78,7 +82,7 @@ def test_probing_leaves_every_stored_bit(recipe: Make, dtype: str, opt: Path, mo
     with monkeypatch.context() as patch, pytest.raises(RuntimeError), bench.space.visit([deltas(0.05)]):
         patch.setattr(linear, "forward", fail)
         scores(bench, bench.base)
-    assert engine.digest(bench.space) == before
+    assert digests.digest(bench.space) == before
     assert {id(p): (p, p.data_ptr()) for p in model.parameters()} == owners
     assert torch.equal(scores(bench, bench.base), here)
 
@@ -263,15 +267,15 @@ def test_train_resume_and_replay_end_in_the_same_weights(
 ) -> None:
     made = recipe(*options)
     first = setup.Bench.build(made)
-    start = engine.digest(first.space)
+    start = digests.digest(first.space)
     whole = played(first, tmp_path / "a")
     assert whole[0] != start
     played(setup.Bench.build(made), tmp_path / "b", 5)
     assert played(setup.Bench.build(made), tmp_path / "b") == whole
-    log = Log.open(tmp_path / "a" / setup.LOG)
+    log = Log.open(tmp_path / "a" / run_folder.LOG)
     run, said = verify.states(log)
     assert run.task is None and run.model is None
-    assert engine.digest(run.space) == whole[0] and "agree" in said[0]
+    assert digests.digest(run.space) == whole[0] and "agree" in said[0]
     for (name, ours), (other, theirs) in zip(run.space.tensors(), first.space.tensors()):  # type: ignore[attr-defined]
         assert name == other and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
     assert verify.bisect(log) == "torch and numpy agree here at every step."
@@ -282,8 +286,8 @@ def test_storage_is_the_logs_wherever_auto_would_lead(recipe: Make, tmp_path: Pa
     bench = setup.Bench.build(recipe("model.compute_dtype=bf16"))
     bench.recipe = recipe()
     final, _ = played(bench, tmp_path / "run")
-    run, _ = verify.states(Log.open(tmp_path / "run" / setup.LOG))
-    assert engine.digest(run.space) == final and run.space.storage == "bfloat16"  # type: ignore[attr-defined]
+    run, _ = verify.states(Log.open(tmp_path / "run" / run_folder.LOG))
+    assert digests.digest(run.space) == final and run.space.storage == "bfloat16"  # type: ignore[attr-defined]
 
 
 def test_replay_takes_the_base_that_is_named_and_no_other(recipe: Make, tmp_path: Path, llama: Path, opt: Path) -> None:
@@ -292,14 +296,14 @@ def test_replay_takes_the_base_that_is_named_and_no_other(recipe: Make, tmp_path
     own = shutil.copytree(llama, tmp_path / "own")
     bench = setup.Bench.build(recipe(f"model.source={own}", "train.steps=2"))
     final, _ = played(bench, tmp_path / "run")
-    log = Log.open(tmp_path / "run" / setup.LOG)
+    log = Log.open(tmp_path / "run" / run_folder.LOG)
     shutil.rmtree(own)
     with pytest.raises(DataError, match="own"):
-        setup.replayer(log)
+        replay.replayer(log)
     with pytest.raises(IdentityError, match=r"not the one that was trained on.*--base"):
-        setup.replayer(log, base=str(opt))
+        replay.replayer(log, base=str(opt))
     run, _ = verify.states(log, base=str(llama))
-    assert engine.digest(run.space) == final
+    assert digests.digest(run.space) == final
     done = CliRunner().invoke(
         app, ["replay", str(tmp_path / "run"), "--base", str(llama), "-o", str(tmp_path / "rebuilt")]
     )
@@ -384,16 +388,16 @@ def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_
 def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, dtype: str) -> None:
     bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}"))
     played(bench, tmp_path / "run")
-    log = Log.open(tmp_path / "run" / setup.LOG)
-    made = export_folder.merged(bench.recipe, bench.space, tmp_path / "merged", log=log)
+    log = Log.open(tmp_path / "run" / run_folder.LOG)
+    made = merged.merged(bench.recipe, bench.space, tmp_path / "merged", log=log)
     assert made.dtype == dtype and made.least[1] > 0.999999, "nothing is lost in the type that is stored"
     named = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").named_parameters())
     assert named.keys() == dict(bench.space.tensors()).keys()
     assert all(torch.equal(named[name], value) for name, value in bench.space.tensors())
     if dtype == "fp32":
-        assert export_folder.check("merged", tmp_path / "merged", bench) < 1e-5
+        assert check.check("merged", tmp_path / "merged", bench) < 1e-5
     with pytest.raises(UsageError, match=r"'full' has no adapter.*--to merged"):
-        export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+        peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
 
 
 def test_a_bf16_run_says_what_arrived(recipe: Make, tmp_path: Path) -> None:
@@ -401,5 +405,5 @@ def test_a_bf16_run_says_what_arrived(recipe: Make, tmp_path: Path) -> None:
     from zoedge.run.train import train
 
     train(recipe("model.compute_dtype=bf16"), tmp_path / "run", display("quiet"))
-    (said,) = [line for line in setup.notes(tmp_path / "run") if line["event"] == "rounding"]
+    (said,) = [line for line in run_folder.notes(tmp_path / "run") if line["event"] == "rounding"]
     assert said["storage"] == "bfloat16" and 0.5 < said["applied"] < 1.5 and said["nearest"] < said["applied"]

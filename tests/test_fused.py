@@ -27,7 +27,7 @@ from zoedge.methods.noise import _fused
 from zoedge.methods.noise._lookup import lookup
 from zoedge.methods.noise.normal import quantiles
 from zoedge.methods.noise.rademacher import SIGNS
-from zoedge.recipe.check import read
+from zoedge.recipe.reading import read
 from zoedge.run import setup
 
 NOISES = {"rademacher": (8, SIGNS, 8), "normal": (16, quantiles(), 1)}

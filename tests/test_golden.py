@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent / "golden"))
 import make
 
 from zoedge.commands import verify
-from zoedge.core import engine, parts
+from zoedge.core import digests, parts
 from zoedge.log import packed
 from zoedge.log.log import Log
-from zoedge.recipe.check import word_of
-from zoedge.run import setup
+from zoedge.recipe.recipe import word_of
+from zoedge.run import identity
 
 GOLDEN = sorted(make.HERE.glob("*.zlog"))
 EXPECTED = json.loads(make.EXPECTED.read_text())
@@ -32,7 +32,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_part_has_a_golden_log() -> None:
     assert {path.stem for path in GOLDEN} == set(EXPECTED) and len(GOLDEN) >= 12
-    recipes = [setup.recipe_of(Log.open(path).header, path.name) for path in GOLDEN]
+    recipes = [identity.recipe_of(Log.open(path).header, path.name) for path in GOLDEN]
     for kind in ("noise", "estimator", "rule", "space"):
         assert {word_of(getattr(recipe, kind)) for recipe in recipes} == set(parts.words(parts.FOLDERS[kind]))
     for path in GOLDEN:
@@ -46,8 +46,8 @@ def test_a_golden_log_replays_to_its_bits(path: Path, tiny: str, tmp_path: Path)
     expected, log = EXPECTED[path.stem], Log.open(path)
     assert expected == {"steps": len(log), "slots": log.seq, "fingerprint": log.fingerprint, "state": expected["state"]}
     run, said = verify.states(log, base=tiny)
-    assert engine.digest(run.space).hex() == expected["state"] and "state hashes agree" in said[0]
+    assert digests.digest(run.space).hex() == expected["state"] and "state hashes agree" in said[0]
     assert verify.bisect(log, base=tiny) == "torch and numpy agree here at every step."
     (tmp_path / "log.zpack").write_bytes(packed.pack(log))
     run, _ = verify.states(packed.Packed.open(tmp_path / "log.zpack"), base=tiny)
-    assert engine.digest(run.space).hex() == expected["state"]
+    assert digests.digest(run.space).hex() == expected["state"]

@@ -16,14 +16,16 @@ import make
 from test_traps import QUANTISED, bnb_linears, random_examples
 
 from zoedge.commands import verify
-from zoedge.core import engine
+from zoedge.core import digests, engine
 from zoedge.core.types import Key
 from zoedge.log.log import Log
 from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.methods.spaces.lora import Held, Lora
-from zoedge.recipe.check import Model, read
-from zoedge.run import setup
-from zoedge.scoring.models import loading
+from zoedge.recipe.reading import read
+from zoedge.recipe.sections import Model
+from zoedge.run import folder as run_folder
+from zoedge.run import replay, setup
+from zoedge.scoring.models import loading, quantised
 from zoedge.scoring.models.base import Base
 from zoedge.scoring.tasks.classify import Classification, Classify
 
@@ -36,11 +38,11 @@ EXPECTED = json.loads(make.EXPECTED.read_text())
 
 
 def state(log: Log, device: str, base: str | None = None) -> str:
-    run = setup.replayer(log, device, base)
+    run = replay.replayer(log, device, base)
     for _ in engine.play(run, len(log)):
         pass
     assert {leaf.value.device.type for leaf in run.space.leaves()} == {device}
-    return engine.digest(run.space).hex()
+    return digests.digest(run.space).hex()
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -64,14 +66,14 @@ def test_a_cpus_golden_log_replays_on_the_gpu(name: str, tmp_path: Path) -> None
 )
 def test_a_gpus_log_replays_on_the_cpu(recipe_file: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
     bench = setup.Bench.build(read(str(recipe_file), ["train.steps=12", f"model.device={CUDA}", *changes]))
-    start, folder = engine.digest(bench.space), tmp_path / "run"
+    start, folder = digests.digest(bench.space), tmp_path / "run"
     folder.mkdir()
     with setup.begin(bench, folder) as log:
         for _ in engine.play(bench.run(log), 12):
             pass
-        log.finish(final := engine.digest(bench.space))
+        log.finish(final := digests.digest(bench.space))
     assert final != start and {leaf.value.device.type for leaf in bench.space.leaves()} == {CUDA}
-    with Log.open(folder / setup.LOG) as log:
+    with Log.open(folder / run_folder.LOG) as log:
         assert state(log, "cpu") == state(log, CUDA) == final.hex()
         assert verify.bisect(log) == "torch and numpy agree here at every step."
 
@@ -135,8 +137,8 @@ def test_any_number_of_rows_is_the_dequantised_product(llama: Path, quantization
     fresh: Any = base_of(llama, quantization, dtype=dtype).model
     close = 1e-5 if dtype == "fp32" else 2e-2
     for name, module in bnb_linears(base.model).items():
-        want = loading.weight_of(fresh.get_submodule(name), base.dtype)
-        assert want.device.type == CUDA and torch.equal(loading.weight_of(module, base.dtype), want)
+        want = quantised.weight_of(fresh.get_submodule(name), base.dtype)
+        assert want.device.type == CUDA and torch.equal(quantised.weight_of(module, base.dtype), want)
         for rows in (1, 3, 8, 64, 512):
             x = torch.randn(rows, module.in_features, generator=torch.Generator().manual_seed(rows)).to(want)
             with torch.no_grad():

@@ -26,7 +26,8 @@ import pytest
 from test_bad_inputs import ADAPTER, GO, LOG, ROWS, Change, config, edit, flip, link, pipe, put, recipe, rows, tree
 
 from zoedge.commands.export.folder import MARKER, WEIGHTS
-from zoedge.log import log
+from zoedge.core import canonical
+from zoedge.log import log, slots
 from zoedge.log.packed import pack
 
 HUGE = b"\xff" * 4
@@ -63,7 +64,7 @@ def signed(raw: bytes) -> bytes:
     value = bytes(new[480:496])
     if 512 <= length <= len(new):
         for i in range(length, len(new) - 63, 64):
-            new[i + 48 : i + 64] = value = log.chain(value, bytes(new[i : i + 48]))
+            new[i + 48 : i + 64] = value = slots.chain(value, bytes(new[i : i + 48]))
     return bytes(new)
 
 
@@ -76,7 +77,7 @@ def slot(at: int, data: bytes) -> Change:
 
     def change(raw: bytes) -> bytes:
         (length,) = struct.unpack_from("<I", raw, 12)
-        first = next(i for i in range(length, len(raw), 64) if raw[i] == log.STEP) + at
+        first = next(i for i in range(length, len(raw), 64) if raw[i] == slots.STEP) + at
         return signed(raw[:first] + data + raw[first + len(data) :])
 
     return edit(LOG, change)
@@ -89,9 +90,9 @@ def block(change: Callable[[dict[str, Any]], Any] | bytes, fields: bytes = b"") 
         length, size = struct.unpack_from("<II", raw, 12)
         new = change if isinstance(change, bytes) else b""
         if not isinstance(change, bytes):
-            table = log.uncanonical(raw[512 : 512 + size])
+            table = canonical.uncanonical(raw[512 : 512 + size])
             change(table)
-            new = log.canonical(table)
+            new = canonical.canonical(table)
         padded = new + bytes(-len(new) % 512)
         sizes = struct.pack("<II", 512 + len(padded), len(new))
         head = raw[:12] + sizes + raw[20:56] + (fields or raw[56:64]) + raw[64:512]

@@ -12,10 +12,12 @@ import pytest
 import yaml
 from conftest import Done
 
-from zoedge.commands.import_config.source import MARKS, TOOLS, Import, convert, dump, flat, load, recognised
+from zoedge.commands.import_config import MARKS, TOOLS, convert, dump, load, recognised
+from zoedge.commands.import_config.source import Import, flat
 from zoedge.errors import UsageError
-from zoedge.recipe.check import check, read
+from zoedge.recipe.check import check
 from zoedge.recipe.foreign import FOREIGN, WHY
+from zoedge.recipe.reading import read
 
 MLX = """
 model: mistralai/Mistral-7B-v0.1

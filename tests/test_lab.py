@@ -84,7 +84,8 @@ def test_another_seed_is_another_run_and_a_wrong_finding_is_told() -> None:
 
 def test_a_lab_run_is_the_engines() -> None:
     """Momentum on a bowl, against the recursion written out: float64 master, 16-bit weights."""
-    from zoedge.core.types import Key, bits16
+    from zoedge.core.exact import bits16
+    from zoedge.core.types import Key
     from zoedge.methods.estimators.two_sided import TwoSided
 
     start = np.linspace(-1, 1, 7)

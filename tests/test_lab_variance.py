@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from zoedge import lab
-from zoedge.core.engine import Run
+from zoedge.core.memory import Memory
+from zoedge.core.run import Run
 from zoedge.core.types import AbstractNoise, Key, Leaf
 from zoedge.lab import _errors
 from zoedge.lab._aligned import Aligned
-from zoedge.lab._bench import Memory, Problem, Space
+from zoedge.lab._bench import Problem, Space
 from zoedge.methods.noise.normal import Normal
 from zoedge.methods.noise.sphere import Sphere
 from zoedge.methods.rules.sgd import Sgd

@@ -130,7 +130,7 @@ def test_likelihoods_are_those_of_transformers(name: str, families: dict[str, Pa
     from transformers import AutoModelForCausalLM
 
     from zoedge.commands.lm_eval import Wrapped
-    from zoedge.recipe.check import Model
+    from zoedge.recipe.sections import Model
     from zoedge.scoring.models.loading import load
 
     spec = Model(source=str(families[name]), quantization="none", compute_dtype="fp32", device="cpu")
@@ -174,7 +174,7 @@ def test_likelihoods_are_those_of_transformers(name: str, families: dict[str, Pa
 def test_answers_are_the_models_own_and_end_where_told(llama: Path) -> None:
     from zoedge.commands.lm_eval import Wrapped
     from zoedge.errors import DataError
-    from zoedge.recipe.check import Model
+    from zoedge.recipe.sections import Model
     from zoedge.scoring.models.loading import load
 
     base = load(Model(source=str(llama), quantization="none", compute_dtype="fp32", device="cpu"))

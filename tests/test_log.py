@@ -23,12 +23,15 @@ from faults import OPS, SHA, header, note, put, same, states, step, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoedge.core import storage
-from zoedge.core.types import CLIPPED, SKIPPED, Record, bits16
+from zoedge.core import canonical, storage
+from zoedge.core.exact import bits16
+from zoedge.core.types import CLIPPED, SKIPPED, Record
 from zoedge.errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
 from zoedge.log import log as log_module
-from zoedge.log.log import HASH, NOTE, REWIND, SESSION, STEP, Header, Log
+from zoedge.log.header import Header
+from zoedge.log.log import Log
 from zoedge.log.packed import Packed
+from zoedge.log.slots import HASH, NOTE, REWIND, SESSION, STEP
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ BYTES = bytes.fromhex("".join(EXAMPLE.values()))
 
 
 def test_the_bytes(tmp_path: Path) -> None:
-    block = log_module.canonical({"name": "zo\xe9", "lr": 0.75})
+    block = canonical.canonical({"name": "zo\xe9", "lr": 0.75})
     head = replace(header(block=block), seed=0x0123456789ABCDEF)
     with Log.create(tmp_path / "run.zlog", head) as log:
         log.session(SHA[0xAA])
@@ -239,7 +242,7 @@ def test_what_is_logged_is_read_back(
 
 def test_20000_steps_fit_in_1_300_000_bytes(tmp_path: Path, fast: None) -> None:
     shapes = [[f"model.layers.{i}.self_attn.{m}_proj", 576, 576] for i in range(4) for m in "qkvogud"]
-    head = header(1, 1, 100, block=log_module.canonical({"recipe": {"text": "x" * 1600}, "space": {"shapes": shapes}}))
+    head = header(1, 1, 100, block=canonical.canonical({"recipe": {"text": "x" * 1600}, "space": {"shapes": shapes}}))
     with Log.create(tmp_path / "run.zlog", head) as log:
         log.session(SHA[1])
         for i in range(20_000):
@@ -451,7 +454,7 @@ def test_a_block_that_is_not_an_object_is_refused_when_it_is_read(tmp_path: Path
 def test_words_that_look_like_floats() -> None:
     """A string in Python's own spelling of a float is the one thing that does not come back as it went in."""
     for word, back in (("0x1.8p+1", "0x1.8p+1"), ("0x1.8000000000000p+1", 3.0), ("nan", "nan"), ("-0x0.0p+0", -0.0)):
-        assert header(block=log_module.canonical({"a": word})).about == {"a": back}
+        assert header(block=canonical.canonical({"a": word})).about == {"a": back}
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -464,9 +467,9 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(TEXT, JSON, max_size=4))
 def test_canonical_json_is_read_back(value: dict[str, Any]) -> None:
-    block = log_module.canonical(value)
-    assert log_module.canonical(dict(reversed(value.items()))) == block and header(block=block).about == value
-    assert log_module.canonical(header(block=block).about) == block  # also -0.0 and 1 against 1.0
+    block = canonical.canonical(value)
+    assert canonical.canonical(dict(reversed(value.items()))) == block and header(block=block).about == value
+    assert canonical.canonical(header(block=block).about) == block  # also -0.0 and 1 against 1.0
 
 
 # -- one writer, one file

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from conftest import masking, replays, save_masked
 
-from zoedge.recipe.check import Recipe, read, shipped
+from zoedge.recipe.reading import read, shipped
+from zoedge.recipe.recipe import Recipe
 from zoedge.run.display import display
 from zoedge.run.train import train
-from zoedge.scoring.rows.sets import left, renamed
-from zoedge.scoring.rows.sets import read as read_rows
+from zoedge.scoring.rows.fields import left, renamed
+from zoedge.scoring.rows.files import read as read_rows
 from zoedge.scoring.tasks._examples import Examples
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 
 from zoedge.commands.verify import Arrays
-from zoedge.core import engine
+from zoedge.core import digests, engine
+from zoedge.core import oracle as core_oracle
+from zoedge.core import run as core_run
 from zoedge.core.parts import FOLDERS, part, words
 from zoedge.core.types import Key, Leaf, Part, Record
-from zoedge.log.log import Header, Log
+from zoedge.log.header import Header
+from zoedge.log.log import Log
 
 N = {kind: words(FOLDERS[kind]) for kind in ("noise", "estimator", "rule")}
 STEPS = 8  # of a run; a state is logged after every fourth
@@ -99,18 +102,18 @@ class Bowl:
         return torch.stack([bowl, bowl + points.sum(1) / 7], dim=1)
 
 
-def run_of(triple: tuple[str, str, str], log: Any, steps: int = STEPS) -> engine.Run:
+def run_of(triple: tuple[str, str, str], log: Any, steps: int = STEPS) -> core_run.Run:
     noise, estimator, rule = triple
     space = Plain()
     made = part("rule", rule)(lr=2.0**-7, schedule="cosine", weight_decay=0.01)
     task = Bowl(space)
-    return engine.Run(11, steps, log, space, part("noise", noise)(), made, part("estimator", estimator)(), task)  # type: ignore[arg-type]
+    return core_run.Run(11, steps, log, space, part("noise", noise)(), made, part("estimator", estimator)(), task)  # type: ignore[arg-type]
 
 
 def header_of(triple: tuple[str, str, str]) -> Header:
     noise, estimator, rule = triple
     zero = bytes(32)
-    k = engine.capacity(part("estimator", estimator)(), STEPS)
+    k = core_oracle.capacity(part("estimator", estimator)(), STEPS)
     ids = part("noise", noise).scheme, part("rule", rule).rule
     return Header(b"{}", k, *ids, 11, 33, 4, 1, zero, zero, zero, zero, zero, zero, zero)
 
@@ -123,9 +126,9 @@ def test_there_are_methods() -> None:
 def test_train_resume_and_replay_end_in_the_same_bits(triple: tuple[str, str, str], tmp_path: Path) -> None:
     with Log.create(tmp_path / "whole", header_of(triple)) as log:
         whole = run_of(triple, log)
-        before = engine.digest(whole.space)
+        before = digests.digest(whole.space)
         records = list(engine.play(whole, STEPS))
-    assert engine.digest(whole.space) != before and all(math.isfinite(g) for r in records for g in r.g)
+    assert digests.digest(whole.space) != before and all(math.isfinite(g) for r in records for g in r.g)
     with Log.create(tmp_path / "cut", header_of(triple)) as log:
         list(engine.play(run_of(triple, log), 3))
     with Log.resume(tmp_path / "cut") as log:
@@ -140,7 +143,7 @@ def test_train_resume_and_replay_end_in_the_same_bits(triple: tuple[str, str, st
     second.space = Arrays(second.space)  # type: ignore[assignment]
     second.__post_init__()
     list(engine.play(second, STEPS))
-    assert len({engine.digest(run.space) for run in (whole, resumed, replayed, second)}) == 1
+    assert len({digests.digest(run.space) for run in (whole, resumed, replayed, second)}) == 1
 
 
 @pytest.mark.parametrize("triple", TRIPLES, ids=" ".join)
@@ -182,7 +185,7 @@ def test_directions_are_kept_for_a_step_or_for_a_leaf_of_it() -> None:
 
 def test_an_estimators_own_signs_are_these_for_ever() -> None:
     """Another version that goes on with a run asks for the same points."""
-    oracle = engine.Scorer(SimpleNamespace(seed=7), None, 0, 1, 3)  # type: ignore[arg-type]
+    oracle = core_oracle.Scorer(SimpleNamespace(seed=7), None, 0, 1, 3)  # type: ignore[arg-type]
     assert "".join("+-"[oracle.sign(query) < 0] for query in range(32)) == "+-+-+--+--+-------+-+--+--++-+++"
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from conftest import replays, save
 
-from zoedge.recipe.check import Recipe, read, shipped
+from zoedge.recipe.reading import read, shipped
+from zoedge.recipe.recipe import Recipe
 from zoedge.run.display import display
 from zoedge.run.train import train
-from zoedge.scoring.rows.sets import read as read_rows
+from zoedge.scoring.rows.files import read as read_rows
 from zoedge.scoring.tasks._examples import Examples
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -20,7 +20,7 @@ from zoedge.core.types import Leaf
 from zoedge.errors import DataError, StorageError
 from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.methods.spaces.lora import Held, Lora
-from zoedge.recipe.check import Model
+from zoedge.recipe.sections import Model
 from zoedge.scoring.models.base import Base, chosen_layers
 from zoedge.scoring.models.loading import dtype_of, load, tame
 from zoedge.scoring.tasks._examples import Batch, Examples
@@ -227,7 +227,7 @@ def test_opt_positions_start_at_two(clean: Get) -> None:
 
 def test_the_tokenizers_first_token_is_kept(clean: Get, families: dict[str, Path], tmp_path: Path) -> None:
     """OPT's tokenizer puts </s> first: every sequence has it, and a truncated one keeps it."""
-    from zoedge.scoring.rows.sets import Row
+    from zoedge.scoring.rows.row import Row
 
     base, task = clean("opt"), Classify(options={"n": " terrible", "p": " great"})
     rows = [Row("a:1", {"text": "a bright" + " film" * 3 * k, "label": "p"}) for k in (1, 9)]
@@ -439,7 +439,7 @@ def test_there_is_never_a_second_base(clean: Get) -> None:
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_options_of_several_tokens_are_mean_log_p(clean: Get, families: dict[str, Path], family: str) -> None:
     """per > 1: an option's score is the mean log p of its tokens, computed here one option at a time."""
-    from zoedge.scoring.rows.sets import Row
+    from zoedge.scoring.rows.row import Row
 
     base = clean(family)
     task = Classify(options={"bad": " not very good", "good": " great", "so": " dull boring"})

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from zoedge.core.engine import Scorer
+from zoedge.core.oracle import Scorer
 from zoedge.log.log import Log
-from zoedge.recipe.check import read
-from zoedge.run import setup
+from zoedge.recipe.reading import read
+from zoedge.run import folder, setup
 
 HELD = "model.max_memory={cpu: 300KB}"  # of the tiny model: all but its blocks, and the last of three
 
@@ -64,7 +64,7 @@ def test_the_same_log(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., A
         )
         assert done.code == 0, done.err
     assert moved
-    logs = [Log.open(tmp_path / name / setup.LOG) for name in ("whole", "held")]
+    logs = [Log.open(tmp_path / name / folder.LOG) for name in ("whole", "held")]
     assert list(logs[0]) == list(logs[1]) and len(logs[0]) == 24
     assert logs[0].state.end == logs[1].state.end
     assert logs[0].header.recipe == logs[1].header.recipe, "where weights lie decides no number"

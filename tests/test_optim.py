@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 import zoedge
-from zoedge.core import engine
+from zoedge.core import digests, engine
 from zoedge.core.parts import FOLDERS, part, words
 from zoedge.core.types import SKIPPED, Key, Leaf
 from zoedge.errors import DamagedError, DataError, DivergedError, IdentityError, LockedError, ReplayError, UsageError
 from zoedge.log.log import Log
 from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.optim import ZerothOrder
-from zoedge.run import setup
+from zoedge.run import identity
 
 ROOT = Path(zoedge.__file__).parents[1]
 
@@ -337,7 +337,7 @@ def test_replay_names_what_differs() -> None:
 def test_a_forged_header_is_refused() -> None:
     from dataclasses import replace
 
-    from zoedge.log.log import canonical
+    from zoedge.core.canonical import canonical
 
     trained(1, mlp()).close()
     header = Log.open(Path("run.zlog")).header
@@ -381,11 +381,11 @@ def test_a_log_of_something_else_is_refused(finished: Path) -> None:
 
 def test_a_log_whose_states_are_off_is_refused() -> None:
     trained(6, mlp()).close()
-    real = engine.digest
+    real = digests.digest
     with pytest.MonkeyPatch.context() as patch:
         count = iter(range(9))
         patch.setattr(
-            engine, "digest", lambda space: real(space) if next(count) == 0 else bytes(32)
+            digests, "digest", lambda space: real(space) if next(count) == 0 else bytes(32)
         )  # the header's own
         with pytest.raises(ReplayError, match="after step 3"):
             trained(9, mlp())
@@ -574,6 +574,6 @@ def test_no_gradient_is_recorded() -> None:
 def test_the_header_says_what_it_is() -> None:
     trained(3, mlp()).close()
     header = Log.open(Path("run.zlog")).header
-    assert setup.of_optimizer(header) and header.elements == 41 and header.about["optimizer"]["rule"]["lr"] == 1e-2
+    assert identity.of_optimizer(header) and header.elements == 41 and header.about["optimizer"]["rule"]["lr"] == 1e-2
     with pytest.raises(UsageError, match="no recipe made it"):
-        setup.recipe_of(header, "run.zlog")
+        identity.recipe_of(header, "run.zlog")

@@ -18,13 +18,18 @@ import test_log as raw_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zoedge.core import digests as core_digests
 from zoedge.core import engine
-from zoedge.core.types import SKIPPED, Record, bits16
+from zoedge.core import run as core_run
+from zoedge.core.canonical import canonical
+from zoedge.core.exact import bits16
+from zoedge.core.types import SKIPPED, Record
 from zoedge.errors import DamagedError, ReplayError, StorageError
-from zoedge.log.log import DIGESTS, Header, Log, canonical
+from zoedge.log.header import DIGESTS, Header
+from zoedge.log.log import Log
 from zoedge.log.packed import Packed, pack, planes, unplanes
 from zoedge.recipe.check import check
-from zoedge.run import setup
+from zoedge.run import identity, replay
 
 PAGE = (Path(__file__).parents[1] / "docs" / "log-format.md").read_text(encoding="utf-8")
 SHAPES = [["model.layers.0.q", 64, 64], ["model.layers.0.v", 24, 40]]
@@ -67,14 +72,14 @@ def trained(path: Path, steps: int = 7, queries: int = 1, train: str = "both", n
         block=canonical({"recipe": recipe.resolved(), "space": space.describe()}), directions=queries,
         noise=recipe.noise.scheme, rule=recipe.rule.rule, seed=recipe.seed, elements=value.numel(), hash_every=3,
         sync_every=1, recipe=bytes(32), base=bytes(32), tokenizer=bytes(32), data=bytes(32),
-        manifest=setup.manifest(space), initial=engine.digest(space),
-        selftest=engine.selftest(recipe.noise, recipe.rule, value.new_zeros(1024)),
+        manifest=identity.manifest(space), initial=core_digests.digest(space),
+        selftest=core_digests.selftest(recipe.noise, recipe.rule, value.new_zeros(1024)),
     )  # fmt: skip
     chance = random.Random(queries)
     start = value.clone()
     with Log.create(path, head) as log:
         log.session(bytes(32))
-        run = engine.Run(recipe.seed, steps, log, space, recipe.noise, recipe.rule)
+        run = core_run.Run(recipe.seed, steps, log, space, recipe.noise, recipe.rule)
 
         def advance(until: int) -> None:
             while len(log) < until:
@@ -84,7 +89,7 @@ def trained(path: Path, steps: int = 7, queries: int = 1, train: str = "both", n
                 lr, decay = recipe.rule.rate(step, steps), bits16(1 - 2.0**-12) if step % 2 else 1.0
                 record = log.append(Record(step, log.next_seq, lr, g, (0.5, 0.25), flags, step, decay))
                 engine.advance(run, record)
-                log.seal(step + 1, partial(engine.digest, space))
+                log.seal(step + 1, partial(core_digests.digest, space))
 
         advance(6)
         log.rewind(2)
@@ -92,8 +97,8 @@ def trained(path: Path, steps: int = 7, queries: int = 1, train: str = "both", n
         for _ in engine.play(run, 2):
             pass
         advance(steps)
-        log.finish(engine.digest(space))
-    return engine.digest(space)
+        log.finish(core_digests.digest(space))
+    return core_digests.digest(space)
 
 
 CELLS = [(1, "both", "rademacher"), (3, "both", "rademacher"), (1, "b", "rademacher"), (2, "both", "normal")]
@@ -109,11 +114,11 @@ def test_packed_raw_and_the_page_replay_to_the_same_bits(
     packed = Packed.open(tmp_path / "run.zpack")
     assert raw.state.rewinds == 1 and raw.state.end == packed.state.end == final[:24]
     for log in (raw, packed):
-        run = setup.replayer(log)  # type: ignore[arg-type]
-        assert engine.digest(run.space) != final
+        run = replay.replayer(log)  # type: ignore[arg-type]
+        assert core_digests.digest(run.space) != final
         assert len(list(engine.play(run, len(log)))) == 7
-        assert engine.digest(run.space) == final
-        again = setup.replayer(log)  # type: ignore[arg-type]
+        assert core_digests.digest(run.space) == final
+        again = replay.replayer(log)  # type: ignore[arg-type]
         again.space.leaves()[0].value[5] += 2.0**-20
         with pytest.raises(ReplayError, match="after step 3"):
             list(engine.play(again, len(log)))

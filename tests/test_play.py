@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from zoedge.core import engine
+from zoedge.core import digests, engine, oracle
 from zoedge.log.log import Log
-from zoedge.recipe.check import read
-from zoedge.run import auto, setup
+from zoedge.recipe.reading import read
+from zoedge.run import auto, replay, setup
+from zoedge.run import folder as run_folder
 
 
 def train(
@@ -22,13 +23,13 @@ def train(
     folder.mkdir(exist_ok=True)
     for examples in (bench.texts.train,):
         sum(bench.base.keep(examples, folder))
-    path = folder / setup.LOG
+    path = folder / run_folder.LOG
     with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
         for _ in engine.play(bench.run(log), until or recipe.train.steps):
             pass
         if len(log) == recipe.train.steps:
-            log.finish(engine.digest(bench.space))
-    return engine.digest(bench.space), path.read_bytes()
+            log.finish(digests.digest(bench.space))
+    return digests.digest(bench.space), path.read_bytes()
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
@@ -38,13 +39,13 @@ def test_replay_from_the_log_alone_gives_the_same_bits(
 ) -> None:
     overrides = [f"model.quantization={quantization}", f"space.layers={layers}"]
     final, _ = train(recipe_file, tmp_path / "run", overrides=overrides)
-    log = Log.open(tmp_path / "run" / setup.LOG)
-    run = setup.replayer(log)
+    log = Log.open(tmp_path / "run" / run_folder.LOG)
+    run = replay.replayer(log)
     assert run.task is None and run.model is None
-    assert engine.digest(run.space) != final
+    assert digests.digest(run.space) != final
     for _ in engine.play(run, len(log)):
         pass
-    assert engine.digest(run.space) == final
+    assert digests.digest(run.space) == final
     assert log.state.end == final[:24]
 
 
@@ -72,6 +73,6 @@ def test_a_radius_that_rounding_drowns_is_told(
         g = left.pop(0)
         return [1.0 + g * c for ((c, _),) in points]
 
-    monkeypatch.setattr(engine.Scorer, "losses", losses)
+    monkeypatch.setattr(oracle.Scorer, "losses", losses)
     said = auto.numerics(bench, name)
     assert bool(said) == warns and (f"estimator.{name}" in said) == warns and not left

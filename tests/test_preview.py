@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from zoedge.cli import preview as printed
+from zoedge.cli import preview as cli_preview
 from zoedge.commands.preview import pieces, preview
-from zoedge.recipe.check import read
+from zoedge.recipe.reading import read
 from zoedge.run import setup
+from zoedge.scoring import texts as scoring_texts
 from zoedge.scoring.models.loading import load_tokenizer
 
 TALK = [{"role": "user", "content": "Is it good?"}, {"role": "assistant", "content": "It was great"}]
@@ -59,7 +60,7 @@ def test_what_is_shown_is_what_is_scored(case: str, tmp_path: Path, llama: Path,
     recipe = read(str(written(case, tmp_path, model)))
     found = preview(recipe, 6)
     tokenizer = load_tokenizer(model)
-    texts = setup.texts(recipe, tokenizer, 90)
+    texts = scoring_texts.texts(recipe, tokenizer, 90)
     task = recipe.task.over(texts.train, recipe.seed, recipe.train.batch)
     examples, per = texts.train, texts.train.per
     order = [i for step in (0, 1) for i in texts.train.plan(4, 3, step)][:6]
@@ -94,7 +95,7 @@ def test_what_is_shown_is_what_is_scored(case: str, tmp_path: Path, llama: Path,
 
 def test_an_answer_is_scored_and_its_question_is_not(tmp_path: Path, llama: Path) -> None:
     row = preview(read(str(written("chat", tmp_path, llama))), 1).rows[0]
-    text = "".join(printed.written(row.sequences[0].pieces, False))
+    text = "".join(cli_preview.written(row.sequences[0].pieces, False))
     plain = text.replace("][", "")
     assert "[It was great" in plain and "Is it good?" in plain and "[Is" not in plain and plain.count("[It was") == 2
 
@@ -130,10 +131,10 @@ def test_no_weights_are_read(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Callable[..., Any]
 ) -> None:
     monkeypatch.chdir(finished)
-    from zoedge.scoring.models import loading
+    from zoedge.scoring.models import checkpoint, loading
 
     monkeypatch.setattr(loading, "from_pretrained", None)
-    monkeypatch.setattr(loading, "identity", None)
+    monkeypatch.setattr(checkpoint, "identity", None)
     assert zoedge("preview", "my.yaml").code == 0
 
 
@@ -142,15 +143,15 @@ def test_colours_on_a_terminal(
 ) -> None:
     monkeypatch.chdir(finished)
     found = preview(read("my.yaml"), 1)
-    bright = [line for line in printed.rows(found, True) if "\x1b[1;32m" in line]
+    bright = [line for line in cli_preview.rows(found, True) if "\x1b[1;32m" in line]
     assert len(bright) == 1 and "\x1b[1;32m " in bright[0] and "[ " not in bright[0].replace("\x1b[", "")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    printed.preview("my.yaml", [], 1)
+    cli_preview.preview("my.yaml", [], 1)
     assert "\x1b[1;32m" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "")
-    printed.preview("my.yaml", [], 1)
+    cli_preview.preview("my.yaml", [], 1)
     assert "\x1b" not in capsys.readouterr().out
 
 
@@ -165,7 +166,7 @@ def test_what_looks_wrong_is_said(tmp_path: Path, opt: Path, zoedge: Callable[..
     done = zoedge("preview", path, "data.on_overflow=truncate", "data.max_length=20", "data.valid=null", "-n", 0)
     assert done.code == 0 and "note     1 train rows truncated" in done.out
     assert "warning  double BOS: 6 rows begin with it twice." in done.out and "max 20  (limit 20)" in done.out
-    assert printed.visible("a\x1b[2J\nb") == "a\\x1b[2J⏎\nb"
+    assert cli_preview.visible("a\x1b[2J\nb") == "a\\x1b[2J⏎\nb"
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ import test_log as raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zoedge.core.types import Record, bits16
+from zoedge.core.exact import bits16
+from zoedge.core.types import Record
 from zoedge.errors import DamagedError, DataError, UsageError
-from zoedge.log.log import Log, State
-from zoedge.recipe import check
-from zoedge.scoring.rows.sets import read, shuffled
+from zoedge.log.log import Log
+from zoedge.log.slots import State
+from zoedge.recipe import check, recipe, strict_yaml
+from zoedge.scoring.rows.files import read
+from zoedge.scoring.rows.row import shuffled
 
 FAST, SLOW = 200, 100_000
 NUMBERS = st.floats(-1e9, 1e9, width=32).map(bits16)
@@ -88,7 +91,7 @@ def is_read_or_refused(edits: dict[str, Any]) -> None:
     except UsageError as e:
         assert str(e).startswith("my.yaml") and all(c.isprintable() or c == "\n" for c in str(e))
         return
-    again, marks = check.read_yaml(check.dump(found), "my.yaml")
+    again, marks = strict_yaml.read_yaml(recipe.dump(found), "my.yaml")
     assert check.check(again, marks, "my.yaml") == found
 
 

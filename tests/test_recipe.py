@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from zoedge.core.parts import FOLDERS, part, words
 from zoedge.errors import UsageError, ZoedgeError
-from zoedge.recipe import check, foreign
+from zoedge.recipe import check, foreign, reading, recipe, sections, strict_yaml
 
 BASE = "version: 1\nmodel: {source: somewhere}\ndata: {train: rows.jsonl}\n"
 Said = Callable[..., str]
@@ -32,7 +32,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
     def say(text: str, *overrides: str) -> str:
         Path("my.yaml").write_text(text, encoding="utf-8")
         try:
-            check.read("my.yaml", list(overrides))
+            reading.read("my.yaml", list(overrides))
         except UsageError as e:
             return str(e)
         return ""
@@ -41,7 +41,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
 
 
 def value_of(text: str) -> Any:
-    return check.read_yaml(f"a: {text}", "my.yaml")[0]["a"]
+    return strict_yaml.read_yaml(f"a: {text}", "my.yaml")[0]["a"]
 
 
 # -- YAML
@@ -118,9 +118,9 @@ def test_bytes_that_are_no_text(said: Said, tmp_path: Path) -> None:
     said("a: 1")
     (tmp_path / "my.yaml").write_bytes(b"version: 1\nname: \xff")
     with pytest.raises(UsageError, match=r"my\.yaml:2: not UTF-8 text \(byte 17\)"):
-        check.read("my.yaml")
+        reading.read("my.yaml")
     (tmp_path / "my.yaml").write_bytes(b"\xef\xbb\xbf" + BASE.encode())
-    assert check.read("my.yaml").seed == 0
+    assert reading.read("my.yaml").seed == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -133,13 +133,13 @@ def test_bytes_that_are_no_text(said: Said, tmp_path: Path) -> None:
     )
 )  # fmt: skip
 def test_what_is_written_is_read_back(value: Any) -> None:
-    text = yaml.dump({"a": value}, Dumper=check.Writer, allow_unicode=True, width=120)
-    assert check.read_yaml(text, "x")[0] == {"a": value}
+    text = yaml.dump({"a": value}, Dumper=strict_yaml.Writer, allow_unicode=True, width=120)
+    assert strict_yaml.read_yaml(text, "x")[0] == {"a": value}
 
 
 def test_a_value_twice_in_a_recipe_is_written_twice() -> None:
     same = ["q_proj"]
-    assert "&" not in yaml.dump({"a": same, "b": same}, Dumper=check.Writer)
+    assert "&" not in yaml.dump({"a": same, "b": same}, Dumper=strict_yaml.Writer)
 
 
 # -- keys
@@ -273,8 +273,8 @@ def test_foreign_names_at_any_level(said: Said, key: str) -> None:
     word, place = key.rpartition(".")[2], ours.partition(":")[0].partition(" ")[0]
     section_, _, field = place.partition(".")
     assert (
-        place in ("name", "seed", *check.SECTIONS, *FOLDERS)
-        or (section_ in check.SECTIONS and field in check.SECTIONS[section_].model_fields)
+        place in ("name", "seed", *sections.SECTIONS, *FOLDERS)
+        or (section_ in sections.SECTIONS and field in sections.SECTIONS[section_].model_fields)
         or any(field == f.name for w in words(FOLDERS[section_]) for f in fields(part(section_, w)))
     )
     section = key.rpartition(".")[0]
@@ -290,7 +290,7 @@ def test_foreign_names_at_any_level(said: Said, key: str) -> None:
 
 
 def test_no_foreign_name_is_one_of_ours() -> None:
-    ours = {f for section in check.SECTIONS.values() for f in section.model_fields}
+    ours = {f for section in sections.SECTIONS.values() for f in section.model_fields}
     ours |= {f.name for kind, folder in FOLDERS.items() for word in words(folder) for f in fields(part(kind, word))}
     assert len(ours) > 20 and not ours & foreign.FOREIGN.keys() and not ours & foreign.WHY.keys()
 
@@ -319,8 +319,8 @@ def test_a_word_or_a_table(said: Said, kind: str) -> None:
         others = [f"{k}.{o}={v}" for k, table in fitting(kind, word).items() if k != kind for o, v in table.items()]
         for text in (f"{kind}: {word}", f"{kind}: {{name: {word}}}"):
             assert said(BASE + text, *others) == ""
-            found.append(getattr(check.read("my.yaml", others), kind))
-        assert found[0] == found[1] and type(found[0]) is part(kind, word) and check.word_of(found[0]) == word
+            found.append(getattr(reading.read("my.yaml", others), kind))
+        assert found[0] == found[1] and type(found[0]) is part(kind, word) and recipe.word_of(found[0]) == word
 
 
 @pytest.mark.parametrize(
@@ -356,28 +356,28 @@ def test_parts_that_do_not_go_together_are_refused(said: Said, text: str, senten
 
 def test_null_is_the_default(said: Said) -> None:
     said(BASE)
-    plain = check.read("my.yaml")
+    plain = reading.read("my.yaml")
     said(BASE + "".join(f"{key}:\n" for key in ("seed", "name", "eval", "train", "output", "log", *FOLDERS)))
-    assert check.read("my.yaml") == plain and plain.name == "my" and plain.seed == 0
+    assert reading.read("my.yaml") == plain and plain.name == "my" and plain.seed == 0
 
 
 def test_whole_numbers_where_fractions_are_allowed(said: Said) -> None:
     said(BASE + "rule: {lr: 1}\nseed: 18446744073709551615")
-    found = check.read("my.yaml")
+    found = reading.read("my.yaml")
     assert found.rule.lr == 1.0 and found.seed == 2**64 - 1
 
 
 def test_overrides(said: Said) -> None:
     said(BASE + "rule: sgd\n")
-    found = check.read(
+    found = reading.read(
         "my.yaml",
         ["rule.lr=1e-5", "rule.schedule=cosine", "train.steps=7", "noise=normal", "estimator={eps: 0.5, queries: 3}",
          "name=x", "data.valid.split=0.1", "space.targets=[q_proj, v_proj]", "space.layers=last 2",
          'task.prompt="{text} = what"', "model.revision=", " seed = 5"],
     )  # fmt: skip
     assert (found.rule.lr, found.rule.schedule, found.train.steps, found.name) == (1e-5, "cosine", 7, "x")
-    assert check.word_of(found.noise) == "normal" and (found.estimator.eps, found.estimator.queries) == (0.5, 3)
-    assert found.data.valid == check.Split(split=0.1) and found.data.train == "rows.jsonl"
+    assert recipe.word_of(found.noise) == "normal" and (found.estimator.eps, found.estimator.queries) == (0.5, 3)
+    assert found.data.valid == sections.Split(split=0.1) and found.data.train == "rows.jsonl"
     assert found.task.prompt == "{text} = what"
     assert found.space.targets == ["q_proj", "v_proj"] and found.space.layers == "last 2"
     assert found.seed == 5 and found.model.revision is None
@@ -420,24 +420,24 @@ def test_a_files_mistakes_beside_an_overrides(said: Said) -> None:
 
 
 def test_shipped_recipes_by_name() -> None:
-    assert check.shipped()
-    for path in check.shipped():
-        assert check.find(path.stem) == check.find(path.name) == path
+    assert reading.shipped()
+    for path in reading.shipped():
+        assert reading.find(path.stem) == reading.find(path.name) == path
     with pytest.raises(UsageError, match=r"No recipe 'quickstrat': no such file, .* - did you mean 'quickstart'\?"):
-        check.find("quickstrat")
+        reading.find("quickstrat")
 
 
 @pytest.mark.parametrize("name", ["-x y.yaml", "...yaml", "é" * 80 + ".yaml", "a b.yml"])
 def test_a_files_name_makes_a_runs_name(said: Said, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(BASE)
-    assert check.folder_name(check.read(name).name)
+    assert sections.folder_name(reading.read(name).name)
 
 
-@pytest.mark.parametrize("path", check.shipped(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", reading.shipped(), ids=lambda p: p.stem)
 def test_shipped_recipes_come_back_from_what_is_written(path: Path, tmp_path: Path) -> None:
-    found = check.read(str(path))
-    (tmp_path / "again.yaml").write_text(check.dump(found), encoding="utf-8")
-    assert check.read(str(tmp_path / "again.yaml")) == found
+    found = reading.read(str(path))
+    (tmp_path / "again.yaml").write_text(recipe.dump(found), encoding="utf-8")
+    assert reading.read(str(tmp_path / "again.yaml")) == found
     assert check.check(json.loads(json.dumps(found.resolved())), {}, "run.zlog (its recipe)") == found
 
 
@@ -451,9 +451,9 @@ rule: {lr: 1e-16, schedule: cosine}
 """
     )
     assert said(text) == ""
-    found = check.read("my.yaml")
-    (tmp_path / "again.yaml").write_text(check.dump(found), encoding="utf-8")
-    again = check.read("again.yaml", ["name=my"])
+    found = reading.read("my.yaml")
+    (tmp_path / "again.yaml").write_text(recipe.dump(found), encoding="utf-8")
+    again = reading.read("again.yaml", ["name=my"])
     assert (
         again == found and again.task.options == {"1e5": "012", "no": " ~", "": "\x85"} and again.task.label == "1e-3"
     )
@@ -465,8 +465,8 @@ def test_a_float_is_kept_to_the_bit(lr: float) -> None:
     table = {"version": 1, "model": {"source": "a"}, "data": {"train": "a"}, "rule": {"lr": lr}}
     found = check.check(table, {}, "x")
     assert found.rule.lr == lr
-    text = yaml.dump(found.resolved(), Dumper=check.Writer)
-    assert check.check(check.read_yaml(text, "x")[0], {}, "x").rule.lr == lr
+    text = yaml.dump(found.resolved(), Dumper=strict_yaml.Writer)
+    assert check.check(strict_yaml.read_yaml(text, "x")[0], {}, "x").rule.lr == lr
 
 
 def test_what_a_log_may_hold_is_a_sentence_too() -> None:
@@ -494,7 +494,7 @@ def leaves(table: Any, path: str = "") -> dict[str, Any]:
 
 
 def test_the_identity_leaves_out_only_what_cannot_change_numbers() -> None:
-    found = check.read("quickstart")
+    found = reading.read("quickstart")
     assert leaves(found.resolved()).keys() - leaves(found.semantic()).keys() == {
         "name", "output.dir", "output.export",  # where things go
         "eval.every", "eval.select", "eval.at_start", "eval.calibrate", "eval.curvature", "log.sync_every",  # how often to look

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from zoedge.core import engine
+from zoedge.core import digests, engine
 from zoedge.core.parts import FOLDERS, words
 from zoedge.core.types import CLIPPED
 from zoedge.log.log import Log
-from zoedge.recipe.check import read, shipped, word_of
-from zoedge.run import setup
+from zoedge.recipe.reading import read, shipped
+from zoedge.recipe.recipe import word_of
+from zoedge.run import folder, replay
 from zoedge.run.display import display
 from zoedge.run.train import train
 
@@ -43,13 +44,13 @@ def test_a_recipe_trains_and_its_log_replays(path: Path, opt: Path, reviews: Pat
     outcome = train(recipe, tmp_path / "run", display("quiet"))
     assert outcome.steps == 6 and outcome.after is not None
     assert (tmp_path / "run" / "adapter").is_dir() == ("peft" in recipe.output.export)
-    with Log.open(tmp_path / "run" / setup.LOG) as log:
+    with Log.open(tmp_path / "run" / folder.LOG) as log:
         assert all(math.isfinite(g) for record in log for g in record.g) and not any(r.flags & ~CLIPPED for r in log)
-        run = setup.replayer(log)
-        start = engine.digest(run.space)
+        run = replay.replayer(log)
+        start = digests.digest(run.space)
         for _ in engine.play(run, len(log)):
             pass
-        end = engine.digest(run.space)
+        end = digests.digest(run.space)
         assert log.state.end is not None and end.startswith(log.state.end)
         moved = any(g for record in log for g in record.g)
         assert (end != start) == moved

@@ -17,7 +17,8 @@ import pytest
 from zoedge.commands import report
 from zoedge.commands.report import facts, figures
 from zoedge.log.log import Log
-from zoedge.run import setup
+from zoedge.run import folder as run_folder
+from zoedge.run import replay
 
 VOID = {"meta", "br", "link", "img"}
 EVIL = "<script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(2)>"
@@ -87,8 +88,8 @@ def test_a_report_says_what_the_log_and_its_notes_say(run: Path, zoedge: Callabl
     done = zoedge("report", run)
     assert done.code == 0 and done.out.startswith(f"{run / report.NAME}: ")
     page = checked((run / report.NAME).read_text())
-    notes = {line["event"]: line for line in setup.notes(run)}
-    with Log.open(run / setup.LOG) as log:
+    notes = {line["event"]: line for line in run_folder.notes(run)}
+    with Log.open(run / run_folder.LOG) as log:
         found = facts.about(run)
         assert np.array_equal(found.gamma, [r.g for r in log])
         assert np.allclose(found.loss, [sum(r.losses) / len(r.losses) for r in log])
@@ -104,8 +105,8 @@ def test_a_report_says_what_the_log_and_its_notes_say(run: Path, zoedge: Callabl
         f"figure-{n}" for n in ("loss", "scores", "gamma", "size")
     ]
     assert "Memory by part, predicted" in page.words and "Time by part" in page.words
-    kept = [x for x in (run / setup.METRICS).read_text().splitlines() if '"memory"' not in x and '"time"' not in x]
-    (run / setup.METRICS).write_text("\n".join(kept))
+    kept = [x for x in (run / run_folder.METRICS).read_text().splitlines() if '"memory"' not in x and '"time"' not in x]
+    (run / run_folder.METRICS).write_text("\n".join(kept))
     page = checked(report.page([facts.about(run)]))
     assert "Memory by part" not in page.words and "Time by part" not in page.words
 
@@ -113,8 +114,8 @@ def test_a_report_says_what_the_log_and_its_notes_say(run: Path, zoedge: Callabl
 def test_the_size_of_an_update_is_what_replay_moves_by(run: Path) -> None:
     from zoedge.core import engine
 
-    with Log.open(run / setup.LOG) as log:
-        made = setup.replayer(log)
+    with Log.open(run / run_folder.LOG) as log:
+        made = replay.replayer(log)
         leaf = made.space.leaves()[0]
         before = leaf.value.clone()
         next(iter(engine.play(made, 1)))
@@ -125,11 +126,12 @@ def test_the_size_of_an_update_is_what_replay_moves_by(run: Path) -> None:
 def test_samples_are_noted_before_and_after_and_leave_the_log_alone(
     run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
     from zoedge.run.display import display
-    from zoedge.run.train import SAMPLES, Looker, train
+    from zoedge.run.evaluation import SAMPLES, Looker
+    from zoedge.run.train import train
 
-    lines = [line for line in setup.notes(run) if line["event"] == "samples"]
+    lines = [line for line in run_folder.notes(run) if line["event"] == "samples"]
     assert [line["step"] for line in lines] == [0, 4] and all(len(line["samples"]) == SAMPLES for line in lines)
     assert all(
         s["text"].endswith("It was") and {s["right"], s["answer"]} <= {"negative", "positive"}
@@ -140,20 +142,20 @@ def test_samples_are_noted_before_and_after_and_leave_the_log_alone(
     monkeypatch.chdir(finished)
     monkeypatch.setattr(Looker, "samples", lambda self, space, step: None)
     train(read("my.yaml"), tmp_path / "without", display("quiet"))
-    assert (tmp_path / "without" / setup.LOG).read_bytes() == (run / setup.LOG).read_bytes()
+    assert (tmp_path / "without" / run_folder.LOG).read_bytes() == (run / run_folder.LOG).read_bytes()
 
 
 def test_answers_agree_with_the_accuracy(run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over all validation rows, the share of samples that are right is the score that is noted."""
-    from zoedge.run import train
+    from zoedge.run import evaluation
 
     monkeypatch.chdir(finished)
-    monkeypatch.setattr(train, "SAMPLES", 1000)
+    monkeypatch.setattr(evaluation, "SAMPLES", 1000)
     shutil.rmtree(run)
     from zoedge.cli import app
 
     app(["finetune", "my.yaml", "--quiet", "--run-dir", str(run)], standalone_mode=False)
-    lines = {(line["event"], line.get("step")): line for line in setup.notes(run)}
+    lines = {(line["event"], line.get("step")): line for line in run_folder.notes(run)}
     some = lines["samples", 4]["samples"]
     assert sum(s["right"] == s["answer"] for s in some) / len(some) == pytest.approx(lines["after", 4]["accuracy"])
 
@@ -176,7 +178,7 @@ def test_nothing_that_a_note_says_is_trusted(run: Path) -> None:
         {"event": "finished", "seconds": "long", "at": {}},
         {"event": ["x"]},
     ):
-        setup.note(run, **line)
+        run_folder.note(run, **line)
     page = checked(report.page([facts.about(run)]))
     assert page.words.count(EVIL) >= 4
     assert (
@@ -188,12 +190,12 @@ def test_nothing_that_a_note_says_is_trusted(run: Path) -> None:
 
 
 def test_a_log_without_notes_and_one_without_steps(run: Path, tmp_path: Path) -> None:
-    with Log.open(run / setup.LOG) as log:
+    with Log.open(run / run_folder.LOG) as log:
         length = log.header.length
-    (run / setup.METRICS).unlink()
+    (run / run_folder.METRICS).unlink()
     page = checked(report.page([facts.about(run)]))
     assert "Samples" not in page.words and "held-out" not in page.words and "Distribution of γ" in page.words
-    (run / setup.LOG).write_bytes((run / setup.LOG).read_bytes()[:length])
+    (run / run_folder.LOG).write_bytes((run / run_folder.LOG).read_bytes()[:length])
     page = Structure(report.page([facts.about(run)]))
     assert "Stopped after 0 of 4 steps." in page.words and "figure" not in [tag for tag, _ in page.tags]
 
@@ -263,7 +265,7 @@ def test_without_matplotlib_one_is_told(
 def test_a_recipe_asks_for_it_and_where_not_its_text_is_as_before(
     finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Callable[..., Any]
 ) -> None:
-    from zoedge.recipe.check import read
+    from zoedge.recipe.reading import read
 
     monkeypatch.chdir(finished)
     assert "report" not in read("my.yaml").resolved()["output"]
@@ -311,7 +313,7 @@ def test_in_a_real_browser(
 ) -> None:
     evil = "<script>window.pwned = 1</script><img src=http://evil.example/x.png onerror='window.pwned = 2'>"
     for step in (0, 4):
-        setup.note(
+        run_folder.note(
             two[0], event="samples", step=step, samples=[{"text": evil + "x" * 400, "right": "a", "answer": evil}]
         )
     for name, some in (("one.html", two[:1]), ("both.html", two)):

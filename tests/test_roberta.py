@@ -17,17 +17,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zoedge.commands.export import folder as export_folder
-from zoedge.core import engine
+from zoedge.commands.export import check
+from zoedge.commands.export import merged as export_merged
+from zoedge.commands.export import peft as export_peft
+from zoedge.core import digests, engine
 from zoedge.core.types import Key
 from zoedge.errors import DataError
 from zoedge.log.log import Log
 from zoedge.methods.noise.normal import Normal
-from zoedge.recipe.check import Model, read
-from zoedge.run import setup
+from zoedge.recipe.reading import read
+from zoedge.recipe.sections import Model
+from zoedge.run import folder as run_folder
+from zoedge.run import replay, setup
 from zoedge.scoring.models.base import Base
 from zoedge.scoring.models.loading import load
-from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks._examples import Batch, Examples
 from zoedge.scoring.tasks.mlm import Mlm
 
@@ -307,32 +311,32 @@ def tuned(recipe_file: Path, roberta: Path) -> list[str]:
 def test_runs_train_replay_and_are_exported(recipe_file: Path, tuned: list[str], tmp_path: Path) -> None:
     """Over every kind of base; the exports of all are looked at by one fresh process."""
     jobs: list[tuple[str, Path, Any]] = []
-    ids = export_folder.probes(350, 96)
+    ids = check.probes(350, 96)
     for quantization in ("nf4", "int8", "none"):
         some = ["rule.lr=0.05", "rule.schedule=constant", "train.steps=6", f"model.quantization={quantization}"]
         bench = setup.Bench.build(read(str(recipe_file), [*tuned, *some]))
         assert list(bench.space.shapes) == [
             f"roberta.encoder.layer.{i}.attention.self.{which}" for i in (0, 1) for which in ("query", "value")
         ]
-        before = export_folder.trained(bench.base, bench.space, ids)
+        before = check.trained(bench.base, bench.space, ids)
         folder = tmp_path / quantization
         folder.mkdir()
         with setup.begin(bench, folder) as log:
             assert all(record.g[0] for record in engine.play(bench.run(log), 6))
-            log.finish(engine.digest(bench.space))
-        assert far(export_folder.trained(bench.base, bench.space, ids), before) > 0.01
-        log = Log.open(folder / setup.LOG)
-        again = setup.replayer(log)
+            log.finish(digests.digest(bench.space))
+        assert far(check.trained(bench.base, bench.space, ids), before) > 0.01
+        log = Log.open(folder / run_folder.LOG)
+        again = replay.replayer(log)
         for _ in engine.play(again, 6):
             pass
-        assert engine.digest(again.space) == engine.digest(bench.space)
-        peft = export_folder.peft(again, log, bench.recipe, folder / "peft", bench.base.path)
-        assert export_folder.load_adapter(peft, again.space).keys() == dict(again.space.tensors()).keys()
+        assert digests.digest(again.space) == digests.digest(bench.space)
+        peft = export_peft.peft(again, log, bench.recipe, folder / "peft", bench.base.path)
+        assert export_peft.load_adapter(peft, again.space).keys() == dict(again.space.tensors()).keys()
         card = (peft / "README.md").read_text()
         assert "AutoModelForMaskedLM" in card and "CausalLM" not in card
-        merged = export_folder.merged(bench.recipe, bench.space, folder / "merged", "fp32", log=log).folder
+        merged = export_merged.merged(bench.recipe, bench.space, folder / "merged", "fp32", log=log).folder
         jobs += [("peft", peft, bench), ("merged", merged, bench)]
-    assert max(export_folder.compare(jobs)) < CLOSE
+    assert max(check.compare(jobs)) < CLOSE
 
 
 @pytest.mark.parametrize(
@@ -352,7 +356,7 @@ def test_a_task_of_another_kind_of_model_is_refused(
 
 
 def test_generate_fills_a_mask_after_the_prompt(recipe_file: Path, tuned: list[str]) -> None:
-    from zoedge.cli.models import chosen
+    from zoedge.commands.generate import chosen
 
     bench = setup.Bench.build(read(str(recipe_file), tuned))
     examples = encoded(bench.base.tokenizer, [row("a film is fun")])

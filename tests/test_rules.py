@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from zoedge.core import engine
+from zoedge.core import run as core_run
+from zoedge.core.exact import bits16
+from zoedge.core.memory import Memory
 from zoedge.core.parts import FOLDERS, part, words
-from zoedge.core.types import Key, Leaf, Part, Record, bits16
-from zoedge.lab._bench import Memory
+from zoedge.core.types import Key, Leaf, Part, Record
 
 RULES = words(FOLDERS["rule"])
 STEPS, D = 50, 300
@@ -124,7 +126,7 @@ def test_a_rule_is_its_papers_recursion(rule: str, options: dict[str, Any]) -> N
     count = 1 if made.draws > 1 else 2
     value = torch.tensor(rng.normal(size=D), dtype=torch.float32)
     space = Flat(value)
-    run = engine.Run(9, STEPS, Memory(), space, noise, made)  # type: ignore[arg-type]
+    run = core_run.Run(9, STEPS, Memory(), space, noise, made)  # type: ignore[arg-type]
     theta = value.double().numpy().copy()
     length = np.zeros(D)
     for t in range(STEPS):

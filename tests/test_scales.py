@@ -12,17 +12,21 @@ import pytest
 import torch
 
 from zoedge.commands import verify
-from zoedge.commands.export import folder as export_folder
-from zoedge.core import engine
+from zoedge.commands.export import check, merged, peft
+from zoedge.core import digests, engine, oracle
 from zoedge.core.types import CLIPPED, SKIPPED, Leaf, Record
 from zoedge.errors import DataError, UsageError
 from zoedge.log.log import Log
 from zoedge.methods.estimators.two_sided import TwoSided
 from zoedge.methods.noise.normal import Normal
 from zoedge.methods.spaces.scales import Scales
-from zoedge.recipe.check import Model, Recipe, read
+from zoedge.recipe.reading import read
+from zoedge.recipe.recipe import Recipe
+from zoedge.recipe.sections import Model
+from zoedge.run import folder as run_folder
 from zoedge.run import setup
-from zoedge.scoring.models.loading import load, weight_of
+from zoedge.scoring.models.loading import load
+from zoedge.scoring.models.quantised import weight_of
 
 SCALES = ["space=scales", "rule.lr=1e-2", "train.steps=12"]
 SCHEMES = {
@@ -101,7 +105,7 @@ def test_probing_leaves_no_trace_also_when_the_forward_raises(
     recipe: Make, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = setup.Bench.build(recipe(*SCHEMES[scheme]))
-    before, here, digest = stored(bench.base), scores(bench, bench.base), engine.digest(bench.space)
+    before, here, digest = stored(bench.base), scores(bench, bench.base), digests.digest(bench.space)
 
     def fail(*args: Any, **options: Any) -> torch.Tensor:
         raise RuntimeError("out of memory")
@@ -110,7 +114,7 @@ def test_probing_leaves_no_trace_also_when_the_forward_raises(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError), bench.space.visit([shift]):
         patch.setattr(module, "forward", fail)
         scores(bench, bench.base)
-    assert stored(bench.base) == before and engine.digest(bench.space) == digest
+    assert stored(bench.base) == before and digests.digest(bench.space) == digest
     assert torch.equal(scores(bench, bench.base), here)
 
 
@@ -121,20 +125,20 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
     def played(folder: Path, *stops: int) -> tuple[bytes, bytes]:
         for until in stops:
-            bench, path = setup.Bench.build(made), folder / setup.LOG
+            bench, path = setup.Bench.build(made), folder / run_folder.LOG
             folder.mkdir(exist_ok=True)
             with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass
                 if until == made.train.steps:
-                    log.finish(engine.digest(bench.space))
-        return engine.digest(bench.space), path.read_bytes()
+                    log.finish(digests.digest(bench.space))
+        return digests.digest(bench.space), path.read_bytes()
 
     whole = played(tmp_path / "a", 12)
     assert played(tmp_path / "b", 5, 12) == whole
-    log = Log.open(tmp_path / "a" / setup.LOG)
+    log = Log.open(tmp_path / "a" / run_folder.LOG)
     run, _ = verify.states(log)
-    assert engine.digest(run.space) == whole[0] and any(bool(leaf.value.any()) for leaf in run.space.leaves())
+    assert digests.digest(run.space) == whole[0] and any(bool(leaf.value.any()) for leaf in run.space.leaves())
     assert verify.bisect(log) == "torch and numpy agree here at every step."
 
 
@@ -185,13 +189,13 @@ def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_pa
         assert bool(other.flags & CLIPPED) == any(over)
         for g, h, beyond in zip(record.g, other.g, over):
             assert h == pytest.approx(math.copysign(limit, g) if beyond else g, rel=1e-3)
-    assert {bool(r.flags & CLIPPED) for r in Log.open(tmp_path / "1" / setup.LOG)} == {True, False}
+    assert {bool(r.flags & CLIPPED) for r in Log.open(tmp_path / "1" / run_folder.LOG)} == {True, False}
 
 
 def test_a_loss_that_is_not_finite_is_skipped_not_clipped() -> None:
     class Two:
         step, lr, flags = 0, 1.0, 0
-        clip = engine.Scorer.clip
+        clip = oracle.Scorer.clip
 
         def losses(self, points: Any) -> list[float]:
             return [math.inf, 0.0]
@@ -234,11 +238,11 @@ def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, scheme: s
     with setup.begin(bench, tmp_path) as log:
         for leaf in bench.space.leaves():
             bench.space.add(leaf, shift(leaf), 1.0)
-        made = export_folder.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32", log=log)
+        made = merged.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32", log=log)
         assert made.least[1] > 0.9999 and len(made.kept) == len(bench.space.changes())
-        assert export_folder.check("merged", tmp_path / "merged", bench) < 2e-5
+        assert check.check("merged", tmp_path / "merged", bench) < 2e-5
         with pytest.raises(UsageError, match=r"'scales' has no adapter.*--to merged"):
-            export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+            peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
 
 
@@ -253,5 +257,5 @@ def test_a_model_that_fills_masks_moves_what_its_blocks_have(recipe_file: Path, 
     with setup.begin(bench, tmp_path) as log:
         for _ in engine.play(bench.run(log), 6):
             pass
-        log.finish(engine.digest(bench.space))
-    assert "agree" in verify.states(Log.open(tmp_path / setup.LOG))[1][0]
+        log.finish(digests.digest(bench.space))
+    assert "agree" in verify.states(Log.open(tmp_path / run_folder.LOG))[1][0]

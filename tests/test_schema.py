@@ -14,7 +14,7 @@ from conftest import Done
 
 from zoedge.core.parts import FOLDERS, part, words
 from zoedge.errors import UsageError
-from zoedge.recipe import check, schema
+from zoedge.recipe import check, reading, schema, sections, strict_yaml
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def judged(value: Any, document: dict[str, Any]) -> list[str]:
 # -- the schema
 
 
-@pytest.mark.parametrize("path", check.shipped(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", reading.shipped(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_right(path: Path, document: dict[str, Any]) -> None:
-    table, _ = check.read_yaml(path.read_text(), str(path))
+    table, _ = strict_yaml.read_yaml(path.read_text(), str(path))
     assert judged(table, document) == []
-    resolved = check.read(str(path)).resolved()
+    resolved = reading.read(str(path)).resolved()
     assert judged(resolved, document) == [], "and with every default written out"
 
 
@@ -141,7 +141,7 @@ def test_what_the_checker_takes_the_schema_takes(more: dict[str, Any], document:
 def test_every_field_has_a_description_and_its_default(document: dict[str, Any]) -> None:
     known = schema.paths()
     assert all(value["description"] for found in known.values() for _, value in found)
-    for key, section in check.SECTIONS.items():
+    for key, section in sections.SECTIONS.items():
         for name, field in section.model_fields.items():
             (_, value) = known[f"{key}.{name}"][0]
             assert field.is_required() or value["default"] == json.loads(json.dumps(field.default)), f"{key}.{name}"

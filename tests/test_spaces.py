@@ -18,19 +18,26 @@ from typer.testing import CliRunner
 
 from zoedge.cli import app
 from zoedge.commands import verify
+from zoedge.commands.export import check, merged
 from zoedge.commands.export import folder as export_folder
-from zoedge.core import engine
+from zoedge.commands.export import peft as export_peft
+from zoedge.core import digests, engine
+from zoedge.core import run as core_run
+from zoedge.core.canonical import canonical
 from zoedge.core.parts import part, words
 from zoedge.core.types import Leaf
 from zoedge.errors import DamagedError, DataError, IdentityError, UsageError
-from zoedge.log.log import Log, canonical
+from zoedge.log.log import Log
 from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.methods.spaces.prefix import Prefix
 from zoedge.methods.spaces.prompt import Prompt
-from zoedge.recipe.check import Model, read, word_of
-from zoedge.run import evaluate, setup
+from zoedge.recipe.reading import read
+from zoedge.recipe.recipe import word_of
+from zoedge.recipe.sections import Model
+from zoedge.run import evaluate, identity, replay, setup
+from zoedge.run import folder as run_folder
 from zoedge.run.display import display
-from zoedge.run.train import Looker
+from zoedge.run.evaluation import Looker
 from zoedge.scoring.models.base import Base
 from zoedge.scoring.models.loading import load
 from zoedge.scoring.tasks._examples import Batch, Examples
@@ -200,7 +207,7 @@ def test_a_description_rebuilds_the_space(word: str, family: str, base: Callable
     space = attach(word, base(family), moved=0.0)
     options, said = space.options, space.describe()
     blank = options.blank(said, SEED, Rademacher())
-    assert setup.manifest(blank) == setup.manifest(space) and engine.digest(blank) == engine.digest(space)
+    assert identity.manifest(blank) == identity.manifest(space) and digests.digest(blank) == digests.digest(space)
     assert blank.describe() == said
     at = 0
     for leaf in blank.leaves():
@@ -237,12 +244,12 @@ def trained(
         folder = tmp_path / name
         folder.mkdir()
         for until in pieces:
-            bench, path = setup.Bench.build(recipe), folder / setup.LOG
+            bench, path = setup.Bench.build(recipe), folder / run_folder.LOG
             with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass
                 if until == 8:
-                    log.finish(engine.digest(bench.space))
+                    log.finish(digests.digest(bench.space))
         return bench, Log.open(path)
 
     return train
@@ -252,17 +259,17 @@ def trained(
 @pytest.mark.parametrize("word", SPACES)
 def test_training_resuming_replaying_and_numpy_agree(word: str, family: str, trained: Callable[..., Any]) -> None:
     bench, log = trained(word, family, "whole")
-    final = engine.digest(bench.space)
+    final = digests.digest(bench.space)
     again, other = trained(word, family, "pieces", (3, 5, 8))
-    assert engine.digest(again.space) == final and other.fingerprint == log.fingerprint
-    start = setup.replayer(log)
-    assert start.model is None and engine.digest(start.space) != final
-    arrays = engine.Run(
+    assert digests.digest(again.space) == final and other.fingerprint == log.fingerprint
+    start = replay.replayer(log)
+    assert start.model is None and digests.digest(start.space) != final
+    arrays = core_run.Run(
         start.seed, start.steps, verify.Unchecked(log), verify.Arrays(start.space), start.noise, start.rule
     )
     for run in (start, arrays):
         assert len(list(engine.play(run, len(log)))) == 8
-        assert engine.digest(run.space) == final
+        assert digests.digest(run.space) == final
     assert "agree" in verify.states(log)[1][0]
 
 
@@ -272,7 +279,7 @@ def test_a_log_with_a_damaged_description_is_refused(word: str, trained: Callabl
     about = {**log.header.about, "space": {}}
     broken: Any = SimpleNamespace(path=log.path, header=replace(log.header, block=canonical(about)))
     with pytest.raises(DamagedError, match="what is trained"):
-        setup.replayer(broken)
+        replay.replayer(broken)
 
 
 # -- exports
@@ -284,12 +291,12 @@ def test_peft_in_a_fresh_process_gives_the_trained_logits(trained: Callable[...,
         for family in FAMILIES:
             bench, log = trained(word, family, name := f"{word_of(options_of(word))} {family}")
             run = bench.run(log)
-            jobs.append(("peft", export_folder.peft(run, log, bench.recipe, tmp_path / f"{name} peft"), bench))
+            jobs.append(("peft", export_peft.peft(run, log, bench.recipe, tmp_path / f"{name} peft"), bench))
     bench, log = trained("prefix", "half", "half stored", quantization="nf4")
-    jobs.append(("peft", export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
-    fresh = setup.over_base(setup.replayer(log), log)  # where training began: the check can fail
+    jobs.append(("peft", export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
+    fresh = replay.over_base(replay.replayer(log), log)  # where training began: the check can fail
     jobs.append(("peft", jobs[-1][1], SimpleNamespace(recipe=bench.recipe, base=fresh.base, space=fresh)))
-    *found, off = export_folder.compare(jobs)
+    *found, off = check.compare(jobs)
     assert max(found) < CLOSE < 0.01 < off, (found, off)
 
 
@@ -301,7 +308,7 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
     from peft import PeftModel
 
     bench, log = trained(word, family, "run")
-    folder, batch = export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter"), batch_of()
+    folder, batch = export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter"), batch_of()
     peft = PeftModel.from_pretrained(plain(bench.base), folder).eval()
     ((name, value),) = bench.space.tensors()
     assert torch.equal(peft.prompt_encoder["default"].embedding.weight, value)
@@ -309,7 +316,7 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
         found = logits(bench.base, batch)
     assert far(found, plain_logits(peft, batch)) < CLOSE
     assert far(found, logits(bench.base, batch)) > 0.01
-    loaded = export_folder.load_adapter(folder, bench.space, log.header.base, log.fingerprint)
+    loaded = export_peft.load_adapter(folder, bench.space, log.header.base, log.fingerprint)
     assert loaded.keys() == {name} and torch.equal(loaded[name], value)
 
 
@@ -317,7 +324,7 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
 def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[..., Any], tmp_path: Path) -> None:
     bench, log = trained(word, "llama", "run")
     run = bench.run(log)
-    folder = export_folder.peft(run, log, bench.recipe, tmp_path / "adapter")
+    folder = export_peft.peft(run, log, bench.recipe, tmp_path / "adapter")
     assert f"{log.header.about['recipe']['name']}: {bench.recipe.space.title}\n" in (folder / "README.md").read_text()
     replayed, _ = verify.states(log)
     assert "1 tensors equal" in verify.adapter(replayed, log, folder)[0]
@@ -325,19 +332,19 @@ def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[...
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / export_folder.WEIGHTS).read_bytes() == (folder / export_folder.WEIGHTS).read_bytes()
     with pytest.raises(UsageError, match="exported where the base is"):
-        export_folder.peft(replayed, log, bench.recipe, tmp_path / "other")
+        export_peft.peft(replayed, log, bench.recipe, tmp_path / "other")
     with pytest.raises(UsageError, match="nothing to merge"):
-        export_folder.merged(bench.recipe, bench.space, tmp_path / "other")
+        merged.merged(bench.recipe, bench.space, tmp_path / "other")
     longer = replace(bench.recipe.space, tokens=7).blank(bench.space.describe(), SEED, Rademacher())
     with pytest.raises(IdentityError, match=r"not an adapter of this space|is \["):
-        export_folder.load_adapter(folder, longer)
+        export_peft.load_adapter(folder, longer)
 
 
 def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Callable[..., Any], tmp_path: Path) -> None:
     from peft import PeftModel
 
     bench, log = trained(SEVERAL, "llama", "run")
-    folder = export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+    folder = export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
     assert sorted(p.name for p in folder.iterdir()) == ["lora", "prompt"]
     assert "together, each loaded onto the one before: lora, prompt\n" in (folder / "lora" / "README.md").read_text()
     replayed, _ = verify.states(log)
@@ -368,10 +375,10 @@ def test_an_adapter_and_scales_are_merged_together(trained: Callable[..., Any], 
     assert "agree" in verify.states(log)[1][0]
     for leaf in bench.space.leaves():
         leaf.value.mul_(0.03)  # values of 3, as they are here, make float32's rounding 0.02 of a logit
-    made = export_folder.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32")
-    assert export_folder.check("merged", made.folder, bench) < CLOSE
+    made = merged.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32")
+    assert check.check("merged", made.folder, bench) < CLOSE
     with pytest.raises(UsageError, match="no adapter in PEFT's format"):
-        export_folder.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+        export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ import zoedge as package
 from zoedge.commands import runs, sweep
 from zoedge.errors import UsageError, ZoedgeError
 from zoedge.log.log import Log
-from zoedge.recipe.check import read
-from zoedge.run import setup
+from zoedge.recipe.reading import read
+from zoedge.run import folder, identity
 
 
 @pytest.fixture
@@ -68,13 +68,15 @@ def test_a_grid_is_every_pair_and_paired_values_stay_together(here: Path) -> Non
     ]  # fmt: skip
     for p in found:
         assert (p.recipe.rule.lr, p.recipe.estimator.eps, p.recipe.seed) == tuple(p.values.values())
-        assert setup.folder_of(p.recipe) == Path("runs/s") / p.name and p.recipe.name == p.name
+        assert folder.folder_of(p.recipe) == Path("runs/s") / p.name and p.recipe.name == p.name
     assert found[0].name == "lr-0.001_eps-0.001_seed-1"
 
 
 def test_a_point_is_the_run_that_the_recipe_would_be(here: Path) -> None:
     (found,) = points("rule.lr: [3e-3]", overrides=["train.steps=7"])
-    assert setup.recipe_digest(found.recipe) == setup.recipe_digest(read("my.yaml", ["rule.lr=3e-3", "train.steps=7"]))
+    assert identity.recipe_digest(found.recipe) == identity.recipe_digest(
+        read("my.yaml", ["rule.lr=3e-3", "train.steps=7"])
+    )
 
 
 def test_values_that_are_no_words_have_a_digest_in_their_name(here: Path) -> None:
@@ -174,7 +176,7 @@ def test_a_point_is_trained_to_the_bits_that_it_has_alone(here: Path, inside: An
         "finetune", "my.yaml", "rule.lr=2e-2", "name=lr-0.02", "output.dir=elsewhere", "--run-dir", "x", "--quiet"
     )
     assert alone.code == 0
-    assert (here / "x" / setup.LOG).read_bytes() == (here / "elsewhere" / "lr-0.02" / setup.LOG).read_bytes()
+    assert (here / "x" / folder.LOG).read_bytes() == (here / "elsewhere" / "lr-0.02" / folder.LOG).read_bytes()
 
 
 def test_the_table_is_sorted_by_the_validation_loss(here: Path, inside: Any) -> None:
@@ -184,7 +186,7 @@ def test_the_table_is_sorted_by_the_validation_loss(here: Path, inside: Any) -> 
     losses = [r.valid.loss for r in results if r.valid]
     assert len(losses) == 2 and losses[0] < losses[1] and all(r.test is None for r in results), "there are no test rows"
     for r in results:
-        last = [line for line in setup.notes(setup.folder_of(r.point.recipe)) if line["event"] == "after"][-1]
+        last = [line for line in folder.notes(folder.folder_of(r.point.recipe)) if line["event"] == "after"][-1]
         assert r.valid and r.valid.loss == last["loss"], "of the validation rows, at the end"
     lines = sweep.table(results)
     assert (
@@ -198,7 +200,7 @@ def test_a_run_that_cannot_be_run_stops_the_sweep(
 ) -> None:
     (here / "s.yaml").write_text("rule.lr: [1e-2, 2e-2]\n")
     assert zoedge("sweep", "my.yaml", "s.yaml", "train.steps=2").code == 0
-    log = here / "runs" / "s" / "lr-0.02" / setup.LOG
+    log = here / "runs" / "s" / "lr-0.02" / folder.LOG
     log.write_bytes(log.read_bytes()[:-64])  # its END
     with Log.resume(log):
         done = zoedge("sweep", "my.yaml", "s.yaml", "train.steps=2")
@@ -266,7 +268,7 @@ def test_a_signal_stops_the_run_after_a_whole_step_and_says_how_to_go_on(here: P
     process = subprocess.Popen(
         command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    log = here / "runs" / "s" / "lr-0.001" / setup.LOG
+    log = here / "runs" / "s" / "lr-0.001" / folder.LOG
     try:
         end = time.monotonic() + 150
         while not (log.exists() and log.stat().st_size > 8000):

@@ -13,16 +13,18 @@ import pytest
 import torch
 from test_play import train as play_run
 
-from zoedge.core import engine
+from zoedge.core import digests, engine
 from zoedge.core.types import Record
 from zoedge.errors import DataError, UsageError
 from zoedge.log.log import Log
-from zoedge.recipe.check import Model, read
-from zoedge.run import setup, train
+from zoedge.recipe.reading import read
+from zoedge.recipe.sections import Model
+from zoedge.run import folder as run_folder
+from zoedge.run import replay, setup, train
 from zoedge.run.display import Live, Plain
 from zoedge.run.evaluate import Score, evaluate, table
 from zoedge.scoring.models.loading import load
-from zoedge.scoring.rows.sets import Row
+from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks import _objective
 from zoedge.scoring.tasks._examples import Examples
 from zoedge.scoring.tasks._prompt import FILTERS, names, render
@@ -67,12 +69,12 @@ def test_a_task_trains_resumes_and_replays(task: str, layers: str, recipe_file: 
     whole = play_run(recipe_file, tmp_path / "a", overrides=settings)
     play_run(recipe_file, tmp_path / "b", until=2, overrides=settings)
     assert play_run(recipe_file, tmp_path / "b", overrides=settings) == whole
-    with Log.open(tmp_path / "a" / setup.LOG) as log:
+    with Log.open(tmp_path / "a" / run_folder.LOG) as log:
         assert all(record.g[0] for record in log) and not any(record.flags for record in log)
-        run = setup.replayer(log)
+        run = replay.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
-        assert engine.digest(run.space) == whole[0]
+        assert digests.digest(run.space) == whole[0]
 
 
 @pytest.mark.parametrize(("task", "objective"), OBJECTIVES)
@@ -81,13 +83,13 @@ def test_a_goal_without_a_gradient_trains_and_replays(
 ) -> None:
     settings = overrides(tmp_path, task, f"task.objective={objective}", "estimator.eps=1.0")
     final, _ = play_run(recipe_file, tmp_path / "a", overrides=settings)
-    with Log.open(tmp_path / "a" / setup.LOG) as log:
+    with Log.open(tmp_path / "a" / run_folder.LOG) as log:
         losses = [loss for record in log for loss in record.losses]
         assert all(0 <= loss <= 1 and loss * 4 * 3 * 5 * 7 == pytest.approx(round(loss * 420)) for loss in losses)
-        run = setup.replayer(log)
+        run = replay.replayer(log)
         for _ in engine.play(run, len(log)):
             pass
-        assert engine.digest(run.space) == final
+        assert digests.digest(run.space) == final
 
 
 # -- losses
@@ -292,7 +294,7 @@ def test_a_function_that_is_not_there_is_told_before_a_run_is_begun(
 ) -> None:
     with pytest.raises(DataError, match=r"has no function 'lenght'\.$"):
         train.train(read(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
-    assert not (tmp_path / "run" / setup.LOG).exists()
+    assert not (tmp_path / "run" / run_folder.LOG).exists()
 
 
 @pytest.mark.parametrize("task", ["choose", "generate", "classify"])

@@ -33,9 +33,8 @@ from faults import (
 )  # fmt: skip
 
 from zoedge.commands.export import folder as export_folder
-from zoedge.core import storage
+from zoedge.core import canonical, storage
 from zoedge.errors import DamagedError, StorageError
-from zoedge.log import log as log_module
 from zoedge.log.log import Log
 from zoedge.log.repair import repair
 
@@ -57,7 +56,7 @@ EVERY_K = (2, 7, 18, 39, 82)  # of every slot size
 @pytest.mark.parametrize("k, sync_every", sizes([(2, 1), (3, 16), (8, 4096)], product(EVERY_K, (1, 16, 4096))))
 def test_t1_cut_at_every_byte(tmp_path: Path, k: int, sync_every: int) -> None:
     """An exact whole-record prefix; resumed, it becomes the log that was never cut, byte for byte."""
-    head = header(k, sync_every, block=log_module.canonical({"a": "b"}))
+    head = header(k, sync_every, block=canonical.canonical({"a": "b"}))
     raw = write(tmp_path / "whole.zlog", head)
     meant, path, size, tally = states(head, raw), tmp_path / "run.zlog", head.slot_size, Tally(f"T1 cuts K={k}")
     for cut in range(len(raw) + 1):

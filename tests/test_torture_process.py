@@ -24,6 +24,7 @@ from zoedge.core import storage
 from zoedge.errors import LockedError, StorageError
 from zoedge.log import log as log_module
 from zoedge.log.log import Log
+from zoedge.run import folder as run_folder
 from zoedge.run import setup
 
 CHILD = Path(__file__).parent / "child.py"
@@ -200,7 +201,7 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
     with pytest.raises(LockedError, match=f"another zoedge process \\(pid {process.pid} on {socket.gethostname()}\\)"):
         Log.resume(tmp_path / "run" / "run.zlog")
     with pytest.raises(LockedError, match=f"pid {process.pid} on"):
-        setup.claim(tmp_path / "run")  # before a model is loaded
+        run_folder.claim(tmp_path / "run")  # before a model is loaded
     assert time.monotonic() - began < 1
     other = child(tmp_path / "run")
     assert other.wait(60) == 6 and f"(pid {process.pid} on" in other.communicate()[1]
@@ -296,7 +297,7 @@ def test_a_child_that_executes_another_program_has_no_descriptor(tmp_path: Path)
 
 def test_two_that_begin_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slower one is told so, and leaves the faster one's log alone."""
-    path = tmp_path / setup.LOG
+    path = tmp_path / run_folder.LOG
     monkeypatch.setattr(setup, "dump", lambda recipe: "")
 
     class Bench:
@@ -361,9 +362,9 @@ def test_a_real_disk_that_is_read_only(tmp_path: Path) -> None:
     "{sys.executable}" "{CHILD}" "$0/run" 20 1; echo code $?
     "{sys.executable}" "{CHILD}" "$0" 20 1; echo code $?
     "{sys.executable}" -c 'import sys; from pathlib import Path; from zoedge import errors; from zoedge.log import log
-from zoedge.run import setup
+from zoedge.run import folder
 for name in ("run", "new"):
-    try: setup.claim(Path(sys.argv[1]) / name)
+    try: folder.claim(Path(sys.argv[1]) / name)
     except errors.StorageError as e: print("claim", e)
 print(len(log.Log.open(Path(sys.argv[1]) / "run/run.zlog")))' "$0"
     """
@@ -374,11 +375,11 @@ print(len(log.Log.open(Path(sys.argv[1]) / "run/run.zlog")))' "$0"
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_or_a_log_without_permission(tmp_path: Path) -> None:
-    Log.create(tmp_path / setup.LOG, header()).close()
-    for path, mode in ((tmp_path / setup.LOG, 0o444), (tmp_path, 0o555)):
+    Log.create(tmp_path / run_folder.LOG, header()).close()
+    for path, mode in ((tmp_path / run_folder.LOG, 0o444), (tmp_path, 0o555)):
         path.chmod(mode)
         with pytest.raises(StorageError, match="Permission denied"):
-            setup.claim(tmp_path)
+            run_folder.claim(tmp_path)
         path.chmod(0o755)
 
 
@@ -412,10 +413,10 @@ def test_a_network_file_system_is_told_by_the_table_of_mounts(tmp_path: Path, mo
 def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Any
 ) -> None:
-    whole = finished / "runs" / "tiny" / setup.LOG
+    whole = finished / "runs" / "tiny" / run_folder.LOG
     shutil.copytree(finished, tmp_path / "user")
     monkeypatch.chdir(tmp_path / "user")
-    path = Path("runs/tiny") / setup.LOG
+    path = Path("runs/tiny") / run_folder.LOG
     path.write_bytes(whole.read_bytes()[:-30])  # in END
     done = zoedge("resume", "tiny", "--plain")
     assert done.code == 0 and path.read_bytes() == whole.read_bytes()
@@ -428,7 +429,7 @@ def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "mounts").write_text(f"server:/x {tmp_path} nfs4 rw 0 0\n")
     monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
-    assert setup.claim(Path("runs/new")) == [
+    assert run_folder.claim(Path("runs/new")) == [
         "runs/new is on a network file system (nfs4), where a lock may hold on one host alone: do not write one run from "
         "two hosts."
     ]
@@ -437,10 +438,10 @@ def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
 def test_a_log_that_is_a_symlink_is_refused_before_anything_slow(tmp_path: Path) -> None:
     Log.create(tmp_path / "other.zlog", header()).close()
     for target in ("other.zlog", "absent"):
-        (tmp_path / setup.LOG).symlink_to(tmp_path / target)
+        (tmp_path / run_folder.LOG).symlink_to(tmp_path / target)
         with pytest.raises(StorageError, match="cannot open the log"):
-            setup.claim(tmp_path)
-        (tmp_path / setup.LOG).unlink()
+            run_folder.claim(tmp_path)
+        (tmp_path / run_folder.LOG).unlink()
     (tmp_path / "out").symlink_to(tmp_path / "victim")
     storage.write_durably(tmp_path / "out", b"x")  # takes the link's place
     assert not (tmp_path / "victim").exists() and not (tmp_path / "out").is_symlink()
@@ -466,17 +467,17 @@ def test_a_real_limit_of_the_file_size(tmp_path: Path) -> None:
 
 def test_notes_for_people(tmp_path: Path) -> None:
     """A line that a kill has cut does not take the next one along; no symlink is followed; a full disk is exit 74."""
-    setup.note(tmp_path, event="valid", step=1, loss=0.5)
-    path = tmp_path / setup.METRICS
+    run_folder.note(tmp_path, event="valid", step=1, loss=0.5)
+    path = tmp_path / run_folder.METRICS
     path.write_bytes(path.read_bytes() + b'{"event": "valid", "st')
-    setup.note(tmp_path, event="valid", step=3, loss=0.25)
+    run_folder.note(tmp_path, event="valid", step=3, loss=0.25)
     log = [SimpleNamespace(seq=i) for i in range(3)]
-    assert setup.looks(tmp_path, log) == {1: 0.5, 3: 0.25}
+    assert run_folder.looks(tmp_path, log) == {1: 0.5, 3: 0.25}
     for number in (errno.ENOSPC, errno.EIO):
         with disk(Failing(1, number)), pytest.raises(StorageError, match=re.escape(os.strerror(number))):
-            setup.note(tmp_path, event="valid", step=4)
+            run_folder.note(tmp_path, event="valid", step=4)
     path.unlink()
     path.symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError):
-        setup.note(tmp_path, event="valid", step=4)
+        run_folder.note(tmp_path, event="valid", step=4)
     assert not (tmp_path / "victim").exists()

@@ -10,7 +10,7 @@ import pytest
 from accelerate import tracking
 
 from zoedge.log.log import Log
-from zoedge.recipe.check import read
+from zoedge.recipe.reading import read
 from zoedge.run import trackers
 
 TOLD: list[tuple[Any, ...]] = []

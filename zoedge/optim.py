@@ -14,27 +14,29 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .core import engine
+from .core import digests, engine, oracle, run
+from .core.canonical import canonical
+from .core.exact import HALVES
+from .core.memory import Memory
 from .core.parts import FOLDERS, part, words
-from .core.types import HALVES
-from .errors import DamagedError, DataError, DivergedError, IdentityError, UsageError, ZoedgeError, nearest, plain
-from .lab._bench import Memory
-from .log.log import Header, Log, canonical
+from .errors import DataError, DivergedError, IdentityError, UsageError, ZoedgeError, plain
+from .log.header import Header
+from .log.log import Log
 from .methods.spaces._parameters import Parameters, kind
-from .recipe.check import options, rebuilt, unmatched, word_of
-from .run import setup
+from .recipe.parts import options, unmatched
+from .recipe.recipe import word_of
+from .run import identity as run_identity
+from .run.parameters import ENDLESS
 
 STORED = ("float32", *HALVES)
-ENDLESS = 2**31 - 1  # steps of a run that does not say how many
 
 
 # -- the task
@@ -156,13 +158,13 @@ class ZerothOrder(torch.optim.Optimizer):
         settings: dict[str, Any] = {"seed": seed, "steps": steps, "hash_every": hash_every}
         settings |= {key: {"name": word_of(value), **asdict(value)} for key, value in made.items()}
         length = steps or ENDLESS
-        header = header_of(settings, self._space, engine.capacity(self._estimator, length), sync_every, made)
+        header = header_of(settings, self._space, oracle.capacity(self._estimator, length), sync_every, made)
         self._task, self._broken = Closure(), False
         task: Any = self._task
         path = None if log is None else Path(log)
         self._journal = Memory() if path is None else opened(path, header)
         space: Any = self._space
-        self._run = engine.Run(seed, length, self._journal, space, made["noise"], self._rule, task=task)
+        self._run = run.Run(seed, length, self._journal, space, made["noise"], self._rule, task=task)
         try:
             for _ in engine.play(self._run, len(self._journal)):
                 pass
@@ -251,7 +253,7 @@ class ZerothOrder(torch.optim.Optimizer):
         """Write the final state's digest into the log, after which nothing can follow, and close it: the fingerprint."""
         self._ready()
         if isinstance(self._journal, Log):
-            self._journal.finish(engine.digest(self._space))
+            self._journal.finish(digests.digest(self._space))
         self.close()
         return self.fingerprint
 
@@ -356,9 +358,9 @@ def header_of(settings: dict[str, Any], space: Parameters, directions: int, sync
         base=bytes(32),
         tokenizer=bytes(32),
         data=bytes(32),
-        manifest=setup.manifest(space),
-        initial=engine.digest(space),
-        selftest=engine.selftest(made["noise"], made["rule"], first[:1].new_zeros(1024)),
+        manifest=run_identity.manifest(space),
+        initial=digests.digest(space),
+        selftest=digests.selftest(made["noise"], made["rule"], first[:1].new_zeros(1024)),
     )
 
 
@@ -380,77 +382,18 @@ def opened(path: Path, header: Header) -> Log:
 
 def same(log: Log, now: Header) -> None:
     """IdentityError unless the log was begun with these settings, tensors and values."""
-    if not setup.of_optimizer(log.header):
+    if not run_identity.of_optimizer(log.header):
         raise IdentityError(
             f"{log.path} is the log of a recipe's run: name another one. `zoedge resume` goes on with it."
         )
     found, old, new = [], log.header.about, now.about
     if log.header.recipe != now.recipe:
         for key in ("optimizer", "space"):
-            changed = setup.changed(old.get(key), new[key])
+            changed = run_identity.changed(old.get(key), new[key])
             found += [plain(f"{name} {a} -> {b}", 200) for name, a, b in changed if name != "rule.lr"]
-    found += setup.differences(replace(log.header, recipe=now.recipe), now)
+    found += run_identity.differences(replace(log.header, recipe=now.recipe), now)
     if found:
         raise IdentityError(
             f"Cannot go on with {log.path}: it began with other {'; '.join(found)}. Give the optimiser the parameters as they "
             "were before its first step, and the same settings, or name another log."
         )
-
-
-# -- replay
-
-
-def replayer(log: Any, device: str, start: Any) -> engine.Run:
-    """A run that needs no closure: the log, from the parameters' values at its start.
-
-    start: those, by name (a state_dict, a module, a .safetensors file), or in the log's order. DataError: none, or they
-    cannot be read. IdentityError: they are others.
-    """
-    about = log.header.about
-    try:
-        settings = about["optimizer"]
-        made = {key: rebuilt(key, settings[key]) for key in ("noise", "estimator", "rule")}
-        wanted = {name: (kind, tuple(shape)) for name, kind, *shape in about["space"]["shapes"]}
-        steps = ENDLESS if settings["steps"] is None else int(settings["steps"])
-    except (KeyError, TypeError, ValueError, ZoedgeError) as e:
-        raise DamagedError(
-            f"{log.path}: what its header says of the optimiser cannot be read ({type(e).__name__})."
-        ) from None
-    if start is None:
-        raise DataError(
-            f"{log.path} is the log of a zoedge.optim.ZerothOrder: replay begins with the values that its parameters had "
-            "before the first step. Give them: base=state_dict, or --base FILE.safetensors."
-        )
-    there = values(start, list(wanted))
-    found = []
-    for name, (type_, shape) in wanted.items():
-        if name not in there:
-            raise IdentityError(f"{log.path}: the values at its start lack '{plain(name)}'{nearest(name, there)}.")
-        p = there[name]
-        if (kind(p), tuple(p.shape)) != (type_, shape):
-            raise IdentityError(
-                f"{log.path}: at its start '{plain(name)}' was {plain(str(type_))} {list(shape)}, not {kind(p)} "
-                f"{list(p.shape)}."
-            )
-        found.append((name, p.detach().to(device, copy=True).contiguous()))
-    space = Parameters(found)
-    setup.numbered(log, made["noise"], made["rule"])
-    setup.proven(log, space, made["noise"], made["rule"])
-    return engine.Run(log.header.seed, steps, log, space, made["noise"], made["rule"])
-
-
-def values(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
-    """Tensors by name, of whatever holds them."""
-    if isinstance(start, nn.Module):
-        return dict(chain(start.named_parameters(), start.named_buffers()))
-    if isinstance(start, (str, os.PathLike)):
-        import safetensors.torch
-
-        try:
-            return safetensors.torch.load_file(start)
-        except (OSError, safetensors.SafetensorError, ValueError) as e:
-            raise DataError(f"{plain(str(start))}: not a readable .safetensors file ({plain(str(e))}).") from None
-    found = start if isinstance(start, Mapping) else dict(zip(names, start))
-    if not all(isinstance(p, Tensor) for p in found.values()):
-        raise UsageError("base: tensors by name are wanted, such as module.state_dict().")
-    return found

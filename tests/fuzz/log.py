@@ -9,18 +9,19 @@ import atheris
 from common import FOLDER, fuzz
 
 with atheris.instrument_imports(include=["zoedge"]):
-    from zoedge.log import log, packed
+    from zoedge.core import canonical
+    from zoedge.log import header, log, packed, slots
 
 PATH = FOLDER / "run.zlog"
-DIGESTS = {name: bytes([i]) * 32 for i, name in enumerate(log.DIGESTS)}
+DIGESTS = {name: bytes([i]) * 32 for i, name in enumerate(header.DIGESTS)}
 
 
 def example() -> tuple[bytes, bytes]:
     """A log of three steps, a rewind and an END, and the same packed."""
     from zoedge.core.types import Record
 
-    head = log.Header(
-        block=log.canonical({"recipe": {"seed": 1}}), directions=2, noise=1, rule=1, seed=1, elements=9, hash_every=2,
+    head = header.Header(
+        block=canonical.canonical({"recipe": {"seed": 1}}), directions=2, noise=1, rule=1, seed=1, elements=9, hash_every=2,
         sync_every=3, run_id=b"r" * 16, **DIGESTS,
     )  # fmt: skip
     path = FOLDER / "seed.zlog"
@@ -44,9 +45,9 @@ def signed(data: bytes) -> bytes:
     length, block, slot = struct.unpack_from("<IIH", new, 12)
     new[480:512] = hashlib.sha256(new[:480] + new[512 : 512 + block]).digest()
     link = bytes(new[480:496])
-    if slot in log.SLOT_SIZES:
+    if slot in header.SLOT_SIZES:
         for i in range(length, len(new) - slot + 1, slot):
-            new[i + slot - 16 : i + slot] = link = log.chain(link, bytes(new[i : i + slot - 16]))
+            new[i + slot - 16 : i + slot] = link = slots.chain(link, bytes(new[i : i + slot - 16]))
     return bytes(new)
 
 

@@ -13,7 +13,7 @@ import atheris
 from common import fuzz
 
 with atheris.instrument_imports(include=["zoedge.commands.export.folder", "zoedge.scoring.models.loading"]):
-    from zoedge.commands.export.folder import header_of, labelled, serialised
+    from zoedge.commands.export.peft import header_of, labelled, serialised
     from zoedge.errors import DamagedError
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from zoedge.core import engine
+from zoedge.core import digests, engine
 from zoedge.log.log import Log
 from zoedge.recipe.check import check
 from zoedge.run import setup
@@ -111,7 +111,7 @@ def write(name: str, path: Path) -> dict[str, Any]:
                 pass
             if back is not None:
                 log.rewind(back)
-        state = engine.digest(bench.space)
+        state = digests.digest(bench.space)
         log.finish(state)
         assert log.state.rewinds == rewinds and not any(r.flags & 1 for r in log) and any(any(r.g) for r in log)
         return {"steps": len(log), "slots": log.seq, "fingerprint": log.fingerprint, "state": state.hex()}

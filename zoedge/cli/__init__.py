@@ -72,7 +72,8 @@ def main() -> None:
 
 
 from . import (  # noqa: E402, F401, I001 - the order of --help
-    training, preview, estimate, sweep, report, runs, logs, share, models, recipes, schema, importing, lab,
+    training, preview, estimate, sweep, report, runs, logs, share, models, evaluate, export, doctor, recipes, schema,
+    importing, lab,
 )  # fmt: skip
 
 if __name__ == "__main__":

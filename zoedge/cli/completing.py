@@ -11,7 +11,7 @@ import typer
 
 def recipes(incomplete: str) -> Iterator[str]:
     """Shipped recipes, and .yaml files in the folder that is being typed."""
-    from ..recipe.check import shipped
+    from ..recipe.reading import shipped
 
     yield from sorted(path.stem for path in shipped() if path.stem.startswith(incomplete))
     yield from below(incomplete, (".yaml", ".yml"))
@@ -55,7 +55,7 @@ def overrides(incomplete: str) -> Iterator[str]:
 def keys() -> list[str]:
     """Every key that can be set, dotted. Parts' options are read from their source: importing them would import torch."""
     from ..core.parts import FOLDERS, words
-    from ..recipe.check import SECTIONS
+    from ..recipe.sections import SECTIONS
 
     found = {"name", "seed", *FOLDERS}
     found |= {f"{key}.{name}" for key, section in SECTIONS.items() for name in section.model_fields}

@@ -29,9 +29,10 @@ def estimate(
     json: Json = False,
 ) -> None:
     """Predict a run's memory by part, its disk and its time; exit code 3 if it will not fit. Loads no weights."""
-    from ..commands.estimate import fit, machine
+    from ..commands.estimate import fit, machine, text, time
+    from ..commands.estimate import measure as estimate_measure
     from ..errors import UsageError
-    from ..recipe.check import read
+    from ..recipe.reading import read
 
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device: '{device}' is not cpu or cuda.")
@@ -43,19 +44,19 @@ def estimate(
     fits, (fitted, changes) = case.needs <= there, fit.fitted(case, there)
     found: dict[str, Any] = {
         "needs": case.needs, "free": there, "where": where, "fits": fits, "predicted": case.parts, "moment": case.moment,
-        "device": "cuda" if cuda else "cpu", "moments": case.totals, "disk": fit.disk(case),
-        "seconds": fit.seconds(case), "longest": case.work.step.length, "rows": case.work.step.tokens,
+        "device": "cuda" if cuda else "cpu", "moments": case.totals, "disk": time.disk(case),
+        "seconds": time.seconds(case), "longest": case.work.step.length, "rows": case.work.step.tokens,
         "trained": case.work.elements,
     }  # fmt: skip
     if not fits:
         found["levers"] = [lever.told(there) for lever in fit.levers(case, there)]
         found["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needs <= there else []
     if measure:
-        found["measured"] = machine.measured(checked)
+        found["measured"] = estimate_measure.measured(checked)
     if json:
         typer.echo(json_.dumps(found))
     else:
-        for line in fit.report(case, found):
+        for line in text.report(case, found):
             typer.echo(line)
     if not fits:
         sys.exit(3)  # of typer.Exit, an app that is not standalone only returns the code

@@ -22,7 +22,7 @@ def import_config(
 
     What is another thing here, or nothing, is listed with its reason.
     """
-    from ..commands.import_config.source import convert, dump, load, recognised
+    from ..commands.import_config import convert, dump, load, recognised
     from ..errors import UsageError
 
     table = load(file)

@@ -31,7 +31,7 @@ At = Annotated[str | None, typer.Option(help=WHEN)]
 
 def opened(run: str) -> Any:
     """The log of a run: raw, packed or shared."""
-    from ..commands.share import opened
+    from ..run.folder import opened
 
     return opened(run)
 
@@ -46,9 +46,9 @@ def replay(
 ) -> None:
     """Rebuild the adapter from the log alone: no model, no data, no forward pass. A space without an adapter: the
     whole model, from its base and the log."""
-    from ..commands import finetune
+    from ..commands import replay as commands_replay
 
-    done = finetune.replay(opened(run), at, base=base, device=device)
+    done = commands_replay.replay(opened(run), at, base=base, device=device)
     folder = done.save(out)
     rate = done.steps / max(done.seconds, 1e-9)
     typer.echo(f"{done.steps:,} steps at {rate:,.0f} a second; state {done.state[:16]}; {done.kind} {folder}")
@@ -67,8 +67,9 @@ def verify(
     from ..commands import verify as commands_verify
     from ..core import engine
     from ..log.log import Log
-    from ..recipe.check import read
-    from ..run import setup
+    from ..recipe.reading import read
+    from ..run import folder as run_folder
+    from ..run import replay as run_replay
 
     journal = opened(run)
     if isinstance(journal, Log):
@@ -81,8 +82,8 @@ def verify(
         made, said = commands_verify.states(journal, base=base)
         told("3 replay", said)
         if adapter:
-            if (steps := setup.step_of(journal, at)) < len(journal):
-                made = setup.replayer(journal, base=base)
+            if (steps := run_folder.step_of(journal, at)) < len(journal):
+                made = run_replay.replayer(journal, base=base)
                 for _ in engine.play(made, steps):
                     pass
             told("4 adapter", commands_verify.adapter(made, journal, adapter, base))
@@ -93,7 +94,7 @@ def verify(
 def repair(run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog", autocompletion=runs)]) -> None:
     """Mend a damaged log, or cut it where its damage begins; a copy of it as it was stays beside it."""
     from ..log.repair import repair
-    from ..run.setup import log_of
+    from ..run.folder import log_of
 
     path = log_of(run)
     for line in repair(path):
@@ -176,7 +177,7 @@ def export_log(
 @log.command("diff")
 def diff(a: Run, b: Run) -> None:
     """Where two runs part: headers, then the first step that differs."""
-    from ..run.setup import differences
+    from ..run.identity import differences
 
     one, two = opened(a), opened(b)
     for what in differences(one.header, two.header):

@@ -29,7 +29,7 @@ def preview(
 ) -> None:
     """Show rows as training will see them: text, scored tokens, lengths, what is cut. Loads no weights."""
     from ..commands.preview import preview as look
-    from ..recipe.check import read
+    from ..recipe.reading import read
 
     found = look(read(recipe, overrides), count)
     if json:

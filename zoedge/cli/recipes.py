@@ -18,7 +18,7 @@ app.add_typer(recipes, name="recipes")
 @recipes.command("ls")
 def ls() -> None:
     """List them, with their first comment."""
-    from ..recipe.check import shipped
+    from ..recipe.reading import shipped
 
     for path in shipped():
         first = path.read_text().splitlines()[0]
@@ -28,7 +28,8 @@ def ls() -> None:
 @recipes.command("show")
 def show(name: Name) -> None:
     """Print one."""
-    from ..recipe.check import find, text_of
+    from ..recipe.reading import find
+    from ..recipe.strict_yaml import text_of
 
     typer.echo(text_of(find(name)), nl=False)
 
@@ -37,7 +38,8 @@ def show(name: Name) -> None:
 def cp(name: Name, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
     """Copy one, to change it."""
     from ..errors import UsageError
-    from ..recipe.check import find, text_of
+    from ..recipe.reading import find
+    from ..recipe.strict_yaml import text_of
 
     source = find(name)
     text = text_of(source)

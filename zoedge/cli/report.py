@@ -20,7 +20,7 @@ def report(
     """One HTML file of a run, or of several beside one another, that opens anywhere and offline."""
     from ..commands.report import NAME, write
     from ..errors import UsageError
-    from ..run.setup import LOG, log_of
+    from ..run.folder import LOG, log_of
 
     logs = [log_of(run) for run in runs]
     if len(set(logs)) < len(logs):

@@ -67,7 +67,7 @@ def rm(
     from ..commands.report.words import size
     from ..commands.runs import held, removable, remove, weight
     from ..errors import LockedError, UsageError
-    from ..run.setup import LOG
+    from ..run.folder import LOG
 
     folders = list(dict.fromkeys(removable(name) for name in run))  # all of them, before anything is removed
     for folder in folders:

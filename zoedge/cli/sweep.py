@@ -29,7 +29,7 @@ def sweep(
     from ..commands.report import NAME, needed, write
     from ..commands.sweep import points, results, run, table
     from ..errors import UsageError
-    from ..run.setup import LOG, folder_of
+    from ..run.folder import LOG, folder_of
 
     some = points(recipe, values, overrides, folder, draws, seed)
     if dry_run:

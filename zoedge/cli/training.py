@@ -40,8 +40,9 @@ def finetune(
 ) -> None:
     """Train by forward passes only, as a recipe says."""
     from ..errors import UsageError
-    from ..recipe.check import dump, read
-    from ..run.setup import folder_of
+    from ..recipe.reading import read
+    from ..recipe.recipe import dump
+    from ..run.folder import folder_of
     from ..run.workers import follows
 
     if resume not in ("auto", "never"):
@@ -64,7 +65,8 @@ def resume(
     """Go on with a run: replay its log, prove the states, then train on."""
     from ..commands.finetune import follow
     from ..log.log import Log
-    from ..run.setup import log_of, recipe_of
+    from ..run.folder import log_of
+    from ..run.identity import recipe_of
     from ..run.workers import follows
 
     if follows():
@@ -79,7 +81,7 @@ def branched(text: str) -> Any:
     """The parent that RUN@STEP names."""
     from ..errors import UsageError
     from ..run.branch import Parent
-    from ..run.setup import step_of
+    from ..run.folder import step_of
     from .logs import opened
 
     run, at, step = text.rpartition("@")

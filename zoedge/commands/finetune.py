@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, plain
+from ..log.log import Log
+from ..run import folder as run_folder
+from ..run import setup
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..recipe.check import Recipe
+    from ..recipe.recipe import Recipe
     from ..run.branch import Parent
     from ..run.display import Plain
-    from ..run.train import Outcome
+    from ..run.outcome import Outcome
     from ..run.workers import Workers
 
 
@@ -43,7 +42,7 @@ def finetune(
     after Ctrl-C or SIGTERM: nothing is lost, and the same call goes on.
     """
     from ..run.display import display as display_of
-    from ..run.setup import folder_of
+    from ..run.folder import folder_of
     from ..run.train import train
     from ..run.workers import follows, launched
 
@@ -77,15 +76,16 @@ def follow(recipe: Recipe | None = None) -> None:
     """Take a share of the steps of worker 0's run, until it ends. recipe: None, as worker 0's log says."""
     from tempfile import TemporaryDirectory
 
-    from ..run import train
+    from ..run import follow as run_follow
 
     with TemporaryDirectory(prefix="zoedge-") as folder:
-        train.follow(recipe, Path(folder), team(recipe))
+        run_follow.follow(recipe, Path(folder), team(recipe))
 
 
 def recipe_from(recipe: Any, overrides: tuple[Any, ...] = ()) -> Recipe:
     """A checked recipe of whatever stands for one. UsageError: every mistake at once."""
-    from ..recipe.check import Recipe, made, read
+    from ..recipe.reading import made, read
+    from ..recipe.recipe import Recipe
 
     texts = [text for some in overrides for text in assignments(some)]
     if isinstance(recipe, Recipe) and not texts:
@@ -115,98 +115,27 @@ def as_json(value: Any) -> str:
         raise UsageError(f"The recipe holds what no recipe can: {plain(str(e))}.") from None
 
 
-@dataclass
-class Replayed:
-    """What a log gives. steps: how many were applied. state: SHA-256 of the trained values, as the log knows it.
+def deliver(bench: setup.Bench, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:
+    """The exports that the recipe asks for, of the space as it is after so many steps."""
+    from .export import merged, peft
 
-    fingerprint: of the log, 32 hexadecimal digits. seconds: that the steps took.
-    """
-
-    log: Any
-    run: Any
-    steps: int
-    state: str
-    seconds: float
-    base: Any = None
-
-    @property
-    def kind(self) -> str:
-        """What `save` writes: adapter, model, or parameters (an optimiser's)."""
-        from ..run import setup
-
-        if setup.of_optimizer(self.log.header):
-            return "parameters"
-        return "adapter" if getattr(setup.recipe_of(self.log.header, "").space, "adapter", True) else "model"
-
-    @property
-    def fingerprint(self) -> str:
-        return str(self.log.fingerprint)
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The trained tensors by name: an adapter's matrices in float32, or parameters in their own type."""
-        return dict(self.whole().tensors())
-
-    def whole(self) -> Any:
-        """The space; of one that is a change of a base's values (virtual tokens), over that base, loaded now."""
-        from ..run import setup
-
-        if not getattr(self.run.space, "complete", True):
-            self.run.space = setup.over_base(self.run, self.log, self.base)
-        return self.run.space
-
-    def save(self, folder: str | os.PathLike[str], tokenizer_from: Path | None = None) -> Path:
-        """Write a PEFT adapter; the whole model, of a space that has none; of an optimiser, parameters.safetensors.
-
-        tokenizer_from: a model's folder, whose tokenizer is written beside an adapter. UsageError: something else is there.
-        """
-        from ..run import setup
-        from .export import folder as export_folder
-
-        folder, space = Path(folder), self.whole()
-        if self.kind == "parameters":
-            from ..core.storage import write_durably
-
-            if (path := folder / "parameters.safetensors").exists():
-                raise UsageError(f"{path} is there already; name another folder.")
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = {name: value.cpu().contiguous() for name, value in space.tensors()}
-            write_durably(
-                path, export_folder.labelled(export_folder.serialised(kept)[0], log=self.fingerprint, state=self.state)
-            )
-            return folder
-        recipe = setup.recipe_of(self.log.header, str(self.log.path))
-        if self.kind == "adapter":
-            return export_folder.peft(self.run, self.log, recipe, folder, tokenizer_from, self.steps)
-        made = export_folder.merged(recipe, space, folder, base_folder=self.base, log=self.log, steps=self.steps)
-        return made.folder
+    recipe, adapter = bench.recipe, None
+    if "peft" in recipe.output.export:
+        with show.phase("writing the adapter"):
+            adapter = peft.peft(bench.run(log), log, recipe, folder / run_folder.ADAPTER, bench.base.path, steps)
+    if "merged" in recipe.output.export:
+        with show.phase("writing the merged model"):
+            merged.merged(recipe, bench.space, folder / "merged", log=log, steps=steps)
+    return adapter
 
 
-def replay(
-    log: str | os.PathLike[str] | Any, at: int | str | None = None, *, base: Any = None, device: str = "cpu"
-) -> Replayed:
-    """What was trained, from the log alone: no model, no data, no forward pass.
-
-    log: a run's folder or name, a .zlog, a .zpack or a .zoe. at: after how many steps: a number, last or best; None: as
-    the run's eval.select says (of a .zoe: the steps that it delivers). base: where the base is, for a space that starts
-    from its weights; of an optimiser's log, the parameters' values at its start (by name, a module, or a .safetensors
-    file). device: cpu or cuda.
-
-    UsageError: no such log or step. IdentityError: this machine, or the base, would give other bits. DamagedError: the
-    log. ReplayError: the state is not what the log says.
-    """
-    from ..core import engine
-    from ..recipe.check import Model
-    from ..run import setup
-    from ..scoring.models.loading import device_of
-    from .share import opened
-
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"--device: '{plain(str(device))}' is not cpu or cuda.")
-    device_of(Model.model_validate({"source": "", "device": device}))
-    journal = opened(os.fspath(log)) if isinstance(log, (str, os.PathLike)) else log
-    steps = setup.step_of(journal, None if at is None else str(at))
-    made, began = setup.replayer(journal, device, base), time.monotonic()
-    for _ in engine.play(made, steps):
-        pass
-    return Replayed(journal, made, steps, engine.digest(made.space).hex(), time.monotonic() - began, base)
+def rounding(bench: setup.Bench, folder: Path, show: Plain) -> None:
+    """How much of the intended update 16-bit weights took up, all steps so far, on a sample of each tensor."""
+    applied, nearest, intended = getattr(bench.space, "kept", (0.0, 0.0, 0.0))
+    if intended:
+        found = {"applied": applied / intended, "nearest": nearest / intended}
+        run_folder.note(folder, event="rounding", storage=bench.space.storage, **found)
+        show.say(
+            f"{bench.space.storage} weights took up {found['applied']:.1%} of the intended update (stochastic rounding; to "
+            f"nearest: {found['nearest']:.1%})"
+        )

@@ -17,6 +17,7 @@ import torch
 from .. import errors
 from ..errors import DataError, IdentityError, UsageError, nearest, plain
 from .export import folder as export_folder
+from .export import peft
 
 try:
     from lm_eval import simple_evaluate
@@ -188,13 +189,13 @@ def adapter(folder: Path, source: str | None) -> tuple[Any, Any]:
     """
     from ..methods.noise.rademacher import Rademacher
     from ..methods.spaces.lora import Lora
-    from ..recipe.check import Model
+    from ..recipe.sections import Model
     from ..scoring.models.loading import load
 
     facts = export_folder.marker(folder)
     if facts["kind"] != "peft":
         raise UsageError(f"{folder} is a whole model: lm-eval reads it itself (lm_eval --model hf).")
-    options, _ = export_folder.described(facts, folder)
+    options, _ = peft.described(facts, folder)
     if not isinstance(options, Lora):
         raise UsageError(f"{folder} is a {options.title}, a change from values of its base: name its run instead.")
     try:
@@ -214,7 +215,7 @@ def adapter(folder: Path, source: str | None) -> tuple[Any, Any]:
             f"{base.digest.hex()[:8]}..). Name that one with --base."
         )
     space = options.attach(base, 0, Rademacher())
-    found = export_folder.load_adapter(folder, space, base.digest)
+    found = peft.load_adapter(folder, space, base.digest)
     for name, value in space.tensors():
         value.copy_(found[name])
     return base, space

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..recipe.check import Recipe, word_of
-from ..run import setup
+from ..recipe.recipe import Recipe, word_of
+from ..scoring import texts
 
 BINS = 12  # of the histogram of lengths
 
@@ -87,8 +87,9 @@ class Preview:
 
 def preview(recipe: Recipe, count: int) -> Preview:
     """The first `count` rows in the order of training, and the training set in numbers. DataError: as training would."""
-    from ..scoring.models.base import suits
-    from ..scoring.models.loading import check_files, config_of, load_tokenizer
+    from ..scoring.models.checkpoint import check_files
+    from ..scoring.models.families import suits
+    from ..scoring.models.loading import config_of, load_tokenizer
     from ..scoring.sources.resolve import resolve_model
 
     folder = resolve_model(recipe.model.source, recipe.model.revision)
@@ -97,7 +98,7 @@ def preview(recipe: Recipe, count: int) -> Preview:
     config, facts = config_of(folder)
     suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
     limit = min(recipe.data.max_length, int(facts.longest(config)) - virtual(recipe.space))
-    found = setup.texts(recipe, tokenizer, limit)
+    found = texts.texts(recipe, tokenizer, limit)
     train = found.train
     task = recipe.task.over(train, recipe.seed, recipe.train.batch)
     rows: list[Row] = []

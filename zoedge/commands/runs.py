@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.storage import open_file
 from ..errors import LockedError, StorageError, UsageError, ZoedgeError, plain
-from ..log.log import MAGIC, Log, open_file
-from ..run import setup
+from ..log.header import MAGIC
+from ..log.log import Log
+from ..run import folder as run_folder
+from ..run import identity
 from ..run.evaluate import Score
-from ..run.setup import LOG
+from ..run.folder import LOG
 
 DEEP = 2  # a sweep's runs lie in a folder of its own
 
@@ -62,7 +65,7 @@ def entry(path: Path, name: str) -> Entry:
     found = Entry(name, "damaged", status.st_mtime, weight(path.parent))
     try:
         with Log.open(path) as log:
-            recipe = setup.recipe_of(log.header, str(path))
+            recipe = identity.recipe_of(log.header, str(path))
             found.steps, found.of, found.fingerprint = len(log), recipe.train.steps, log.fingerprint
             found.model, found.task = recipe.model.source, type(recipe.task).__name__.lower()
             found.state = "ended" if log.state.end is not None else "stopped"
@@ -80,7 +83,7 @@ def last(folder: Path) -> Score | None:
     from .report.facts import scored
 
     best: tuple[int, Score] | None = None
-    for line in setup.notes(folder):
+    for line in run_folder.notes(folder):
         rank = (
             ("before", "valid", "after").index(event)
             if (event := line.get("event")) in ("before", "valid", "after")

@@ -17,58 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import DamagedError, IdentityError, ReplayError, StorageError, UsageError, plain
-from ..log.log import Log, open_file
-from ..log.packed import MAGIC as PACKED
-from ..log.packed import Packed, pack
+from ..errors import IdentityError, ReplayError, UsageError, plain
+from ..log.log import Log
+from ..log.packed import pack
+from ..log.shared import _HEAD, MAGIC, MAJOR, MINOR, Shared
+from ..run.folder import opened
 
 if TYPE_CHECKING:
-    from .finetune import Replayed
-
-MAGIC = b"\x89ZFT\r\n\x1a\n"
-MAJOR, MINOR = 1, 0
-_HEAD = struct.Struct("<8sHHI16s32s")
-
-
-class Shared(Packed):
-    """A .zoe, open for reading: its packed log, and what it delivers. delivers: steps; delivered: the state's SHA-256."""
-
-    def __init__(self, path: Path, raw: bytes):
-        """DamagedError unless `raw` is a whole .zoe."""
-
-        def require(ok: Any, what: str) -> None:
-            if not ok:
-                raise DamagedError(f"{path}: not a readable shared fine-tune: {what}.")
-
-        require(len(raw) >= 64 + 96 + 32, f"{len(raw)} bytes are too few")
-        magic, major, minor, steps, zero, state = _HEAD.unpack_from(raw)
-        require(magic == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
-        require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
-        require(hashlib.sha256(raw[:-32]).digest() == raw[-32:], "its digest does not match")
-        require(not any(zero), "reserved bytes are not zero")
-        super().__init__(path, raw[64:-32])
-        require(steps <= len(self), f"it delivers step {steps} of {len(self)}")
-        require(self.state.hashes.get(steps, state[:24]) == state[:24], f"its log knows another state of step {steps}")
-        self.delivers, self.delivered = steps, state
-
-
-def opened(run: str) -> Any:
-    """The log of a run: raw, packed or shared. UsageError: there is none. DamagedError: it is not what was written."""
-    from ..run.setup import log_of
-
-    path = log_of(run)
-    with os.fdopen(open_file(path), "rb") as file:  # a pipe would make us wait
-        try:
-            magic = file.read(len(MAGIC))
-        except OSError as e:
-            raise StorageError(f"{path}: cannot read the log: {e.strerror}.") from e
-    return {PACKED: Packed, MAGIC: Shared}.get(magic, Log).open(path)
+    from .replay import Replayed
 
 
 def share(run: str, at: str | None = None, base: str | None = None) -> tuple[bytes, Any, list[str]]:
@@ -76,14 +37,14 @@ def share(run: str, at: str | None = None, base: str | None = None) -> tuple[byt
 
     The log is replayed first. base: as in `zoedge.replay`. UsageError: a packed log, or an optimiser's.
     """
-    from ..run import setup
-    from . import finetune
+    from ..run import identity
+    from . import replay
 
     log = opened(run)
     if not isinstance(log, Log):
         raise UsageError(f"{run} is packed already. Share it as it is, or pack the run that it was made from.")
-    recipe = setup.recipe_of(log.header, run)
-    found = finetune.replay(log, at, base=base)
+    recipe = identity.recipe_of(log.header, run)
+    found = replay.replay(log, at, base=base)
     head = _HEAD.pack(MAGIC, MAJOR, MINOR, found.steps, bytes(16), bytes.fromhex(found.state))
     raw = head + pack(log)
     notes = [f"the recipe inside names a place on this machine: {key} {plain(value)}" for key, value in places(recipe)]
@@ -116,30 +77,30 @@ def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu"
     base: a folder or another source; None: as the recipe inside says. IdentityError: another base or tokenizer, or
     arithmetic that differs. ReplayError: another state. UsageError: no .zoe, or `folder` holds something else.
     """
-    from ..run import setup
-    from ..scoring.models import loading
+    from ..run import identity
+    from ..scoring.models import checkpoint, loading
     from ..scoring.sources.resolve import resolve_model
-    from . import finetune
+    from . import replay
     from .export import folder as export_folder
 
     log = opened(str(path))
     if not isinstance(log, Shared):
         raise UsageError(f"{path} is no shared fine-tune (.zoe): `zoedge pack RUN -o FILE.zoe` makes one.")
     export_folder.replaceable(Path(os.path.abspath(folder)))
-    spec = setup.recipe_of(log.header, str(path)).model
+    spec = identity.recipe_of(log.header, str(path)).model
     if base:
         spec = spec.model_copy(update={"source": base, "revision": None})
     there = resolve_model(spec.source, spec.revision)
-    loading.check_files(there)
-    here = replace(log.header, base=loading.identity(there, spec))
-    if not (found := setup.differences(log.header, here)):
+    checkpoint.check_files(there)
+    here = replace(log.header, base=checkpoint.identity(there, spec))
+    if not (found := identity.differences(log.header, here)):
         tokenizer = loading.load_tokenizer(there)
-        found = setup.differences(log.header, replace(here, tokenizer=loading.tokenizer_digest(tokenizer)))
+        found = identity.differences(log.header, replace(here, tokenizer=checkpoint.tokenizer_digest(tokenizer)))
     if found:
         raise IdentityError(
             f"{path} was not made from what is in {there}: {', '.join(found)}. Name its base with --base."
         )
-    done = finetune.replay(log, base=base, device=device)
+    done = replay.replay(log, base=base, device=device)
     if bytes.fromhex(done.state) != log.delivered:
         raise ReplayError(
             f"{path}: after step {done.steps} the state is {done.state[:12]}.. and the file says {log.delivered.hex()[:12]}..: "

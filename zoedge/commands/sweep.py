@@ -24,12 +24,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..core.canonical import canonical
 from ..core.storage import write_durably
 from ..errors import DataError, DivergedError, UsageError, ZoedgeError, listed, plain
-from ..log.log import Log, canonical
-from ..recipe import check
-from ..recipe.check import Place, Recipe
-from ..run import auto, setup
+from ..log.log import Log
+from ..recipe import check, reading, sentences, strict_yaml
+from ..recipe import overrides as recipe_overrides
+from ..recipe import recipe as recipe_module
+from ..recipe.recipe import Recipe
+from ..recipe.strict_yaml import Place
+from ..run import auto, identity
+from ..run import folder as run_folder
 from ..run.evaluate import Score
 
 PAIRED = "_"  # axolotl's word for values that go together: a list of tables
@@ -93,7 +98,7 @@ class Failed(ZoedgeError):
 
 def axes(path: Path) -> list[Axis]:
     """The file's axes in its order. UsageError: every mistake, with file:line:column."""
-    table, marks = check.read_yaml(check.text_of(path), str(path))
+    table, marks = strict_yaml.read_yaml(strict_yaml.text_of(path), str(path))
     if not isinstance(table, dict) or not table:
         raise UsageError(
             f"{path}: a sweep is a table of recipe keys and lists of values, such as 'rule.lr: [1e-3, 1e-4]'."
@@ -132,7 +137,7 @@ def axes(path: Path) -> list[Axis]:
             else:
                 found.append(Axis([], key, place, low, high, log))
         else:
-            shown = check.shown(value)
+            shown = sentences.shown(value)
             fault(
                 place,
                 f"{here}: {shown} is no list of values, and no range such as {{low: 1e-4, high: 1e-2, log: true}}.",
@@ -157,7 +162,7 @@ def points(
 
     UsageError: the recipe's own sentences, with the place in the sweep's file of the value that is at fault.
     """
-    base = check.tabled(name, overrides)
+    base = reading.tabled(name, overrides)
     whole = check.check(*base)
     there = axes(path)
     if draws:
@@ -183,12 +188,12 @@ def points(
             for key, (value, place) in placed.items():
                 at = f"{path}:{place[0]}:{place[1]}: "
                 words = tuple(key.split("."))
-                if not all(words) or len(words) > check.DEPTH:
+                if not all(words) or len(words) > strict_yaml.DEPTH:
                     raise UsageError(f"{at}'{plain(key)}' is no recipe key, such as rule.lr.")
-                check.put(table, marks, words, value, at, place)
+                recipe_overrides.put(table, marks, words, value, at, place)
             title = slug(values)
             table |= {"name": title}
-            check.put(table, marks, ("output", "dir"), str(parent))
+            recipe_overrides.put(table, marks, ("output", "dir"), str(parent))
             found.setdefault(title, Point(title, values, check.check(table, marks, str(path))))
         except UsageError as e:
             wrong |= dict.fromkeys(str(e).splitlines())
@@ -235,7 +240,7 @@ def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again
         begun(point)
     with forwarded() as children:
         for i, point in enumerate(some, 1):
-            folder = setup.folder_of(point.recipe)
+            folder = run_folder.folder_of(point.recipe)
             head = f"[{i}/{len(some)}] {point.name}"
             if finished(folder):
                 say(f"{head}: finished before")
@@ -243,14 +248,14 @@ def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again
             if exits(folder.parent).get(point.name) == DivergedError.exit_code:
                 say(f"{head}: diverged before")
                 continue
-            say(f"{head}{': goes on' if os.path.lexists(folder / setup.LOG) else ''}")
+            say(f"{head}{': goes on' if os.path.lexists(folder / run_folder.LOG) else ''}")
             folder.mkdir(parents=True, exist_ok=True)
-            write_durably(folder / setup.RECIPE, check.dump(point.recipe).encode())
+            write_durably(folder / run_folder.RECIPE, recipe_module.dump(point.recipe).encode())
             began = time.monotonic()
-            code = children.run(["finetune", str(folder / setup.RECIPE), "--run-dir", str(folder), *how])
+            code = children.run(["finetune", str(folder / run_folder.RECIPE), "--run-dir", str(folder), *how])
             if children.signal:
                 raise Stopped(f"Stopped; nothing is lost. Go on with: {again}", children.signal)
-            setup.note(folder.parent, event="point", name=point.name, exit=code, seconds=time.monotonic() - began)
+            run_folder.note(folder.parent, event="point", name=point.name, exit=code, seconds=time.monotonic() - began)
             if code in GOES_ON:
                 say(f"{head}: {said(code)}; the sweep goes on")
             elif code:
@@ -261,10 +266,10 @@ def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again
 
 def begun(point: Point) -> None:
     """IdentityError: the run in the point's folder was begun by another recipe: the base, not a value, has changed."""
-    folder = setup.folder_of(point.recipe)
-    if os.path.lexists(folder / setup.LOG):
-        with Log.open(folder / setup.LOG) as log:
-            setup.same_recipe(log.header, auto.from_log(point.recipe, log.header), folder)
+    folder = run_folder.folder_of(point.recipe)
+    if os.path.lexists(folder / run_folder.LOG):
+        with Log.open(folder / run_folder.LOG) as log:
+            identity.same_recipe(log.header, auto.from_log(point.recipe, log.header), folder)
 
 
 def said(code: int) -> str:
@@ -275,15 +280,17 @@ def said(code: int) -> str:
 
 def finished(folder: Path) -> bool:
     """Trained to its end, scored and exported."""
-    if not os.path.lexists(folder / setup.LOG):
+    if not os.path.lexists(folder / run_folder.LOG):
         return False
-    with Log.open(folder / setup.LOG) as log:
-        return log.state.end is not None and any(line.get("event") == "finished" for line in setup.notes(folder))
+    with Log.open(folder / run_folder.LOG) as log:
+        return log.state.end is not None and any(line.get("event") == "finished" for line in run_folder.notes(folder))
 
 
 def exits(folder: Path) -> dict[str, int]:
     """How each point's last run ended, as it was noted."""
-    lines = [line for line in setup.notes(folder) if line.get("event") == "point" and isinstance(line.get("exit"), int)]
+    lines = [
+        line for line in run_folder.notes(folder) if line.get("event") == "point" and isinstance(line.get("exit"), int)
+    ]
     return {str(line.get("name")): line["exit"] for line in lines}
 
 
@@ -347,12 +354,12 @@ def results(some: Sequence[Point]) -> list[Result]:
 
     found = []
     for point in some:
-        folder = setup.folder_of(point.recipe)
+        folder = run_folder.folder_of(point.recipe)
         code = exits(folder.parent).get(point.name, 0)
-        if not os.path.lexists(folder / setup.LOG):
+        if not os.path.lexists(folder / run_folder.LOG):
             found.append(Result(point, said(code) if code in GOES_ON else "not begun"))
             continue
-        facts = about(folder / setup.LOG)
+        facts = about(folder / run_folder.LOG)
         state = said(code) if code in GOES_ON and facts.state != "finished" else facts.state.partition(" after ")[0]
         best = point.recipe.eval.select == "best"
         looks = [score for _, score in facts.valid]
@@ -382,7 +389,7 @@ def table(found: Sequence[Result]) -> list[str]:
     rows = [[*heads, *(f"{which} {name}" for which in sets for name in columns[which]), "steps", "time", "state"]]
     for r in found:
         cells = [
-            plain(check.shown(r.point.values[key]).strip("'"), 32) if key in r.point.values else "" for key in keys
+            plain(sentences.shown(r.point.values[key]).strip("'"), 32) if key in r.point.values else "" for key in keys
         ]
         for which in sets:
             score = getattr(r, which)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError, ZoedgeError, plain
-from ..recipe.check import Recipe, read, word_of
+from ..recipe.reading import read
+from ..recipe.recipe import Recipe, word_of
 
 
 def examined(name: str, overrides: list[str] | None = None) -> str:
@@ -40,8 +41,12 @@ def examined(name: str, overrides: list[str] | None = None) -> str:
 
 def configuration(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
     """(the model's folder, its config.json); None: a packaged model or a hub's that has not been fetched: nothing is, here."""
-    from ..scoring.models.loading import check_files, device_of
-    from ..scoring.sources.resolve import HUB_ID, MODELS, cache, resolve_model
+    from ..scoring.models.checkpoint import check_files
+    from ..scoring.models.loading import device_of
+    from ..scoring.sources.cache import cache
+    from ..scoring.sources.catalog import MODELS
+    from ..scoring.sources.hub import HUB_ID
+    from ..scoring.sources.resolve import resolve_model
 
     device_of(recipe.model)
     source = recipe.model.source
@@ -78,8 +83,10 @@ def hollow(recipe: Recipe, folder: Path) -> Any:
     import torch
     from transformers import AutoConfig
 
-    from ..scoring.models.base import Base, suits
-    from ..scoring.models.loading import auto_class, in_a_sentence
+    from ..scoring.models.base import Base
+    from ..scoring.models.checkpoint import in_a_sentence
+    from ..scoring.models.families import suits
+    from ..scoring.models.loading import auto_class
 
     with in_a_sentence(folder), torch.device("meta"):
         made, facts = auto_class(folder)
@@ -97,8 +104,12 @@ def hollow(recipe: Recipe, folder: Path) -> Any:
 
 def rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeError]) -> list[str]:
     """How many rows there are of each set; what is wrong with them is added to `faults`."""
-    from ..scoring.rows.sets import left, rows_of
-    from ..scoring.sources.resolve import HUB_ID, TEXTS, beside, cache
+    from ..scoring.rows.fields import left
+    from ..scoring.rows.sets import rows_of
+    from ..scoring.sources.cache import cache
+    from ..scoring.sources.catalog import TEXTS
+    from ..scoring.sources.hub import HUB_ID
+    from ..scoring.sources.resolve import beside
 
     data, found = recipe.data, []
     whole = True  # nothing hides what the sets themselves would say
@@ -127,8 +138,8 @@ def rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeError]) 
             whole = False
     if not whole:
         return found
-    from ..run.setup import texts
     from ..scoring.rows.sets import sets
+    from ..scoring.texts import texts
 
     try:
         if tokenizer is None:

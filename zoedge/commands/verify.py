@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core import engine
-from ..core.types import Leaf, dithered
+from ..core import digests, engine
+from ..core import run as core_run
+from ..core.exact import dithered
+from ..core.types import Leaf
 from ..errors import DamagedError, IdentityError, ReplayError, plain
 from ..log.log import Log
-from ..recipe.check import Recipe
-from ..run import auto, setup
+from ..recipe.recipe import Recipe
+from ..run import auto, identity, replay, setup
 
 
 def integrity(log: Log) -> list[str]:
@@ -31,7 +33,7 @@ def integrity(log: Log) -> list[str]:
         said.append("the file ends in an unfinished write (torn tail): the steps before it are whole")
     if state.rewinds:
         said.append(f"{state.rewinds} rewinds")
-    if (parent := setup.parent_of(log.header))["step"]:
+    if (parent := identity.parent_of(log.header))["step"]:
         said.append(f"a branch: its first {parent['step']:,} steps are those of {plain(parent['fingerprint'])}")
     said.append(
         "finished" if state.end is not None else "incomplete: no END record (stopped, or cut at a record's boundary)"
@@ -42,9 +44,9 @@ def integrity(log: Log) -> list[str]:
 def inputs(log: Log, recipe: Recipe) -> list[str]:
     """Level 2: base, tokenizer, data, recipe, tensors, arithmetic, and each step's batch, made anew from `recipe`."""
     bench = setup.Bench.build(auto.from_log(recipe, log.header))
-    if found := setup.differences(log.header, bench.header()):
+    if found := identity.differences(log.header, bench.header()):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
-    parents = setup.parent_of(log.header)["step"]  # whose data may be others
+    parents = identity.parent_of(log.header)["step"]  # whose data may be others
     for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
         if (check := bench.task.batch(record.step).check) != record.check:
             raise IdentityError(
@@ -55,18 +57,18 @@ def inputs(log: Log, recipe: Recipe) -> list[str]:
     ]
 
 
-def states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[engine.Run, list[str]]:
+def states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:
     """Level 3: replay, every logged hash compared. ReplayError names the first step that differs.
 
     base: where the base is, if not where the recipe says, for a space that starts from its weights.
     """
-    run = setup.replayer(log, device, base)
+    run = replay.replayer(log, device, base)
     try:
         for _ in engine.play(run, len(log)):
             pass
     except ReplayError as e:
         raise ReplayError(f"{e}\n{bisect(log, device, base)}") from None
-    found = engine.digest(run.space)
+    found = digests.digest(run.space)
     if log.state.end is not None and log.state.end != found[:24]:
         raise ReplayError(f"{log.path}: all hashes agree, and the final state is not the one that END says.")
     return run, [f"replayed {len(log):,} steps: {len(log.state.hashes)} state hashes agree, state {found.hex()[:16]}"]
@@ -111,10 +113,10 @@ class Unchecked:
 
 def bisect(log: Any, device: str = "cpu", base: str | None = None) -> str:
     """Which step, tensor and element differ first between torch here and numpy; else, in which window the log is off."""
-    first = setup.replayer(log, device, base)
+    first = replay.replayer(log, device, base)
     records: Any = Unchecked(log)
     runs_ = [
-        engine.Run(first.seed, first.steps, records, space, first.noise, first.rule, bits=first.bits)
+        core_run.Run(first.seed, first.steps, records, space, first.noise, first.rule, bits=first.bits)
         for space in (first.space, Arrays(first.space))
     ]
     last = 0
@@ -131,21 +133,22 @@ def bisect(log: Any, device: str = "cpu", base: str | None = None) -> str:
                 )
         done = record.step + 1
         if (known := log.state.hashes.get(done)) is not None:
-            if known != engine.digest(runs_[0].space)[:24]:
+            if known != digests.digest(runs_[0].space)[:24]:
                 return f"torch and numpy agree here: the log's states are off from some step in {last}..{record.step}."
             last = done
     return "torch and numpy agree here at every step."
 
 
-def adapter(run: engine.Run, log: Log, folder: Path, base: str | None = None) -> list[str]:
+def adapter(run: core_run.Run, log: Log, folder: Path, base: str | None = None) -> list[str]:
     """Level 4: an exported adapter's tensors are the replayed ones, bit for bit."""
     from .export import folder as export_folder
+    from .export import peft
 
     space: Any = run.space
-    whole = space if space.complete else setup.over_base(run, log, base)
+    whole = space if space.complete else replay.over_base(run, log, base)
     count = 0
     for name, member in export_folder.members(whole):
-        tensors = export_folder.load_adapter(folder / name, member, log.header.base, log.fingerprint)
+        tensors = peft.load_adapter(folder / name, member, log.header.base, log.fingerprint)
         for key, value in member.tensors():
             if value.cpu().numpy().tobytes() != tensors[key].float().numpy().tobytes():
                 raise ReplayError(f"{folder / name}: {key} is not what the log replays to.")

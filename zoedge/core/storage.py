@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -251,3 +252,15 @@ def sweep(folder: Path, what: str) -> None:
                 except PermissionError:
                     continue
             disk.rmtree(path)
+
+
+def open_file(path: Path, mode: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file, no symlink; a pipe does not make us wait."""
+    try:
+        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as e:
+        raise StorageError(f"{path}: cannot open the log: {e.strerror}.") from e
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageError(f"{path}: cannot open the log: not a regular file.")
+    return fd

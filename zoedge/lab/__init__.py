@@ -24,7 +24,7 @@ def experiments() -> list[tuple[str, str]]:
 
 def experiment(name: str, overrides: list[str]) -> Any:
     """The experiment of that name with options from key=value texts. UsageError: an unknown name, option or value."""
-    from ..recipe.check import options
+    from ..recipe.parts import options
 
     known = [name for name, _ in experiments()]
     if name not in known:

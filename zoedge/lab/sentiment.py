@@ -43,7 +43,7 @@ class Sentiment:
     seeds: Natural = 3
 
     def run(self, seed: int) -> Outcome:
-        from ..recipe.check import read
+        from ..recipe.reading import read
         from ._model import Model
 
         tune, seeds = _race.split(seed, self.tune, self.seeds)

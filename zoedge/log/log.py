@@ -45,284 +45,28 @@ smaller) is zero. Anything else that fails is *damage*, refused with slot, byte 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
-import math
 import os
 import platform
 import re
-import stat
 import struct
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ..core import storage
-from ..core.storage import point
-from ..core.types import SKIPPED, Record, bits16
-from ..errors import DamagedError, LockedError, ReplayError, StorageError, UsageError
+from ..core.storage import open_file, point
+from ..core.types import Record
+from ..errors import DamagedError, LockedError, StorageError
+from .header import BLOCK_LIMIT, MINOR, Header
+from .slots import END, HASH, REWIND, SESSION, STEP, Slot, State, agree, chain, decode_slot, encode_slot
 
-MAGIC = b"\x89ZOE\r\n\x1a\n"
-MAJOR, MINOR = 1, 0
-STEP, HASH, SESSION, REWIND, END, NOTE = range(1, 7)
-BLOCK_LIMIT = 1 << 20
 SECTOR = 512  # what a disk writes whole or not at all; only slots of 1024 bytes straddle two
-SLOT_SIZES = (64, 128, 256, 512, 1024)
-_FIXED = struct.Struct("<8sHHIIHHII16sQQII24x32s32s32s32s32s32s32s160x")
-_SLOT = struct.Struct("<BBBBIIIff")
-FLOAT32 = 2.0**128 - 2.0**103  # what rounds to infinity in float32
-HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-][0-9]+")
-DIGESTS = ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest")
-
-
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and floats as hexadecimal strings: the same bytes on every machine."""
-
-    def plain(v: Any) -> Any:
-        if isinstance(v, float):
-            return v.hex()
-        if isinstance(v, dict):
-            return {str(k): plain(x) for k, x in v.items()}
-        return [plain(x) for x in v] if isinstance(v, (list, tuple)) else v
-
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def uncanonical(block: bytes) -> Any:
-    """The inverse of `canonical`: strings that are hexadecimal floats, as it writes them, become floats again."""
-
-    def rich(v: Any) -> Any:
-        if isinstance(v, str) and HEX_FLOAT.fullmatch(v):
-            return x if (x := float.fromhex(v)).hex() == v else v
-        if isinstance(v, dict):
-            return {k: rich(x) for k, x in v.items()}
-        return [rich(x) for x in v] if isinstance(v, list) else v
-
-    return rich(json.loads(block.decode()))
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a run is. Digests are 32 bytes each; see the module's table."""
-
-    block: bytes
-    directions: int  # K
-    noise: int
-    rule: int
-    seed: int
-    elements: int
-    hash_every: int
-    sync_every: int
-    recipe: bytes
-    base: bytes
-    tokenizer: bytes
-    data: bytes
-    manifest: bytes
-    initial: bytes
-    selftest: bytes
-    run_id: bytes = b""
-    minor: int = MINOR
-    where: str = field(default="the log", compare=False, repr=False)  # for messages
-
-    @property
-    def slot_size(self) -> int:
-        for size in SLOT_SIZES:
-            if 40 + 12 * self.directions <= size:
-                return size
-        raise UsageError(
-            f"{self.directions} directions a step do not fit a log's slot: 82 at most. Lower estimator.queries."
-        )
-
-    @property
-    def length(self) -> int:
-        """Bytes of the header: where slot 0 begins."""
-        return 512 + -(-len(self.block) // 512) * 512
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The block, decoded: the resolved recipe, the space's description, the model's source."""
-        try:
-            value = uncanonical(self.block)
-            if isinstance(value, dict) and canonical(value) == self.block:  # no duplicate keys, no NaN, one reading
-                return value
-            what = "not one object of canonical JSON"
-        except (ValueError, OverflowError, RecursionError) as e:
-            what = type(e).__name__
-        raise DamagedError(f"{self.where}: the header's block cannot be read: {what}.")
-
-    def encode(self) -> bytes:
-        """The header's bytes. What could not be read back as itself is not written: ValueError, or a ZoedgeError."""
-        try:
-            whole = replace(self, run_id=self.run_id or self.identity())
-            fixed = _FIXED.pack(
-                MAGIC, MAJOR, self.minor, self.length, len(self.block), self.slot_size, self.directions, self.noise,
-                self.rule, whole.run_id, self.seed, self.elements, self.hash_every, self.sync_every,
-                *(getattr(self, name) for name in DIGESTS),
-            )  # fmt: skip
-        except struct.error as e:
-            raise ValueError(f"a number of the header does not fit its field: {e}") from None
-        raw = (fixed + hashlib.sha256(fixed + self.block).digest() + self.block).ljust(self.length, b"\0")
-        if Header.decode(raw, self.where) != (whole, len(raw)):
-            raise ValueError("a digest of the header is not 32 bytes, or its run id not 16")
-        return raw
-
-    def identity(self) -> bytes:
-        """The run id: what is trained, on what, from where. Two runs of one recipe on one machine write one log."""
-        whole = hashlib.sha256(struct.pack("<QQ", self.seed, self.elements))
-        for name in DIGESTS[:-1]:
-            whole.update(getattr(self, name))
-        return whole.digest()[:16]
-
-    @classmethod
-    def decode(cls, raw: bytes, where: str) -> tuple[Header, int]:
-        """The header at the start of `raw` and its length in bytes. `raw`: at least the header."""
-
-        def require(ok: bool, what: str) -> None:
-            if not ok:
-                raise DamagedError(f"{where}: not a readable zoedge log: {what}.")
-
-        require(len(raw) >= 512, f"{len(raw)} bytes are too few for a header (a run cut at its start? Then delete it)")
-        require(raw[:8] == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
-        (_, major, minor, length, block_len, slot, k, noise, rule, run_id, seed, n, every, sync, *digests) = (
-            _FIXED.unpack(raw[:480])
-        )
-        require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
-        require(block_len <= BLOCK_LIMIT, f"a block of {block_len} bytes")
-        require(length == 512 + -(-block_len // 512) * 512, f"a header of {length} bytes for a block of {block_len}")
-        require(len(raw) >= length, f"the header is {length} bytes and the file ends after {len(raw)}")
-        block = raw[512 : 512 + block_len]
-        require(hashlib.sha256(raw[:480] + block).digest() == raw[480:512], "the header's digest does not match")
-        require(not any(raw[512 + block_len : length]), "the header's padding is not zero")
-        require(not any(raw[72:96]) and not any(raw[320:480]), "reserved bytes are not zero")
-        require(k >= 1 and slot in SLOT_SIZES and 40 + 12 * k <= slot, f"{k} directions in slots of {slot} bytes")
-        require(1 <= sync <= 4096 and every >= 1, f"sync_every {sync}, hash_every {every}")
-        named = dict(zip(DIGESTS, digests), run_id=run_id)
-        header = cls(block, k, noise, rule, seed, n, every, sync, minor=minor, where=where, **named)
-        require(header.slot_size == slot, f"slots of {slot} bytes for {k} directions")
-        return header, length
-
-
-class Slot(NamedTuple):
-    kind: int
-    seq: int
-    step: int
-    record: Record | None  # STEP
-    digest: bytes  # the others: 24 bytes
-
-
-@dataclass
-class State:
-    """The log's slots folded into what they mean: an effective record a step, and what is known of the state."""
-
-    records: list[Record] = field(default_factory=list)
-    hashes: dict[int, bytes] = field(default_factory=dict)  # state after so many steps; END's is one of them
-    session: bytes = b""  # digest of the newest environment
-    sessions: int = 0
-    rewinds: int = 0
-    end: bytes | None = None
-
-    def refuse(self, slot: Slot) -> str:
-        """What is wrong with `slot` as the next one, or ''."""
-        done = len(self.records)
-        if self.end is not None:
-            return "there is a record after END"
-        if slot.kind == REWIND and slot.step >= done:
-            return f"a rewind to step {slot.step} stands after {done} steps"
-        if slot.kind != REWIND and slot.step != done:
-            return f"it says that it stands after {slot.step} steps, and stands after {done}"
-        if slot.kind in (HASH, END) and self.hashes.get(done, slot.digest) != slot.digest:
-            return f"two states are logged after {done} steps"
-        return ""
-
-    def fold(self, slot: Slot) -> str:
-        """Take one slot in; returns what is wrong with it, or ''."""
-        if wrong := self.refuse(slot):
-            return wrong
-        if slot.kind == STEP:
-            assert slot.record is not None
-            self.records.append(slot.record)
-        elif slot.kind == SESSION:
-            self.session, self.sessions = slot.digest, self.sessions + 1
-        elif slot.kind == REWIND:
-            del self.records[slot.step :]
-            self.hashes = {s: d for s, d in self.hashes.items() if s <= slot.step}
-            self.rewinds += 1
-        elif slot.kind in (HASH, END):
-            self.hashes[slot.step] = slot.digest
-            self.end = slot.digest if slot.kind == END else None
-        return ""
-
-
-def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None = None, digest: bytes = b"") -> bytes:
-    """A slot without its chain value: size - 16 bytes. Losses beyond float32 become infinite, as by a cast."""
-    if record is None:
-        head = _SLOT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
-        return (head + digest[:24]).ljust(size - 16, b"\0")
-    n, m = len(record.g), len(record.losses)
-    head = _SLOT.pack(kind, record.flags, n, m, seq, step, record.check, record.decay, record.lr)
-    triples = [0.0] * (3 * max(n, -(-m // 2)))
-    triples[: 3 * n : 3] = record.g
-    for i, loss in enumerate(record.losses):
-        triples[3 * (i // 2) + 1 + i % 2] = loss if abs(loss) < FLOAT32 else loss * math.inf
-    return (head + struct.pack(f"<{len(triples)}f", *triples)).ljust(size - 16, b"\0")
-
-
-def unfit(record: Record, k: int) -> str:
-    """What is wrong with a step's numbers in slots for `k` directions, or ''."""
-    if not 1 <= len(record.g) <= k:
-        return f"{len(record.g)} directions are not 1..{k}"
-    if record.flags & ~7:
-        return f"unknown flags {record.flags}"
-    if not all(math.isfinite(x) and bits16(x) == x for x in (*record.g, record.lr)):
-        return "a weight is not finite, below 2**-100, or has more than 16 significant bits"
-    if not 0 < record.decay <= 1:
-        return f"decay {record.decay} is not in (0, 1]"
-    return "a skipped step has a weight" if record.flags & SKIPPED and any(record.g) else ""
-
-
-def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
-    """A slot from its bytes (chain already checked), and what is wrong with it, or ''."""
-    kind, flags, n, m, seq, step, check, decay, lr = _SLOT.unpack_from(raw)
-    if kind not in (STEP, HASH, SESSION, REWIND, END, NOTE):
-        return Slot(kind, seq, step, None, b""), f"unknown kind {kind}"
-    if kind != STEP:
-        wrong = any(raw[1:4]) or any(raw[12:24]) or any(raw[48:-16]) or (kind == REWIND and any(raw[24:48]))
-        return Slot(kind, seq, step, None, raw[24:48]), "padding is not zero" if wrong else ""
-    count = max(n, -(-m // 2))
-    if count > k:
-        return Slot(kind, seq, step, None, b""), f"{n} directions and {m} losses do not fit {k}"
-    words = struct.unpack_from(f"<{3 * count}f", raw, 24)
-    losses = [words[3 * (i // 2) + 1 + i % 2] for i in range(m)]
-    record = Record(step, seq, lr, words[0 : 3 * n : 3], tuple(losses), flags, check, decay)
-    wrong = unfit(record, k)
-    absent = [
-        *range(24 + 12 * n, 24 + 12 * count, 12),
-        *(28 + 12 * (i // 2) + 4 * (i % 2) for i in range(m, 2 * count)),
-    ]
-    if any(raw[24 + 12 * count : -16]) or any(any(raw[at : at + 4]) for at in absent):  # bytes, not values: -0.0 is one
-        wrong = wrong or "padding is not zero"
-    return Slot(kind, seq, step, record, b""), wrong
-
-
-def chain(previous: bytes, body: bytes) -> bytes:
-    return hashlib.sha256(previous + body).digest()[:16]
 
 
 def unfinished(raw: bytes) -> bool:
     """Is a sector of this slot still zero? In a whole slot the first has its kind and the last its chain value."""
     return not all(any(raw[i : i + SECTOR]) for i in range(0, len(raw), SECTOR))
-
-
-def agree(where: object, step: int, known: bytes, digest: Callable[[], bytes]) -> None:
-    """ReplayError unless `digest()`, the SHA-256 of the state after `step` steps, begins with what the log says."""
-    if known != (found := digest()[:24]):
-        raise ReplayError(
-            f"{where}: after step {step} the state is {found[:6].hex()}.. and the log says {known[:6].hex()}..: "
-            "replay differs. `zoedge verify --replay` names the first step, tensor and element."
-        )
 
 
 class Log:
@@ -608,18 +352,6 @@ def boot() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return "-"
-
-
-def open_file(path: Path, mode: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file, no symlink; a pipe does not make us wait."""
-    try:
-        fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as e:
-        raise StorageError(f"{path}: cannot open the log: {e.strerror}.") from e
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise StorageError(f"{path}: cannot open the log: not a regular file.")
-    return fd
 
 
 _held: weakref.WeakSet[Log] = weakref.WeakSet()

@@ -39,9 +39,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.storage import open_file
 from ..core.types import Record
 from ..errors import DamagedError, ReplayError, StorageError
-from .log import BLOCK_LIMIT, Header, Log, agree, open_file, unfit
+from .header import BLOCK_LIMIT, Header
+from .log import Log
+from .slots import agree, unfit
 
 MAGIC = b"\x89ZPK\r\n\x1a\n"
 MAJOR, MINOR = 1, 0

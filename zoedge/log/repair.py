@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..core import storage
 from ..errors import DamagedError, StorageError, UsageError
-from .log import Log, chain
+from .log import Log
+from .slots import chain
 
 
 def repair(path: Path) -> list[str]:

@@ -12,7 +12,9 @@ from typing import Any
 
 from ..core.parts import FOLDERS, part, words
 from ..errors import UsageError, nearest, plain
-from .check import DEFAULTS, REQUIRED, SECTIONS, Curvature, Section, Split, Watchdog, schema, shown
+from .parts import schema
+from .sections import DEFAULTS, REQUIRED, SECTIONS, Curvature, Section, Split, Watchdog
+from .sentences import shown
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TOP = {

@@ -16,20 +16,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import engine
+from ..core import digests, engine
+from ..core import oracle as core_oracle
 from ..core.watchdog import level
 from ..errors import DamagedError, DivergedError, LockedError
-from ..log.log import Header, Log
-from ..recipe.check import Recipe
-from . import setup
+from ..log.header import Header
+from ..log.log import Log
+from ..recipe.recipe import WATCHDOG, Recipe
+from . import folder as run_folder
+from . import identity, setup
+from .display import Plain
+from .setup import keep
 
 SEARCH = "search"  # the trials' logs, in the run's folder
+
 PROBE_SEQ = 2**32 - 1  # of the directions that slopes are measured along: no step of a run reaches it
+
 LADDER = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
 WIDER, STABLE, DIRECTIONS = 1.25, 0.1, 4  # slopes of four directions differ by less than a tenth of their size
+
 TRIALS, SHARE, LEAST = 12, 0.01, 40  # at most; steps of each, as a share of the run's; at least so many
+
 JUDGED = 16  # batches, those after a trial's own, on which its end is judged
+
 SETTLED, FAR = 8, 2.0  # a trial whose loss over so many steps is so many times that of its first ones has diverged
+
 CAUTION = 3.0  # a short run bears a longer step than a long one
 
 
@@ -52,7 +64,7 @@ def from_log(recipe: Recipe, header: Header) -> Recipe:
         if isinstance(there, dict) and isinstance(value := there.get(key), float):
             found[path] = value
         elif path == "train.watchdog" and isinstance(there, dict):
-            found[path] = setup.recipe_of(header, header.where).train.watchdog
+            found[path] = identity.recipe_of(header, header.where).train.watchdog
     return recipe.with_numbers(found)
 
 
@@ -63,16 +75,16 @@ def resolve(bench: setup.Bench, folder: Path, say: Callable[[str], None]) -> Rec
         found = radius(bench)
         recipe = bench.recipe = recipe.with_numbers({"estimator.eps": found.value})
         say(f"eps auto: {found.value:g} ({found.passes:,} forward passes of a sample)")
-        setup.note(folder, event="auto", key="estimator.eps", **told(found))
+        run_folder.note(folder, event="auto", key="estimator.eps", **told(found))
     if "rule.lr" in recipe.auto:
         found = rate(bench, folder / SEARCH)
         recipe = bench.recipe = recipe.with_numbers({"rule.lr": found.value})
-        run = recipe.train.steps * recipe.train.batch * engine.demand(recipe.estimator, recipe.train.steps)[1]
+        run = recipe.train.steps * recipe.train.batch * core_oracle.demand(recipe.estimator, recipe.train.steps)[1]
         say(
             f"lr auto: {found.value:g} ({len(found.tried)} trials, {found.passes:,} forward passes of a sample, "
             f"{found.passes / run:.1%} of the run's)"
         )
-        setup.note(folder, event="auto", key="rule.lr", **told(found))
+        run_folder.note(folder, event="auto", key="rule.lr", **told(found))
     recipe = bench.recipe = replace(recipe, auto=frozenset())
     return recipe
 
@@ -89,7 +101,7 @@ def told(found: Found) -> dict[str, Any]:
 def slopes(bench: setup.Bench, eps: float, directions: int) -> list[float]:
     """(f(theta + eps z) - f(theta - eps z)) / 2 eps along some directions, on the first batch."""
     run = bench.run(None)  # type: ignore[arg-type]
-    oracle = engine.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
+    oracle = core_oracle.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
     losses = oracle.losses([((sign * eps, q),) for q in range(directions) for sign in (1.0, -1.0)])
     return [(up - down) / (2 * eps) for up, down in zip(losses[::2], losses[1::2])]
 
@@ -197,11 +209,11 @@ def attempt(bench: setup.Bench, recipe: Recipe, path: Path) -> tuple[float, int]
         except DivergedError:
             return math.inf, asked
         if log.state.end is None:
-            log.finish(engine.digest(bench.space))
+            log.finish(digests.digest(bench.space))
         found = []
         for step in range(recipe.train.steps, recipe.train.steps + JUDGED):
             batch = bench.task.batch(step)
-            found += engine.Scorer(run, batch, step, run.steps, PROBE_SEQ).losses([()])
+            found += core_oracle.Scorer(run, batch, step, run.steps, PROBE_SEQ).losses([()])
             asked += len(batch)
     loss = math.fsum(found) / JUDGED
     return loss if math.isfinite(loss) else math.inf, asked
@@ -220,7 +232,7 @@ def begun(path: Path, header: Header) -> Log:
     if path.exists():
         with suppress(DamagedError):
             log = Log.resume(path)
-            if not setup.differences(log.header, header):
+            if not identity.differences(log.header, header):
                 return log
             log.close()
         path.unlink()
@@ -239,7 +251,7 @@ class Start:
         self.space, self.file = space, tempfile.TemporaryFile(dir=folder)
         self.kept = list(getattr(space, "kept", ()))
         for leaf in space.leaves():
-            self.file.write(engine.host(leaf.value))
+            self.file.write(digests.host(leaf.value))
 
     def restore(self) -> None:
         import torch
@@ -256,3 +268,10 @@ class Start:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+
+def found(bench: setup.Bench, folder: Path, show: Plain) -> Recipe:
+    """The recipe with every number that it leaves to be found."""
+    keep(bench, folder, show)
+    with show.phase(f"looking for {' and '.join(sorted(bench.recipe.auto - {WATCHDOG}))}"):
+        return resolve(bench, folder, show.say)

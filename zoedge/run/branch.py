@@ -12,13 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core import engine
+from ..core import digests, engine
+from ..core.canonical import canonical
 from ..core.storage import publish
 from ..core.types import Record
 from ..errors import IdentityError, LockedError, StorageError, UsageError
-from ..log.log import HASH, NOTE, STEP, Header, Log, canonical, chain, encode_slot
-from ..recipe.check import Recipe
-from . import setup
+from ..log.header import Header
+from ..log.log import Log
+from ..log.slots import HASH, NOTE, STEP, chain, encode_slot
+from ..recipe.recipe import Recipe
+from . import identity, replay
 
 # what a record says itself (lr, decay), or what only measuring needs; all else must be the parent's, or its steps would
 # not give its states
@@ -48,7 +51,7 @@ class Parent(NamedTuple):
 
 def same(header: Header, parent: Parent, folder: Path) -> None:
     """IdentityError: the run in `folder` is no branch of it."""
-    if setup.parent_of(header) != parent.about():
+    if identity.parent_of(header) != parent.about():
         raise IdentityError(
             f"{folder} holds a run that did not begin as {parent.log.path}@{parent.steps}. Choose another name, or --run-dir."
         )
@@ -57,13 +60,13 @@ def same(header: Header, parent: Parent, folder: Path) -> None:
 def check(parent: Parent, header: Header, recipe: Recipe) -> None:
     """IdentityError: under this recipe the parent's steps would lead elsewhere. UsageError: nothing is left to train."""
     theirs, ours, where = parent.log.header, header, f"{parent.log.path}@{parent.steps}"
-    old = setup.recipe_of(theirs, str(parent.log.path))
+    old = identity.recipe_of(theirs, str(parent.log.path))
     if not 0 < parent.steps < recipe.train.steps:
         raise UsageError(
             f"--from {where}: train.steps counts the parent's steps too, and is {recipe.train.steps:,}. Raise it, or take "
             "at least one step and fewer than that."
         )
-    found = list(setup.changed(old.resolved(), recipe.resolved()))
+    found = list(identity.changed(old.resolved(), recipe.resolved()))
     wrong = [f"{path} {a} -> {b}" for path, a, b in found if not free(path)]
     for part, word, sections in (
         (recipe.estimator, "reads the past", ("estimator", "train.steps")),
@@ -77,7 +80,7 @@ def check(parent: Parent, header: Header, recipe: Recipe) -> None:
         wrong.append("a packed log has no losses for the estimator to read")
     # `replayer` asks for the parent's self-test, and ours is another where weight_decay is
     asked = replace(theirs, recipe=ours.recipe, data=ours.data, selftest=ours.selftest)
-    wrong += setup.differences(asked, ours)
+    wrong += identity.differences(asked, ours)
     if wrong:
         raise IdentityError(f"Cannot branch from {where}: its steps are not replayed under: {', '.join(wrong)}.")
 
@@ -89,8 +92,8 @@ def free(path: str) -> bool:
 def begin(parent: Parent, header: Header, recipe: Recipe, path: Path) -> None:
     """The branch's log at `path`, whole or not at all. ReplayError: the parent is not what it says."""
     check(parent, header, recipe)
-    elsewhere = setup.recipe_of(parent.log.header, str(parent.log.path)).model.source != recipe.model.source
-    run = setup.replayer(parent.log, base=recipe.model.source if elsewhere else None)
+    elsewhere = identity.recipe_of(parent.log.header, str(parent.log.path)).model.source != recipe.model.source
+    run = replay.replayer(parent.log, base=recipe.model.source if elsewhere else None)
     for _ in engine.play(run, parent.steps):
         pass
     own = header.identity() + canonical(parent.about())
@@ -101,7 +104,7 @@ def begin(parent: Parent, header: Header, recipe: Recipe, path: Path) -> None:
         run_id=hashlib.sha256(own).digest()[:16],
     )
     try:
-        os.close(publish(path, graft(parent, whole, engine.digest(run.space)), replace=False))
+        os.close(publish(path, graft(parent, whole, digests.digest(run.space)), replace=False))
     except FileExistsError:
         raise LockedError(f"{path}: another zoedge process has begun this run.") from None
     except OSError as e:

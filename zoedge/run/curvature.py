@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.types import TRACK, Key, Leaf
 from ..methods.noise.normal import Normal
-from ..recipe.check import Curvature
+from ..recipe.sections import Curvature
 
 TOKENS = 2048  # token rows of a forward
 

@@ -15,7 +15,7 @@ from ..errors import UsageError, plain
 
 if TYPE_CHECKING:
     from ..core.types import Record
-    from ..recipe.check import Recipe
+    from ..recipe.recipe import Recipe
     from .evaluate import Score
 
 EVERY = 10  # steps: their means are logged. A step may take 15 ms, and a tracker flushes or sends at each call

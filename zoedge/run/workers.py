@@ -17,7 +17,7 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from ..core.types import mean
+from ..core.exact import mean
 from ..errors import LostError, ReplayError, told
 
 Rows = list[list[float]]  # a point, its examples' losses

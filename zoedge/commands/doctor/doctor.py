@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...core.engine import selftest
+from ...core.digests import selftest
 from ...core.parts import FOLDERS, part, words
-from ...scoring.sources.resolve import MODELS, cache
+from ...scoring.sources.cache import cache
+from ...scoring.sources.catalog import MODELS
 
 TESTED = {"torch": "2.13", "transformers": "5.23", "bitsandbytes": "0.50", "peft": "0.21", "safetensors": "0.8"}
 # anchors of engine.selftest: the same on every machine, or replay would differ there. Every other pair of noise and rule
@@ -73,7 +74,7 @@ def gpu_absent(torch: Any) -> str:
 
 def forward(torch: Any) -> tuple[str, bool]:
     """Is a 4-bit product here the same before and after many forwards, and close to its dequantised matrix?"""
-    from ...scoring.models.loading import tame_linear, weight_of  # before bitsandbytes: it quiets its import
+    from ...scoring.models.quantised import tame_linear, weight_of  # before bitsandbytes: it quiets its import
 
     import bitsandbytes as bnb  # isort: skip
 

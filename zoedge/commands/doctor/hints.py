@@ -57,7 +57,7 @@ def gathered(numerics: bool = True, forward: bool = True) -> Facts:
             fault = "Permission denied"
     except OSError as e:
         fault = e.strerror or str(e)
-    from ...scoring.sources.resolve import WISH
+    from ...scoring.sources import WISH
 
     asked = {k: os.environ[k] for k in THREADS if k in os.environ}
     return Facts(

@@ -20,14 +20,18 @@ import torch
 from torch import Tensor
 
 from ...core.storage import write_durably
-from ...errors import DamagedError, DataError, StorageError, UsageError
+from ...errors import DamagedError, StorageError, UsageError
 from ...methods.spaces.lora import Lora
-from ...recipe.check import Model, Recipe
-from .folder import about, check, exportable
+from ...recipe.recipe import Recipe
+from ...recipe.sections import Model
+from .folder import about, exportable
 
 FAMILIES = ("llama", "mistral")
+
 OURS = b"zoedge.state"
+
 FRONT = 4096  # bytes of a file in which our key stands
+
 EXACT = 1e-6  # the largest difference of a weight that a check accepts
 
 
@@ -100,20 +104,14 @@ def permuted(rows: Tensor, module: str, config: Any) -> Tensor:
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
 
 
-def checked(path: Path, bench: Any) -> float:
-    """Largest |difference| of a weight, as `difference` finds it in a fresh process. DataError: it is not exact."""
-    if not (found := check("gguf-lora", path, bench)) <= EXACT:
-        raise DataError(f"{path}: its weights differ from the trained ones by up to {found:.3g}.")
-    return found
-
-
 @torch.inference_mode()
 def difference(path: str, spec: dict[str, Any], known: dict[str, Tensor]) -> float:
     """Largest |W' + scale' B' A' - (W + scale B A)'| of all modules, in float64; ' : in llama.cpp's order of rows.
 
     B', A' and scale' are the file's; W is a newly loaded base's; the others, `known`, are of the trained space.
     """
-    from ...scoring.models.loading import load, weight_of
+    from ...scoring.models.loading import load
+    from ...scoring.models.quantised import weight_of
 
     reader = gguf.GGUFReader(path)
     alpha = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...core.types import CLIPPED, SKIPPED, SPLIT
-from ...recipe.check import Recipe, dump
-from ...run import setup
+from ...recipe.recipe import Recipe, dump
+from ...run import folder, identity
 from ...run.evaluate import Score
 
 NUMBERS = ("accuracy", "calibrated", "majority", "f1", "exact_match", "reward")
@@ -74,7 +74,7 @@ def about(path: Path) -> Facts:
     from ...cli.logs import opened
 
     journal = opened(str(path))
-    recipe = setup.recipe_of(journal.header, str(path))
+    recipe = identity.recipe_of(journal.header, str(path))
     records, elements = list(journal), journal.header.elements
     width = max((len(r.g) for r in records), default=1)
     gamma = np.full((len(records), width), np.nan)
@@ -94,7 +94,7 @@ def about(path: Path) -> Facts:
         journal.path.stat().st_size, counts, loss, gamma, lr,
         lr * np.sqrt(np.nansum(gamma**2, axis=1) * elements), exact(recipe),
     )  # fmt: skip
-    if journal.path.name == setup.LOG:  # of a packed log, or a copy, what is noted beside it may be another's
+    if journal.path.name == folder.LOG:  # of a packed log, or a copy, what is noted beside it may be another's
         noted(facts, journal)
     return facts
 
@@ -107,7 +107,7 @@ def state_of(journal: Any, recipe: Recipe) -> str:
 
 def exact(recipe: Recipe) -> bool:
     """Whether a step moves by lr times g times its noise, and the noise has as many elements of unit variance."""
-    from ...recipe.check import word_of
+    from ...recipe.recipe import word_of
 
     return word_of(recipe.rule) == "sgd" and recipe.noise.dense
 
@@ -116,7 +116,7 @@ def noted(facts: Facts, journal: Any) -> None:
     """Into `facts`, what metrics.jsonl has; a later line of the same step takes the earlier one's place."""
     valid: dict[int, Score] = {}
     first: dict[int, list[Any]] = {}
-    for line in setup.notes(journal.path.parent):
+    for line in folder.notes(journal.path.parent):
         step, score = line.get("step"), scored(line)
         whole = isinstance(step, int) and 0 <= step <= len(journal)
         match line.get("event"):
@@ -201,7 +201,7 @@ def flat(table: Any, path: str = "") -> dict[str, Any]:
 
 def apart(some: Sequence[Facts]) -> dict[str, list[str]]:
     """What the recipes differ in, but for names and folders: dotted path -> a text a run."""
-    from ...recipe.check import shown
+    from ...recipe.sentences import shown
 
     tables = [flat(x.recipe.resolved()) for x in some]
     found: dict[str, list[str]] = {}

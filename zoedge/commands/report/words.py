@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...recipe.check import word_of
+from ...recipe.recipe import word_of
 from ...run.display import clock
 from ...run.evaluate import Score, percent
 from .facts import Facts
@@ -93,7 +93,7 @@ def data(facts: Facts) -> str:
 
 def method(facts: Facts) -> str:
     """noise x estimator x rule, as the recipe has them."""
-    from ...recipe.check import word_of
+    from ...recipe.recipe import word_of
 
     r = facts.recipe
     radius = next((f" ({k} {getattr(r.estimator, k):g})" for k in ("eps", "rho") if hasattr(r.estimator, k)), "")

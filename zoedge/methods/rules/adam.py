@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Lt
 
-from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, Slots, bits16, root
+from ...core.exact import bits16, root
+from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, Slots
 
 if TYPE_CHECKING:
     from torch import Tensor

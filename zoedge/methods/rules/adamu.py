@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, Slots, bits16, cospi, root
+from ...core.exact import bits16, cospi, root
+from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, Slots
 
 if TYPE_CHECKING:
     from torch import Tensor

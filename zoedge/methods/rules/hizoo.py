@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Lt
 
-from ...core.types import AbstractRule, Direction, Leaf, Record, Slots, bits16, root
+from ...core.exact import bits16, root
+from ...core.types import AbstractRule, Direction, Leaf, Record, Slots
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...core.types import AbstractRule, Direction, Record, Slots, signs
+from ...core.exact import signs
+from ...core.types import AbstractRule, Direction, Record, Slots
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.types import HALVES, AbstractNoise, Leaf, Part, dithered
+from ...core.exact import HALVES, dithered
+from ...core.types import AbstractNoise, Leaf, Part
 
 PIECE = 1 << 19  # elements of a leaf: what is made of it stays in a core's cache, and takes no more of a larger model
 CHUNK = 1 << 18  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...core.types import INIT, AbstractNoise, Key, Leaf, Natural, Part, Positive, bits16
+from ...core.exact import bits16
+from ...core.types import INIT, AbstractNoise, Key, Leaf, Natural, Part, Positive
 from ._master import Master, parts_of
 
 

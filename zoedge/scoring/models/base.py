@@ -7,7 +7,6 @@ everything below it can be computed once an example (`keep`). Virtual tokens sta
 
 from __future__ import annotations
 
-import gc
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.parts import module, words
 from ...errors import DataError, nearest
 from .decode import answers, continued
 from .quantised import Scaled
 from .trunk import Trunk
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
 
 
@@ -328,36 +327,3 @@ def chosen_layers(layers: list[int] | str, count: int) -> list[int]:
     if not layers or min(layers) < 0 or max(layers) >= count or len(set(layers)) != len(layers):
         raise DataError(f"space.layers: {layers} must be different numbers in 0..{count - 1}.")
     return sorted(layers)
-
-
-def facts_of(config: Any) -> Any:
-    """The module of facts of a model's family; an unknown family gets a sentence."""
-    family = config.model_type
-    if family not in words("scoring.models.families"):
-        known = ", ".join(words("scoring.models.families"))
-        raise DataError(f"Model family '{family}' is not supported yet. zoedge knows: {known}.")
-    if getattr(config, "use_bidirectional_attention", None):
-        raise DataError(
-            f"This {family} model looks both ways (use_bidirectional_attention): zoedge scores what comes next."
-        )
-    return module("scoring.models.families", family)
-
-
-def suits(task: str, head: str, facts: Any) -> None:
-    """DataError where a task's loss reads another head than the family has."""
-    if head != facts.HEAD:
-        word = {"CausalLM": "reads what comes next", "MaskedLM": "fills a mask"}
-        other = {"CausalLM": "name: mlm", "MaskedLM": "name: classify"}[head]
-        raise DataError(
-            f"task: {task} {word[head]}, and this base {word[facts.HEAD]}. Use task: {{{other}}}, or another model.source."
-        )
-
-
-def release() -> None:
-    """Give freed memory back to the system: after loading, glibc keeps hundreds of megabytes."""
-    import ctypes
-    from contextlib import suppress
-
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

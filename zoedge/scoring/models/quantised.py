@@ -9,6 +9,7 @@ from __future__ import annotations
 from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -51,3 +52,46 @@ class Scaled:
 
     def back(self) -> None:
         setattr(self.owner, self.name, self.own)
+
+
+def tame_linear(module: nn.Module, dtype: torch.dtype) -> None:
+    """A bitsandbytes Linear that computes the same function in every mode, in `dtype`; others are left alone."""
+    import bitsandbytes as bnb
+
+    if isinstance(module, bnb.nn.Linear4bit):
+        module.train()
+        module.support_avx512bf16_for_cpu = False
+        module.compute_dtype, module.compute_type_is_set = dtype, True
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        module.train()
+        module.forward = Int8(module)  # type: ignore[method-assign]
+
+
+class Int8:
+    """y = x (CB * SCB / 127)': an int8 Linear that dequantises and leaves the activations alone, on every device."""
+
+    def __init__(self, module: Any):
+        self.module = module
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, weight_of(self.module, x.dtype), self.bias(x.dtype))
+
+    def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        return None if self.module.bias is None else self.module.bias.to(dtype)
+
+
+def weight_of(module: nn.Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weight [out, in] as the forward uses it, dequantised."""
+    import bitsandbytes as bnb
+
+    weight: Any = module.weight
+    if isinstance(module, bnb.nn.Linear4bit):
+        quant = copy(weight.quant_state)
+        quant.dtype = dtype  # the forward dequantises to its own type; the checkpoint's float16 would round once more
+        return bnb.functional.dequantize_4bit(weight.data, quant)
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        state: Any = module.state
+        codes = weight.CB if weight.CB is not None else state.CB if state.CB is not None else weight.data
+        scale = weight.SCB if weight.SCB is not None else state.SCB
+        return (codes.float() * (scale.float()[:, None] / 127.0)).to(dtype)
+    return weight.data.to(dtype)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, nearest, plain
-from .sets import Row, json_value, read
+from .files import json_value, read
+from .row import Row
 
 INFO, LIMIT = "dataset_info.json", 1 << 20
 ALPACA = {"instruction": ("prompt", "instruction"), "input": ("query", "input"), "output": ("response", "output")}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import DataError, plain
-from .sets import Row, file_of, keys_of, many, text_of
+from .row import Row, file_of, keys_of, many, text_of
 
 KEYS = {  # data.format -> the fields that make a row one
     "messages": ("messages",),

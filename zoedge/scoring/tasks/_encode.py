@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import DataError
-from ..rows.sets import Row, natural
+from ..rows.row import Row, natural
 
 
 def tokenise(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[int]]:

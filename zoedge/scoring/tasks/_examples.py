@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rows.sets import shuffled
+from ..rows.row import shuffled
 from ._branches import Branches, fills
 
 WINDOW = 8

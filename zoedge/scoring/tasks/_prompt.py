@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ...errors import DataError, plain
-from ..rows.sets import Row, text_of
+from ..rows.row import Row, text_of
 
 
 def uncapital(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from ...errors import DataError, nearest, plain
 from ..rows.formats import CHATS, Message, conversations, said
-from ..rows.sets import Row, many, natural
+from ..rows.row import Row, many, natural
 from ._encode import overflowed, shortened
 from ._examples import Examples
 from .lm import Modelling

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, plain
-from ..rows.sets import Row, many, require, text_of
+from ..rows.fields import require
+from ..rows.row import Row, many, text_of
 from . import _objective
 from ._branches import fills
 from ._encode import overflowed, shortened, tokenise

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, nearest, plain
-from ..rows.sets import Row, as_text, file_of, many, require, text_of
+from ..rows.fields import require
+from ..rows.row import Row, as_text, file_of, many, text_of
 from . import _objective
 from ._encode import overflowed, tokenise
 from ._examples import Batch, Examples

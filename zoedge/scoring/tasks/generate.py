@@ -14,7 +14,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ...errors import DataError, plain
-from ..rows.sets import Row, many, require, text_of
+from ..rows.fields import require
+from ..rows.row import Row, many, text_of
 from . import _objective
 from ._encode import overflowed, shortened, tokenise
 from ._examples import Batch, Examples

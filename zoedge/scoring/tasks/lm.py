@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...errors import DataError
-from ..rows.sets import Row, many, require, text_of
+from ..rows.fields import require
+from ..rows.row import Row, many, text_of
 from ._encode import overflowed, shortened, tokenise
 from ._examples import Batch, Examples
 from ._training import AbstractTraining, mean_loss, token_losses

@@ -12,7 +12,8 @@ from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 from ...errors import DataError, plain
-from ..rows.sets import Row, require
+from ..rows.fields import require
+from ..rows.row import Row
 from ._encode import overflowed
 from ._examples import Examples
 from .classify import Classification, Classify

@@ -1,0 +1,33 @@
+"""The command line of `zoedge doctor`."""
+
+from __future__ import annotations
+
+import json as json_
+from typing import Annotated
+
+import typer
+
+from . import app
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json")] = False,
+    fix_hints: Annotated[bool, typer.Option("--fix-hints", help="what to type against what is in the way")] = False,
+) -> None:
+    """Versions, processor, memory, disk, cache, and a self-test of the arithmetic that replay rests on."""
+    from ..commands.doctor.doctor import advice, examine
+
+    report, well = examine()
+    told = advice(report, well) if fix_hints else []
+    if json:
+        typer.echo(json_.dumps({**report, "well": well, **({"hints": told} if fix_hints else {})}))
+    else:
+        for key, value in report.items():
+            typer.echo(f"{key:14} {value}")
+        typer.echo("all well" if well else "something is wrong: see above")
+        for what, how in told:
+            typer.echo(f"\n{what}\n  {how}")
+        if fix_hints and not told:
+            typer.echo("nothing is in the way")
+    raise typer.Exit(0 if well else 8)

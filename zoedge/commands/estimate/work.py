@@ -1,0 +1,200 @@
+"""The work of one step of a recipe: which forward passes it takes, of how many tokens, through how many layers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from ...core import oracle
+from ...core.types import Leaf
+from ...recipe.recipe import Recipe, word_of
+from .facts import BLOCK, COLUMNS, TOKENS, Facts
+
+LOOKED = 4096  # steps among which the longest batch is looked for
+
+
+# -- work
+
+
+class Forward(NamedTuple):
+    """One forward. length: of a sequence; tokens: rows in all; read: rows the loss reads; columns: of the head at a time."""
+
+    length: int
+    tokens: int
+    read: int
+    columns: int
+
+    def copied(self, copies: int, ahead: int) -> Forward:
+        """So many copies, with virtual tokens ahead of each sequence."""
+        more = ahead * (self.tokens // max(1, self.length))
+        return Forward(self.length + ahead, copies * (self.tokens + more), copies * self.read, self.columns)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a recipe asks of a model. compute: bytes an element, same: of the
+    source's own type; elements: trained; slots: of the rule, an element.
+
+    points: in one forward; queries: directions that a step holds; passes: forwards of the batch. step, look: the longest
+    forwards of a step and of held-out rows; trunk: of the lower layers' cache. whole: blocks that a step computes at all
+    tokens. touched: share of the tables, mapped from their file, in memory. cached: the quantised weights are
+    there. typical: token rows of a mean batch.
+    """
+
+    cuda: bool
+    quantization: str
+    double: bool
+    compute: int
+    same: bool
+    full: bool
+    elements: int
+    slots: int
+    points: int
+    queries: int
+    passes: int
+    step: Forward
+    look: Forward | None
+    trunk: Forward | None
+    whole: int
+    touched: float
+    cached: bool
+    overhead: int
+    typical: int
+    trunk_disk: int
+
+
+def work_of(recipe: Recipe, facts: Facts, texts: Any = None, overhead: int = 0) -> Work:
+    """What a recipe asks for. texts: runs.Texts, or None where they are not tokenised: then the longest there may be.
+
+    overhead: bytes that the process holds without the run. DataError: layers or targets that the model has not.
+    """
+    base = facts.empty
+    described, ahead = description(recipe.space, facts, recipe.model.quantization)
+    queries, passes = oracle.demand(recipe.estimator, recipe.train.steps)
+    step, look, typical = lengths(recipe, facts, texts)
+    points = max(1, min(width_of(recipe.space), recipe.train.rows // max(1, step.tokens), passes))
+    limit = min(recipe.data.max_length, facts.context)
+    trunk, disk = None, 0
+    if base.cut:
+        sequences = [ids for some in sets_of(texts) for ids in some.tokens]
+        most = max(map(len, sequences), default=limit)
+        trunk = Forward(most, max(most, TOKENS // most * most), 0, 0)
+        disk = sum(map(len, sequences)) * facts.hidden * base.dtype.itemsize
+    return Work(
+        cuda=base.device.type == "cuda", quantization=recipe.model.quantization, double=recipe.model.double_quant,
+        compute=base.dtype.itemsize, same=str(base.dtype) == f"torch.{facts.kind}",
+        full=word_of(recipe.space) == "full", elements=recipe.space.elements(described),
+        slots=slots_of(recipe.rule), points=points, queries=queries * recipe.rule.draws, passes=passes,
+        step=step.copied(points, ahead), look=look and look.copied(1, ahead), trunk=trunk,
+        whole=facts.layers - base.cut - 1, touched=1.0, cached=is_cached(recipe),
+        overhead=overhead, typical=typical, trunk_disk=disk,
+    )  # fmt: skip
+
+
+def sets_of(texts: Any) -> list[Any]:
+    return [s for s in (texts.train, texts.valid, texts.test) if s is not None] if texts else []
+
+
+def lengths(recipe: Recipe, facts: Facts, texts: Any) -> tuple[Forward, Forward | None, int]:
+    """(the longest batch, the longest look, each in one copy; token rows of a mean batch). texts None: all of max_length."""
+    limit, size = min(recipe.data.max_length, facts.context), recipe.train.batch
+    whole = not hasattr(recipe.task, "options")  # the loss reads the whole vocabulary
+    most = min(COLUMNS, facts.vocabulary)
+    if texts is None:
+        step = Forward(limit, size * limit, size * limit if whole else size, most if whole else 1)
+        return step, None, size * limit
+    train = texts.train
+    columns = most if whole or train.per > 1 else 1
+    sizes = sizes_of(train, size, recipe.seed, min(recipe.train.steps, LOOKED))
+    batch = recipe.task.over(train, recipe.seed, size).batch(longest(recipe, train))
+    flat = batch.flat or batch
+    step = Forward((flat.branches or flat).ids.shape[1], batch.tokens, flat.rows.numel(), columns)
+    looks = []
+    for some in sets_of(texts)[1:]:
+        wide = max(fills_of(some))
+        count = min(len(some), max(1, TOKENS // wide))
+        looks.append(Forward(wide, count * wide, count * some.per * max(map(len, some.rows)), columns))
+    return step, max(looks, key=lambda f: f.tokens, default=None), sum(sizes) // len(sizes)
+
+
+def longest(recipe: Recipe, train: Any) -> int:
+    """The step of the longest batch (of token rows), among the first LOOKED."""
+    sizes = sizes_of(train, recipe.train.batch, recipe.seed, min(recipe.train.steps, LOOKED))
+    return max(range(len(sizes)), key=sizes.__getitem__)
+
+
+@lru_cache(maxsize=64)
+def sizes_of(train: Any, size: int, seed: int, steps: int) -> list[int]:
+    """Token rows of the batches, at most: which examples are in one is a function of seed and step alone."""
+    rows = fills_of(train)
+    plans = (train.plan(size, seed, step) for step in range(steps))
+    return [len(plan) * max(rows[i] for i in plan) for plan in plans]
+
+
+@lru_cache(maxsize=8)
+def fills_of(examples: Any) -> list[int]:
+    """Token rows of each example."""
+    return [examples.fills(i) for i in range(len(examples))]
+
+
+def description(space: Any, facts: Facts, quantization: str) -> tuple[Any, int]:
+    """(what a space says of itself over this model, virtual tokens ahead of a sequence); the model's cut is set."""
+    base, word = facts.empty, word_of(space)
+    if word == "several":
+        found, cuts = {}, []
+        for name, one in space.of.items():
+            found[name] = description(one, facts, quantization)
+            cuts.append(base.cut)
+        base.cut_at(min(cuts))
+        return {name: one for name, (one, _) in found.items()}, sum(ahead for _, ahead in found.values())
+    base.cut_at(0)
+    if word == "full":
+        kind = str(base.dtype).removeprefix("torch.")
+        return {"storage": kind, "shapes": [[name, *p.shape] for name, p in base.model.named_parameters()]}, 0
+    if word == "prompt":
+        return {"width": base.model.get_input_embeddings().weight.shape[1]}, space.tokens
+    if word == "prefix":
+        size = facts.query // base.model.config.num_attention_heads
+        return {"blocks": facts.layers, "groups": facts.key // size, "size": size}, 0
+    sites = base.sites(space.layers, "all" if word == "scales" else space.targets)
+    shapes = [[name, m.out_features, m.in_features] for name, m in sites.items()]
+    if word == "lora":
+        return {"shapes": shapes}, 0
+    scales = [[*shape, shape[2] if quantization == "int8" else BLOCK] for shape in shapes]
+    vectors = base.vectors(space.layers) if space.vectors else {}
+    return {"scales": scales, "vectors": [[name, p.numel()] for name, p in vectors.items()]}, 0
+
+
+def width_of(space: Any) -> int:
+    """Points that a space holds in one forward."""
+    if word_of(space) == "several":
+        return min(map(width_of, space.of.values()))
+    return int(sys.modules[type(space).__module__].Held.width)
+
+
+def slots_of(rule: Any) -> int:
+    """float32 values that a rule keeps an element: asked of the rule itself, for eight."""
+    import torch
+
+    held = rule.slots(Leaf("", 0, torch.zeros(8), (), 8), 2)
+    return sum(x.numel() for x in held.values() if isinstance(x, torch.Tensor)) // 8
+
+
+def is_cached(recipe: Recipe) -> bool:
+    """Do the model's quantised weights lie in the cache? By their source's name: digests of weights take seconds."""
+    from ...scoring.sources.cache import cache
+
+    model = recipe.model
+    for note in cache("quantised").glob(f"*-{model.quantization}/zoedge.json"):
+        try:
+            source = json.loads(note.read_bytes())["source"]
+            scheme = json.loads((note.parent / "config.json").read_bytes())["quantization_config"]
+            double = scheme.get("bnb_4bit_use_double_quant", False)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue
+        if source == model.source and (model.quantization == "int8" or double == model.double_quant):
+            return True
+    return model.quantization == "none"

@@ -1,0 +1,110 @@
+"""`zoedge replay`: what was trained, rebuilt from the log alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError, plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Replayed:
+    """What a log gives. steps: how many were applied. state: SHA-256 of the trained values, as the log knows it.
+
+    fingerprint: of the log, 32 hexadecimal digits. seconds: that the steps took.
+    """
+
+    log: Any
+    run: Any
+    steps: int
+    state: str
+    seconds: float
+    base: Any = None
+
+    @property
+    def kind(self) -> str:
+        """What `save` writes: adapter, model, or parameters (an optimiser's)."""
+        from ..run import identity
+
+        if identity.of_optimizer(self.log.header):
+            return "parameters"
+        return "adapter" if getattr(identity.recipe_of(self.log.header, "").space, "adapter", True) else "model"
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.log.fingerprint)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The trained tensors by name: an adapter's matrices in float32, or parameters in their own type."""
+        return dict(self.whole().tensors())
+
+    def whole(self) -> Any:
+        """The space; of one that is a change of a base's values (virtual tokens), over that base, loaded now."""
+        from ..run import replay as run_replay
+
+        if not getattr(self.run.space, "complete", True):
+            self.run.space = run_replay.over_base(self.run, self.log, self.base)
+        return self.run.space
+
+    def save(self, folder: str | os.PathLike[str], tokenizer_from: Path | None = None) -> Path:
+        """Write a PEFT adapter; the whole model, of a space that has none; of an optimiser, parameters.safetensors.
+
+        tokenizer_from: a model's folder, whose tokenizer is written beside an adapter. UsageError: something else is there.
+        """
+        from ..run import identity
+        from .export import merged, peft
+
+        folder, space = Path(folder), self.whole()
+        if self.kind == "parameters":
+            from ..core.storage import write_durably
+
+            if (path := folder / "parameters.safetensors").exists():
+                raise UsageError(f"{path} is there already; name another folder.")
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = {name: value.cpu().contiguous() for name, value in space.tensors()}
+            write_durably(path, peft.labelled(peft.serialised(kept)[0], log=self.fingerprint, state=self.state))
+            return folder
+        recipe = identity.recipe_of(self.log.header, str(self.log.path))
+        if self.kind == "adapter":
+            return peft.peft(self.run, self.log, recipe, folder, tokenizer_from, self.steps)
+        made = merged.merged(recipe, space, folder, base_folder=self.base, log=self.log, steps=self.steps)
+        return made.folder
+
+
+def replay(
+    log: str | os.PathLike[str] | Any, at: int | str | None = None, *, base: Any = None, device: str = "cpu"
+) -> Replayed:
+    """What was trained, from the log alone: no model, no data, no forward pass.
+
+    log: a run's folder or name, a .zlog, a .zpack or a .zoe. at: after how many steps: a number, last or best; None: as
+    the run's eval.select says (of a .zoe: the steps that it delivers). base: where the base is, for a space that starts
+    from its weights; of an optimiser's log, the parameters' values at its start (by name, a module, or a .safetensors
+    file). device: cpu or cuda.
+
+    UsageError: no such log or step. IdentityError: this machine, or the base, would give other bits. DamagedError: the
+    log. ReplayError: the state is not what the log says.
+    """
+    from ..core import digests, engine
+    from ..recipe.sections import Model
+    from ..run import folder as run_folder
+    from ..run import replay as run_replay
+    from ..run.folder import opened
+    from ..scoring.models.loading import device_of
+
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"--device: '{plain(str(device))}' is not cpu or cuda.")
+    device_of(Model.model_validate({"source": "", "device": device}))
+    journal = opened(os.fspath(log)) if isinstance(log, (str, os.PathLike)) else log
+    steps = run_folder.step_of(journal, None if at is None else str(at))
+    made, began = run_replay.replayer(journal, device, base), time.monotonic()
+    for _ in engine.play(made, steps):
+        pass
+    return Replayed(journal, made, steps, digests.digest(made.space).hex(), time.monotonic() - began, base)

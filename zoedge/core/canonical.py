@@ -1,0 +1,35 @@
+"""JSON with exactly one reading: the same value always gives the same bytes, and other bytes are refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-][0-9]+")
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys and floats as hexadecimal strings: the same bytes on every machine."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, float):
+            return v.hex()
+        if isinstance(v, dict):
+            return {str(k): plain(x) for k, x in v.items()}
+        return [plain(x) for x in v] if isinstance(v, (list, tuple)) else v
+
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def uncanonical(block: bytes) -> Any:
+    """The inverse of `canonical`: strings that are hexadecimal floats, as it writes them, become floats again."""
+
+    def rich(v: Any) -> Any:
+        if isinstance(v, str) and HEX_FLOAT.fullmatch(v):
+            return x if (x := float.fromhex(v)).hex() == v else v
+        if isinstance(v, dict):
+            return {k: rich(x) for k, x in v.items()}
+        return [rich(x) for x in v] if isinstance(v, list) else v
+
+    return rich(json.loads(block.decode()))

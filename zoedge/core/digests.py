@@ -1,0 +1,50 @@
+"""Digests that prove a replay: of the trained values, and of this device's arithmetic."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from .exact import bits16
+from .types import AbstractNoise, AbstractRule, Direction, Key, Leaf, Part, Record, Space
+
+
+def digest(space: Space) -> bytes:
+    """SHA-256 over the trained values' bytes as they are stored, in manifest order."""
+    whole = hashlib.sha256()
+    for leaf in space.leaves():
+        whole.update(host(leaf.value))
+    return whole.digest()
+
+
+def selftest(noise: AbstractNoise, rule: AbstractRule, zeros: Any) -> bytes:
+    """SHA-256 of golden noise and golden updates, computed where `zeros` ([1024] float32) lies.
+
+    A device whose digest is another than the header's would not replay the same bits.
+    """
+    leaf = Leaf("selftest", 128, zeros, (Part("selftest", 128, (32, 32)),), 1280)
+    whole, slots, value = hashlib.sha256(), rule.slots(leaf, 3), zeros
+    for step in range(3):
+        drawn = [noise.draw(Key(0x5EED, step, i), leaf) for i in range(rule.draws)]
+        noises = tuple(z for z in drawn if z is not None)
+        if not noises:
+            continue
+        for z in noises:
+            whole.update(host(z))
+        along = Direction(rule.direction(slots, *noises), noises)
+        record = Record(step, step, bits16(1e-3), (bits16((-1) ** step * 0.7310585 / (step + 1)),), ())
+        value = value * rule.decay(record.lr) + rule.update(slots, [along], record)
+        whole.update(host(value))
+    return whole.digest()
+
+
+def host(array: Any) -> memoryview:
+    """The bytes of a tensor or an array. numpy has no bfloat16: 16-bit tensors are seen as integers."""
+    if hasattr(array, "cpu"):
+        array = array.cpu()
+        if array.itemsize == 2:
+            from torch import int16
+
+            array = array.view(int16)
+        array = array.numpy()
+    return memoryview(array).cast("B")

@@ -1,0 +1,80 @@
+"""Numbers that have the same bits on every machine.
+
+Every function here runs on Python floats, torch tensors or numpy arrays, so that the replay and its second implementation
+share them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+HALVES = {"bfloat16": (16, 0.0), "float16": (13, 2.0**-14)}  # float32 bits that storing drops; least normal, if higher
+
+PI_128 = 0x3243F6A8885A308D313198A2E03707344  # pi * 2**128
+
+
+def bits16(x: float) -> float:
+    """`x` rounded half-to-even to 16 significant bits; |x| < 2**-100 becomes 0 (some devices flush subnormals).
+
+    A 16-bit coefficient times noise of at most 8 significant bits is exact in float32, so `p + c*z` has the same bits
+    fused or not, on every device.
+    """
+    if not math.isfinite(x):
+        raise ValueError(f"cannot round {x} to 16 bits")
+    if abs(x) < 2.0**-100:
+        return 0.0
+    mantissa, exponent = math.frexp(x)
+    return math.ldexp(round(math.ldexp(mantissa, 16)), exponent - 16)
+
+
+def mean(losses: Sequence[float]) -> float:
+    """The sum in example order, correctly rounded: the same however the batch was cut, and whoever scored it."""
+    return math.fsum(losses) / len(losses)
+
+
+def cospi(x: Fraction) -> float:
+    """cos(pi x) by integers alone (128 bits, Taylor): the same on every machine, unlike libm's."""
+    x = abs(x) % 2
+    if x > Fraction(1, 2):
+        return -cospi(1 - x)  # cos(pi x) = cos(pi (2 - x)) too: 1 - x is in -1 .. 1/2
+    one = 1 << 128
+    angle = PI_128 * x.numerator // x.denominator
+    square = angle * angle >> 128
+    total, term, k = one, one, 0
+    while term:
+        k += 2
+        term = (term * square >> 128) // (k * (k - 1))
+        total += term if k % 4 == 0 else -term
+    return total / one
+
+
+def root(x: Any) -> Any:
+    """Elementwise sqrt of float32 through float64: float32's own is one ulp off in 17-20 % of values on some CPUs."""
+    if hasattr(x, "double"):
+        return x.double().sqrt().float()
+    return (x.astype("f8") ** 0.5).astype("f4")
+
+
+def signs(x: Any) -> Any:
+    """Elementwise -1, 0 or +1."""
+    return x.sign() if hasattr(x, "sign") else (x > 0).astype("f4") - (x < 0).astype("f4")
+
+
+def dithered(x: Any, bits: Any, storage: str) -> Any:
+    """Float32 `x` on the grid of a 16-bit `storage`, rounded up or down by chance so that the mean is x (in float32).
+
+    bits: int32 in 0 .. 65535, random, an element; torch or numpy. Integer additions alone: a magnitude's dropped bits plus
+    random ones carry with probability dropped / 2**n. float16's subnormals lie on the grid of 2**-14 .. 2**-13, where
+    they are moved first: what that addition rounds is below 2**-14 of a unit.
+    """
+    drop, least = HALVES[storage]
+    mask = (1 << drop) - 1
+    if not least:
+        found = x.view(bits.dtype) + bits
+        found &= ~mask
+        return found.view(x.dtype)
+    shift = (abs(x) < least) * signs(x) * least
+    return (((x + shift).view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype) - shift

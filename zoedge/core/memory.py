@@ -1,0 +1,40 @@
+"""A log that is a list in memory, for runs that nobody will resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from .types import Record
+
+
+@dataclass
+class Memory:
+    """A log that is a list."""
+
+    state = None  # nothing but the records is known
+    writable = True
+    records: list[Record] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, step: int) -> Record:
+        return self.records[step]
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def append(self, record: Record) -> Record:
+        self.records.append(record)
+        return record
+
+    def seal(self, step: int, digest: Callable[[], bytes]) -> None:
+        """Nothing to prove: this log is not kept."""
+
+    def rewind(self, step: int) -> None:
+        del self.records[step:]
+
+    @property
+    def next_seq(self) -> int:
+        return len(self.records)

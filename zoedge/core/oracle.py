@@ -1,0 +1,151 @@
+"""The oracle of one step: it turns the points that an estimator asks about into mean losses of the step's batch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from ..errors import DataError, exhausted
+from .exact import mean
+from .run import Run
+from .types import CLIPPED, SPLIT, AbstractRule, Batch, Estimator, Key, Leaf, Point, Shift
+
+
+@dataclass
+class Scorer:
+    """The oracle of one step: turns points into losses of the step's batch, as many points in a forward as fit."""
+
+    run: Run
+    batch: Any
+    step: int
+    steps: int
+    seq: int
+    lr: float = 0.0
+    asked: list[float] = field(default_factory=list)
+    flags: int = 0
+    _gains: dict[int, float] = field(default_factory=dict)
+
+    def losses(self, points: Sequence[Point]) -> list[float]:
+        if (workers := self.run.workers) is None:
+            found = [mean(row) for row in self._scored(points, self.batch)]
+        else:
+            found, flags = workers.means(
+                len(points), len(self.batch), lambda some, rows: (self._share(points[some], rows), self.flags)
+            )
+            self.flags |= flags
+        self.asked += found
+        return found
+
+    def _share(self, points: Sequence[Point], rows: slice) -> list[list[float]]:
+        whole = rows.start == 0 and rows.stop == len(self.batch)
+        return self._scored(points, self.batch if whole else self.batch.part(rows.start, rows.stop))
+
+    def _scored(self, points: Sequence[Point], batch: Batch) -> list[list[float]]:
+        """A point, its examples' losses: as many points in a forward as the space and memory hold."""
+        tokens = max(1, batch.tokens)
+        held = max(1, min(self.run.space.width, self.run.rows // tokens))
+        found: list[list[float]] = []
+        while left := points[len(found) :][:held]:
+            some, parts = left, 1
+            if len(left) * tokens > self.run.most:
+                self.flags |= SPLIT
+                some = left[: max(1, int(self.run.most // tokens))]
+                parts = math.ceil(tokens / self.run.most)
+            try:
+                found += self._forward(some, batch, parts)
+                continue
+            except (MemoryError, RuntimeError) as e:
+                if not exhausted(e):
+                    raise
+            # outside of `except`, whose traceback holds what the forward had allocated
+            if len(some) == 1 and parts >= len(batch):
+                raise DataError(
+                    f"Out of memory in a forward of one example ({tokens // len(batch):,} token rows). The log is "
+                    "safe. Lower data.max_length, set model.quantization: nf4, or free memory, and go on."
+                )
+            self.run.most = len(some) * tokens / parts / 2
+        return found
+
+    def _forward(self, points: Sequence[Point], batch: Batch, parts: int) -> list[list[float]]:
+        """The examples' losses at some points, in one forward for each of so many parts of the batch."""
+        task, size = self.run.task, math.ceil(len(batch) / parts) if parts > 1 else 0
+        assert task is not None
+        pieces = [batch.part(i, i + size) for i in range(0, len(batch), size)] if size else [batch]
+        with self.run.space.visit([self._shift(point) for point in points]):
+            scores = [task.score(self.run.model, piece, len(points)).tolist() for piece in pieces]
+        return [list(chain(*row)) for row in zip(*scores)]
+
+    def dot(self, a: int, b: int) -> float:
+        return self.gain(a) * self.gain(b) * self._inner(a, b)
+
+    def sign(self, query: int) -> float:
+        """The last bit of a hash: Philox is the noise's, and the loop knows no kind of noise."""
+        name = f"{self.run.seed} {self.seq} {query}".encode()
+        return 1.0 if hashlib.sha256(name).digest()[0] & 1 else -1.0
+
+    def clip(self, g: float, limit: float) -> float:
+        if limit < abs(g) < math.inf:  # a loss that is not finite is no large one
+            self.flags |= CLIPPED
+            return math.copysign(limit, g)
+        return g
+
+    def gain(self, query: int) -> float:
+        """What the noise of a query is multiplied by: in points, and in the weights that are logged."""
+        if query not in self._gains:
+            elements = sum(len(leaf.value) for leaf in self.run.space.leaves())
+            self._gains[query] = self.run.noise.gain(elements, partial(self._inner, query, query))
+        return self._gains[query]
+
+    def _inner(self, a: int, b: int) -> float:
+        pairs = ((self.run.direction(self.seq, q, leaf) for q in (a, b)) for leaf in self.run.space.leaves())
+        return math.fsum(float((x.z * y.z).sum(dtype=x.z.dtype)) for x, y in pairs if x is not None and y is not None)
+
+    def _shift(self, point: Point) -> Shift:
+        delta, rule = partial(self._delta, point), self.run.rule
+        if len(point) != 1 or rule.draws != 1 or type(rule).direction is not AbstractRule.direction:
+            return Shift(delta)
+        ((c, query),) = point
+        return Shift(delta, (self.run.noise, Key(self.run.seed, self.seq, query), c * self.gain(query)))
+
+    def _delta(self, point: Point, leaf: Leaf) -> Any:
+        delta = None
+        for c, query in point:
+            if (d := self.run.direction(self.seq, query, leaf)) is not None:
+                part = d.z * (c * self.gain(query))
+                delta = part if delta is None else delta + part
+        return delta
+
+
+def demand(estimator: Estimator, steps: int) -> tuple[int, int]:
+    """(weights, forward passes) of a step, found by asking the estimator on an oracle of zeros."""
+
+    class Zeros:
+        step, lr, asked = 0, 1.0, 0
+
+        def dot(self, a: int, b: int) -> float:
+            return float(a == b)
+
+        def sign(self, query: int) -> float:
+            return 1.0
+
+        def clip(self, g: float, limit: float) -> float:
+            return g
+
+        def losses(self, points: Sequence[Point]) -> list[float]:
+            self.asked += len(points)
+            return [0.0] * len(points)
+
+    zeros: Any = Zeros()
+    zeros.steps = steps
+    return len(estimator.measure(zeros, [])), zeros.asked
+
+
+def capacity(estimator: Estimator, steps: int) -> int:
+    """Directions that a log slot must hold: each has room for a weight and two losses. The smallest slot holds two."""
+    weights, passes = demand(estimator, steps)
+    return max(2, weights, -(-passes // 2))

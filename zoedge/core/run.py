@@ -1,0 +1,57 @@
+"""`Run`: everything that the loop needs, and the random directions of its steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .types import AbstractNoise, AbstractRule, Direction, Estimator, Journal, Key, Leaf, Slots, Space, Task, Workers
+from .watchdog import Watchdog
+
+
+@dataclass
+class Run:
+    """Everything that `play` needs. task, model and estimator are for measuring: replay has none."""
+
+    seed: int
+    steps: int
+    log: Journal
+    space: Space
+    noise: AbstractNoise
+    rule: AbstractRule
+    estimator: Estimator | None = None
+    task: Task | None = None
+    model: Any = None
+    rows: int = 2048  # token rows in one forward: more than ~2,000 gain nothing and cost memory
+    bits: Callable[[Key, Leaf], Any] | None = None  # random bits for leaves in 16-bit storage
+    most: float = math.inf  # token rows in one forward that memory has been found to hold
+    watchdog: Watchdog | None = None
+    rewound: Callable[[], Any] | None = None  # puts the space to its value at step 0
+    workers: Workers | None = None  # the processes that share the steps
+    slots: dict[str, Slots] = field(default_factory=dict)
+    _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.slots = {leaf.name: self.rule.slots(leaf, self.steps) for leaf in self.space.leaves()}
+
+    def restart(self) -> None:
+        """Space and slots as before step 0."""
+        assert self.rewound is not None
+        self.rewound()
+        self._drawn.clear()
+        self.__post_init__()
+
+    def direction(self, seq: int, query: int, leaf: Leaf) -> Direction | None:
+        """What is probed and what is moved along: one function for both. None: the leaf rests."""
+        if self._drawn and next(iter(self._drawn))[0] != seq:
+            self._drawn.clear()
+        if (place := (seq, query, leaf.name)) not in self._drawn:
+            if self.space.lean and self._drawn and next(iter(self._drawn))[2] != leaf.name:
+                self._drawn.clear()  # a step's directions would be another copy of the model: one leaf's are kept
+            keys = (Key(self.seed, seq, query * self.rule.draws + i) for i in range(self.rule.draws))
+            noise = tuple(z for key in keys if (z := self.noise.draw(key, leaf)) is not None)
+            z = self.rule.direction(self.slots[leaf.name], *noise) if noise else None
+            self._drawn[place] = None if z is None else Direction(z, noise)
+        return self._drawn[place]

@@ -1,0 +1,124 @@
+"""The header of a log: what a run is of, as fixed fields, digests and a block of canonical JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..core.canonical import canonical, uncanonical
+from ..errors import DamagedError, UsageError
+
+MAGIC = b"\x89ZOE\r\n\x1a\n"
+
+MAJOR, MINOR = 1, 0
+
+BLOCK_LIMIT = 1 << 20
+
+SLOT_SIZES = (64, 128, 256, 512, 1024)
+
+_FIXED = struct.Struct("<8sHHIIHHII16sQQII24x32s32s32s32s32s32s32s160x")
+
+DIGESTS = ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a run is. Digests are 32 bytes each; see the module's table."""
+
+    block: bytes
+    directions: int  # K
+    noise: int
+    rule: int
+    seed: int
+    elements: int
+    hash_every: int
+    sync_every: int
+    recipe: bytes
+    base: bytes
+    tokenizer: bytes
+    data: bytes
+    manifest: bytes
+    initial: bytes
+    selftest: bytes
+    run_id: bytes = b""
+    minor: int = MINOR
+    where: str = field(default="the log", compare=False, repr=False)  # for messages
+
+    @property
+    def slot_size(self) -> int:
+        for size in SLOT_SIZES:
+            if 40 + 12 * self.directions <= size:
+                return size
+        raise UsageError(
+            f"{self.directions} directions a step do not fit a log's slot: 82 at most. Lower estimator.queries."
+        )
+
+    @property
+    def length(self) -> int:
+        """Bytes of the header: where slot 0 begins."""
+        return 512 + -(-len(self.block) // 512) * 512
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The block, decoded: the resolved recipe, the space's description, the model's source."""
+        try:
+            value = uncanonical(self.block)
+            if isinstance(value, dict) and canonical(value) == self.block:  # no duplicate keys, no NaN, one reading
+                return value
+            what = "not one object of canonical JSON"
+        except (ValueError, OverflowError, RecursionError) as e:
+            what = type(e).__name__
+        raise DamagedError(f"{self.where}: the header's block cannot be read: {what}.")
+
+    def encode(self) -> bytes:
+        """The header's bytes. What could not be read back as itself is not written: ValueError, or a ZoedgeError."""
+        try:
+            whole = replace(self, run_id=self.run_id or self.identity())
+            fixed = _FIXED.pack(
+                MAGIC, MAJOR, self.minor, self.length, len(self.block), self.slot_size, self.directions, self.noise,
+                self.rule, whole.run_id, self.seed, self.elements, self.hash_every, self.sync_every,
+                *(getattr(self, name) for name in DIGESTS),
+            )  # fmt: skip
+        except struct.error as e:
+            raise ValueError(f"a number of the header does not fit its field: {e}") from None
+        raw = (fixed + hashlib.sha256(fixed + self.block).digest() + self.block).ljust(self.length, b"\0")
+        if Header.decode(raw, self.where) != (whole, len(raw)):
+            raise ValueError("a digest of the header is not 32 bytes, or its run id not 16")
+        return raw
+
+    def identity(self) -> bytes:
+        """The run id: what is trained, on what, from where. Two runs of one recipe on one machine write one log."""
+        whole = hashlib.sha256(struct.pack("<QQ", self.seed, self.elements))
+        for name in DIGESTS[:-1]:
+            whole.update(getattr(self, name))
+        return whole.digest()[:16]
+
+    @classmethod
+    def decode(cls, raw: bytes, where: str) -> tuple[Header, int]:
+        """The header at the start of `raw` and its length in bytes. `raw`: at least the header."""
+
+        def require(ok: bool, what: str) -> None:
+            if not ok:
+                raise DamagedError(f"{where}: not a readable zoedge log: {what}.")
+
+        require(len(raw) >= 512, f"{len(raw)} bytes are too few for a header (a run cut at its start? Then delete it)")
+        require(raw[:8] == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
+        (_, major, minor, length, block_len, slot, k, noise, rule, run_id, seed, n, every, sync, *digests) = (
+            _FIXED.unpack(raw[:480])
+        )
+        require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
+        require(block_len <= BLOCK_LIMIT, f"a block of {block_len} bytes")
+        require(length == 512 + -(-block_len // 512) * 512, f"a header of {length} bytes for a block of {block_len}")
+        require(len(raw) >= length, f"the header is {length} bytes and the file ends after {len(raw)}")
+        block = raw[512 : 512 + block_len]
+        require(hashlib.sha256(raw[:480] + block).digest() == raw[480:512], "the header's digest does not match")
+        require(not any(raw[512 + block_len : length]), "the header's padding is not zero")
+        require(not any(raw[72:96]) and not any(raw[320:480]), "reserved bytes are not zero")
+        require(k >= 1 and slot in SLOT_SIZES and 40 + 12 * k <= slot, f"{k} directions in slots of {slot} bytes")
+        require(1 <= sync <= 4096 and every >= 1, f"sync_every {sync}, hash_every {every}")
+        named = dict(zip(DIGESTS, digests), run_id=run_id)
+        header = cls(block, k, noise, rule, seed, n, every, sync, minor=minor, where=where, **named)
+        require(header.slot_size == slot, f"slots of {slot} bytes for {k} directions")
+        return header, length

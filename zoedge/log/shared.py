@@ -1,0 +1,39 @@
+"""The file format of a shared fine-tune (.zoe): a packed log and what is needed to rebuild its adapter elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+from typing import Any
+
+from ..errors import DamagedError
+from .packed import Packed
+
+MAGIC = b"\x89ZFT\r\n\x1a\n"
+
+MAJOR, MINOR = 1, 0
+
+_HEAD = struct.Struct("<8sHHI16s32s")
+
+
+class Shared(Packed):
+    """A .zoe, open for reading: its packed log, and what it delivers. delivers: steps; delivered: the state's SHA-256."""
+
+    def __init__(self, path: Path, raw: bytes):
+        """DamagedError unless `raw` is a whole .zoe."""
+
+        def require(ok: Any, what: str) -> None:
+            if not ok:
+                raise DamagedError(f"{path}: not a readable shared fine-tune: {what}.")
+
+        require(len(raw) >= 64 + 96 + 32, f"{len(raw)} bytes are too few")
+        magic, major, minor, steps, zero, state = _HEAD.unpack_from(raw)
+        require(magic == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
+        require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
+        require(hashlib.sha256(raw[:-32]).digest() == raw[-32:], "its digest does not match")
+        require(not any(zero), "reserved bytes are not zero")
+        super().__init__(path, raw[64:-32])
+        require(steps <= len(self), f"it delivers step {steps} of {len(self)}")
+        require(self.state.hashes.get(steps, state[:24]) == state[:24], f"its log knows another state of step {steps}")
+        self.delivers, self.delivered = steps, state

@@ -1,0 +1,135 @@
+"""The slots of a log: how a record becomes bytes, and how a chain of hashes ties the bytes together."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..core.exact import bits16
+from ..core.types import SKIPPED, Record
+from ..errors import ReplayError
+
+STEP, HASH, SESSION, REWIND, END, NOTE = range(1, 7)
+
+_SLOT = struct.Struct("<BBBBIIIff")
+
+FLOAT32 = 2.0**128 - 2.0**103  # what rounds to infinity in float32
+
+
+class Slot(NamedTuple):
+    kind: int
+    seq: int
+    step: int
+    record: Record | None  # STEP
+    digest: bytes  # the others: 24 bytes
+
+
+@dataclass
+class State:
+    """The log's slots folded into what they mean: an effective record a step, and what is known of the state."""
+
+    records: list[Record] = field(default_factory=list)
+    hashes: dict[int, bytes] = field(default_factory=dict)  # state after so many steps; END's is one of them
+    session: bytes = b""  # digest of the newest environment
+    sessions: int = 0
+    rewinds: int = 0
+    end: bytes | None = None
+
+    def refuse(self, slot: Slot) -> str:
+        """What is wrong with `slot` as the next one, or ''."""
+        done = len(self.records)
+        if self.end is not None:
+            return "there is a record after END"
+        if slot.kind == REWIND and slot.step >= done:
+            return f"a rewind to step {slot.step} stands after {done} steps"
+        if slot.kind != REWIND and slot.step != done:
+            return f"it says that it stands after {slot.step} steps, and stands after {done}"
+        if slot.kind in (HASH, END) and self.hashes.get(done, slot.digest) != slot.digest:
+            return f"two states are logged after {done} steps"
+        return ""
+
+    def fold(self, slot: Slot) -> str:
+        """Take one slot in; returns what is wrong with it, or ''."""
+        if wrong := self.refuse(slot):
+            return wrong
+        if slot.kind == STEP:
+            assert slot.record is not None
+            self.records.append(slot.record)
+        elif slot.kind == SESSION:
+            self.session, self.sessions = slot.digest, self.sessions + 1
+        elif slot.kind == REWIND:
+            del self.records[slot.step :]
+            self.hashes = {s: d for s, d in self.hashes.items() if s <= slot.step}
+            self.rewinds += 1
+        elif slot.kind in (HASH, END):
+            self.hashes[slot.step] = slot.digest
+            self.end = slot.digest if slot.kind == END else None
+        return ""
+
+
+def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None = None, digest: bytes = b"") -> bytes:
+    """A slot without its chain value: size - 16 bytes. Losses beyond float32 become infinite, as by a cast."""
+    if record is None:
+        head = _SLOT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
+        return (head + digest[:24]).ljust(size - 16, b"\0")
+    n, m = len(record.g), len(record.losses)
+    head = _SLOT.pack(kind, record.flags, n, m, seq, step, record.check, record.decay, record.lr)
+    triples = [0.0] * (3 * max(n, -(-m // 2)))
+    triples[: 3 * n : 3] = record.g
+    for i, loss in enumerate(record.losses):
+        triples[3 * (i // 2) + 1 + i % 2] = loss if abs(loss) < FLOAT32 else loss * math.inf
+    return (head + struct.pack(f"<{len(triples)}f", *triples)).ljust(size - 16, b"\0")
+
+
+def unfit(record: Record, k: int) -> str:
+    """What is wrong with a step's numbers in slots for `k` directions, or ''."""
+    if not 1 <= len(record.g) <= k:
+        return f"{len(record.g)} directions are not 1..{k}"
+    if record.flags & ~7:
+        return f"unknown flags {record.flags}"
+    if not all(math.isfinite(x) and bits16(x) == x for x in (*record.g, record.lr)):
+        return "a weight is not finite, below 2**-100, or has more than 16 significant bits"
+    if not 0 < record.decay <= 1:
+        return f"decay {record.decay} is not in (0, 1]"
+    return "a skipped step has a weight" if record.flags & SKIPPED and any(record.g) else ""
+
+
+def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
+    """A slot from its bytes (chain already checked), and what is wrong with it, or ''."""
+    kind, flags, n, m, seq, step, check, decay, lr = _SLOT.unpack_from(raw)
+    if kind not in (STEP, HASH, SESSION, REWIND, END, NOTE):
+        return Slot(kind, seq, step, None, b""), f"unknown kind {kind}"
+    if kind != STEP:
+        wrong = any(raw[1:4]) or any(raw[12:24]) or any(raw[48:-16]) or (kind == REWIND and any(raw[24:48]))
+        return Slot(kind, seq, step, None, raw[24:48]), "padding is not zero" if wrong else ""
+    count = max(n, -(-m // 2))
+    if count > k:
+        return Slot(kind, seq, step, None, b""), f"{n} directions and {m} losses do not fit {k}"
+    words = struct.unpack_from(f"<{3 * count}f", raw, 24)
+    losses = [words[3 * (i // 2) + 1 + i % 2] for i in range(m)]
+    record = Record(step, seq, lr, words[0 : 3 * n : 3], tuple(losses), flags, check, decay)
+    wrong = unfit(record, k)
+    absent = [
+        *range(24 + 12 * n, 24 + 12 * count, 12),
+        *(28 + 12 * (i // 2) + 4 * (i % 2) for i in range(m, 2 * count)),
+    ]
+    if any(raw[24 + 12 * count : -16]) or any(any(raw[at : at + 4]) for at in absent):  # bytes, not values: -0.0 is one
+        wrong = wrong or "padding is not zero"
+    return Slot(kind, seq, step, record, b""), wrong
+
+
+def chain(previous: bytes, body: bytes) -> bytes:
+    return hashlib.sha256(previous + body).digest()[:16]
+
+
+def agree(where: object, step: int, known: bytes, digest: Callable[[], bytes]) -> None:
+    """ReplayError unless `digest()`, the SHA-256 of the state after `step` steps, begins with what the log says."""
+    if known != (found := digest()[:24]):
+        raise ReplayError(
+            f"{where}: after step {step} the state is {found[:6].hex()}.. and the log says {known[:6].hex()}..: "
+            "replay differs. `zoedge verify --replay` names the first step, tensor and element."
+        )

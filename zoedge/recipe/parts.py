@@ -1,0 +1,89 @@
+"""From a word and a table of options to a method's or task's object, with a sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from functools import lru_cache
+from typing import Any, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError, create_model
+
+from ..core.parts import FOLDERS, part
+from ..errors import UsageError, ZoedgeError
+from .foreign import FOREIGN, WHY
+from .overrides import apply
+from .recipe import word_of
+from .sections import DEFAULTS, Section
+from .sentences import UNKNOWN, Fault, dotted, mistakes, shown, unknown
+from .strict_yaml import Path_
+
+
+def unmatched(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
+    """(a part, what it goes only with, the words allowed there, the one found) of each pair that makes no sense."""
+    for key in FOLDERS:
+        for other, allowed in getattr(parts.get(key), "only_with", {}).items():
+            kind, _, option = other.partition(".")
+            if parts.get(kind) is None:
+                continue
+            found = getattr(parts[kind], option, allowed[0]) if option else word_of(parts[kind])
+            if found not in allowed:
+                yield key, other, " or ".join(map(str, allowed)), found
+
+
+def build_part(kind: str, value: Any, fault: Fault, path: Path_) -> tuple[Any, dict[str, Any]]:
+    """(class or None, options) of a part from `word` or `{name: word, ...options}`."""
+    options = {"name": value} if isinstance(value, str) else value
+    if not isinstance(options, dict) or not isinstance(word := options.get("name", DEFAULTS[kind]), str):
+        fault(path, f"{dotted(path)}: {shown(value)} is not a word, or a table such as {{name: {DEFAULTS[kind]}, ...}}")
+        return None, {}
+    try:
+        return part(kind, word), {k: v for k, v in options.items() if k != "name"}
+    except ZoedgeError as e:
+        fault((*path, "name"), str(e))
+        for key in options:
+            if key in FOREIGN or key in WHY:
+                fault((*path, key), unknown((*path, key), {}))
+        return None, {}
+
+
+def options(made: type[Any], overrides: list[str]) -> Any:
+    """An object of frozen-dataclass `made` from key=value texts. UsageError: every mistake, a sentence each."""
+    table: dict[str, Any] = {}
+    for override in overrides:
+        apply(table, {}, override)
+    try:
+        return made(**vars(TypeAdapter(schema(made, False)).validate_json(json.dumps(table), strict=True)))
+    except ValidationError as e:
+        names = {"": list(schema(made, False).model_fields)}
+        found = [
+            unknown(path, names) if what == UNKNOWN else f"{dotted(path)}: {what}." for path, what in mistakes(e, table)
+        ]
+        raise UsageError("\n".join(found)) from None
+
+
+def rebuilt(kind: str, table: dict[str, Any]) -> Any:
+    """A part from what `Recipe.resolved` says of it. ValueError or ZoedgeError: it is not one."""
+    made = part(kind, table["name"])
+    given = json.dumps({key: value for key, value in table.items() if key != "name"})
+    return made(**vars(TypeAdapter(schema(made, False)).validate_json(given, strict=True)))
+
+
+@lru_cache
+def schema(made: type[Any], auto: bool = True) -> type[Section]:
+    """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances.
+
+    auto: those in the class's `auto` may be 'auto', and are, if not told: the class's number is where the search begins.
+    Where nobody searches (an optimiser, a log), they are numbers.
+    """
+    hints = get_type_hints(made, include_extras=True)
+    columns: dict[str, Any] = {}
+    for f in fields(made):
+        if auto and f.name in getattr(made, "auto", ()):
+            columns[f.name] = (hints[f.name] | Literal["auto"], "auto")
+        elif f.default_factory is not MISSING:
+            columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))
+        else:
+            columns[f.name] = (hints[f.name], ... if f.default is MISSING else f.default)
+    return create_model(made.__name__, __base__=Section, **columns)

@@ -1,0 +1,89 @@
+"""`Recipe`: a checked recipe, its sections and its parts as the objects that use them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from typing import Any
+
+import yaml
+
+from .sections import Data, Eval, LogOptions, Model, Output, Section, Train, without
+from .strict_yaml import Writer
+
+WATCHDOG = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
+
+# younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
+LATER = {
+    "watchdog": None, "rise": None, "trust": None, "format": "auto", "report": False, "trackers": [], "timeout": None,
+    "max_memory": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: sections and parts as the objects that use them. `seed` is 64 bits; 0 is a seed."""
+
+    name: str
+    seed: int
+    model: Model
+    data: Data
+    task: Any
+    space: Any
+    noise: Any
+    estimator: Any
+    rule: Any
+    train: Train
+    eval: Eval
+    log: LogOptions
+    output: Output
+    # 'rule.lr': chosen before the run begins, until then the class's number. Not compared: a guard that was not told
+    # comes back told from `resolved`, with the same values
+    auto: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value, defaults included, as the YAML that would be read back to the same recipe."""
+        table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
+        for key, value in vars(self).items():
+            if isinstance(value, Section):
+                table[key] = without(value.model_dump(), LATER)
+            elif is_dataclass(value) and not isinstance(value, type):
+                table[key] = {"name": word_of(value), **asdict(value)}
+        for section, key in (path.split(".") for path in self.auto - {WATCHDOG}):
+            table[section][key] = "auto"
+        return table
+
+    def with_numbers(self, numbers: dict[str, Any]) -> Recipe:
+        """The recipe with some of its `auto` values: 'rule.lr' -> 1e-3. What is not told keeps the class's."""
+        made: dict[str, Any] = {}
+        for path, value in numbers.items():
+            section, key = path.split(".")
+            here = made.get(section, getattr(self, section))
+            made[section] = (
+                here.model_copy(update={key: value}) if isinstance(here, Section) else replace(here, **{key: value})
+            )
+        return replace(self, **made, auto=self.auto - numbers.keys())
+
+    def semantic(self) -> dict[str, Any]:
+        """What decides the numbers. Not: names, folders, how often to look, where files lie (contents are digested)."""
+        table = self.resolved()
+        for key in ("name", "output", "eval"):
+            del table[key]
+        for section, keys in {
+            "model": ("source", "revision", "device", "threads", "max_memory"),
+            "data": tuple(Data.model_fields),
+            "log": ("sync_every", "trackers"),
+            "train": ("timeout",),
+        }.items():
+            for key in keys:
+                table[section].pop(key, None)
+        return table
+
+
+def word_of(value: Any) -> str:
+    """The recipe's word for a part: its file's name."""
+    return type(value).__module__.rpartition(".")[2]
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `read` reads back to the same recipe."""
+    return yaml.dump(recipe.resolved(), Dumper=Writer, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,125 @@
+"""Scores along the way: the validation rows during a run, the test rows before and after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from ..log.log import Log
+from . import curvature, evaluate, setup, trackers
+from . import folder as run_folder
+from .display import Plain
+from .evaluate import Score
+
+
+class Took:
+    """seconds: by part of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+
+    def each(self, part: str, items: Iterator[Any]) -> Iterator[Any]:
+        """The items, their making timed: not what is done with them."""
+        while True:
+            with self(part):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+SAMPLES = 6  # held-out rows whose answers are noted before and after
+
+
+class Looker:
+    """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
+
+    def __init__(
+        self,
+        bench: setup.Bench,
+        log: Log,
+        show: Plain,
+        took: Took | None = None,
+        follow: trackers.Trackers | None = None,
+    ):
+        self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
+        self.took, self.follow = took or Took(), follow
+        self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
+        self.rows = "test" if bench.texts.test is not None else "validation"
+
+    def look(self, space: Any, examples: Any, **fields: Any) -> Score:
+        b = self.bench
+        with self.took("scoring"):
+            score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
+        run_folder.note(self.folder, **fields, **asdict(score))
+        if self.follow is not None:
+            on_test = fields["event"] != "valid" and self.rows == "test"
+            self.follow.score(fields["step"], "test" if on_test else "valid", score)
+        return score
+
+    def before(self) -> Score | None:
+        """The score of the base alone: zero-shot, also when a run is resumed."""
+        if self.last is None or not self.bench.recipe.eval.at_start:
+            return None
+        for line in run_folder.notes(self.folder):
+            if line.get("event") == "before":
+                return Score.of(line)
+        score = self.look(evaluate.Bare(), self.last, event="before", step=0)
+        self.samples(evaluate.Bare(), 0)
+        self.show.score(0, score, self.rows)
+        return score
+
+    def samples(self, space: Any, step: int) -> None:
+        """What the model answers to the first held-out rows, noted for people to read."""
+        b = self.bench
+        some = self.last.head(SAMPLES)
+        with space.visit([lambda leaf: None]):
+            replies = b.task.replies(b.base, some)
+        if replies:
+            prompts = [some.tokens[i * some.per][: some.rows[i * some.per][0] + 1] for i in range(len(some))]
+            texts = b.base.tokenizer.batch_decode(prompts, skip_special_tokens=True)
+            found = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
+            run_folder.note(self.folder, event="samples", step=step, rows=self.rows, samples=found)
+
+    def due(self, step: int) -> bool:
+        """Of the last step, `after` tells what there is to know, unless the validation rows are to choose."""
+        options, steps = self.bench.recipe.eval, self.bench.recipe.train.steps
+        looked = step % options.every == 0 if step < steps else options.select == "best"
+        return self.bench.texts.valid is not None and looked
+
+    def missed(self, step: int, last: int) -> bool:
+        """Whether a step that was taken before still lacks a look that `best` may need, or the last a look at all: a
+        kill came between."""
+        wanted = (self.bench.recipe.eval.select == "best" or step == last) and self.due(step)
+        return wanted and step not in run_folder.looks(self.folder, self.log)
+
+    def at(self, step: int) -> None:
+        if self.due(step):
+            seq = self.log[step - 1].seq
+            score = self.look(self.bench.space, self.bench.texts.valid, event="valid", step=step, seq=seq)
+            self.show.score(step, score, "validation")
+
+    def curvature(self, step: int) -> None:
+        b, options = self.bench, self.bench.recipe.eval.curvature
+        if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
+            found = curvature.trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
+            run_folder.note(self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(found))
+            self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
+
+    def after(self, step: int) -> Score | None:
+        if self.last is None:
+            return None
+        score = self.look(self.bench.space, self.last, event="after", step=step)
+        self.samples(self.bench.space, step)
+        return score

@@ -1,0 +1,161 @@
+"""A run's folder.
+
+runs/NAME/   run.zlog       the only checkpoint
+             recipe.yaml    every setting, defaults included
+             metrics.jsonl  for people and plots; training never reads it, `best` is chosen by it
+             adapter/       the export
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from ..core import storage
+from ..core.storage import open_file
+from ..errors import StorageError, UsageError, nearest, plain
+from ..log.log import Log
+from ..log.packed import MAGIC as PACKED
+from ..log.packed import Packed
+from ..log.shared import MAGIC, Shared
+from ..recipe.recipe import Recipe
+from .identity import of_optimizer, recipe_of
+
+
+def opened(run: str) -> Any:
+    """The log of a run: raw, packed or shared. UsageError: there is none. DamagedError: it is not what was written."""
+    from .folder import log_of
+
+    path = log_of(run)
+    with os.fdopen(open_file(path), "rb") as file:  # a pipe would make us wait
+        try:
+            magic = file.read(len(MAGIC))
+        except OSError as e:
+            raise StorageError(f"{path}: cannot read the log: {e.strerror}.") from e
+    return {PACKED: Packed, MAGIC: Shared}.get(magic, Log).open(path)
+
+
+LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
+
+
+# -- folders
+
+
+def log_of(run: str) -> Path:
+    """The log that a user means by a run's folder, a log's path, or a run's name under runs/."""
+    for path in (Path(run), Path("runs") / run) if run else ():
+        if path.is_dir() and (path / LOG).exists():
+            return path / LOG
+        if path.is_file():
+            return path
+    there = [path.parent.name for path in sorted(Path("runs").glob(f"*/{LOG}"))]
+    way_out = nearest(run, there) or (f". Under runs/: {plain(', '.join(there))}." if there else ".")
+    raise UsageError(f"No run '{plain(run)}': no such log, and no folder with a {LOG}{way_out}")
+
+
+def folder_of(recipe: Recipe) -> Path:
+    return Path(recipe.output.dir) / recipe.name
+
+
+def claim(folder: Path) -> list[str]:
+    """Make a run's folder, and prove that it and its log can be written, before anything slow begins.
+
+    Returns what the user should know of them, a sentence each. StorageError: the disk. LockedError: another process is
+    writing the run. DamagedError: the log is damaged.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.close(storage.disk.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        storage.disk.unlink(probe)
+        storage.disk.sync_directory(folder.parent)
+    except OSError as e:
+        raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
+    said = []
+    if kind := storage.network(folder):
+        said.append(
+            f"{folder} is on a network file system ({kind}), where a lock may hold on one host alone: do not write one run "
+            "from two hosts."
+        )
+    if os.path.lexists(folder / LOG):
+        with Log.resume(folder / LOG) as log:
+            if log.torn:
+                said.append(
+                    f"the log ended in an unfinished write: its {log.torn:,} bytes were cut off and kept as "
+                    f"{log.path.with_suffix('.torn')}; the run goes on from step {len(log):,}."
+                )
+    return said
+
+
+def note(folder: Path, **fields: Any) -> None:
+    """A line of metrics.jsonl. Losing one loses nothing. StorageError: the disk."""
+    path, line = folder / METRICS, (json.dumps(fields) + "\n").encode()
+    try:
+        fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(fd, "rb") as file:
+            if file.seek(0, os.SEEK_END) and os.pread(fd, 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # the last one was cut by a kill or a full disk: it must not take this one along
+            storage.write_all(fd, line, "")
+    except OSError as e:
+        raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    if (folder / METRICS).is_file():
+        for line in (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # a line cut by a kill
+            if isinstance(value, dict):
+                found.append(value)
+    return found
+
+
+# -- which step
+
+
+def looks(folder: Path, log: Any) -> dict[int, float]:
+    """The validation losses noted of a log's steps; a step that was looked at again has the later one.
+
+    A look notes the slot of its step's record: what the log went back over does not count.
+    """
+    found = {}
+    for line in notes(folder):
+        step, loss = line.get("step"), line.get("loss")
+        good = line.get("event") == "valid" and isinstance(step, int) and isinstance(loss, float)
+        if (
+            good
+            and 0 < step <= len(log)
+            and math.isfinite(loss)
+            and line.get("seq", log[step - 1].seq) == log[step - 1].seq
+        ):
+            found[step] = loss
+    return dict(sorted(found.items()))
+
+
+def step_of(log: Any, at: str | None) -> int:
+    """How many steps of a log are meant by a number, `last` or `best`, the lowest validation loss noted beside it.
+
+    None: as the log's own recipe says. UsageError: no such step, or nothing is noted.
+    """
+    steps, shared = len(log), getattr(log, "delivers", None)
+    if at is None and shared is not None:
+        return int(shared)
+    at = at or ("last" if of_optimizer(log.header) else recipe_of(log.header, str(log.path)).eval.select)
+    if at == "best":
+        if not (losses := looks(log.path.parent, log)):
+            raise UsageError(
+                f"{log.path}: no validation loss is noted beside it ({METRICS}), so no step is the best. Train with "
+                f"data.valid, or name a step: --at last, or a number up to {steps:,}."
+            )
+        return min(losses, key=losses.__getitem__)
+    if at == "last":
+        return steps
+    if at.isdecimal() and len(at) < 12 and int(at) <= steps:
+        return int(at)
+    raise UsageError(f"--at {plain(at)}: not last, best or a number of steps; the log has {steps:,}.")

@@ -1,0 +1,143 @@
+"""What a run is of (recipe, base, tokenizer, data, arithmetic), and the sentence for what differs now."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..core.canonical import canonical
+from ..core.digests import digest, selftest
+from ..core.parts import by_id
+from ..errors import DamagedError, IdentityError, UsageError, plain
+from ..log.header import DIGESTS, Header
+from ..log.log import Log
+from ..recipe.check import check
+from ..recipe.recipe import Recipe
+
+
+def manifest(space: Any) -> bytes:
+    """SHA-256 over the ordered (name, offset, shape, dtype) of everything trained."""
+    rows = [[p.name, p.offset, list(p.shape), leaf.storage] for leaf in space.leaves() for p in leaf.parts]
+    return hashlib.sha256(canonical(rows)).digest()
+
+
+def recipe_digest(recipe: Recipe) -> bytes:
+    return hashlib.sha256(canonical(recipe.semantic())).digest()
+
+
+def same_recipe(log: Header, recipe: Recipe, run: Path) -> None:
+    """IdentityError unless the log was begun by a recipe that decides the same numbers; no model is needed to tell."""
+    if log.recipe != recipe_digest(recipe):
+        refuse(run, settings(log.about.get("recipe"), recipe.resolved()))
+
+
+def differences(log: Header, now: Header) -> list[str]:
+    """What of a run's identity is another now, in words that name the field."""
+    found = []
+    if log.recipe != now.recipe:
+        found += settings(log.about.get("recipe"), now.about.get("recipe"))
+    words = {
+        "base": "the base model (model.source, quantization)", "tokenizer": "the tokenizer",
+        "data": "data.train content", "manifest": "the trained tensors", "initial": "their initial values",
+        "selftest": "this device's arithmetic (self-test)",
+    }  # fmt: skip
+    for name in DIGESTS[1:]:
+        a, b = getattr(log, name), getattr(now, name)
+        if a != b:
+            found.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
+    return found
+
+
+def settings(old: Any, new: Any) -> list[str]:
+    """What two recipes differ in; nothing of them is trusted, a log may be anyone's."""
+    return [plain(f"{path} {a} -> {b}".strip()) for path, a, b in changed(old, new)] or ["the recipe"]
+
+
+def changed(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if path + key not in ("name", "output", "eval"):
+                yield from changed(
+                    old.get(key), new.get(key), f"{path}{key}." if isinstance(old.get(key), dict) else path + key
+                )
+    elif old != new:
+        yield path, old, new
+
+
+def same(log: Header, now: Header, run: Path) -> None:
+    """IdentityError unless the log is of this base, tokenizer, data, recipe and arithmetic."""
+    if found := differences(log, now):
+        refuse(run, found)
+
+
+def refuse(run: Path, found: list[str]) -> None:
+    raise IdentityError(
+        f"Cannot resume {run}: what was trained on changed: {', '.join(found)}. Undo the change, or start a new run "
+        "(another name, or --run-dir)."
+    )
+
+
+def same_base(log: Header, now: Header, run: str) -> None:
+    """IdentityError unless a trained state means on this base what it meant when it was trained."""
+    off = [
+        w
+        for w in differences(log, now)
+        if w.startswith(("the base", "the tokenizer", "the trained", "their", "this dev"))
+    ]
+    if off:
+        raise IdentityError(f"{run} does not belong to what is here now: {', '.join(off)}.")
+
+
+def of_optimizer(header: Header) -> bool:
+    """Is it the log of a zoedge.optim.ZerothOrder? Then no recipe is in it."""
+    return isinstance(header.about.get("optimizer"), dict)
+
+
+def recipe_of(header: Header, where: str) -> Recipe:
+    """The recipe inside a log, checked as strictly as a user's. UsageError: there is none, it is an optimiser's."""
+    if of_optimizer(header):
+        raise UsageError(
+            f"{where} is the log of a zoedge.optim.ZerothOrder: no recipe made it, and only its own program has the loss. "
+            "`zoedge replay` and `verify --replay` read it, with --base FILE.safetensors: the values it began with."
+        )
+    try:
+        table = header.about["recipe"]
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
+    return check(table, {}, f"{where} (its recipe)")
+
+
+def parent_of(header: Header) -> dict[str, Any]:
+    """Of a branch, the parent's fingerprint and how many of its steps came first; else an empty fingerprint and 0."""
+    found = header.about.get("parent", {"fingerprint": "", "step": 0})
+    match found:
+        case {"fingerprint": str(), "step": int(step), **more} if step >= 0 and not more:
+            return dict(found)
+    raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
+
+
+def numbered(log: Log, noise: Any, rule: Any) -> None:
+    """IdentityError: the header's frozen numbers of noise and rule are not those of its settings."""
+    header = log.header
+    for kind, attribute, number, made in (
+        ("noise", "scheme", header.noise, noise),
+        ("rule", "rule", header.rule, rule),
+    ):
+        if getattr(made, attribute) != number:
+            raise IdentityError(
+                f"{log.path}: the header says {by_id(kind, attribute, number)}, its recipe another {kind}."
+            )
+
+
+def proven(log: Log, space: Any, noise: Any, rule: Any) -> None:
+    """IdentityError: this space, at its start, or this device's arithmetic would not replay the log's bits."""
+    header, first = log.header, space.leaves()[0].value
+    for what, ours, theirs in (
+        ("trained tensors", manifest(space), header.manifest),
+        ("initial values", digest(space), header.initial),
+        ("arithmetic (self-test)", selftest(noise, rule, first[:1].float().new_zeros(1024)), header.selftest),
+    ):
+        if ours != theirs:
+            raise IdentityError(f"{log.path}: this machine's {what} are not the log's: it would replay other bits.")

@@ -1,0 +1,44 @@
+"""Files of a hub repository, fetched once."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ...errors import DataError, plain
+from .catalog import MODELS, TEXTS
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def hub(kind: str, name: str, revision: str | None, patterns: list[str]) -> Path:
+    """A snapshot of a hub repository: the only call that goes to a hub, and only because a recipe names one.
+
+    huggingface_hub 2 reads constants.HF_HUB_OFFLINE anew for every request, so that it can be lifted for one call.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if kind == "model":
+        what, way_out = f"The model '{name}'", f"Give a local folder, or a packaged model ({', '.join(MODELS)})."
+    else:
+        what, way_out = f"The data set '{name}'", f"Give a local file, or a packaged text ({', '.join(TEXTS)})."
+    offline = os.environ["ZOEDGE_OFFLINE"].lower() not in ("", "0", "false", "no", "off")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, offline
+    try:
+        found = huggingface_hub.snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns)
+        return Path(found)
+    except errors.GatedRepoError as e:
+        why = "gated: accept the licence on its page, then `hf auth login`. Offline?"
+        raise DataError(f"{what} is {why} {way_out}") from e
+    except errors.RepositoryNotFoundError as e:
+        why = "not on the hub (or private: `hf auth login`), and nothing here is called so."
+        raise DataError(f"{what} is {why} {way_out}") from e
+    except errors.RevisionNotFoundError as e:
+        raise DataError(f"{what} has no revision '{plain(str(revision))}'. Mend model.revision.") from e
+    except Exception as e:
+        why = "offline, and not in the hub's cache" if offline else f"can no hub be reached? {type(e).__name__}"
+        raise DataError(f"{what} cannot be fetched ({why}). {way_out}") from e
+    finally:
+        constants.HF_HUB_OFFLINE = before

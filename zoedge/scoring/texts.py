@@ -1,0 +1,36 @@
+"""A recipe's rows, tokenised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..recipe.recipe import Recipe
+from ..recipe.sections import Split
+
+# -- parts
+
+
+@dataclass
+class Texts:
+    """The tokenised rows of a run; dropped and truncated counts by set."""
+
+    train: Any
+    valid: Any
+    test: Any
+    counts: dict[str, dict[str, int]]
+
+
+def texts(recipe: Recipe, tokenizer: Any, limit: int) -> Texts:
+    """The recipe's rows, tokenised. DataError: whatever is wrong with a file, a row or a label."""
+    from .rows.sets import few, sets
+
+    data = recipe.data
+    rows, parts, more = sets(data, recipe.task.fields())
+    found, counts = {}, {}
+    for which, some in {"train": rows, **parts}.items():
+        if data.per_class and (which == "train" or (which == "valid" and isinstance(data.valid, Split))):
+            some = few(some, data.per_class, recipe.task.label, recipe.seed, which)
+        found[which], counts[which] = recipe.task.encode(some, tokenizer, limit, data.on_overflow)
+    counts["train"] |= more
+    return Texts(found["train"], found.get("valid"), found.get("test"), counts)
