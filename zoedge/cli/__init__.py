@@ -72,7 +72,7 @@ def main() -> None:
 
 
 from . import (  # noqa: E402, F401, I001 - the order of --help
-    training, preview, estimate, sweep, report, runs, logs, share, models, evaluate, export, doctor, recipes, schema,
+    training, preview, estimate, sweep, report, runs, logs, share, export, evaluate, models, doctor, recipes, schema,
     importing, lab,
 )  # fmt: skip
 
