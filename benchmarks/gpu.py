@@ -61,8 +61,8 @@ def made(shape: str, kind: str, device: Any, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     from zoedge.scoring.models.base import Base
-    from zoedge.scoring.models.families import facts_of
-    from zoedge.scoring.models.loading import tame
+    from zoedge.scoring.models.families import load_family
+    from zoedge.scoring.models.loading import make_deterministic
 
     config = configuration(shape)
     with init_empty_weights(include_buffers=False):
@@ -81,8 +81,8 @@ def made(shape: str, kind: str, device: Any, dtype: Any) -> Any:
     if config.tie_word_embeddings:
         head.weight = model.get_input_embeddings().weight
     model.requires_grad_(False)
-    tame(model, dtype)
-    return Base(model, tokenizer(), facts_of(config), dtype, device, bytes(32), Path("."))
+    make_deterministic(model, dtype)
+    return Base(model, tokenizer(), load_family(config), dtype, device, bytes(32), Path("."))
 
 
 def filled(name: str, shape: Any, device: Any, dtype: Any) -> Any:

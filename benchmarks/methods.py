@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from zoedge.errors import DivergedError
-from zoedge.lab._model import Model
-from zoedge.recipe.reading import read
+from zoedge.lab._model import SharedModel
+from zoedge.recipe.reading import read_recipe
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "benchmarks" / "methods.json"
@@ -30,11 +30,11 @@ def main(names: list[str]) -> None:
     paths = [p for p in sorted((ROOT / "recipes").glob("*.yaml")) if "\n# The paper: " in p.read_text(encoding="utf-8")]
     found = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.exists() else {"methods": {}}
     with tempfile.TemporaryDirectory() as folder:
-        model = Model(read("mezo", []), Path(folder))
+        model = SharedModel(read_recipe("mezo", []), Path(folder))
         for path in paths:
             if names and path.stem not in names:
                 continue
-            recipe = read(str(path))
+            recipe = read_recipe(str(path))
             if any(getattr(recipe, key) != getattr(model.recipe, key) for key in ("model", "data", "task", "space")):
                 continue  # measured elsewhere
             scores, passes = [], 0

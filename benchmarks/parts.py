@@ -37,11 +37,11 @@ def row(what: str, unit: str, values: list[float], over: str = "", ratios: Any =
 
 
 def header(elements: int, sync_every: int = 1) -> Any:
-    from zoedge.log.header import DIGESTS, Header
+    from zoedge.log.header import DIGEST_FIELDS, Header
 
     return Header(
         block=b"{}", directions=2, noise=1, rule=1, seed=0, elements=elements, hash_every=100, sync_every=sync_every,
-        **{name: bytes(32) for name in DIGESTS},
+        **{name: bytes(32) for name in DIGEST_FIELDS},
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
     from zoedge.methods.spaces.lora import Lora
     from zoedge.recipe.check import check
     from zoedge.run import replay as run_replay
-    from zoedge.scoring.models.loading import load
+    from zoedge.scoring.models.loading import load_base
 
     spaces = {}
     for name, sites in SITES.items():
@@ -69,13 +69,13 @@ def replay(args: argparse.Namespace, folder: Path) -> list[Row]:
     for kind in ("bf16", "fp32"):
         model = {"source": args.model, "quantization": "none", "compute_dtype": kind}
         made = check({"version": 1, "model": model, "data": {"train": "none"}, "space": "full"}, {}, "benchmark")
-        spaces[f"full {kind}"] = made.space.attach(load(made.model), 0, Rademacher())
+        spaces[f"full {kind}"] = made.space.attach(load_base(made.model), 0, Rademacher())
     items = {}
     for name, space in spaces.items():
         path = folder / name.replace(" ", "")
         again = space.value.clone() if hasattr(space, "value") else None
         written(path, space, STEPS[name])
-        items[name] = partial(replayed, path, space, again, run_replay.bits())
+        items[name] = partial(replayed, path, space, again, run_replay.rounding_bits())
     found = interleaved(items, args.repeat)
     rate = {name: [STEPS[name] / s for s in values] for name, values in found.items()}
     target = {"LoRA 1 M": ("value", ">=", 1000)}
@@ -123,7 +123,7 @@ def noise(args: argparse.Namespace, folder: Path) -> list[Row]:
 
     import torch
 
-    from zoedge.core.parts import part, words
+    from zoedge.core.parts import list_words, load_part
     from zoedge.core.types import Key, Leaf, Part
 
     torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def noise(args: argparse.Namespace, folder: Path) -> list[Row]:
         "torch.normal": lambda: torch.normal(0.0, 1.0, size=SHAPE),
         "torch.randn": lambda: torch.randn(SHAPE),
     }
-    kinds = {word: part("noise", word)() for word in words("noise")}
+    kinds = {word: load_part("noise", word)() for word in list_words("noise")}
     items |= {word: lambda made=made: made.draw(Key(0, next(seq), 0), leaf) for word, made in kinds.items()}
     found = interleaved(items, args.repeat)
     torch.set_num_threads(args.threads)
@@ -180,12 +180,12 @@ def loaded(args: argparse.Namespace, kind: str) -> tuple[float, float]:
     rest_peak()
     began = time.perf_counter()
     if place == "cache":
-        loading.load(spec)
+        loading.load_base(spec)
     else:
         made = loading.from_pretrained(
-            resolve_model(args.model, None), torch.device("cpu"), "auto", loading.scheme(spec)
+            resolve_model(args.model, None), torch.device("cpu"), "auto", loading.bitsandbytes_config(spec)
         )
-        loading.tame(made, torch.float32)
+        loading.make_deterministic(made, torch.float32)
     return time.perf_counter() - began, peak()
 
 

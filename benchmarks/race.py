@@ -32,9 +32,9 @@ STEPS, LR = 300, 1e-3  # of first-order: docs/lab-notes.md has it at 0.86 after 
 
 def forward_only(model: Any, name: str, seed: int, args: Any) -> Iterator[int]:
     """A run of a recipe; yields each step's forward passes of a sample."""
-    from zoedge.recipe.reading import read
+    from zoedge.recipe.reading import read_recipe
 
-    recipe = read(name, [])
+    recipe = read_recipe(name, [])
     if any(getattr(recipe, key) != getattr(model.recipe, key) for key in ("model", "task", "space")):
         sys.exit(f"{name}: its model, task or space is not quickstart's: there is nothing to compare.")
     steps = min(recipe.train.steps, args.steps)
@@ -86,15 +86,15 @@ def differentiable(base: Any, batch: Any) -> Any:
 def run(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
     """A curve of [forward passes of a sample, seconds, accuracy, calibrated, loss], and the peak in MiB."""
     from zoedge.errors import DivergedError
-    from zoedge.recipe.reading import read
+    from zoedge.recipe.reading import read_recipe
     from zoedge.run.evaluate import evaluate
-    from zoedge.scoring.models.loading import release
+    from zoedge.scoring.models.loading import release_memory
 
     bench, recipe = model.bench, model.recipe
-    total = min(args.steps, STEPS if name == FIRST else read(name, []).train.steps)
+    total = min(args.steps, STEPS if name == FIRST else read_recipe(name, []).train.steps)
     steps = first_order(model, seed, args) if name == FIRST else forward_only(model, name, seed, args)
     curve, passes, seconds, most, diverged = [], 0, 0.0, 0.0, False
-    release()
+    release_memory()
     rest_peak()
     for step in range(1, total + 1):
         began = time.thread_time()
@@ -108,7 +108,7 @@ def run(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
             most = max(most, peak())
             score = evaluate(bench.space, bench.task, bench.base, bench.texts.valid, recipe.eval.calibrate)
             curve.append([passes, seconds, score.accuracy, score.calibrated, score.loss])
-            release()
+            release_memory()
             rest_peak()
     return {"curve": curve, "peak": most, "diverged": diverged}
 
@@ -149,8 +149,8 @@ def main() -> None:
     args = parser.parse_args()
     import torch
 
-    from zoedge.lab._model import Model
-    from zoedge.recipe.reading import read
+    from zoedge.lab._model import SharedModel
+    from zoedge.recipe.reading import read_recipe
 
     torch.set_num_threads(args.threads)
     split = ["data.limit=64", "data.valid.split=16", "data.test.split=16"] if args.smoke else ["data.valid.split=500"]
@@ -162,7 +162,7 @@ def main() -> None:
         if found["settings"] != settings:
             sys.exit(f"{args.json} is of {found['settings']}, not of {settings}: name another with --json.")
     with TemporaryDirectory() as folder:
-        model = Model(read("quickstart", [f"model.source={args.model}", *split]), Path(folder))
+        model = SharedModel(read_recipe("quickstart", [f"model.source={args.model}", *split]), Path(folder))
         for seed in range(args.seeds):
             for name in args.names or (*RECIPES, FIRST):
                 seeds = found["runs"].setdefault(name, {})

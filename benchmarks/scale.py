@@ -46,14 +46,14 @@ def worker(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     from zoedge.core import engine
-    from zoedge.recipe.reading import read
+    from zoedge.recipe.reading import read_recipe
     from zoedge.run import setup
     from zoedge.run.workers import Workers
 
-    bench = setup.Bench.build(read("quickstart", settings(args, args.worker)))
+    bench = setup.Bench.build(read_recipe("quickstart", settings(args, args.worker)))
     workers = Workers() if os.environ["WORLD_SIZE"] != "1" else None
     seconds, sent = [], []
-    with TemporaryDirectory() as folder, setup.begin(bench, Path(folder)) as log:
+    with TemporaryDirectory() as folder, setup.begin_run(bench, Path(folder)) as log:
         began = time.perf_counter()
         for _ in engine.play(bench.run(log, workers), STEPS + 1):
             seconds.append(time.perf_counter() - began)
@@ -115,7 +115,7 @@ def offload(args: argparse.Namespace) -> list[dict[str, Any]]:
     from accelerate import hooks
 
     from zoedge.core import engine
-    from zoedge.recipe.reading import read
+    from zoedge.recipe.reading import read_recipe
     from zoedge.run import setup
 
     torch.set_num_threads(1)
@@ -136,9 +136,9 @@ def offload(args: argparse.Namespace) -> list[dict[str, Any]]:
         with TemporaryDirectory() as folder:
             steps = {}
             for name, more in limits.items():
-                bench = setup.Bench.build(read("quickstart", [*some, *more]))
+                bench = setup.Bench.build(read_recipe("quickstart", [*some, *more]))
                 Path(folder, name).mkdir()
-                steps[name] = engine.play(bench.run(setup.begin(bench, Path(folder, name))), STEPS + args.repeat)
+                steps[name] = engine.play(bench.run(setup.begin_run(bench, Path(folder, name))), STEPS + args.repeat)
                 next(steps[name])
             row["blocks"] = sum(any(p.is_meta for p in block.parameters()) for block in bench.base.blocks)
             for _ in range(args.repeat):
@@ -163,10 +163,10 @@ def step_time(row: dict[str, Any], count: int, latency: float, rate: float, rest
     The forward divides among them (workers.split), the rest does not; gloo's ring passes every worker's message
     through all others: count - 1 hops of a message each.
     """
-    from zoedge.run.workers import split
+    from zoedge.run.workers import split_work
 
     points = 2 * row["queries"]
-    groups, parts = split(points, count)
+    groups, parts = split_work(points, count)
     if parts > row["batch"]:
         return math.nan
     share = math.ceil(points / groups) * math.ceil(row["batch"] / parts) / (points * row["batch"])

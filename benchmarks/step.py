@@ -107,10 +107,10 @@ def examples(base: Any, cell: Cell) -> Any:
     from zoedge.scoring.tasks._examples import Examples
 
     if not cell.tokens:
-        from zoedge.recipe.reading import read
+        from zoedge.recipe.reading import read_recipe
         from zoedge.scoring import texts
 
-        return texts.texts(read("quickstart", []), base.tokenizer, 128).train.head(16 * cell.batch)
+        return texts.load_datasets(read_recipe("quickstart", []), base.tokenizer, 128).train.head(16 * cell.batch)
     made, seeded = Examples(1), torch.Generator().manual_seed(0)
     words = [base.tokenizer(word, add_special_tokens=False).input_ids[-1] for word in CLASSES]
     for i in range(4 * cell.batch):
@@ -133,12 +133,12 @@ def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> I
     before, project = [dict(some) for some in hooks], base.project
     forwards = {m: vars(m).get("forward") for m in base.model.modules()}
     made = recipe(args, cell)
-    space = made.space.attach(base, made.seed, replay.initial(made.noise))
+    space = made.space.attach(base, made.seed, replay.initial_noise(made.noise))
     some = examples(base, cell)
     sum(base.keep(some, folder))
     try:
         task = made.task.over(some, made.seed, cell.batch)
-        yield setup.Bench(made, base, texts.Texts(some, None, None, {}), task, space)
+        yield setup.Bench(made, base, texts.Datasets(some, None, None, {}), task, space)
     finally:
         for now, then in zip(hooks, before):
             now.clear()
@@ -161,7 +161,7 @@ class Step:
 
         folder.mkdir()
         bench = replace(bench, recipe=recipe(args, cell, queries, str(folder)))
-        run = bench.run(stack.enter_context(setup.begin(bench, folder)))
+        run = bench.run(stack.enter_context(setup.begin_run(bench, folder)))
         self.task, self.shares, self.scoring = run.task, [], 0.0
         run.task = self
         self.steps = engine.play(run, run.steps)
@@ -215,12 +215,12 @@ def times(args: argparse.Namespace, name: str, cells: dict[Cell, list[int]]) -> 
     import torch
     from _plain import floor
 
-    from zoedge.scoring.models.loading import load
+    from zoedge.scoring.models.loading import load_base
 
     torch.set_num_threads(args.threads)
-    base, full = load(recipe(args, next(iter(cells))).model), None
+    base, full = load_base(recipe(args, next(iter(cells))).model), None
     if name in ("nf4", "int8") and any(cell.space in ("qv", "all") for cell in cells):
-        full = load(recipe(args, Cell("fp32", "all", "classify", 1, 1)).model)
+        full = load_base(recipe(args, Cell("fp32", "all", "classify", 1, 1)).model)
     found = []
     for cell, queries in cells.items():
         with ExitStack() as stack:
@@ -249,10 +249,10 @@ def held(args: argparse.Namespace, cell: Cell, kind: str) -> float:
     import torch
     from _plain import floor
 
-    from zoedge.scoring.models.loading import load, release
+    from zoedge.scoring.models.loading import load_base, release_memory
 
     torch.set_num_threads(args.threads)
-    base = load(recipe(args, cell).model)
+    base = load_base(recipe(args, cell).model)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         if kind.startswith("plain"):
@@ -261,7 +261,7 @@ def held(args: argparse.Namespace, cell: Cell, kind: str) -> float:
         else:
             bench = stack.enter_context(prepared(args, cell, base, folder))
             call = mezo(bench, base) if kind == "mezo" else Step(bench, args, cell, 1, folder / "1", stack)
-        release()
+        release_memory()
         rest_peak()
         for _ in range(3):
             call()

@@ -14,12 +14,12 @@ import numpy as np
 from typer.main import get_command
 
 from zoedge.cli import app
-from zoedge.core.oracle import demand
-from zoedge.core.parts import FOLDERS, module, part, words
+from zoedge.core.oracle import count_evaluations
+from zoedge.core.parts import PART_FOLDERS, list_words, load_module, load_part
 from zoedge.core.types import Leaf
-from zoedge.lab import experiments
-from zoedge.recipe.reading import read
-from zoedge.recipe.recipe import Recipe, word_of
+from zoedge.lab import list_experiments
+from zoedge.recipe.reading import read_recipe
+from zoedge.recipe.recipe import Recipe, part_name
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"
@@ -73,12 +73,12 @@ def comments(path: Path) -> tuple[str, str]:
 def methods() -> dict[str, tuple[Path, Recipe]]:
     """The recipes whose second line says what their paper found."""
     paths = [p for p in sorted((ROOT / "recipes").glob("*.yaml")) if "\n# The paper: " in p.read_text(encoding="utf-8")]
-    return {path.stem: (path, read(str(path))) for path in paths}
+    return {path.stem: (path, read_recipe(str(path))) for path in paths}
 
 
 def row(name: str, recipe: Recipe, measured: dict[str, Any]) -> str:
-    chosen = ", ".join(f"`{word_of(p)}`" for p in (recipe.noise, recipe.estimator, recipe.rule))
-    passes, kept = demand(recipe.estimator, recipe.train.steps)[1], state(recipe.rule)
+    chosen = ", ".join(f"`{part_name(p)}`" for p in (recipe.noise, recipe.estimator, recipe.rule))
+    passes, kept = count_evaluations(recipe.estimator, recipe.train.steps)[1], state(recipe.rule)
     found = measured.get(name)
     cells = [spread(found[key]) if found else "" for key in ("accuracy", "calibrated", "loss")]
     return f"| [{name}](#{name}) | {chosen} | {passes} | {kept} | {' | '.join(cells)} |\n"
@@ -92,7 +92,7 @@ def spread(values: list[float]) -> str:
 
 def method(name: str, path: Path, recipe: Recipe) -> str:
     title, paper = comments(path)
-    own = ("space",) if word_of(recipe.space) != "lora" else ()
+    own = ("space",) if part_name(recipe.space) != "lora" else ()
     lines = "".join(
         f"    {key}: {text.partition(': ')[2]}\n"
         for key in (*own, "noise", "estimator", "rule")
@@ -112,7 +112,7 @@ def options(made: type[Any]) -> str:
 
 
 def description(kind: str, word: str) -> str:
-    made, file = part(kind, word), module(FOLDERS[kind], word)
+    made, file = load_part(kind, word), load_module(PART_FOLDERS[kind], word)
     text = f"### {word}\n\n{docstring(file.__doc__)}\n\n"
     own = made.__doc__ if made.__doc__ and not made.__doc__.startswith(made.__name__ + "(") else ""
     if found := options(made):
@@ -122,7 +122,7 @@ def description(kind: str, word: str) -> str:
     if kind == "rule":
         text += f"State: {state(made())} floats an element.\n\n"
     if kind == "estimator":
-        text += f"Forward passes a step with the defaults: {demand(made(), 100)[1]}.\n\n"
+        text += f"Forward passes a step with the defaults: {count_evaluations(made(), 100)[1]}.\n\n"
     return text
 
 
@@ -145,13 +145,13 @@ def page() -> str:
     text += "".join(row(name, recipe, measured.get("methods", {})) for name, (_, recipe) in found.items()) + "\n"
     text += "".join(method(name, path, recipe) for name, (path, recipe) in found.items())
     for kind, title in KINDS.items():
-        text += f"## {title}\n\n" + "".join(description(kind, word) for word in words(FOLDERS[kind]))
+        text += f"## {title}\n\n" + "".join(description(kind, word) for word in list_words(PART_FOLDERS[kind]))
     return text.rstrip() + "\n"
 
 
 def lab() -> str:
     text = LAB
-    for name, about in experiments():
+    for name, about in list_experiments():
         file = ROOT / "docs" / "lab" / f"{name}.json"
         if not file.exists():
             continue

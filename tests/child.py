@@ -19,7 +19,7 @@ from zoedge.core import digests, engine, storage
 from zoedge.core import run as core_run
 from zoedge.core.types import AbstractNoise, Key, Leaf, Part
 from zoedge.errors import ZoedgeError
-from zoedge.log.header import DIGESTS, Header
+from zoedge.log.header import DIGEST_FIELDS, Header
 from zoedge.log.log import Log
 from zoedge.methods.estimators.two_sided import TwoSided
 from zoedge.methods.rules.momentum import Momentum
@@ -78,16 +78,18 @@ class Rows(SimpleNamespace):
 
 def export(space: Flat, folder: Path) -> None:
     """As export.py does it."""
-    with storage.replaced(folder) as draft:
-        storage.write_durably(draft / "weights", b"".join(bytes(digests.host(leaf.value)) for leaf in space.leaves()))
-        storage.point("export.marker")
+    with storage.replace_folder(folder) as draft:
+        storage.write_durably(
+            draft / "weights", b"".join(bytes(digests.host_bytes(leaf.value)) for leaf in space.leaves())
+        )
+        storage.reach_failpoint("export.marker")
         facts = {"zoedge": 1, "kind": "peft", "files": ["weights"], "state": digests.digest(space).hex()}
         storage.write_durably(draft / "zoedge.json", json.dumps(facts).encode())
 
 
 def main(folder: Path, steps: int, sync_every: int, pause: float = 0.0) -> int:
     space, noise, rule = Flat(), Signs(), Momentum(lr=0.01)
-    zeros = {name: bytes(32) for name in DIGESTS}
+    zeros = {name: bytes(32) for name in DIGEST_FIELDS}
     path = folder / "run.zlog"
     try:
         exists = path.exists()

@@ -40,10 +40,10 @@ def pytest_runtest_teardown() -> None:
 
 def fitting(kind: str, word: str) -> dict[str, Any]:
     """A recipe's table with that part, and with what the part says it goes only with."""
-    from zoedge.core.parts import part
+    from zoedge.core.parts import load_part
 
     table: dict[str, Any] = {kind: {"name": word}}
-    for other, allowed in getattr(part(kind, word), "only_with", {}).items():
+    for other, allowed in getattr(load_part(kind, word), "only_with", {}).items():
         key, _, option = other.partition(".")
         table.setdefault(key, {}).update({option or "name": allowed[0]})
     return table
@@ -54,8 +54,8 @@ def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> An
     import torch
     import transformers
 
-    from zoedge.scoring.models.loading import from_pretrained, scheme
-    from zoedge.scoring.models.quantised import weight_of
+    from zoedge.scoring.models.loading import bitsandbytes_config, from_pretrained
+    from zoedge.scoring.models.quantised import dequantise_weight
 
     model = (
         getattr(transformers, auto)
@@ -63,11 +63,11 @@ def reference(folder: Path, spec: Any, auto: str = "AutoModelForCausalLM") -> An
         .eval()
     )
     if spec.quantization != "none":
-        fresh = from_pretrained(folder, torch.device("cpu"), "auto", scheme(spec))
+        fresh = from_pretrained(folder, torch.device("cpu"), "auto", bitsandbytes_config(spec))
         replaced = [n for n, m in fresh.named_modules() if type(m).__module__.startswith("bitsandbytes")]
         assert len(replaced) >= 12
         for name in replaced:
-            model.get_submodule(name).weight.data = weight_of(fresh.get_submodule(name))
+            model.get_submodule(name).weight.data = dequantise_weight(fresh.get_submodule(name))
     return model
 
 
@@ -78,9 +78,9 @@ def replays(folder: Path) -> bool:
     from zoedge.run import folder as run_folder
     from zoedge.run import replay
 
-    with Log.open(folder / run_folder.LOG) as log:
+    with Log.open(folder / run_folder.LOG_FILE) as log:
         sound = any(g for record in log for g in record.g) and not any(record.flags for record in log)
-        run = replay.replayer(log)
+        run = replay.build_replay_run(log)
         for _ in engine.play(run, len(log)):
             pass
         return sound and log.state.end is not None and digests.digest(run.space).startswith(log.state.end)
@@ -339,7 +339,7 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     from zoedge.core import oracle
 
     def by(factor: float, slots: range) -> None:
-        real = oracle.Scorer.losses
+        real = oracle.StepOracle.losses
 
         def losses(self: Any, points: Any) -> list[float]:
             found = real(self, points)
@@ -348,6 +348,6 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 self.asked[-len(found) :] = found
             return found
 
-        monkeypatch.setattr(oracle.Scorer, "losses", losses)
+        monkeypatch.setattr(oracle.StepOracle, "losses", losses)
 
     return by

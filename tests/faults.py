@@ -18,9 +18,9 @@ from zoedge import errors
 from zoedge.core import storage
 from zoedge.core.types import CLIPPED, SKIPPED, Record
 from zoedge.log import slots
-from zoedge.log.header import DIGESTS, Header
+from zoedge.log.header import DIGEST_FIELDS, Header
 from zoedge.log.log import Log
-from zoedge.log.slots import NOTE, State
+from zoedge.log.slots import NOTE, LogState
 
 SEED = int(os.environ.get("ZOEDGE_SEED", "20261122"))  # of what is random in the suites; each prints it
 SHA = [bytes([i]) * 32 for i in range(256)]
@@ -28,7 +28,7 @@ Op = Callable[[Log], Any]
 
 
 def header(k: int = 2, sync_every: int = 1, hash_every: int = 2, seed: int = 7, block: bytes = b"{}") -> Header:
-    digests = {name: SHA[i] for i, name in enumerate(DIGESTS, 1)}
+    digests = {name: SHA[i] for i, name in enumerate(DIGEST_FIELDS, 1)}
     return Header(block, k, 1, 1, seed, 1024, hash_every, sync_every, **digests)
 
 
@@ -72,18 +72,18 @@ def put(path: Path, data: bytes) -> None:
     os.close(fd)
 
 
-def states(head: Header, raw: bytes) -> list[State]:
+def states(head: Header, raw: bytes) -> list[LogState]:
     """What the log means after 0, 1, .. slots, from the slots that a whole log is known to have."""
-    found, size = [State()], head.slot_size
+    found, size = [LogState()], head.slot_size
     for at in range(head.length, len(raw), size):
-        state = State(**{k: v.copy() if hasattr(v, "copy") else v for k, v in vars(found[-1]).items()})
+        state = LogState(**{k: v.copy() if hasattr(v, "copy") else v for k, v in vars(found[-1]).items()})
         slot, wrong = slots.decode_slot(raw[at : at + size], head.directions)
         assert not wrong and not state.fold(slot)
         found.append(state)
     return found
 
 
-def same(a: State, b: State) -> bool:
+def same(a: LogState, b: LogState) -> bool:
     return repr(a) == repr(b)  # nan losses are not equal to themselves
 
 
@@ -99,7 +99,7 @@ class Tally:
     wrong: int = 0
     lost: int = 0
 
-    def opened(self, path: Path, meant: list[State], least: int = 0) -> Log | None:
+    def opened(self, path: Path, meant: list[LogState], least: int = 0) -> Log | None:
         """Open a damaged log: refused, or some first slots of what was written, `least` of them at least."""
         self.cases += 1
         try:

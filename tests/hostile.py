@@ -146,12 +146,12 @@ def main() -> None:
         from zoedge.scoring.models import loading
         from zoedge.scoring.tasks import chat
 
-        chat.SECONDS = 1  # of CPU for a template, 10 else
+        chat.CPU_SECONDS = 1  # of CPU for a template, 10 else
         torch.set_num_threads(1)
-        loading.load(
+        loading.load_base(
             zoedge.recipe.sections.Model(source="model", quantization="none")
         )  # what is imported at the first use
-        zoedge.recipe.reading.read("my.yaml")
+        zoedge.recipe.reading.read_recipe("my.yaml")
         platform.processor()  # the standard library's, remembered: it asks `uname -p`
         gc.collect()
         gc.freeze()  # a fork need not look at, nor copy, what is imported

@@ -16,9 +16,9 @@ import torch
 import yaml
 
 import zoedge as package
-from zoedge.commands.finetune import recipe_from
+from zoedge.commands.finetune import load_recipe
 from zoedge.errors import DataError, IdentityError, UsageError, ZoedgeError
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -77,13 +77,13 @@ def test_replay_is_the_command(zoedge: Any, finished: Path, tmp_path: Path, monk
 
 
 def test_a_recipe_may_be_a_file_a_name_a_table_or_itself(recipe_file: Path) -> None:
-    whole = read(str(recipe_file))
+    whole = read_recipe(str(recipe_file))
     table = {**whole.resolved(), "data": {**whole.resolved()["data"], "train": Path(whole.data.train)}}
     for given in (recipe_file, str(recipe_file), table, whole):
-        assert recipe_from(given).resolved() == whole.resolved()
-    assert recipe_from(whole, ("seed=9",)).seed == 9 and recipe_from("quickstart").name == "quickstart"
-    assert recipe_from({k: v for k, v in table.items() if k != "name"}).name == "run"
-    assert recipe_from(table, ({"space.targets": ["k_proj"], "seed": 3}, "rule.lr=2e-6")).rule.lr == 2e-6
+        assert load_recipe(given).resolved() == whole.resolved()
+    assert load_recipe(whole, ("seed=9",)).seed == 9 and load_recipe("quickstart").name == "quickstart"
+    assert load_recipe({k: v for k, v in table.items() if k != "name"}).name == "run"
+    assert load_recipe(table, ({"space.targets": ["k_proj"], "seed": 3}, "rule.lr=2e-6")).rule.lr == 2e-6
     assert table["seed"] == whole.seed, "the caller's table is as it was"
 
 

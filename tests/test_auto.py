@@ -16,18 +16,18 @@ import pytest
 from zoedge.core import digests, engine, oracle
 from zoedge.core.exact import bits16
 from zoedge.core.types import CLIPPED, Record
-from zoedge.core.watchdog import Watchdog, promise
+from zoedge.core.watchdog import Watchdog, trust_limit
 from zoedge.errors import DivergedError, IdentityError, UsageError
 from zoedge.log.log import Log
 from zoedge.recipe.check import check
-from zoedge.recipe.reading import read, shipped
-from zoedge.recipe.recipe import dump
-from zoedge.recipe.sections import Watchdog as Options
+from zoedge.recipe.reading import list_shipped, read_recipe
+from zoedge.recipe.recipe import dump_recipe
+from zoedge.recipe.sections import WatchdogOptions as Options
 from zoedge.recipe.strict_yaml import read_yaml
 from zoedge.run import auto, identity, setup
 from zoedge.run import folder as run_folder
 from zoedge.run import replay as run_replay
-from zoedge.run.display import display
+from zoedge.run.display import make_display
 from zoedge.run.train import train
 
 
@@ -46,7 +46,7 @@ log: {{hash_every: 5}}
 output: {{export: []}}
 """
     )
-    return lambda *overrides: read(str(path), list(overrides))
+    return lambda *overrides: read_recipe(str(path), list(overrides))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def whole(fast: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(recipe: Any, folder: Path) -> Any:
-    return train(recipe, folder, display("quiet"))
+    return train(recipe, folder, make_display("quiet"))
 
 
 def bench_of(recipe: Any, folder: Path) -> setup.Bench:
@@ -69,28 +69,28 @@ def bench_of(recipe: Any, folder: Path) -> setup.Bench:
 
 
 def said(folder: Path) -> dict[str, dict[str, Any]]:
-    return {line["key"]: line for line in run_folder.notes(folder) if line["event"] == "auto"}
+    return {line["key"]: line for line in run_folder.read_metrics(folder) if line["event"] == "auto"}
 
 
 def test_what_is_not_told_is_found_and_is_a_number_in_the_log(fast: Any, whole: Path) -> None:
     assert fast().auto == {"estimator.eps", "rule.lr", "train.watchdog"} and fast().rule.schedule == "linear"
     found = said(whole)
-    with Log.open(whole / run_folder.LOG) as log:
+    with Log.open(whole / run_folder.LOG_FILE) as log:
         table = log.header.about["recipe"]
         assert len(log) == 24 and log[0].lr == bits16(table["rule"]["lr"]) > log[20].lr > 0
-    assert table["estimator"]["eps"] == found["estimator.eps"]["value"] in auto.LADDER
+    assert table["estimator"]["eps"] == found["estimator.eps"]["value"] in auto.EPS_LADDER
     tried = {float(k): v for k, v in found["rule.lr"]["tried"].items()}
     best = min((lr for lr in tried if tried[lr] is not None), key=lambda lr: tried[lr])
-    assert table["rule"]["lr"] == found["rule.lr"]["value"] == pytest.approx(best / auto.CAUTION, rel=0.05)
-    assert table["train"]["watchdog"] and read(str(whole / run_folder.RECIPE)).auto == frozenset()
-    assert {f"lr-{lr:g}.zlog" for lr in tried} == {path.name for path in (whole / auto.SEARCH).iterdir()}
+    assert table["rule"]["lr"] == found["rule.lr"]["value"] == pytest.approx(best / auto.CAUTION_FACTOR, rel=0.05)
+    assert table["train"]["watchdog"] and read_recipe(str(whole / run_folder.RECIPE_FILE)).auto == frozenset()
+    assert {f"lr-{lr:g}.zlog" for lr in tried} == {path.name for path in (whole / auto.SEARCH_FOLDER).iterdir()}
 
 
 def test_every_trial_replays_from_its_log(whole: Path) -> None:
     ended = 0
-    for path in (whole / auto.SEARCH).iterdir():
+    for path in (whole / auto.SEARCH_FOLDER).iterdir():
         with Log.open(path) as log:
-            replay = run_replay.replayer(log)
+            replay = run_replay.build_replay_run(log)
             for _ in engine.play(replay, len(log)):
                 pass
             lr = log.header.about["recipe"]["rule"]["lr"]
@@ -126,20 +126,20 @@ def test_a_search_that_is_killed_goes_on_and_finds_the_same(
 def test_a_trial_of_another_recipe_or_a_damaged_one_is_begun_anew(fast: Any, whole: Path, tmp_path: Path) -> None:
     """Left by a search that was killed, and whose recipe was then changed."""
     bench = bench_of(fast("seed=8", "estimator.eps=1e-3"), tmp_path)
-    (tmp_path / auto.SEARCH).mkdir()
-    raw = (whole / auto.SEARCH / "lr-0.001.zlog").read_bytes()
-    (tmp_path / auto.SEARCH / "lr-0.001.zlog").write_bytes(raw)
-    (tmp_path / auto.SEARCH / "lr-0.003.zlog").write_bytes(raw[:-30] + bytes(3) + raw[-27:])
-    found = auto.rate(bench, tmp_path / auto.SEARCH)
-    assert found == auto.rate(bench, tmp_path / auto.SEARCH)
-    for path in (tmp_path / auto.SEARCH).glob("*.zlog"):
+    (tmp_path / auto.SEARCH_FOLDER).mkdir()
+    raw = (whole / auto.SEARCH_FOLDER / "lr-0.001.zlog").read_bytes()
+    (tmp_path / auto.SEARCH_FOLDER / "lr-0.001.zlog").write_bytes(raw)
+    (tmp_path / auto.SEARCH_FOLDER / "lr-0.003.zlog").write_bytes(raw[:-30] + bytes(3) + raw[-27:])
+    found = auto.find_learning_rate(bench, tmp_path / auto.SEARCH_FOLDER)
+    assert found == auto.find_learning_rate(bench, tmp_path / auto.SEARCH_FOLDER)
+    for path in (tmp_path / auto.SEARCH_FOLDER).glob("*.zlog"):
         with Log.open(path) as log:
             assert log.header.seed == 8
 
 
 def test_numbers_that_are_told_are_taken_without_a_search(fast: Any, tmp_path: Path) -> None:
     run(fast("rule.lr=1e-2", "estimator.eps=1e-2"), tmp_path / "told")
-    assert not (tmp_path / "told" / auto.SEARCH).exists() and not said(tmp_path / "told")
+    assert not (tmp_path / "told" / auto.SEARCH_FOLDER).exists() and not said(tmp_path / "told")
     run(fast("estimator.eps=1e-2"), tmp_path / "half")
     assert set(said(tmp_path / "half")) == {"rule.lr"}
 
@@ -148,12 +148,12 @@ def test_a_run_goes_on_with_its_own_numbers(
     fast: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same recipe again: what it leaves to be found is what the log says. Another value that is told is refused."""
-    monkeypatch.setattr(auto, "resolve", None)  # nothing is looked for
+    monkeypatch.setattr(auto, "resolve_numbers", None)  # nothing is looked for
     shutil.copytree(whole, tmp_path / "run")
     assert run(fast(), tmp_path / "run").steps == 24
-    (tmp_path / "run" / run_folder.METRICS).unlink()  # so that it is not known to be finished
+    (tmp_path / "run" / run_folder.METRICS_FILE).unlink()  # so that it is not known to be finished
     assert run(fast(), tmp_path / "run").steps == 24
-    assert (tmp_path / "run" / run_folder.LOG).read_bytes() == (whole / run_folder.LOG).read_bytes()
+    assert (tmp_path / "run" / run_folder.LOG_FILE).read_bytes() == (whole / run_folder.LOG_FILE).read_bytes()
     for override, what in {"rule.lr=0.5": r"rule\.lr .* -> 0\.5", "seed=8": "seed 7 -> 8"}.items():
         with pytest.raises(IdentityError, match=what):
             run(fast(override), tmp_path / "run")
@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_its_own_numbers(
 def test_verify_and_branches_take_the_logs_numbers(
     fast: Any, whole: Path, tmp_path: Path, zoedge: Callable[..., Any]
 ) -> None:
-    text = dump(fast())
+    text = dump_recipe(fast())
     assert "eps: auto" in text and "lr: auto" in text
     (tmp_path / "auto.yaml").write_text(text)
     done = zoedge("verify", whole, "--against", tmp_path / "auto.yaml")
@@ -170,26 +170,26 @@ def test_verify_and_branches_take_the_logs_numbers(
     branch = tmp_path / "branch"
     done = zoedge("finetune", tmp_path / "auto.yaml", "--from", f"{whole}@10", "--run-dir", branch, "--quiet")
     assert done.code == 0, done.err
-    assert (branch / run_folder.LOG).is_file() and not (branch / auto.SEARCH).exists()
+    assert (branch / run_folder.LOG_FILE).is_file() and not (branch / auto.SEARCH_FOLDER).exists()
 
 
 def test_passes_that_are_told_are_those_that_were_made(
     fast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, made = oracle.Scorer.losses, 0
+    real, made = oracle.StepOracle.losses, 0
 
     def losses(self: Any, points: Any) -> Any:
         nonlocal made
         made += len(points) * len(self.batch)
         return real(self, points)
 
-    monkeypatch.setattr(oracle.Scorer, "losses", losses)
+    monkeypatch.setattr(oracle.StepOracle, "losses", losses)
     bench = bench_of(fast(), tmp_path / "run")
     before = digests.digest(bench.space)
-    found = auto.radius(bench)
+    found = auto.find_radius(bench)
     assert found.passes == made
     made = 0
-    assert auto.rate(bench, tmp_path / "run" / auto.SEARCH).passes == made > 0
+    assert auto.find_learning_rate(bench, tmp_path / "run" / auto.SEARCH_FOLDER).passes == made > 0
     assert digests.digest(bench.space) == before and bench.recipe == fast(), "the search leaves nothing behind"
 
 
@@ -199,7 +199,7 @@ def test_a_search_leaves_any_space_as_it_was(fast: Any, tmp_path: Path, space: s
     recipe = fast(f"space={space}", f"model.quantization={quantization}", "model.compute_dtype=bf16")
     bench = bench_of(recipe, tmp_path / "run")
     before, kept = digests.digest(bench.space), list(getattr(bench.space, "kept", ()))
-    assert math.isfinite(auto.rate(bench, tmp_path / "run" / auto.SEARCH).value)
+    assert math.isfinite(auto.find_learning_rate(bench, tmp_path / "run" / auto.SEARCH_FOLDER).value)
     assert digests.digest(bench.space) == before and list(getattr(bench.space, "kept", ())) == kept
 
 
@@ -213,19 +213,19 @@ def test_a_bracket_ends_at_the_lowest_of_its_rungs(best: float) -> None:
     def trial(lr: float) -> float:
         return math.inf if lr > 2 * best else 1 + abs(math.log(lr / best))
 
-    tried = auto.bracket(1e-3, trial, auto.TRIALS)
+    tried = auto.bracket_minimum(1e-3, trial, auto.MAX_TRIALS)
     assert min(tried, key=lambda lr: tried[lr]) == best
     assert len(tried) <= 3 + abs(round(2 * math.log10(best / 1e-3)))
     assert all(re.fullmatch(r"[13]e-\d\d|0\.0*[13]|[13]0*", f"{lr:g}") for lr in tried)
 
 
 def test_a_bracket_gives_up_and_says_so(fast: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(auto.bracket(1e-3, lambda lr: math.inf, 5)) == 5
-    assert len(auto.bracket(1e-3, lambda lr: -lr, 5)) == 5
+    assert len(auto.bracket_minimum(1e-3, lambda lr: math.inf, 5)) == 5
+    assert len(auto.bracket_minimum(1e-3, lambda lr: -lr, 5)) == 5
     bench = bench_of(fast(), tmp_path / "run")
-    monkeypatch.setattr(auto, "attempt", lambda *args: (math.inf, 0))
+    monkeypatch.setattr(auto, "run_trial", lambda *args: (math.inf, 0))
     with pytest.raises(DivergedError, match=r"rule.lr: auto: every trial from 0.001 down to 3e-09 diverged"):
-        auto.rate(bench, tmp_path / "run" / auto.SEARCH)
+        auto.find_learning_rate(bench, tmp_path / "run" / auto.SEARCH_FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -246,19 +246,19 @@ def test_eps_is_the_smallest_that_noise_does_not_drown(
             found.append(c + bend * c**3 + noise * math.sin(7.0 * count * count))
         return found
 
-    monkeypatch.setattr(oracle.Scorer, "losses", losses)
-    found = auto.radius(bench)
+    monkeypatch.setattr(oracle.StepOracle, "losses", losses)
+    found = auto.find_radius(bench)
     assert found.value == chosen or chosen is None
     assert found.value == min(found.tried, key=lambda eps: found.tried[eps])
-    assert all(ratio >= auto.STABLE for eps, ratio in found.tried.items() if eps < found.value)
+    assert all(ratio >= auto.MAX_SLOPE_NOISE for eps, ratio in found.tried.items() if eps < found.value)
 
 
 def test_of_losses_that_never_differ_the_widest_radius_is_taken(fast: Any, tmp_path: Path) -> None:
     """Accuracy of an adapter that starts at zero: no prediction flips at a small radius."""
     bench = bench_of(fast(), tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(oracle.Scorer, "losses", lambda self, points: [0.5] * len(points))
-        assert auto.radius(bench).value == auto.LADDER[-1]
+        patch.setattr(oracle.StepOracle, "losses", lambda self, points: [0.5] * len(points))
+        assert auto.find_radius(bench).value == auto.EPS_LADDER[-1]
 
 
 # -- what the recipe says
@@ -273,7 +273,7 @@ def test_defaults_are_auto_and_parts_that_fix_a_number_have_it() -> None:
     assert told.auto == {"estimator.eps"} and told.train.watchdog is None and told.rule.schedule == "constant"
     fixed = check(bare | {"estimator": "as2p"}, {}, "r")
     assert fixed.rule.lr == 1.0 and fixed.auto == frozenset() and fixed.train.watchdog is None
-    table, _ = read_yaml(dump(recipe), "r")
+    table, _ = read_yaml(dump_recipe(recipe), "r")
     again = check(table, {}, "r")
     assert again.resolved() == recipe.resolved() and {"estimator.eps", "rule.lr"} <= again.auto
 
@@ -290,14 +290,14 @@ def test_defaults_are_auto_and_parts_that_fix_a_number_have_it() -> None:
 )
 def test_what_is_neither_a_number_nor_auto_gets_a_sentence(recipe_file: Path, override: str, what: str) -> None:
     with pytest.raises(UsageError) as e:
-        read(str(recipe_file), [override])
+        read_recipe(str(recipe_file), [override])
     assert str(e.value) == f"{recipe_file} (key=value): {what}"
 
 
 def test_shipped_recipes_decide_the_same_numbers_as_ever() -> None:
     """Their digests as of before defaults could be auto: a changed default must be written out in them."""
     known = json.loads((Path(__file__).parent / "fixtures" / "shipped.json").read_text())
-    found = {path.stem: identity.recipe_digest(read(str(path))).hex()[:16] for path in shipped()}
+    found = {path.stem: identity.recipe_digest(read_recipe(str(path))).hex()[:16] for path in list_shipped()}
     assert len(known) >= 49 and {name: found[name] for name in known} == known
 
 
@@ -335,7 +335,7 @@ def test_a_mean_loss_far_over_its_lowest_sends_a_run_back() -> None:
      (0.01, math.inf, 1.0, math.inf), (0.01, -1.0, 1.0, math.inf), (0.01, 1.0, 0.0, math.inf)],
 )  # fmt: skip
 def test_the_most_that_a_slope_may_be(trust: float | None, loss: float, lr: float, most: float) -> None:
-    assert promise(trust, loss, lr) == pytest.approx(most)
+    assert trust_limit(trust, loss, lr) == pytest.approx(most)
 
 
 def test_no_step_promises_more_than_it_may_and_a_long_step_is_bounded(fast: Any, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_no_step_promises_more_than_it_may_and_a_long_step_is_bounded(fast: Any,
     for name, guard in {"free": "null", "guarded": "{trust: 0.01, rise: 1.5, rewinds: 8, patience: 10}"}.items():
         told = ("rule.lr=3", "estimator.eps=1e-3", "train.steps=60", f"train.watchdog={guard}")
         run(fast(*told), tmp_path / name)
-        with Log.open(tmp_path / name / run_folder.LOG) as log:
+        with Log.open(tmp_path / name / run_folder.LOG_FILE) as log:
             ends[name] = math.fsum(min(record.losses) for record in list(log)[-20:]) / 20
             promised = [record.lr * record.g[0] ** 2 / min(record.losses) for record in log]
             assert (max(promised) <= 0.0101) == (name == "guarded")

@@ -23,7 +23,7 @@ import report  # noqa: E402
 import step  # noqa: E402
 
 from zoedge.core import engine  # noqa: E402
-from zoedge.scoring.models.loading import load  # noqa: E402
+from zoedge.scoring.models.loading import load_base  # noqa: E402
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def args(llama: Path, monkeypatch: pytest.MonkeyPatch) -> Namespace:
 def test_same_gradient(args: Namespace, tmp_path: Path, base: str, space: str, task: str) -> None:
     """MeZO's step along zoedge's direction measures the same projected gradient."""
     cell = step.Cell(base, space, task, 4, 9)
-    loaded = load(step.recipe(args, cell).model)
+    loaded = load_base(step.recipe(args, cell).model)
     with step.prepared(args, cell, loaded, tmp_path) as bench:
         run = bench.run(Memory())
         record = engine.measure(run, 0)
@@ -64,7 +64,7 @@ def test_same_gradient(args: Namespace, tmp_path: Path, base: str, space: str, t
 def test_same_logits(args: Namespace, tmp_path: Path, task: str) -> None:
     """The floor computes the logits that zoedge's loss reads."""
     cell = step.Cell("nf4", "scales", task, 3, 9)
-    loaded = load(step.recipe(args, cell).model)
+    loaded = load_base(step.recipe(args, cell).model)
     with step.prepared(args, cell, loaded, tmp_path) as bench:
         batch = bench.task.batch(0)
         columns = batch.targets[0] if task == "classify" else torch.arange(loaded.model.config.vocab_size)
@@ -105,10 +105,10 @@ def test_parts(args: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path, tmp_path: Path) -> None:
-    from zoedge.lab._model import Model
-    from zoedge.recipe.reading import read
+    from zoedge.lab._model import SharedModel
+    from zoedge.recipe.reading import read_recipe
 
-    model = Model(read(str(recipe_file)), tmp_path)
+    model = SharedModel(read_recipe(str(recipe_file)), tmp_path)
     bench, args.steps = model.bench, 3
     batch = bench.task.batch(0)
     ours = bench.task.outputs(bench.base, batch, 1)[0].float()

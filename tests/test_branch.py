@@ -12,15 +12,15 @@ from test_play import train
 
 from zoedge.commands import verify
 from zoedge.core import digests, engine
-from zoedge.core.canonical import canonical
+from zoedge.core.canonical import encode_canonical
 from zoedge.errors import DamagedError, IdentityError, LockedError, UsageError
 from zoedge.log import packed
 from zoedge.log.log import Log
 from zoedge.log.slots import HASH, NOTE, STEP
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import branch, identity, replay, setup
 from zoedge.run import folder as run_folder
-from zoedge.run.display import display
+from zoedge.run.display import make_display
 from zoedge.run.train import train as whole_run
 
 OTHER = ["rule.lr=3e-3", "rule.schedule=constant", "train.batch=3", "rule.weight_decay=0.1"]
@@ -28,12 +28,12 @@ OTHER = ["rule.lr=3e-3", "rule.schedule=constant", "train.batch=3", "rule.weight
 
 def begun(recipe_file: Path, folder: Path, parent: branch.Parent, options: list[str], until: int) -> bytes:
     """The state of a branch after so many steps, begun or continued."""
-    recipe = read(str(recipe_file), options)
+    recipe = read_recipe(str(recipe_file), options)
     bench = setup.Bench.build(recipe)
     sum(bench.base.keep(bench.texts.train, folder.parent))
     folder.mkdir(exist_ok=True)
-    path = folder / run_folder.LOG
-    with Log.resume(path) if path.exists() else setup.begin(bench, folder, parent) as log:
+    path = folder / run_folder.LOG_FILE
+    with Log.resume(path) if path.exists() else setup.begin_run(bench, folder, parent) as log:
         for _ in engine.play(bench.run(log), until):
             pass
         if until == recipe.train.steps:
@@ -42,7 +42,7 @@ def begun(recipe_file: Path, folder: Path, parent: branch.Parent, options: list[
 
 
 def state(log: Any, steps: int) -> bytes:
-    run = replay.replayer(log)
+    run = replay.build_replay_run(log)
     for _ in engine.play(run, steps):
         pass
     return digests.digest(run.space)
@@ -59,33 +59,35 @@ def test_a_branch_goes_on_from_the_parents_state_and_replays_alone(
     worse(100.0, range(14, 21))
     own = METHODS[method]
     train(recipe_file, tmp_path / "parent", overrides=[GUARD, "train.steps=16", *own])
-    parent = Log.open(tmp_path / "parent" / run_folder.LOG)
+    parent = Log.open(tmp_path / "parent" / run_folder.LOG_FILE)
     assert parent.state.rewinds
     free = OTHER[:-1] if method == "hizoo" else OTHER
     options = ["train.steps=16", *own, *free]
     final = begun(recipe_file, tmp_path / "a", branch.Parent(parent, 12), options, 16)
     begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 13)
     assert begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 16) == final
-    raw = (tmp_path / "a" / run_folder.LOG).read_bytes()
-    assert raw == (tmp_path / "b" / run_folder.LOG).read_bytes()
-    log = Log.open(tmp_path / "a" / run_folder.LOG)
+    raw = (tmp_path / "a" / run_folder.LOG_FILE).read_bytes()
+    assert raw == (tmp_path / "b" / run_folder.LOG_FILE).read_bytes()
+    log = Log.open(tmp_path / "a" / run_folder.LOG_FILE)
     assert list(log)[:12] == list(parent)[:12] and len(log) == 16 and not log.state.rewinds
-    assert all(r.lr == identity.recipe_of(log.header, "log").rule.rate(12, 16) for r in list(log)[12:])
+    assert all(r.lr == identity.recipe_from_header(log.header, "log").rule.rate(12, 16) for r in list(log)[12:])
     assert state(log, 12) == state(parent, 12) and log.state.hashes[12] == state(parent, 12)[:24]
     assert {s: d for s, d in parent.state.hashes.items() if s < 12}.items() <= log.state.hashes.items()
     join = log[11].seq + 1
     found = kinds(raw, log.path)
     assert found[join] == HASH and found[:join].count(STEP) == 12 and NOTE in found[:join]
-    assert any("its first 12 steps" in line for line in verify.integrity(log))
-    assert digests.digest(verify.states(log)[0].space) == final
+    assert any("its first 12 steps" in line for line in verify.check_integrity(log))
+    assert digests.digest(verify.check_states(log)[0].space) == final
     if method != "residual":
-        (tmp_path / "p.zpack").write_bytes(packed.pack(parent))
-        again = branch.Parent(packed.Packed.open(tmp_path / "p.zpack"), 12)
+        (tmp_path / "p.zpack").write_bytes(packed.pack_log(parent))
+        again = branch.Parent(packed.PackedLog.open(tmp_path / "p.zpack"), 12)
         begun(recipe_file, tmp_path / "c", again, options, 12)
-        other = Log.open(tmp_path / "c" / run_folder.LOG)
+        other = Log.open(tmp_path / "c" / run_folder.LOG_FILE)
         assert [r._replace(losses=(), check=0) for r in list(log)[:12]] == list(other)[:12]
     second = begun(recipe_file, tmp_path / "d", branch.Parent(log, 14), [*options, "rule.lr=1e-4"], 16)
-    assert digests.digest(verify.states(Log.open(tmp_path / "d" / run_folder.LOG))[0].space) == second != final
+    assert (
+        digests.digest(verify.check_states(Log.open(tmp_path / "d" / run_folder.LOG_FILE))[0].space) == second != final
+    )
 
 
 REFUSED = {
@@ -102,15 +104,15 @@ REFUSED = {
 @pytest.mark.parametrize("change", REFUSED)
 def test_what_the_parents_steps_do_not_replay_under_is_refused(recipe_file: Path, tmp_path: Path, change: str) -> None:
     train(recipe_file, tmp_path / "parent", until=12)
-    parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG), 8)
+    parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG_FILE), 8)
     with pytest.raises(IdentityError, match=rf"Cannot branch from .*run\.zlog@8: .*{REFUSED[change]}"):
         begun(recipe_file, tmp_path / "a", parent, [change], 9)
-    assert not (tmp_path / "a" / run_folder.LOG).exists() and not list((tmp_path / "a").iterdir())
+    assert not (tmp_path / "a" / run_folder.LOG_FILE).exists() and not list((tmp_path / "a").iterdir())
 
 
 def test_a_rule_paced_by_the_run_keeps_its_length(recipe_file: Path, tmp_path: Path) -> None:
     train(recipe_file, tmp_path / "parent", until=8, overrides=METHODS["adamu"])
-    parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG), 8)
+    parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG_FILE), 8)
     with pytest.raises(IdentityError, match=r"train.steps 24 -> 30 \(Adamu has schedules of the run's length"):
         begun(recipe_file, tmp_path / "a", parent, [*METHODS["adamu"], "train.steps=30"], 9)
 
@@ -129,7 +131,7 @@ def test_the_command(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., An
     done = zoedge(*start, "--from", f"{parent}@last")
     assert done.code == 0 and "30 steps" in done.out
     folder = parent.with_name("two")
-    assert zoedge("verify", folder, "--replay", "--against", folder / run_folder.RECIPE).code == 0
+    assert zoedge("verify", folder, "--replay", "--against", folder / run_folder.RECIPE_FILE).code == 0
     assert zoedge(*start, "--from", f"{parent}@last").code == 0, "it is finished"
     done = zoedge(*start, "--from", f"{parent}@20")
     assert done.code == 4 and "did not begin as" in done.err
@@ -139,27 +141,29 @@ def test_the_command(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., An
 
 def test_a_log_that_is_there_is_not_replaced(recipe_file: Path, tmp_path: Path) -> None:
     train(recipe_file, tmp_path / "parent", until=8)
-    parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG), 8)
-    recipe = read(str(recipe_file))
+    parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG_FILE), 8)
+    recipe = read_recipe(str(recipe_file))
     (tmp_path / "run.zlog").write_bytes(b"another's")
     with pytest.raises(LockedError):
-        branch.begin(parent, setup.Bench.build(recipe).header(), recipe, tmp_path / "run.zlog")
+        branch.begin_branch(parent, setup.Bench.build(recipe).header(), recipe, tmp_path / "run.zlog")
     assert (tmp_path / "run.zlog").read_bytes() == b"another's" and not list(tmp_path.glob(".run*"))
 
 
 @pytest.mark.parametrize("parent", [3, {"step": 3}, {"step": "3", "fingerprint": ""}, {"step": -1, "fingerprint": ""}])
 def test_what_a_header_says_of_a_parent_is_checked(recipe_file: Path, tmp_path: Path, parent: Any) -> None:
     train(recipe_file, tmp_path / "run", until=1)
-    header = Log.open(tmp_path / "run" / run_folder.LOG).header
-    object.__setattr__(header, "block", canonical({**header.about, "parent": parent}))
+    header = Log.open(tmp_path / "run" / run_folder.LOG_FILE).header
+    object.__setattr__(header, "block", encode_canonical({**header.about, "parent": parent}))
     with pytest.raises(DamagedError, match="parent run cannot be read"):
-        identity.parent_of(header)
+        identity.parent_from_header(header)
 
 
 def test_a_branch_by_train(recipe_file: Path, tmp_path: Path) -> None:
-    first = whole_run(read(str(recipe_file)), tmp_path / "one", display("quiet"))
-    parent = branch.Parent(Log.open(first.folder / run_folder.LOG), 10)
+    first = whole_run(read_recipe(str(recipe_file)), tmp_path / "one", make_display("quiet"))
+    parent = branch.Parent(Log.open(first.folder / run_folder.LOG_FILE), 10)
     with pytest.raises(UsageError, match="at least one step"):
-        whole_run(read(str(recipe_file), ["train.steps=10"]), tmp_path / "x", display("quiet"), parent=parent)
-    second = whole_run(read(str(recipe_file), OTHER), tmp_path / "two", display("quiet"), parent=parent)
+        whole_run(
+            read_recipe(str(recipe_file), ["train.steps=10"]), tmp_path / "x", make_display("quiet"), parent=parent
+        )
+    second = whole_run(read_recipe(str(recipe_file), OTHER), tmp_path / "two", make_display("quiet"), parent=parent)
     assert second.steps == 24 and second.fingerprint != first.fingerprint

@@ -14,10 +14,10 @@ from test_models import CLOSE, FAMILIES, VOCABULARY, Get, attach, deltas, far
 
 from zoedge.recipe.sections import Model
 from zoedge.scoring.models.base import Base
-from zoedge.scoring.models.loading import load
-from zoedge.scoring.tasks._branches import fills
+from zoedge.scoring.models.loading import load_base
+from zoedge.scoring.tasks._branches import count_token_rows
 from zoedge.scoring.tasks._examples import Batch, Examples
-from zoedge.scoring.tasks._training import TOKENS, filled, likelihoods
+from zoedge.scoring.tasks._training import FORWARD_TOKENS, pack_batches, sum_log_likelihoods
 
 SHAPES = [(40, [20, 20, 21]), (9, [1, 7]), (5, [6]), (0, [4, 2, 3]), (17, [0, 0])]  # a prompt's tokens, its options'
 SIZES = [len(options) for _, options in SHAPES]
@@ -25,7 +25,7 @@ SIZES = [len(options) for _, options in SHAPES]
 
 @pytest.fixture(scope="module")
 def loaded(families: dict[str, Path]) -> Get:
-    return lru_cache(lambda family: load(Model(source=str(families[family]), compute_dtype="fp32")))
+    return lru_cache(lambda family: load_base(Model(source=str(families[family]), compute_dtype="fp32")))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def seen(base: Base, batch: Batch, copies: int) -> tuple[torch.Tensor, list[int]
     """(log p [copies, S], rows [S, T] of hidden states that the last block but one, or the only other, took)."""
     shapes: list[int] = []
     hook = base.blocks[-2].register_forward_hook(lambda module, args, h: shapes.extend(args[0].shape[:2]))
-    found, _ = likelihoods(base, batch, copies)
+    found, _ = sum_log_likelihoods(base, batch, copies)
     hook.remove()
     return found, shapes
 
@@ -102,17 +102,20 @@ def test_over_a_trunk_kept_or_not(base: Base, tmp_path: Path) -> None:
     for cut in range(1, len(base.blocks)):
         base.cut_at(cut)
         assert apart(base, 1) < 10 * CLOSE
-        without, _ = likelihoods(base, batch, 2)
+        without, _ = sum_log_likelihoods(base, batch, 2)
         assert sum(base.keep(examples, tmp_path)) == 4
-        kept, _ = likelihoods(base, batch, 2)
-        alone, _ = likelihoods(base, replace(batch, branches=None), 2)
+        kept, _ = sum_log_likelihoods(base, batch, 2)
+        alone, _ = sum_log_likelihoods(base, replace(batch, branches=None), 2)
         assert batch.branches is not None and max(far(kept, without), far(kept, alone)) < 10 * CLOSE
 
 
 def test_what_stands_where() -> None:
     examples = Examples(1, [[5, 6, 7], [5, 6, 8, 9], [4]], [[1, 2], [1, 3], [0]], [[7, 3]] * 3, [0] * 3)
     found = examples.collate([0, 1, 2], [2, 1]).branches
-    assert found is not None and [fills(examples.tokens[:2]), fills(examples.tokens[2:])] == [5, 1]
+    assert found is not None and [count_token_rows(examples.tokens[:2]), count_token_rows(examples.tokens[2:])] == [
+        5,
+        1,
+    ]
     assert found.ids.tolist() == [[5, 6, 7, 8, 9], [4, 5, 5, 5, 5]]
     assert found.places.tolist() == [[0, 1, 2, 2, 3], [0] * 5]
     assert found.owner[0].tolist() == [-1, -1, 0, 1, 1] and found.owner[1, 0] == -1
@@ -138,5 +141,5 @@ def test_whichever_costs_less(shapes: Any, better: bool) -> None:
 
 
 def test_batches_of_like_sizes() -> None:
-    sizes = [TOKENS // 4, 7, 2 * TOKENS, TOKENS // 2, TOKENS // 5]
-    assert list(filled(sizes)) == [[2], [0, 3], [1, 4]]
+    sizes = [FORWARD_TOKENS // 4, 7, 2 * FORWARD_TOKENS, FORWARD_TOKENS // 2, FORWARD_TOKENS // 5]
+    assert list(pack_batches(sizes)) == [[2], [0, 3], [1, 4]]

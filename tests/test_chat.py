@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from zoedge.errors import DataError
-from zoedge.scoring.rows.formats import messages, said
+from zoedge.scoring.rows.formats import make_message as turn
+from zoedge.scoring.rows.formats import row_to_messages
 from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks import chat
-from zoedge.scoring.tasks.chat import TEMPLATES, Chat, render
+from zoedge.scoring.tasks.chat import TEMPLATE_FOLDER, Chat, render_chats
 
 WORDS = SimpleNamespace(bos_token="<s>", eos_token="</s>", pad_token=None, unk_token=None)
 TALK = [
-    said("system", "Be kind."), said("user", "Hi"), said("assistant", "Hello"), said("user", "Bye"), said("assistant", "Ciao"),
+    turn("system", "Be kind."), turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "Bye"), turn("assistant", "Ciao"),
 ]  # fmt: skip
 
 
@@ -39,15 +40,15 @@ def own(tokenizer: Any, template: str | None) -> Any:
             TALK[1:3],
         ),
         ({"conversations": [{"from": r, "value": "x"} for r in ("system", "user", "assistant")]},
-         [said(r, "x") for r in ("system", "user", "assistant")]),
-        ({"instruction": "Add.", "input": "1 2", "output": "3"}, [said("user", "Add.\n\n1 2"), said("assistant", "3")]),
-        ({"instruction": "Go.", "input": "", "output": "3"}, [said("user", "Go."), said("assistant", "3")]),
-        ({"instruction": "Go.", "output": 3}, [said("user", "Go."), said("assistant", "3")]),
-        ({"prompt": "a ", "completion": "b"}, [said("user", "a "), said("assistant", "b")]),
+         [turn(r, "x") for r in ("system", "user", "assistant")]),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, [turn("user", "Add.\n\n1 2"), turn("assistant", "3")]),
+        ({"instruction": "Go.", "input": "", "output": "3"}, [turn("user", "Go."), turn("assistant", "3")]),
+        ({"instruction": "Go.", "output": 3}, [turn("user", "Go."), turn("assistant", "3")]),
+        ({"prompt": "a ", "completion": "b"}, [turn("user", "a "), turn("assistant", "b")]),
     ],
 )  # fmt: skip
 def test_four_kinds_of_rows(fields: dict[str, Any], wanted: list[dict[str, str]]) -> None:
-    assert messages(Row("f:1", fields)) == wanted
+    assert row_to_messages(Row("f:1", fields)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -58,11 +59,11 @@ def test_four_kinds_of_rows(fields: dict[str, Any], wanted: list[dict[str, str]]
         ({"messages": "hi"}, 'field "messages": not a list of {role, content}.'),
         ({"messages": ["hi"]}, 'field "messages": not a list of {role, content}.'),
         ({"messages": []}, "no answer of the assistant's."),
-        ({"messages": [said("user", "hi")]}, "no answer of the assistant's."),
-        ({"messages": [said("human", "hi")]}, 'messages, turn 1: role "human" is not one of system, user, assistant.'),
-        ({"messages": [said("user", "hi"), {"content": "x"}]}, 'messages, turn 2: role "None" is not one of'),
-        ({"messages": [said("user", "hi"), {"role": "user", "content": 3}]}, "messages, turn 2: content is missing, empty"),
-        ({"messages": [said("user", "hi"), said("assistant", " ")]}, "messages, turn 2: content is missing, empty"),
+        ({"messages": [turn("user", "hi")]}, "no answer of the assistant's."),
+        ({"messages": [turn("human", "hi")]}, 'messages, turn 1: role "human" is not one of system, user, assistant.'),
+        ({"messages": [turn("user", "hi"), {"content": "x"}]}, 'messages, turn 2: role "None" is not one of'),
+        ({"messages": [turn("user", "hi"), {"role": "user", "content": 3}]}, "messages, turn 2: content is missing, empty"),
+        ({"messages": [turn("user", "hi"), turn("assistant", " ")]}, "messages, turn 2: content is missing, empty"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, 'conversations, turn 1: from "bot" is not one of human,'),
         ({"instruction": "a"}, 'field "output": missing. It has: instruction.'),
         ({"prompt": "a", "completion": ""}, 'field "completion": empty.'),
@@ -70,7 +71,7 @@ def test_four_kinds_of_rows(fields: dict[str, Any], wanted: list[dict[str, str]]
 )  # fmt: skip
 def test_a_bad_row_and_its_sentence(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DataError) as e:
-        messages(Row("f:1", fields))
+        row_to_messages(Row("f:1", fields))
     assert str(e.value).startswith(f"f:1: {sentence}")
 
 
@@ -98,13 +99,13 @@ EXACT = {
 
 
 def test_every_template_is_here() -> None:
-    assert {path.stem for path in TEMPLATES.glob("*.jinja")} == set(EXACT)
+    assert {path.stem for path in TEMPLATE_FOLDER.glob("*.jinja")} == set(EXACT)
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_exact_text_and_the_answers_in_it(name: str, tokenizer: Any) -> None:
-    source = (TEMPLATES / f"{name}.jinja").read_text()
-    (found,) = render(source, [TALK], WORDS)
+    source = (TEMPLATE_FOLDER / f"{name}.jinja").read_text()
+    (found,) = render_chats(source, [TALK], WORDS)
     assert (found["text"], [found["text"][a:b] for a, b in found["answers"]]) == EXACT[name]
     from transformers.utils.chat_template_utils import render_jinja_template  # the template means the same to others
 
@@ -129,7 +130,7 @@ def test_a_token_on_both_sides_of_an_answers_start_is_scored(tokenizer: Any) -> 
 
 def test_the_tokenizers_own_template_and_its_absence(tokenizer: Any) -> None:
     rows = [Row("f:1", {"messages": TALK})]
-    source = (TEMPLATES / "chatml.jinja").read_text()
+    source = (TEMPLATE_FOLDER / "chatml.jinja").read_text()
     named = Chat("chatml").encode(rows, tokenizer, 400, "error")[0]
     assert Chat().encode(rows, own(tokenizer, source), 400, "error")[0].digest() == named.digest()
     with pytest.raises(DataError, match=r"^task.format: the tokenizer has no chat template of its own\. Set chatml,"):
@@ -141,7 +142,9 @@ def test_marks_of_generation_are_read_over() -> None:
         "{% for m in messages %}{% if m.role == 'assistant' %}{%- generation -%}{{ m.content }}{% endgeneration %}"
         "{% else %}{{ m.content }}:{% endif %}{% endfor %}"
     )
-    assert render(template, [TALK], WORDS) == [{"text": "Be kind.:Hi:HelloBye:Ciao", "answers": [[12, 17], [21, 25]]}]
+    assert render_chats(template, [TALK], WORDS) == [
+        {"text": "Be kind.:Hi:HelloBye:Ciao", "answers": [[12, 17], [21, 25]]}
+    ]
 
 
 # -- templates that misbehave
@@ -172,8 +175,8 @@ def test_a_template_that_cannot_be_used(template: str, sentence: str, tokenizer:
 
 
 def test_turns_that_a_template_refuses() -> None:
-    source = (TEMPLATES / "llama2.jinja").read_text()
-    (found,) = render(source, [[said("assistant", "a")]], WORDS)
+    source = (TEMPLATE_FOLDER / "llama2.jinja").read_text()
+    (found,) = render_chats(source, [[turn("assistant", "a")]], WORDS)
     assert found == {"error": "user and assistant must take turns, the user first"}
 
 
@@ -186,11 +189,11 @@ def test_turns_that_a_template_refuses() -> None:
     ],
 )
 def test_a_template_that_loops_or_swells_is_ended(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 1)
+    monkeypatch.setattr(chat, "CPU_SECONDS", 1)
     with pytest.raises(
         DataError, match=r"^The chat template took more than 1 s or 1 GiB, and was ended\. Set task\.format"
     ):
-        render(template, [TALK], WORDS)
+        render_chats(template, [TALK], WORDS)
 
 
 # -- lengths

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zoedge.errors import DataError
 from zoedge.scoring.rows.row import Row
-from zoedge.scoring.tasks._examples import WINDOW, Examples
+from zoedge.scoring.tasks._examples import SHUFFLE_WINDOW, Examples
 from zoedge.scoring.tasks.classify import Classify
 
 FILM = [
@@ -346,7 +346,7 @@ def test_every_length_has_the_same_chance_at_any_time() -> None:
         assert sum(at) / len(at) == pytest.approx(mean, rel=0.25)
     padded = sum(max(lengths[i] for i in step) * size for plan in plans for step in plan)
     assert padded < 1.25 * sum(lengths[i] for plan in plans for step in plan for i in step)
-    assert count > size * WINDOW  # or there would be one window
+    assert count > size * SHUFFLE_WINDOW  # or there would be one window
 
 
 def test_like_lengths_together() -> None:

@@ -86,7 +86,7 @@ def test_replay_and_all_levels_of_verify(
 def test_verify_names_a_damaged_slot_and_a_wrong_state(
     trained: Path, tmp_path: Path, zoedge: Callable[..., Done]
 ) -> None:
-    from zoedge.log.slots import chain, encode_slot
+    from zoedge.log.slots import chain_value, encode_slot
 
     raw = bytearray((trained / "run.zlog").read_bytes())
     bad = tmp_path / "bad.zlog"
@@ -102,7 +102,7 @@ def test_verify_names_a_damaged_slot_and_a_wrong_state(
             if body[0] == 1 and int.from_bytes(body[8:12], "little") == 12:
                 record = log[12]._replace(g=(log[12].g[0] * 2,))
                 body = encode_slot(64, 1, seq, 12, record)
-            link = chain(link, body)
+            link = chain_value(link, body)
             out += body + link
     forged = tmp_path / "forged.zlog"
     forged.write_bytes(out)
@@ -135,7 +135,7 @@ def test_eval_generate_export(trained: Path, tmp_path: Path, zoedge: Callable[..
     done = zoedge("eval", trained, "--json")
     assert done.code == 0, done.err
     scores = json.loads(done.out)
-    after = next(x for x in run_folder.notes(trained) if x["event"] == "after")
+    after = next(x for x in run_folder.read_metrics(trained) if x["event"] == "after")
     assert scores["after 24 steps"]["accuracy"] == after["accuracy"]
     done = zoedge("generate", trained, "-p", "the film is fun It was", "--compare-base")
     base, tuned = done.out.splitlines()
@@ -194,7 +194,7 @@ def test_chat_answers_every_line_of_a_pipe(
     assert done.code == 0 and done.err.count("do not fit") == 1, done.err
     base, tuned = done.out.removesuffix("\n").split("\ntuned: ")[0], done.out.count("tuned: ")
     assert tuned == 2 and done.out == done.out[: len(done.out) // 2] * 2
-    bench = setup.Bench.build(identity.recipe_of(Log.open(run / "run.zlog").header, str(run)))
+    bench = setup.Bench.build(identity.recipe_from_header(Log.open(run / "run.zlog").header, str(run)))
     ids = AutoTokenizer.from_pretrained(source)(prompt, add_special_tokens=False).input_ids
     assert ids.count(1) == (form == "own")
     assert base == f"base:  {bench.base.answers([ids], 1, 3)[0][0]}"

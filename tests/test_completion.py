@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zoedge.cli import completing
-from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.recipe import check, sections
 
 ROOT = Path(check.__file__).parents[2]
@@ -84,8 +84,11 @@ def test_another_shell(folder: Path) -> None:
 
 
 def test_every_key_is_one_and_every_one_is_there() -> None:
-    known = {"name", "seed", *FOLDERS} | {f"{k}.{f}" for k, s in sections.SECTIONS.items() for f in s.model_fields}
+    known = {"name", "seed", *PART_FOLDERS} | {f"{k}.{f}" for k, s in sections.SECTIONS.items() for f in s.model_fields}
     known |= {
-        f"{kind}.{f.name}" for kind, folder in FOLDERS.items() for w in words(folder) for f in fields(part(kind, w))
+        f"{kind}.{f.name}"
+        for kind, folder in PART_FOLDERS.items()
+        for w in list_words(folder)
+        for f in fields(load_part(kind, w))
     }
-    assert len(known) > 80 and set(completing.keys()) == known
+    assert len(known) > 80 and set(completing.list_keys()) == known

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from zoedge.errors import DataError
 from zoedge.recipe.sections import Data, Split
-from zoedge.scoring.rows.fields import renamed
-from zoedge.scoring.rows.files import read
-from zoedge.scoring.rows.row import Row, shuffled
-from zoedge.scoring.rows.sets import content, mixed, sets, share
+from zoedge.scoring.rows.fields import rename_fields
+from zoedge.scoring.rows.files import read_rows
+from zoedge.scoring.rows.row import Row, seeded_permutation
+from zoedge.scoring.rows.sets import in_content_order, load_sets, row_content, split_by_hash
 from zoedge.scoring.sources import hub, resolve
 from zoedge.scoring.tasks.classify import Classify
 
@@ -55,7 +55,7 @@ def lines(tmp_path: Path) -> Callable[..., str]:
         path = tmp_path / "rows.jsonl"
         path.write_bytes(end.join(r.encode() if isinstance(r, str) else r for r in raw))
         try:
-            read(path, "rows.jsonl", skip)
+            read_rows(path, "rows.jsonl", skip)
         except DataError as e:
             return str(e)
         return ""
@@ -118,7 +118,7 @@ def test_twenty_faults_are_shown_and_the_rest_counted(lines: Callable[..., str],
     assert said[20:] == [
         "... and 1,480 more", "(1,500 bad lines of 3,000; data.skip_bad_lines=true drops and counts them)"
     ]  # fmt: skip
-    rows, faults = read(tmp_path / "rows.jsonl", "rows.jsonl", True)
+    rows, faults = read_rows(tmp_path / "rows.jsonl", "rows.jsonl", True)
     assert len(rows) == len(faults) == 1500 and [r.where for r in rows[:2]] == ["rows.jsonl:1", "rows.jsonl:3"]
 
 
@@ -143,11 +143,11 @@ def test_what_is_no_file_of_rows(lines: Callable[..., str], tmp_path: Path) -> N
     for name, what in [("a.md", "'.md'"), ("a", "'no ending'"), ("a.jsonl.gz", "'.gz'")]:
         (tmp_path / name).write_text(OK)
         with pytest.raises(DataError, match=f"^{name}: {what} is not read. Use .jsonl, .json, .csv, .parquet, .txt.$"):
-            read(tmp_path / name, name)
+            read_rows(tmp_path / name, name)
     with pytest.raises(DataError, match=r"^x.jsonl: cannot be read: No such file or directory.$"):
-        read(tmp_path / "x.jsonl", "x.jsonl")
+        read_rows(tmp_path / "x.jsonl", "x.jsonl")
     json_file(tmp_path / "UPPER.JSONL", GOOD)
-    assert len(read(tmp_path / "UPPER.JSONL", "UPPER.JSONL")[0]) == 40
+    assert len(read_rows(tmp_path / "UPPER.JSONL", "UPPER.JSONL")[0]) == 40
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_is_no_file_of_rows(lines: Callable[..., str], tmp_path: Path) -> N
 def test_faults_of_csv(tmp_path: Path, raw: bytes, what: str) -> None:
     (tmp_path / "rows.csv").write_bytes(raw)
     with pytest.raises(DataError) as e:
-        read(tmp_path / "rows.csv", "rows.csv")
+        read_rows(tmp_path / "rows.csv", "rows.csv")
     assert what in str(e.value) and str(e.value).startswith("rows.csv:")
 
 
@@ -174,12 +174,12 @@ def test_a_lost_quote_is_never_skipped(tmp_path: Path) -> None:
     """It swallows every row after it: 'one bad line' would be all the user saw of a thousand."""
     (tmp_path / "rows.csv").write_text('text,label\na,b\n"c,d\n' + "e,f\n" * 1000)
     with pytest.raises(DataError, match="not valid CSV"):
-        read(tmp_path / "rows.csv", "rows.csv", skip_bad=True)
+        read_rows(tmp_path / "rows.csv", "rows.csv", skip_bad=True)
 
 
 def test_csv_with_quotes_newlines_and_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes('\ufefftext,label\n"a, ""b""\nc",1\n\nd,2\n'.encode())
-    rows, _ = read(tmp_path / "rows.csv", "rows.csv")
+    rows, _ = read_rows(tmp_path / "rows.csv", "rows.csv")
     assert [r.fields for r in rows] == [{"text": 'a, "b"\nc', "label": "1"}, {"text": "d", "label": "2"}]
 
 
@@ -189,13 +189,13 @@ def test_faults_of_parquet(tmp_path: Path) -> None:
 
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(DataError, match=r"^rows.parquet: not a readable Parquet file: "):
-        read(tmp_path / "rows.parquet", "rows.parquet")
+        read_rows(tmp_path / "rows.parquet", "rows.parquet")
     bad = pyarrow.Array.from_buffers(
         pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=r"^rows.parquet: not a readable Parquet file: .*utf-8"):
-        read(tmp_path / "rows.parquet", "rows.parquet")
+        read_rows(tmp_path / "rows.parquet", "rows.parquet")
 
 
 # -- fields
@@ -291,20 +291,20 @@ def test_nothing_to_suggest(tokenizer: Any) -> None:
 
 def test_fields_are_renamed_all_at_once() -> None:
     rows = [Row("f:1", {"a": 1, "b": 2, "c": 3}), Row("f:2", {"a": 4})]
-    assert [r.fields for r in renamed(rows, {"a": "b", "b": "a"})] == [{"a": 2, "b": 1, "c": 3}, {"a": 4, "b": 4}]
+    assert [r.fields for r in rename_fields(rows, {"a": "b", "b": "a"})] == [{"a": 2, "b": 1, "c": 3}, {"a": 4, "b": 4}]
     assert rows[0].fields == {"a": 1, "b": 2, "c": 3}
-    assert renamed(rows, {"a": "gone"})[0].fields["a"] == 1  # a file that already has our name
+    assert rename_fields(rows, {"a": "gone"})[0].fields["a"] == 1  # a file that already has our name
     with pytest.raises(DataError, match=r"^f: data.fields.text: no row has 'aa' - did you mean 'a'"):
-        renamed(rows, {"text": "aa"})
+        rename_fields(rows, {"text": "aa"})
     with pytest.raises(DataError, match=r"^f: data.fields.text: no row has 'zz'. Keys: a, b, c.$"):
-        renamed(rows, {"text": "zz"})
+        rename_fields(rows, {"text": "zz"})
 
 
 # -- sets
 
 
 def drawn(data: Data, fields: tuple[str, ...] = ("text",)) -> dict[str, Any]:
-    rows, parts, counts = sets(data, fields)
+    rows, parts, counts = load_sets(data, fields)
     return {"train": rows, **parts, "counts": counts}
 
 
@@ -340,18 +340,18 @@ def test_sets_never_overlap_and_depend_on_no_order(tmp_path: Path) -> None:
 def test_shares_are_whole_and_apart(values: list[str], size: int, salt: str) -> None:
     rows = [Row(f"f:{i}", {"text": text, "id": i}) for i, text in enumerate(values)]
     try:
-        rest, taken = share(rows, size, salt, ["text"])
+        rest, taken = split_by_hash(rows, size, salt, ["text"])
     except DataError as e:
         assert "cannot take" in str(e) and (size >= len(rows) or len(set(values)) <= size)
         return
     assert rest and taken and sorted(rest + taken) == sorted(rows) and not {*texts_of(rest)} & {*texts_of(taken)}
     assert len(taken) >= size and len(taken) - size < max(map(values.count, values))
-    assert share(rows[::-1], size, salt, ["text"]) == (rest[::-1], taken[::-1])
+    assert split_by_hash(rows[::-1], size, salt, ["text"]) == (rest[::-1], taken[::-1])
 
 
 def test_shares_of_different_names_are_independent() -> None:
     rows = [Row(f"f:{i}", {"text": str(i)}) for i in range(1000)]
-    taken = {salt: set(texts_of(share(rows, 0.5, salt)[1])) for salt in ("valid", "test", "limit")}
+    taken = {salt: set(texts_of(split_by_hash(rows, 0.5, salt)[1])) for salt in ("valid", "test", "limit")}
     for a, b in (("valid", "test"), ("test", "limit"), ("limit", "valid")):
         assert len(taken[a]) == 500 and 200 < len(taken[a] & taken[b]) < 300
 
@@ -359,10 +359,10 @@ def test_shares_of_different_names_are_independent() -> None:
 def test_what_cannot_be_shared() -> None:
     rows = [Row(f"f:{i}", {"text": "same", "id": i}) for i in range(10)]
     with pytest.raises(DataError, match=r"^data.valid: cannot take 3 of 1 different rows and leave some.$"):
-        share(rows, 3, "valid", ["text"])
+        split_by_hash(rows, 3, "valid", ["text"])
     for size in (10, 11, 0.01):
         with pytest.raises(DataError, match=rf"^data.test: cannot take {size} of 10 different rows and leave some.$"):
-            share(rows, size, "test")
+            split_by_hash(rows, size, "test")
 
 
 def test_a_test_file_that_shares_rows_with_train_is_counted(tmp_path: Path) -> None:
@@ -453,8 +453,8 @@ def test_the_same_rows_from_any_format_are_the_same_examples(tmp_path: Path, tok
 
 def test_mixed_is_not_the_files_order_and_not_the_labels() -> None:
     rows = [Row(f"f:{i}", {"text": str(i), "label": str(i // 500)}) for i in range(1000)]
-    found = mixed(rows, ["text"])
-    assert sorted(found) == sorted(rows) and found == mixed(rows[::-1], ["text"])
+    found = in_content_order(rows, ["text"])
+    assert sorted(found) == sorted(rows) and found == in_content_order(rows[::-1], ["text"])
     assert 30 < sum(r.fields["label"] == "1" for r in found[:100]) < 70
 
 
@@ -466,9 +466,9 @@ def test_what_tells_rows_apart() -> None:
         {"x": "1", "y": "2", "z": None},
         {"x": "1", "y": "2", "z": ""},
     ):
-        assert content(a) == content(Row("f:2", same))
+        assert row_content(a) == row_content(Row("f:2", same))
     for other in ({"x": "12", "y": ""}, {"x": "2", "y": "1"}, {"x": "1"}, {"x": "1 ", "y": "2"}):
-        assert content(a) != content(Row("f:2", other)) and content(a, ["x", "y"]) != content(
+        assert row_content(a) != row_content(Row("f:2", other)) and row_content(a, ["x", "y"]) != row_content(
             Row("", other), ["x", "y"]
         )
 
@@ -476,21 +476,21 @@ def test_what_tells_rows_apart() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 2**64 - 1), st.integers(-3, 2**40))
 def test_shuffled_is_a_permutation_that_its_arguments_decide(count: int, seed: int, epoch: int) -> None:
-    order = shuffled(count, seed, epoch)
-    assert sorted(order) == list(range(count)) and order == shuffled(count, seed, epoch)
+    order = seeded_permutation(count, seed, epoch)
+    assert sorted(order) == list(range(count)) and order == seeded_permutation(count, seed, epoch)
     assert count < 20 or order not in (
-        shuffled(count, seed, epoch + 1),
-        shuffled(count, seed ^ 1, epoch),
+        seeded_permutation(count, seed, epoch + 1),
+        seeded_permutation(count, seed ^ 1, epoch),
         sorted(order),
     )
 
 
 def test_orders_that_no_release_may_change() -> None:
     """Where one of these changes, every log's batches do: a log names its data by a digest in this order."""
-    assert shuffled(8, 0, 0) == [2, 5, 6, 4, 3, 0, 7, 1]
+    assert seeded_permutation(8, 0, 0) == [2, 5, 6, 4, 3, 0, 7, 1]
     rows = [Row("", {"text": str(i)}) for i in range(8)]
-    assert "".join(texts_of(mixed(rows, ["text"]))) == "47316520"
-    assert "".join(texts_of(share(rows, 3, "valid", ["text"])[1])) == "125"
+    assert "".join(texts_of(in_content_order(rows, ["text"]))) == "47316520"
+    assert "".join(texts_of(split_by_hash(rows, 3, "valid", ["text"])[1])) == "125"
 
 
 # -- hub data sets
@@ -505,10 +505,10 @@ def hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ca
             parquet_file(tmp_path / "snapshot" / name, [{"text": name, "label": "positive"}])
         (tmp_path / "snapshot" / "README.md").write_text("train")
         asked: list[Any] = []
-        monkeypatch.setattr(hub, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
+        monkeypatch.setattr(hub, "download_snapshot", lambda *args: asked.append(args) or tmp_path / "snapshot")
 
         def get(source: str) -> set[str]:
-            rows, _ = read(*resolve.resolve_text(source))
+            rows, _ = read_rows(*resolve.resolve_text(source))
             assert asked[-1][:2] == ("dataset", "org/set")
             return set(texts_of(rows))
 
@@ -569,16 +569,16 @@ def test_train_and_validation_of_one_hub_set_in_a_recipe(hub_set: Any) -> None:
 
 
 def test_a_few_rows_of_each_class() -> None:
-    from zoedge.scoring.rows.sets import few
+    from zoedge.scoring.rows.sets import sample_per_class
 
     rows = [Row(f"a:{i}", {"text": f"text {i}", "label": "p" if i % 3 else "n"}) for i in range(60)]
-    drawn = [few(rows, 8, "label", seed, "train") for seed in (13, 13, 21)]
+    drawn = [sample_per_class(rows, 8, "label", seed, "train") for seed in (13, 13, 21)]
     for some in drawn:
         assert [r.fields["label"] for r in some].count("n") == 8 and len(some) == 16
         assert some == [r for r in rows if r in some], "in the order that they had"
     assert drawn[0] == drawn[1] != drawn[2]
-    assert {r.where for r in few(rows[::-1], 8, "label", 13, "train")} == {r.where for r in drawn[0]}, (
+    assert {r.where for r in sample_per_class(rows[::-1], 8, "label", 13, "train")} == {r.where for r in drawn[0]}, (
         "by content alone"
     )
     with pytest.raises(DataError, match=r'data.per_class: 21, and valid has 20 rows of the label "n"'):
-        few(rows, 21, "label", 0, "valid")
+        sample_per_class(rows, 21, "label", 0, "valid")

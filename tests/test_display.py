@@ -12,7 +12,7 @@ from rich.console import Console
 
 from zoedge.core.types import SKIPPED, Record
 from zoedge.run import display
-from zoedge.run.display import Json, Live, Plain, marked
+from zoedge.run.display import Json, Live, Plain, format_changes
 from zoedge.run.evaluate import Score
 
 
@@ -64,11 +64,11 @@ def test_the_start_says_what_will_happen(live: Live, capsys: pytest.CaptureFixtu
 
 def test_arrows_are_of_the_same_rows_alone() -> None:
     first, second = Score(0.61, 200, accuracy=0.695, calibrated=0.72), Score(0.58, 200, accuracy=0.69, calibrated=0.72)
-    assert marked(second, first) == ["69.0 % [red]↓[/]", "72.0 %  ", "0.5800 [green]↓[/]"]
-    assert marked(first, second) == ["69.5 % [green]↑[/]", "72.0 %  ", "0.6100 [red]↑[/]"]
+    assert format_changes(second, first) == ["69.0 % [red]↓[/]", "72.0 %  ", "0.5800 [green]↓[/]"]
+    assert format_changes(first, second) == ["69.5 % [green]↑[/]", "72.0 %  ", "0.6100 [red]↑[/]"]
     assert (
-        marked(second, None)
-        == marked(second, Score(0.9, 1000, accuracy=0.5, calibrated=0.5))
+        format_changes(second, None)
+        == format_changes(second, Score(0.9, 1000, accuracy=0.5, calibrated=0.5))
         == ["69.0 %  ", "72.0 %  ", "0.5800  "]
     )
 
@@ -105,7 +105,7 @@ def test_machines_get_passes_and_memory(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_the_peak_is_what_the_process_had_at_once() -> None:
-    before = display.peak()
+    before = display.read_peak_memory()
     block = bytearray(64 << 20)
     block[::4096] = b"x" * len(block[::4096])
-    assert display.peak() >= max(before, len(block))
+    assert display.read_peak_memory() >= max(before, len(block))

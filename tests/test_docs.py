@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from zoedge import lab
-from zoedge.core.parts import FOLDERS, words
-from zoedge.recipe.reading import read, shipped
+from zoedge.core.parts import PART_FOLDERS, list_words
+from zoedge.recipe.reading import list_shipped, read_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,19 +39,19 @@ def test_the_commands_page_is_up_to_date(generate: Any) -> None:
 def test_the_labs_page_is_up_to_date_and_has_every_experiment(generate: Any) -> None:
     page = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
     assert page == generate.lab(), "make docs"
-    for name, _ in lab.experiments():
+    for name, _ in lab.list_experiments():
         found = json.loads((ROOT / "docs" / "lab" / f"{name}.json").read_text(encoding="utf-8"))
         assert f"## {name}\n" in page and (ROOT / "docs" / "lab" / f"{name}.svg").exists()
-        assert vars(lab.experiment(name, [])).keys() == found["options"].keys(), "run it again with --out docs/lab"
+        assert vars(lab.make_experiment(name, [])).keys() == found["options"].keys(), "run it again with --out docs/lab"
         assert found["claims"] and all(claim["paper"] in page.replace("\\|", "|") for claim in found["claims"])
 
 
 def test_the_methods_page_has_every_part_and_recipe(generate: Any) -> None:
     page = generate.page()
-    for path in shipped():
+    for path in list_shipped():
         elsewhere = path.stem == "quickstart" or path.stem.startswith(("mezo-", "first-"))
         assert elsewhere or f"### {path.stem}\n" in page
     for kind in ("noise", "estimator", "rule"):
-        for word in words(FOLDERS[kind]):
+        for word in list_words(PART_FOLDERS[kind]):
             assert f"### {word}\n" in page
-    assert generate.state(read("adam").rule) == 2 and generate.state(read("mezo").rule) == 0
+    assert generate.state(read_recipe("adam").rule) == 2 and generate.state(read_recipe("mezo").rule) == 0

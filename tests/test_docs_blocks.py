@@ -125,7 +125,7 @@ def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypat
     """A folder, gone into, where every run is of few steps and rows, over the stocked cache. base-model/: no chat template."""
     from zoedge.recipe import overrides
 
-    real = overrides.overridden
+    real = overrides.merge_overrides
 
     def shorter(table: Any, *rest: Any) -> Any:
         found = real(table, *rest)
@@ -137,7 +137,7 @@ def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypat
         return found
 
     shutil.copytree(llama, tmp_path / "base-model")
-    monkeypatch.setattr(overrides, "overridden", shorter)
+    monkeypatch.setattr(overrides, "merge_overrides", shorter)
     monkeypatch.setenv("ZOEDGE_CACHE", str(stocked))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
@@ -205,7 +205,7 @@ def part_of_a_recipe(text: str) -> None:
     """What a page shows of a recipe is right where the rest is quickstart's."""
     from zoedge.recipe import check, reading, strict_yaml
 
-    table, marks = strict_yaml.read_yaml(strict_yaml.text_of(reading.find("quickstart")), "quickstart")
+    table, marks = strict_yaml.read_yaml(strict_yaml.read_text_file(reading.find_recipe("quickstart")), "quickstart")
     table |= strict_yaml.read_yaml(text, "the page")[0]
     check.check(table, marks, "the page's recipe")
 
@@ -329,9 +329,9 @@ def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: p
     path = small / Path(block.file).name
     path.write_text(block.text)
     assert Path(block.file).parent == Path("zoedge/methods/estimators") and len(block.text.splitlines()) <= 80
-    real, word = parts.words, path.stem
+    real, word = parts.list_words, path.stem
     monkeypatch.setattr(
-        parts, "words", lambda folder: (*real(folder), *([word] if folder == "methods.estimators" else []))
+        parts, "list_words", lambda folder: (*real(folder), *([word] if folder == "methods.estimators" else []))
     )
     monkeypatch.setattr(estimators, "__path__", [*estimators.__path__, str(small)])
     monkeypatch.delitem(sys.modules, f"zoedge.methods.estimators.{word}", raising=False)
@@ -352,7 +352,7 @@ def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: p
             def losses(self, points: Any) -> list[float]:
                 return [sum(2 * c + 5 * c**3 for c, q in point) for point in points]
 
-        part = parts.part("estimator", word)
+        part = parts.load_part("estimator", word)
         assert part(eps=0.1).measure(Cubic([]), [])[0] == pytest.approx(2, rel=1e-9), "the page says so"
         for line in (
             line for b in blocks(ROOT / "CONTRIBUTING.md") if b.about == "with the example" for line in lines(b.text)

@@ -16,16 +16,16 @@ from zoedge.commands.estimate import fit, machine, measure, time
 from zoedge.commands.estimate import memory as estimate_memory
 from zoedge.commands.estimate import work as estimate_work
 from zoedge.core import engine
-from zoedge.core.parts import part, words
+from zoedge.core.parts import list_words, load_part
 from zoedge.core.types import Leaf
 from zoedge.errors import DataError, UsageError
 from zoedge.methods.spaces import full
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.recipe import Recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
 from zoedge.run import setup, train
-from zoedge.run.display import display
+from zoedge.run.display import make_display
 from zoedge.scoring.models import base, loading
 from zoedge.scoring.sources import hub, packaged
 from zoedge.scoring.tasks import _training
@@ -33,8 +33,8 @@ from zoedge.scoring.tasks import _training
 SCHEMES = ["nf4", "fp4", "int8", "none"]
 
 
-def case(recipe_file: Path, *overrides: str) -> fit.Case:
-    return fit.case_of(read(str(recipe_file), list(overrides)))
+def case(recipe_file: Path, *overrides: str) -> fit.Plan:
+    return fit.make_plan(read_recipe(str(recipe_file), list(overrides)))
 
 
 def held(model: Any) -> tuple[int, int]:
@@ -58,10 +58,10 @@ def held(model: Any) -> tuple[int, int]:
 
 
 def test_constants_are_those_of_their_owners() -> None:
-    assert (estimate_facts.COLUMNS, estimate_facts.TOKENS, estimate_facts.PIECE) == (
-        base.COLUMNS,
-        _training.TOKENS,
-        full.PIECE,
+    assert (estimate_facts.HEAD_COLUMNS, estimate_facts.FORWARD_TOKENS, estimate_facts.PIECE_ELEMENTS) == (
+        base.HEAD_COLUMNS,
+        _training.FORWARD_TOKENS,
+        full.LEAF_ELEMENTS,
     )
 
 
@@ -73,27 +73,29 @@ def test_weights_are_the_loaded_tensors_bytes(
     families: dict[str, Path], family: str, scheme: str, double: bool
 ) -> None:
     model = Model(source=str(families[family]), quantization=scheme, double_quant=double)  # type: ignore[arg-type]
-    facts = estimate_facts.facts_of_model(model)
+    facts = estimate_facts.read_model_shape(model)
     work = work_like(facts, quantization=scheme, double=double)
-    loaded = loading.load(model).model
-    assert estimate_memory.weights(facts, work) == held(loaded)
+    loaded = loading.load_base(model).model
+    assert estimate_memory.weight_bytes(facts, work) == held(loaded)
 
 
-def work_like(facts: estimate_facts.Facts, **fields: Any) -> estimate_work.Work:
-    one = estimate_work.Forward(1, 1, 1, 1)
+def work_like(facts: estimate_facts.ModelShape, **fields: Any) -> estimate_work.Workload:
+    one = estimate_work.ForwardSize(1, 1, 1, 1)
     whole = dict(
         cuda=False, quantization="none", double=True, compute=4, same=True, full=False, elements=1, slots=0, points=1,
         queries=1, passes=2, step=one, look=None, trunk=None, whole=1, touched=1.0, cached=True, overhead=0,
         typical=1, trunk_disk=0,
     )  # fmt: skip
-    return estimate_work.Work(**(whole | fields))  # type: ignore[arg-type]
+    return estimate_work.Workload(**(whole | fields))  # type: ignore[arg-type]
 
 
 def test_a_masked_models_weights_too(roberta: Path) -> None:
     for scheme in ("nf4", "none"):
         model = Model(source=str(roberta), quantization=scheme)  # type: ignore[arg-type]
-        facts = estimate_facts.facts_of_model(model)
-        assert estimate_memory.weights(facts, work_like(facts, quantization=scheme)) == held(loading.load(model).model)
+        facts = estimate_facts.read_model_shape(model)
+        assert estimate_memory.weight_bytes(facts, work_like(facts, quantization=scheme)) == held(
+            loading.load_base(model).model
+        )
 
 
 @pytest.mark.parametrize(
@@ -111,44 +113,44 @@ def test_a_masked_models_weights_too(roberta: Path) -> None:
 )
 def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quantization: str) -> None:
     """Elements, cut, width and rows of the longest batch, as the run itself has them."""
-    recipe = read(str(recipe_file), [f"space={space}", f"model.quantization={quantization}", "output.export=[]"])
-    found, bench = fit.case_of(recipe), setup.Bench.build(recipe)
+    recipe = read_recipe(str(recipe_file), [f"space={space}", f"model.quantization={quantization}", "output.export=[]"])
+    found, bench = fit.make_plan(recipe), setup.Bench.build(recipe)
     leaves = bench.space.leaves()
     assert found.work.elements == sum(leaf.value.numel() for leaf in leaves)
     assert found.work.whole == len(bench.base.blocks) - bench.base.cut - 1
-    assert estimate_work.width_of(recipe.space) == bench.space.width
+    assert estimate_work.points_per_forward(recipe.space) == bench.space.width
     longest = max(bench.task.batch(step).tokens for step in range(recipe.train.steps))
-    assert estimate_work.lengths(recipe, found.facts, found.texts)[0].tokens == longest
-    bare = estimate_memory.state(found.facts, found.work)
+    assert estimate_work.longest_forwards(recipe, found.facts, found.texts)[0].tokens == longest
+    bare = estimate_memory.trained_bytes(found.facts, found.work)
     if not found.work.full:
         assert bare >= sum(leaf.value.nbytes for leaf in leaves)
 
 
 def test_a_conversion_maps_the_source_beside_what_it_makes(half: Path) -> None:
-    facts = estimate_facts.facts_of_model(Model(source=str(half), quantization="none"))
+    facts = estimate_facts.read_model_shape(Model(source=str(half), quantization="none"))
     assert facts.kind == "float16" and facts.stored == 2
-    assert estimate_memory.loader(facts, work_like(facts)) == 0
-    assert estimate_memory.loader(facts, work_like(facts, same=False)) == 2 * facts.elements
-    quantised = estimate_memory.loader(facts, work_like(facts, quantization="nf4", cached=False))
+    assert estimate_memory.loading_bytes(facts, work_like(facts)) == 0
+    assert estimate_memory.loading_bytes(facts, work_like(facts, same=False)) == 2 * facts.elements
+    quantised = estimate_memory.loading_bytes(facts, work_like(facts, quantization="nf4", cached=False))
     assert (
         quantised == 4 * facts.elements - 2 * facts.tables
-        and estimate_memory.loader(facts, work_like(facts, quantization="nf4")) == 0
+        and estimate_memory.loading_bytes(facts, work_like(facts, quantization="nf4")) == 0
     )
 
 
 def test_slots_are_those_that_the_rules_keep() -> None:
-    for word in words("methods.rules"):
-        rule = part("rule", word)()
+    for word in list_words("methods.rules"):
+        rule = load_part("rule", word)()
         real = rule.slots(Leaf("x", 0, torch.zeros(640), (), 640), 10)
-        assert estimate_work.slots_of(rule) * 640 == sum(
+        assert estimate_work.count_rule_slots(rule) * 640 == sum(
             x.numel() for x in real.values() if isinstance(x, torch.Tensor)
         ), word
-    assert estimate_work.slots_of(part("rule", "adam")()) == 2
+    assert estimate_work.count_rule_slots(load_part("rule", "adam")()) == 2
 
 
 def test_the_packaged_model_is_known_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "fetch", lambda archive: pytest.fail("fetched"))
-    facts = estimate_facts.facts_of_model(Model(source="smollm2-135m-instruct"))
+    monkeypatch.setattr(packaged, "fetch_archive", lambda archive: pytest.fail("fetched"))
+    facts = estimate_facts.read_model_shape(Model(source="smollm2-135m-instruct"))
     assert facts.folder is None and facts.elements == 134_515_008 and facts.stored == 2
 
 
@@ -158,7 +160,7 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot/config.json").write_bytes((llama / "config.json").read_bytes())
     asked: list[Any] = []
-    monkeypatch.setattr(hub, "hub", lambda *args: asked.append(args) or tmp_path / "snapshot")
+    monkeypatch.setattr(hub, "download_snapshot", lambda *args: asked.append(args) or tmp_path / "snapshot")
     found = case(recipe_file, "model.source=org/name")
     assert asked == [("model", "org/name", None, ["config.json"])]
     assert found.texts is None and found.work.step.length == 64 and found.needs > 0
@@ -178,7 +180,9 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
 def test_more_takes_more(recipe_file: Path, key: str, values: list[Any]) -> None:
     first = case(recipe_file, "space.layers=all", "rule={name: sgd}", "train.steps=8")
     found = [first.where(key, value) for value in values]
-    sums = [one.work and sum(estimate_memory.moments(one.facts, one.work)["step"].values()) for one in found if one]
+    sums = [
+        one.work and sum(estimate_memory.memory_by_moment(one.facts, one.work)["step"].values()) for one in found if one
+    ]
     assert len(sums) == len(values) and sums == sorted(sums) and sums[0] < sums[-1]
 
 
@@ -188,7 +192,7 @@ def test_logits_of_the_whole_vocabulary_are_a_moment_of_their_own(recipe_file: P
     assert "step's logits" in words_.totals and "step's logits" not in options.totals
     read, columns = words_.work.step.read, words_.work.step.columns
     assert columns == words_.facts.vocabulary and read == words_.work.step.tokens
-    assert estimate_memory.logits(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
+    assert estimate_memory.logit_bytes(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
 
 
 def test_parts_are_those_of_the_fullest_moment(recipe_file: Path) -> None:
@@ -211,17 +215,17 @@ def test_a_budget_is_met_by_fewer_rows_first(recipe_file: Path) -> None:
     )
     least = found.where("train.rows", 64)
     assert least is not None and least.needs < found.needs
-    fitted, changes = fit.fitted(found, least.needs)
+    fitted, changes = fit.fit_plan(found, least.needs)
     assert [lever.key for lever in changes] == ["train.rows"] and fitted.needs <= least.needs
-    lever = fit.levers(found, least.needs)[0]
+    lever = fit.find_savings(found, least.needs)[0]
     assert lever.case.needs <= least.needs and lever.saved == found.needs - lever.case.needs
     assert lever.told(least.needs).endswith("MB, fits)") and lever.told(1).endswith("MB)")
-    assert fit.fitted(found, 1)[0].needs > 1
+    assert fit.fit_plan(found, 1)[0].needs > 1
 
 
 def wide(recipe_file: Path) -> str:
     """A model whose activations are more than a rounding: configuration alone, beside the tiny one's tokenizer."""
-    source = Path(read(str(recipe_file)).model.source)
+    source = Path(read_recipe(str(recipe_file)).model.source)
     folder = recipe_file.parent / "wide"
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
@@ -234,7 +238,7 @@ def wide(recipe_file: Path) -> str:
     "text,count", [("8GB", 8_000_000_000), ("7.5GiB", 8_053_063_680), ("900 mb", 900_000_000), ("1k", 1000), ("12", 12)]
 )
 def test_amounts(text: str, count: int) -> None:
-    assert machine.amount(text, "--budget") == count
+    assert machine.parse_bytes(text, "--budget") == count
 
 
 @pytest.mark.parametrize("text", ["", "8 gigs", "GB", "-1GB", "0", "nan", "1e9", "8GBB"])
@@ -248,7 +252,7 @@ def test_odd_budgets_get_a_sentence(zoedge: Any, recipe_file: Path, text: str) -
 
 
 def test_estimate_fits(zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "load", lambda spec: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load_base", lambda spec: pytest.fail("loaded"))
     done = zoedge("estimate", recipe_file)
     assert done.code == 0 and "memory   fits: needs" in done.out and "time     about" in done.out
     for word in (
@@ -283,10 +287,10 @@ def test_estimate_refuses_what_a_recipe_may_not_say(zoedge: Any, recipe_file: Pa
 
 
 def test_the_log_is_as_large_as_predicted(recipe_file: Path) -> None:
-    recipe = read(str(recipe_file))
-    train.train(recipe, run_folder.folder_of(recipe), display("quiet"))
-    size = (run_folder.folder_of(recipe) / run_folder.LOG).stat().st_size
-    assert abs(time.disk(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
+    recipe = read_recipe(str(recipe_file))
+    train.train(recipe, run_folder.run_folder(recipe), make_display("quiet"))
+    size = (run_folder.run_folder(recipe) / run_folder.LOG_FILE).stat().st_size
+    assert abs(time.disk_bytes(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
 
 
 # -- the gate
@@ -295,8 +299,8 @@ def test_the_log_is_as_large_as_predicted(recipe_file: Path) -> None:
 def test_what_cannot_fit_is_refused_before_it_is_loaded(
     zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "load", lambda spec: pytest.fail("loaded"))
-    monkeypatch.setattr(packaged, "fetch", lambda archive: pytest.fail("fetched"))
+    monkeypatch.setattr(loading, "load_base", lambda spec: pytest.fail("loaded"))
+    monkeypatch.setattr(packaged, "fetch_archive", lambda archive: pytest.fail("fetched"))
     monkeypatch.setenv("ZOEDGE_MEMORY", "50MB")
     for changes in ((), ("model.source=smollm2-135m-instruct",)):
         done = zoedge("finetune", recipe_file, "--quiet", *changes)
@@ -312,18 +316,21 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(
 def test_the_refusals_words(recipe_file: Path) -> None:
     """Message 7, of a case whose numbers are known."""
     found = case(recipe_file)
-    text = fit.refusal(found, 7_600_000, "RTX 3060 (12.9 GB)")
+    text = fit.format_refusal(found, 7_600_000, "RTX 3060 (12.9 GB)")
     assert text.startswith(
-        f"Will not fit: needs {machine.size(found.needs)}, 8 MB free on RTX 3060 (12.9 GB): weights 0 | "
+        f"Will not fit: needs {machine.format_bytes(found.needs)}, 8 MB free on RTX 3060 (12.9 GB): weights 0 | "
     )
     assert " MB." in text
-    assert fit.told({"weights": 3_900_000_000, "logits": 4_100_000_000, "loader": 0}) == "weights 3.9 | logits 4.1 GB"
+    assert (
+        fit.format_parts({"weights": 3_900_000_000, "logits": 4_100_000_000, "loader": 0})
+        == "weights 3.9 | logits 4.1 GB"
+    )
 
 
 def test_what_fits_is_not_refused(zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = case(recipe_file).needs
     monkeypatch.setenv("ZOEDGE_MEMORY", f"{needs}")
-    assert fit.gate(read(str(recipe_file))) is not None
+    assert fit.check_memory(read_recipe(str(recipe_file))) is not None
     monkeypatch.setenv("ZOEDGE_MEMORY", "many")
     done = zoedge("finetune", recipe_file, "--quiet")
     assert done.code == 2 and "ZOEDGE_MEMORY: 'many' is not an amount of memory" in done.err
@@ -331,26 +338,26 @@ def test_what_fits_is_not_refused(zoedge: Any, recipe_file: Path, monkeypatch: p
 
 def test_only_in_between_are_rows_tokenised(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts as long as data.max_length would not fit, and those that are there do."""
-    recipe = read(
+    recipe = read_recipe(
         str(recipe_file),
         ["space.layers=all", "train.batch=32", "model.quantization=none", "model.source=" + wide(recipe_file)],
     )
-    facts = estimate_facts.facts_of_model(recipe.model)
-    longest = fit.Case(recipe, facts, None, 0)
-    real = fit.Case(recipe, facts, fit.tokenised(recipe, facts), 0)
+    facts = estimate_facts.read_model_shape(recipe.model)
+    longest = fit.Plan(recipe, facts, None, 0)
+    real = fit.Plan(recipe, facts, fit.tokenise_datasets(recipe, facts), 0)
     assert real.needs < 0.9 * longest.needs
-    monkeypatch.setattr(fit, "held_already", lambda facts: 0)
+    monkeypatch.setattr(fit, "measure_overhead", lambda facts: 0)
     asked: list[int] = []
-    genuine = fit.tokenised
-    monkeypatch.setattr(fit, "tokenised", lambda *args: asked.append(1) or genuine(*args))
+    genuine = fit.tokenise_datasets
+    monkeypatch.setattr(fit, "tokenise_datasets", lambda *args: asked.append(1) or genuine(*args))
     for most, times in ((2 * longest.needs, 0), (real.needs, 1), (1000, 0)):
         asked.clear()
-        monkeypatch.setattr(fit, "free", lambda cuda, most=most: (most, "here"))
+        monkeypatch.setattr(fit, "read_memory_budget", lambda cuda, most=most: (most, "here"))
         if most > 1000:
-            assert fit.gate(recipe) is not None
+            assert fit.check_memory(recipe) is not None
         else:
             with pytest.raises(DataError, match="Will not fit"):
-                fit.gate(recipe)
+                fit.check_memory(recipe)
         assert len(asked) == times
 
 
@@ -366,20 +373,20 @@ def test_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (folder / "memory.max").write_text(f"{most}\n")
         (folder / "memory.current").write_text(f"{used}\n")
         (folder / "memory.stat").write_text("anon 3\ninactive_file 200\n")
-    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
-    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP_MEMBERSHIP", tmp_path / "cgroup")
     (tmp_path / "cgroup").write_text("0::/outer/inner\n")
-    assert list(machine.groups()) == [(1000, 500)]
-    assert min(machine.limits())[0] == 500
+    assert list(machine.read_cgroup_limits()) == [(1000, 500)]
+    assert min(machine.read_available_memory())[0] == 500
 
 
 # -- measured
 
 
 def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
-    recipe: Recipe = read(str(recipe_file))
-    train.train(recipe, run_folder.folder_of(recipe), display("quiet"))
-    lines = {line["event"]: line for line in run_folder.notes(run_folder.folder_of(recipe))}
+    recipe: Recipe = read_recipe(str(recipe_file))
+    train.train(recipe, run_folder.run_folder(recipe), make_display("quiet"))
+    lines = {line["event"]: line for line in run_folder.read_metrics(run_folder.run_folder(recipe))}
     memory, took = lines["memory"], lines["time"]
     assert set(memory["predicted"]) >= {"weights", "embeddings", "overhead"}
     assert all(isinstance(count, int) and count >= 0 for count in memory["predicted"].values())
@@ -389,20 +396,20 @@ def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
 
 
 def test_the_child_takes_the_longest_step(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = read(str(recipe_file))
+    recipe = read_recipe(str(recipe_file))
     seen: list[int] = []
     genuine = engine.measure
     monkeypatch.setattr(
         engine, "measure", lambda run, step: seen.append(run.task.batch(step).tokens) or genuine(run, step)
     )
-    found = measure.child(recipe)
+    found = measure.measure_own_memory(recipe)
     assert set(found) == {"loading", "base", "lower layers", "step", "look"}
     assert all(one["peak"] >= one["before"] > 0 for one in found.values())
-    assert seen == [estimate_work.lengths(recipe, *facts_and_texts(recipe))[0].tokens] * 2
+    assert seen == [estimate_work.longest_forwards(recipe, *facts_and_texts(recipe))[0].tokens] * 2
 
 
-def facts_and_texts(recipe: Recipe) -> tuple[estimate_facts.Facts, Any]:
-    found = fit.case_of(recipe)
+def facts_and_texts(recipe: Recipe) -> tuple[estimate_facts.ModelShape, Any]:
+    found = fit.make_plan(recipe)
     return found.facts, found.texts
 
 
@@ -416,13 +423,13 @@ def test_measure_on_a_tiny_model(zoedge: Any, recipe_file: Path) -> None:
 
 @pytest.mark.slow
 def test_a_child_that_fails_says_why(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = read(str(recipe_file), ["model.source=nowhere"])
+    recipe = read_recipe(str(recipe_file), ["model.source=nowhere"])
     with pytest.raises(errors.ZoedgeError, match="--measure: the process that took the step ended") as caught:
-        measure.measured(recipe)
+        measure.measure_in_child(recipe)
     assert caught.value.exit_code == 3 and "no folder 'nowhere'" in str(caught.value)
 
 
 def test_odd_amounts_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOEDGE_MEMORY", "lots")
     with pytest.raises(UsageError, match="ZOEDGE_MEMORY: 'lots' is not an amount"):
-        machine.free(False)
+        machine.read_memory_budget(False)

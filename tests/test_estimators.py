@@ -11,17 +11,17 @@ import pytest
 from zoedge.core import engine
 from zoedge.core import oracle as core_oracle
 from zoedge.core import run as core_run
-from zoedge.core.memory import Memory
-from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.memory import MemoryLog
+from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.core.types import Leaf, Part, Record
-from zoedge.lab._bench import Problem, Space
+from zoedge.lab._bench import ArraySpace, FunctionTask
 
 D = 12
 RNG = np.random.default_rng(3)
 ROOT = RNG.normal(size=(D, D)) / math.sqrt(D)
 H, SLOPE, THETA = ROOT @ ROOT.T, RNG.normal(size=D), RNG.normal(size=D)
 GRADIENT = H @ THETA + SLOPE
-BOWL = Problem(lambda points: 0.5 * np.einsum("ci,ij,cj->c", points, H, points) + points @ SLOPE)
+BOWL = FunctionTask(lambda points: 0.5 * np.einsum("ci,ij,cj->c", points, H, points) + points @ SLOPE)
 # of the gradient, on average: 1 if E[z z'] = I
 SHARE = {"uniform_raw": (1 - 2**-16) / 3, "sparse": 0.1}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -34,9 +34,9 @@ BIASED = {"stp", "s2p", "as2p", "conservative", "fzoo"}
 
 def estimates(noise: Any, estimator: Any, rule: Any, count: int) -> np.ndarray:
     """[count, D] of sum g[q] z[q] at THETA, from the records that a run would log and along what it would move."""
-    space = Space(THETA)
+    space = ArraySpace(THETA)
     space._leaves = [Leaf("x", 0, space.value, (Part("x", 0, (4, 3)),), D)]
-    run = core_run.Run(1, count, Memory(), space, noise, rule, estimator, BOWL, space)  # type: ignore[arg-type]
+    run = core_run.Run(1, count, MemoryLog(), space, noise, rule, estimator, BOWL, space)  # type: ignore[arg-type]
     found = np.zeros((count, D))
     for step in range(count):
         record = run.log.append(engine.measure(run, step))
@@ -64,24 +64,24 @@ def tells_half_from_whole(found: np.ndarray, wanted: np.ndarray) -> bool:
     return bool(np.linalg.norm(5 * standard_error(found)) < 0.6 * np.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize("noise", words(FOLDERS["noise"]))
+@pytest.mark.parametrize("noise", list_words(PART_FOLDERS["noise"]))
 def test_two_sided_estimates_are_the_gradient_on_average(noise: str) -> None:
     """Antithetic differences are exact on a quadratic, so the mean is E[z z'] times the gradient."""
-    made = part("noise", noise)(**OPTIONS.get(noise, {}))
+    made = load_part("noise", noise)(**OPTIONS.get(noise, {}))
     options = {"queries": made.blocks, "combine": "sum"} if noise == "block" else {}
-    found = estimates(made, part("estimator", "two_sided")(eps=1e-3, **options), part("rule", "sgd")(), 1500)
+    found = estimates(made, load_part("estimator", "two_sided")(eps=1e-3, **options), load_part("rule", "sgd")(), 1500)
     wanted = SHARE.get(noise, 1.0) * GRADIENT
     assert agrees(found, wanted) and tells_half_from_whole(found, wanted)
 
 
 def rule_of(estimator: str) -> Any:
     """The rule that the estimator goes with."""
-    return part("rule", getattr(part("estimator", estimator), "only_with", {}).get("rule", ("sgd",))[0])
+    return load_part("rule", getattr(load_part("estimator", estimator), "only_with", {}).get("rule", ("sgd",))[0])
 
 
 UNBIASED = [
     (noise, estimator)
-    for estimator in sorted(set(words(FOLDERS["estimator"])) - BIASED)
+    for estimator in sorted(set(list_words(PART_FOLDERS["estimator"])) - BIASED)
     for noise in ("normal", "rademacher")
     if noise in getattr(rule_of(estimator), "only_with", {}).get("noise", [noise])
 ]
@@ -90,16 +90,16 @@ UNBIASED = [
 @pytest.mark.parametrize(("noise", "estimator"), UNBIASED)
 def test_an_estimator_is_unbiased(noise: str, estimator: str) -> None:
     """Also one-sided and aligned ones: z is symmetric, and a direction aligned with g0 has covariance I given g0."""
-    made = part("estimator", estimator)(**({"eps": 1e-3} | OPTIONS.get(estimator, {})))
+    made = load_part("estimator", estimator)(**({"eps": 1e-3} | OPTIONS.get(estimator, {})))
     count = 1500
     if estimator == "residual":  # f itself is in its spread: with eps 1e-3 that would be a thousand times the gradient
-        made, count = part("estimator", estimator)(eps=1.0), 10_000
-    found = estimates(part("noise", noise)(), made, rule_of(estimator)(), count)
+        made, count = load_part("estimator", estimator)(eps=1.0), 10_000
+    found = estimates(load_part("noise", noise)(), made, rule_of(estimator)(), count)
     assert agrees(found, GRADIENT) and tells_half_from_whole(found, GRADIENT)
 
 
 def test_biased_estimators_are_named_because_they_are() -> None:
-    assert set(words(FOLDERS["estimator"])) >= BIASED
+    assert set(list_words(PART_FOLDERS["estimator"])) >= BIASED
 
 
 # -- chosen steps, on oracles that say what they are told to
@@ -132,7 +132,7 @@ NAN, INF = math.nan, math.inf
 )  # fmt: skip
 def test_stp_takes_the_lowest_of_three_and_stays_on_a_tie(up: float, down: float, here: float, g: float) -> None:
     oracle = Said([up, down, here])
-    assert part("estimator", "stp")().measure(oracle, []) == [g]
+    assert load_part("estimator", "stp")().measure(oracle, []) == [g]
     assert oracle.points == [((0.25, 0),), ((-0.25, 0),), ()], "steps of lr, and theta"
 
 
@@ -146,12 +146,12 @@ def test_stp_takes_the_lowest_of_three_and_stays_on_a_tie(up: float, down: float
 def test_s2p_takes_the_lower_of_two(up: float, down: float, g: float) -> None:
     """A tie goes to +, by which theta moves by -lr g."""
     for option in (1, 3):
-        assert part("estimator", "s2p")(option=option).measure(Said([up, down]), []) == [g]
+        assert load_part("estimator", "s2p")(option=option).measure(Said([up, down]), []) == [g]
 
 
 def test_s2p_sizes_its_step_by_gamma() -> None:
     """Options 2 and 4 (A = 1.01), measured at both ends or, within rho, taken from gamma's sign."""
-    made = part("estimator", "s2p")
+    made = load_part("estimator", "s2p")
     for option, size in ((2, 4.0), (4, 4.0 / (1.01 + 0.5 * 4.0))):
         oracle = Said([1.0, 1.8, 7.0, 6.0])  # gamma is -4
         assert made(option=option, rho=0.1, curve=0.5, trial="exact").measure(oracle, []) == [pytest.approx(size)]
@@ -172,7 +172,7 @@ def test_s2p_sizes_its_step_by_gamma() -> None:
 )  # fmt: skip
 def test_conservative_stays_steps_or_steps_back(here: float, ahead: float, behind: float, g: float) -> None:
     oracle = Said([1.8, 1.0, here, ahead, behind])
-    found = part("estimator", "conservative")(eps=0.1).measure(oracle, [])
+    found = load_part("estimator", "conservative")(eps=0.1).measure(oracle, [])
     assert found == [pytest.approx(g)]
     assert oracle.points[2:] == [(), ((pytest.approx(-1.0), 0),), ((pytest.approx(1.0), 0),)], "theta -+ lr g z"
 
@@ -180,13 +180,13 @@ def test_conservative_stays_steps_or_steps_back(here: float, ahead: float, behin
 def test_fzoo_is_its_equation() -> None:
     rng = np.random.default_rng(0)
     there, here = rng.normal(size=8), 0.3
-    found = part("estimator", "fzoo")(eps=0.01).measure(Said([here, *there]), [])
+    found = load_part("estimator", "fzoo")(eps=0.01).measure(Said([here, *there]), [])
     assert np.allclose(found, (there - here) / (0.01 * 8 * there.std(ddof=1)), rtol=1e-12)
-    assert part("estimator", "fzoo")(queries=3).measure(Said([1.0, 2.0, 2.0, 2.0]), []) == [0.0] * 3
+    assert load_part("estimator", "fzoo")(queries=3).measure(Said([1.0, 2.0, 2.0, 2.0]), []) == [0.0] * 3
 
 
 def test_residual_takes_the_last_records_loss() -> None:
-    made = part("estimator", "residual")(eps=0.5)
+    made = load_part("estimator", "residual")(eps=0.5)
     past = [Record(0, 0, 1.0, (0.0,), (9.0,)), Record(1, 1, 1.0, (0.0,), (2.0,))]
     assert made.measure(Said([2.75]), past) == [1.5] and made.measure(Said([2.75]), []) == [0.0]
 
@@ -210,7 +210,7 @@ def as2p(gammas: list[float], k: int, steps: int, o: dict[str, Any]) -> float:
 @pytest.mark.parametrize("options", [{}, {"full_batch": True}, {"sigma": "abs"}, {"window_of": "elapsed"}])
 def test_as2p_is_its_closed_form_and_its_ring_is_the_log(options: dict[str, Any]) -> None:
     o = {"rho": 0.02, "rho_end": 0.002} | options
-    made, rng, steps = part("estimator", "as2p")(**o), np.random.default_rng(1), 150
+    made, rng, steps = load_part("estimator", "as2p")(**o), np.random.default_rng(1), 150
     past: list[Record] = []
     gammas: list[float] = []
     for k in range(steps):
@@ -224,7 +224,7 @@ def test_as2p_is_its_closed_form_and_its_ring_is_the_log(options: dict[str, Any]
 
 
 def test_as2p_stands_still_where_there_is_no_slope_and_goes_downhill() -> None:
-    made, past = part("estimator", "as2p")(), [Record(k, k, 1.0, (0.1,), (1.0, 1.1)) for k in range(3)]
+    made, past = load_part("estimator", "as2p")(), [Record(k, k, 1.0, (0.1,), (1.0, 1.1)) for k in range(3)]
     assert made.measure(Said([1.0, 1.0]), past) == [0.0]
     assert made.measure(Said([2.0, 1.0]), past)[0] > 0, "theta moves by -lr g z: away from the larger loss"
     assert math.isnan(made.measure(Said([NAN, 1.0]), past)[0])
@@ -234,10 +234,10 @@ def test_as2p_stands_still_where_there_is_no_slope_and_goes_downhill() -> None:
 
 def estimates_end(word: str, **options: Any) -> float:
     """The share of the quadratic's excess loss that is left after 400 steps."""
-    bowl = Problem(lambda points: 0.5 * np.einsum("ci,ij,cj->c", points, H + np.eye(D) / 4, points))
-    space = Space(THETA)
-    run = core_run.Run(2, 400, Memory(), space, part("noise", "normal")(), part("rule", "sgd")(lr=1.0),
-                     part("estimator", word)(**options), bowl, space)  # type: ignore[arg-type]  # fmt: skip
+    bowl = FunctionTask(lambda points: 0.5 * np.einsum("ci,ij,cj->c", points, H + np.eye(D) / 4, points))
+    space = ArraySpace(THETA)
+    run = core_run.Run(2, 400, MemoryLog(), space, load_part("noise", "normal")(), load_part("rule", "sgd")(lr=1.0),
+                     load_part("estimator", word)(**options), bowl, space)  # type: ignore[arg-type]  # fmt: skip
     first = float(bowl.f(THETA[None])[0])
     for _ in engine.play(run, 400):
         pass
@@ -246,10 +246,12 @@ def estimates_end(word: str, **options: Any) -> float:
 
 def test_daps_directions_are_aligned_with_its_first_estimate() -> None:
     """<g0, v> = xi |g0| for every aligned point, g0 being the first half's estimate (ALGORITHMS 7.2, 7.3)."""
-    space = Space(THETA)
-    run = core_run.Run(1, 9, Memory(), space, part("noise", "sphere")(), part("rule", "sgd")(), None, BOWL, space)  # type: ignore[arg-type]
-    made = part("estimator", "dap")(eps=1e-3, first=3, second=4)
-    oracle = core_oracle.Scorer(run, BOWL.batch(0), 0, 9, 0)
+    space = ArraySpace(THETA)
+    run = core_run.Run(
+        1, 9, MemoryLog(), space, load_part("noise", "sphere")(), load_part("rule", "sgd")(), None, BOWL, space
+    )  # type: ignore[arg-type]
+    made = load_part("estimator", "dap")(eps=1e-3, first=3, second=4)
+    oracle = core_oracle.StepOracle(run, BOWL.batch(0), 0, 9, 0)
     asked: list[Any] = []
     losses = oracle.losses
     oracle.losses = lambda points: asked.extend(points) or losses(points)  # type: ignore[method-assign, func-returns-value]

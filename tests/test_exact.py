@@ -34,20 +34,20 @@ import zoedge
 from zoedge.core import digests, engine, parts
 from zoedge.core import oracle as core_oracle
 from zoedge.core import run as core_run
-from zoedge.core.canonical import canonical
+from zoedge.core.canonical import encode_canonical
 from zoedge.core.exact import bits16
-from zoedge.core.types import INIT, SKIPPED, Key, Leaf, Record
+from zoedge.core.types import INIT_STREAM, SKIPPED, Key, Leaf, Record
 from zoedge.errors import IdentityError, ReplayError
 from zoedge.log.header import Header
 from zoedge.log.log import Log
 from zoedge.methods.noise import _philox
-from zoedge.methods.noise.normal import quantiles
+from zoedge.methods.noise.normal import quantile_table
 from zoedge.recipe.check import check
 from zoedge.recipe.recipe import Recipe
 from zoedge.run import identity, replay, setup
 
-NOISES, RULES = parts.words("methods.noise"), parts.words("methods.rules")
-PAIRS = [(n, r) for r in RULES for n in getattr(parts.part("rule", r), "only_with", {}).get("noise", NOISES)]
+NOISES, RULES = parts.list_words("methods.noise"), parts.list_words("methods.rules")
+PAIRS = [(n, r) for r in RULES for n in getattr(parts.load_part("rule", r), "only_with", {}).get("noise", NOISES)]
 # R10. Frozen for ever: a log's header names its parts by these numbers. A released part's number is added here.
 SCHEMES = {
     "rademacher": 1, "normal": 3, "sphere": 4, "uniform": 5, "uniform_raw": 6, "coordinate": 7, "sparse": 8, "block": 9,
@@ -163,9 +163,9 @@ def recipe_of(noise: str, rule: str = "sgd", **sections: Any) -> Recipe:
 def header_of(recipe: Recipe, space: Any) -> Header:
     nothing = bytes(32)
     return Header(
-        canonical({"recipe": recipe.resolved(), "space": space.describe()}), 2, recipe.noise.scheme, recipe.rule.rule,
+        encode_canonical({"recipe": recipe.resolved(), "space": space.describe()}), 2, recipe.noise.scheme, recipe.rule.rule,
         recipe.seed, sum(leaf.value.numel() for leaf in space.leaves()), recipe.log.hash_every, 1, nothing, nothing,
-        nothing, nothing, identity.manifest(space), digests.digest(space),
+        nothing, nothing, identity.manifest_digest(space), digests.digest(space),
         digests.selftest(recipe.noise, recipe.rule, torch.zeros(1024)),
     )  # fmt: skip
 
@@ -195,7 +195,7 @@ class Still:
 def written(path: Path, noise: str, rule: str) -> Path:
     """A finished log with two queries (if the rule takes two), decay, a rewind, a skipped step and state hashes."""
     recipe = recipe_of(noise, rule)
-    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, replay.initial(recipe.noise))
+    space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, replay.initial_noise(recipe.noise))
     first = space.value.clone()
     script = Script(random.Random(noise), getattr(recipe.estimator, "queries", 2))
     with Log.create(path, header_of(recipe, space)) as log:
@@ -228,7 +228,7 @@ def methods(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def replayed(path: Path) -> tuple[core_run.Run, str]:
     with Log.open(path) as log:
-        run = replay.replayer(log)
+        run = replay.build_replay_run(log)
         for _ in engine.play(run, len(log)):
             pass
         return run, digests.digest(run.space).hex()
@@ -248,7 +248,7 @@ for path in sys.argv[2:]:
         continue
     for number in threads:
         torch.set_num_threads(number)
-        run = replay.replayer(Log.open(Path(path)))
+        run = replay.build_replay_run(Log.open(Path(path)))
         assert all("bitsandbytes" not in name and "transformers" not in name for name in sys.modules)
         for _ in engine.play(run, len(run.log)):
             pass
@@ -318,8 +318,8 @@ KNOWN = [  # Random123's kat_vectors: counter, key, words
 
 @pytest.mark.parametrize("counter,key,words", KNOWN)
 def test_r2_philox_known_answers(counter: list[int], key: list[int], words: str) -> None:
-    in_torch = _philox._rounds(*(torch.tensor([c], dtype=torch.int64) for c in counter), *key)
-    in_numpy = _philox._rounds(*(np.array([c], dtype=np.uint64) for c in counter), *key)
+    in_torch = _philox._philox_rounds(*(torch.tensor([c], dtype=torch.int64) for c in counter), *key)
+    in_numpy = _philox._philox_rounds(*(np.array([c], dtype=np.uint64) for c in counter), *key)
     own = own_philox(np.array([counter], dtype=np.uint64), (key[0], key[1]))[0]
     for found in (in_torch, in_numpy, own):
         assert " ".join(f"{int(w.item()) % 2**32:08x}" for w in found) == words
@@ -334,8 +334,8 @@ def test_r2_philox_known_answers(counter: list[int], key: list[int], words: str)
     ],
 )
 def test_r2_torch_and_numpy_words(key: Key, first: int) -> None:
-    in_torch = _philox.words_torch(key, first, 300, torch.device("cpu"))
-    in_numpy = _philox.words_numpy(key, first, 300)
+    in_torch = _philox.philox_torch(key, first, 300, torch.device("cpu"))
+    in_numpy = _philox.philox_numpy(key, first, 300)
     counter = np.zeros((300, 4), dtype=np.uint64)
     counter[:, 0], counter[:, 1:] = np.arange(first, first + 300), (key.stream, key.query, key.seq)
     own = own_philox(counter, (key.seed % 2**32, key.seed >> 32))
@@ -349,8 +349,8 @@ def test_r2_torch_and_numpy_words(key: Key, first: int) -> None:
 )
 def test_r2_what_does_not_fit_the_counter_is_refused(key: Key, first: int) -> None:
     for words in (
-        lambda: _philox.words_torch(key, first, 1, torch.device("cpu")),
-        lambda: _philox.words_numpy(key, first, 1),
+        lambda: _philox.philox_torch(key, first, 1, torch.device("cpu")),
+        lambda: _philox.philox_numpy(key, first, 1),
     ):
         with pytest.raises(ValueError, match="fit"):
             words()
@@ -359,7 +359,7 @@ def test_r2_what_does_not_fit_the_counter_is_refused(key: Key, first: int) -> No
 @pytest.mark.parametrize("word", NOISES)
 def test_r2_a_leaf_in_pieces_is_the_whole(word: str) -> None:
     """Also at odd offsets, in any order, from numpy; and no generator of torch's or numpy's is touched."""
-    noise, key = parts.part("noise", word)(), Key(11, 5, 2)
+    noise, key = parts.load_part("noise", word)(), Key(11, 5, 2)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
     whole = noise.draw(key, Leaf("x", 0, torch.zeros(5000), (), 5000))
     assert whole.dtype == torch.float32 and whole.shape == (5000,)
@@ -377,8 +377,8 @@ def test_r2_a_leaf_in_pieces_is_the_whole(word: str) -> None:
 
 @pytest.mark.parametrize("word", NOISES)
 def test_r2_every_part_of_the_key_counts(word: str) -> None:
-    noise, leaf = parts.part("noise", word)(), Leaf("x", 0, torch.zeros(4096), (), 4096)
-    keys = [Key(0, 0, 0), Key(1, 0, 0), Key(2**32, 0, 0), Key(0, 1, 0), Key(0, 0, 1), Key(0, 0, 0, INIT)]
+    noise, leaf = parts.load_part("noise", word)(), Leaf("x", 0, torch.zeros(4096), (), 4096)
+    keys = [Key(0, 0, 0), Key(1, 0, 0), Key(2**32, 0, 0), Key(0, 1, 0), Key(0, 0, 1), Key(0, 0, 0, INIT_STREAM)]
     drawn = [noise.draw(key, leaf) for key in keys]
     for a, b in itertools.combinations(drawn, 2):
         correlation = torch.dot(a, b) / a.norm() / b.norm()
@@ -391,7 +391,9 @@ def test_r2_every_part_of_the_key_counts(word: str) -> None:
 @pytest.mark.parametrize("word", NOISES)
 def test_r2_initial_values_are_dense_and_of_unit_variance(word: str) -> None:
     """A LoRA whose A were mostly zeros would start at a saddle: B's slope is what A lets through."""
-    space = recipe_of(word).space.blank({"shapes": [["a", 40, 3000]]}, 1, replay.initial(parts.part("noise", word)()))
+    space = recipe_of(word).space.blank(
+        {"shapes": [["a", 40, 3000]]}, 1, replay.initial_noise(parts.load_part("noise", word)())
+    )
     a = space.value[: RANK * 3000].view(RANK, 3000)
     assert (a == 0).double().mean() < 1e-3 and abs(a.std() * math.sqrt(3000) - 1) < 0.02
     assert torch.linalg.matrix_rank(a) == RANK
@@ -399,7 +401,7 @@ def test_r2_initial_values_are_dense_and_of_unit_variance(word: str) -> None:
 
 def test_r2_words_are_as_the_equations_say() -> None:
     for word, scheme in FIRST.items():
-        z = parts.part("noise", word)().draw(Key(99, 8, 7, 1), Leaf("x", 0, torch.zeros(1001)))
+        z = parts.load_part("noise", word)().draw(Key(99, 8, 7, 1), Leaf("x", 0, torch.zeros(1001)))
         assert z.numpy().tobytes() == own_noise(scheme, 99, 8, 7, 1, 1001).tobytes()
 
 
@@ -414,7 +416,7 @@ def significant_bits(values: np.ndarray) -> int:
 @pytest.mark.parametrize("word", NOISES)
 def test_r3_noise_has_few_significant_bits(word: str) -> None:
     """Together with a coefficient's 16 they fit float32's 24: the product is exact."""
-    z = parts.part("noise", word)().draw(Key(3, 1, 0), Leaf("x", 0, torch.zeros(200_000), (), 200_000)).numpy()
+    z = parts.load_part("noise", word)().draw(Key(3, 1, 0), Leaf("x", 0, torch.zeros(200_000), (), 200_000)).numpy()
     assert significant_bits(z) <= 8
     if word in FIRST:
         assert abs(z.mean()) < 5 / math.sqrt(200_000) and abs(z.std() - 1) < 0.01
@@ -423,8 +425,8 @@ def test_r3_noise_has_few_significant_bits(word: str) -> None:
 
 
 def test_r3_the_normal_table() -> None:
-    table = np.frombuffer(quantiles(), dtype="<f4").astype(np.float64)
-    assert hashlib.sha256(quantiles()).hexdigest().startswith(TABLE)
+    table = np.frombuffer(quantile_table(), dtype="<f4").astype(np.float64)
+    assert hashlib.sha256(quantile_table()).hexdigest().startswith(TABLE)
     assert table.shape == (65536,) and (np.diff(table) >= 0).all() and (table == -table[::-1]).all() and table.all()
     assert significant_bits(table) == 8
     assert table.mean() == 0 and abs((table**2).mean() - 1) < 2e-5
@@ -478,7 +480,7 @@ def test_r4_a_coefficient_is_minus_lr_g_in_float64_rounded_once() -> None:
 def test_r4_fused_equals_unfused(word: str) -> None:
     """p + c*z in two operations, with alpha=, with addcmul, and correctly rounded once (what an FMA gives)."""
     n, rng = 100_000, random.Random(2)
-    z = parts.part("noise", word)().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(n), (), n))
+    z = parts.load_part("noise", word)().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(n), (), n))
     p = torch.randn(n, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 2, n)
     for _ in range(8):
         c = bits16(rng.gauss(0, 1) * 10 ** rng.uniform(-8, 1))
@@ -493,7 +495,7 @@ def test_r4_fused_equals_unfused(word: str) -> None:
 
 def test_r4_without_the_rule_a_fused_product_differs() -> None:
     """The rule is needed: with 24-bit coefficients and 8-bit noise, rounding once and twice differ."""
-    z = parts.part("noise", "normal")().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(4000)))
+    z = parts.load_part("noise", "normal")().draw(Key(5, 0, 0), Leaf("x", 0, torch.zeros(4000)))
     p, c = torch.randn(4000, generator=torch.Generator().manual_seed(0)), float(np.float32(0.7310585))
     two = p + z * c
     once = [rounded(Fraction(a) + Fraction(c) * Fraction(b), 24) for a, b in zip(p.tolist(), z.tolist())]
@@ -696,7 +698,7 @@ def test_r7_a_loss_is_the_correctly_rounded_mean() -> None:
         space = SimpleNamespace(width=9, visit=lambda deltas: nullcontext())
         task = SimpleNamespace(score=lambda model, batch, copies, row=row: torch.tensor([row], dtype=torch.float64))
         run = SimpleNamespace(space=space, rows=9, most=math.inf, task=task, model=None, workers=None, rule=None)
-        oracle = core_oracle.Scorer(run, SimpleNamespace(tokens=1), 0, 1, 0)  # type: ignore[arg-type]
+        oracle = core_oracle.StepOracle(run, SimpleNamespace(tokens=1), 0, 1, 0)  # type: ignore[arg-type]
         assert oracle.losses([()]) == oracle.asked == [exact / 6]
 
 
@@ -705,13 +707,13 @@ def test_r7_on_a_model_micro_batches_change_only_what_kernels_change(recipe_file
 
     Measured 0.0 on one machine; on another a last float64 bit, which g shows and the log's float32 losses do not.
     """
-    from zoedge.recipe.reading import read
+    from zoedge.recipe.reading import read_recipe
 
     found = []
     for rows in (2048, 1):
-        bench = setup.Bench.build(read(str(recipe_file), [f"train.rows={rows}", "train.steps=2"]))
+        bench = setup.Bench.build(read_recipe(str(recipe_file), [f"train.rows={rows}", "train.steps=2"]))
         (tmp_path / str(rows)).mkdir()
-        with setup.begin(bench, tmp_path / str(rows)) as log:
+        with setup.begin_run(bench, tmp_path / str(rows)) as log:
             found.append(list(engine.play(bench.run(log), 2)))
     for one, other in zip(*found):
         assert (one.seq, one.check, one.lr) == (other.seq, other.check, other.lr)
@@ -734,7 +736,7 @@ def test_r8_hashes_stand_where_they_are_due(logs: dict[str, Path]) -> None:
                 hashes.append(step)
         assert hashes == [4, 4, 8, 12], "every 4 steps; after the rewind to 2, step 4 again"
         with Log.open(path) as log:
-            run, seen = replay.replayer(log), {}
+            run, seen = replay.build_replay_run(log), {}
             for record in engine.play(run, len(log)):
                 seen[record.step + 1] = digests.digest(run.space)[:24]
             assert {s: log.state.hashes[s] for s in (4, 8, 12)} == {s: seen[s] for s in (4, 8, 12)}
@@ -744,7 +746,7 @@ def test_r8_hashes_stand_where_they_are_due(logs: dict[str, Path]) -> None:
 @pytest.mark.parametrize("step", [0, 3, 6, 9])
 def test_r8_another_bit_is_noticed_at_the_next_hash(logs: dict[str, Path], step: int) -> None:
     with Log.open(logs["rademacher"]) as log:
-        run = replay.replayer(log)
+        run = replay.build_replay_run(log)
         for _ in engine.play(run, step):
             pass
         run.space.value.view(torch.int32)[12345] ^= 1 << 20  # the last bit may be rounded away again by later sums
@@ -760,7 +762,7 @@ def test_r8_another_bit_is_noticed_at_the_next_hash(logs: dict[str, Path], step:
 
 @pytest.mark.parametrize("noise,rule", PAIRS)
 def test_r9_golden_noise_and_updates(noise: str, rule: str) -> None:
-    made = parts.part("noise", noise)(), parts.part("rule", rule)()
+    made = parts.load_part("noise", noise)(), parts.load_part("rule", rule)()
     digest = digests.selftest(*made, torch.zeros(1024))
     assert digest == digests.selftest(*made, np.zeros(1024, dtype=np.float32)), "numpy shares no code with torch"
     assert digest.hex()[:16] == GOLDEN.get(f"{noise} {rule}", digest.hex()[:16]), "a released pair changed its bits"
@@ -781,18 +783,18 @@ def test_r9_the_golden_digest_from_the_equations() -> None:
 def test_r9_other_arithmetic_is_refused(logs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "selftest", lambda *_: bytes(32))
     with Log.open(logs["normal"]) as log, pytest.raises(IdentityError, match=r"arithmetic \(self-test\)"):
-        replay.replayer(log)
+        replay.build_replay_run(log)
 
 
 @pytest.mark.parametrize("kind,attribute,frozen", [("noise", "scheme", SCHEMES), ("rule", "rule", RULE_IDS)])
 def test_r10_ids_are_unique_and_frozen(kind: str, attribute: str, frozen: dict[str, int]) -> None:
-    known = parts.words(parts.FOLDERS[kind])
+    known = parts.list_words(parts.PART_FOLDERS[kind])
     assert known
-    found = {word: getattr(parts.part(kind, word), attribute) for word in known}
+    found = {word: getattr(parts.load_part(kind, word), attribute) for word in known}
     assert len(set(found.values())) == len(found) and all(type(i) is int and 0 < i < 2**32 for i in found.values())
     assert {word: found.get(word) for word in frozen} == frozen, "an id never changes, and its part never goes"
     for word, number in found.items():
-        assert parts.by_id(kind, attribute, number) == word
+        assert parts.find_word_by_id(kind, attribute, number) == word
 
 
 def test_r10_a_header_that_names_another_part_is_refused(tmp_path: Path) -> None:
@@ -800,17 +802,17 @@ def test_r10_a_header_that_names_another_part_is_refused(tmp_path: Path) -> None
     space = recipe.space.blank({"shapes": [["a", 3, 2]]}, recipe.seed, recipe.noise)
     Log.create(tmp_path / "log", replace(header_of(recipe, space), noise=SCHEMES["normal"])).close()
     with Log.open(tmp_path / "log") as log, pytest.raises(IdentityError, match="normal"):
-        replay.replayer(log)
+        replay.build_replay_run(log)
 
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_bits(logs: dict[str, Path]) -> None:
     for noise, rule in PAIRS:
-        made = parts.part("noise", noise)(), parts.part("rule", rule)()
+        made = parts.load_part("noise", noise)(), parts.load_part("rule", rule)()
         assert digests.selftest(*made, torch.zeros(1024, device="cuda")) == digests.selftest(*made, torch.zeros(1024))
     for path in logs.values():
         with Log.open(path) as log:
-            run = replay.replayer(log, "cuda")
+            run = replay.build_replay_run(log, "cuda")
             for _ in engine.play(run, len(log)):
                 pass
             assert digests.digest(run.space)[:24] == log.state.end

@@ -31,7 +31,7 @@ from zoedge.errors import (
 )
 from zoedge.log.log import Log
 from zoedge.methods.spaces.lora import Lora
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import folder as run_folder
 from zoedge.run import replay, setup
 
@@ -64,10 +64,10 @@ class Made(NamedTuple):
     log: Log
 
     def peft(self, folder: Path, **options: Any) -> Path:
-        return export_peft.peft(self.bench.run(self.log), self.log, self.bench.recipe, folder, **options)
+        return export_peft.write_peft(self.bench.run(self.log), self.log, self.bench.recipe, folder, **options)
 
-    def merged(self, folder: Path, *args: Any, **options: Any) -> export_merged.Merge:
-        return export_merged.merged(self.bench.recipe, self.bench.space, folder, *args, **options)
+    def merged(self, folder: Path, *args: Any, **options: Any) -> export_merged.MergeResult:
+        return export_merged.write_merged(self.bench.recipe, self.bench.space, folder, *args, **options)
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +86,14 @@ def made(cached: dict[str, Any], recipe_file: Path, families: dict[str, Path], h
                 f"model.source={sources[case.split()[0]]}", "rule.lr=0.002", "space.alpha=12", "rule.schedule=constant",
                 "train.steps=4", "model.revision=v1",
             ]  # fmt: skip
-            bench = setup.Bench.build(read(str(recipe_file), [*more, *CASES[case]]))
+            bench = setup.Bench.build(read_recipe(str(recipe_file), [*more, *CASES[case]]))
             folder = recipe_file.parent / f"run {case}"
             folder.mkdir()
-            with setup.begin(bench, folder) as log:
+            with setup.begin_run(bench, folder) as log:
                 for _ in engine.play(bench.run(log), 4):
                     pass
                 log.finish(digests.digest(bench.space))
-            cached[case] = Made(bench, Log.open(folder / run_folder.LOG))
+            cached[case] = Made(bench, Log.open(folder / run_folder.LOG_FILE))
         return cached[case]
 
     return train
@@ -113,9 +113,13 @@ def differences(cached: dict[str, Any], made: Callable[[str], Made], tmp_path: P
         for case, dtype in MERGES.items():
             jobs.append(("merged", case, made(case).merged(tmp_path / case, dtype, log=made(case).log).folder))
         one = made("llama nf4")
-        start = export_peft.peft(replay.replayer(one.log), one.log, one.bench.recipe, tmp_path / "untrained")
+        start = export_peft.write_peft(
+            replay.build_replay_run(one.log), one.log, one.bench.recipe, tmp_path / "untrained"
+        )
         jobs.append(("untrained", "llama nf4", start))
-        found = check.compare([(kind.replace("untrained", "peft"), x, made(case).bench) for kind, case, x in jobs])
+        found = check.check_exports(
+            [(kind.replace("untrained", "peft"), x, made(case).bench) for kind, case, x in jobs]
+        )
         cached["differences"] = {(kind, case): x for (kind, case, _), x in zip(jobs, found)}
         cached["folders"] = {(kind, case): folder for kind, case, folder in jobs}
     return cached["differences"]
@@ -124,11 +128,11 @@ def differences(cached: dict[str, Any], made: Callable[[str], Made], tmp_path: P
 def moved(made: Made) -> float:
     """How far training moved the logits."""
     base, space = made.bench.base, made.bench.space
-    ids = check.probes(base.model.config.vocab_size, base.context_length)
+    ids = check.make_probe_ids(base.model.config.vocab_size, base.context_length)
     start = space.value.clone()
-    after = check.trained(base, space, ids)
+    after = check.compute_logits(base, space, ids)
     space.value.zero_()
-    before = check.trained(base, space, ids)
+    before = check.compute_logits(base, space, ids)
     space.value.copy_(start)
     return float((after - before).abs().max())
 
@@ -160,7 +164,7 @@ def test_a_fresh_plain_model_gives_the_trained_logits(
     assert "quantization_config" not in config
     assert config["dtype"] == {"fp32": "float32", "fp16": "float16"}[MERGES[case]]
     assert {"generation_config.json", "tokenizer.json", "README.md"} <= {p.name for p in folder.iterdir()}
-    said = export_folder.marker(folder)
+    said = export_folder.read_marker(folder)
     raw = (folder / "model.safetensors").read_bytes()
     payload = raw[8 + int.from_bytes(raw[:8], "little") :]
     assert said["payload"] == {"model.safetensors": hashlib.sha256(payload).hexdigest()}
@@ -180,10 +184,10 @@ def test_peft_adapts_our_modules_and_no_other_with_the_replayed_bits(
     from transformers import AutoModelForCausalLM
 
     one = made(case)
-    replayed = replay.replayer(one.log)
+    replayed = replay.build_replay_run(one.log)
     for _ in engine.play(replayed, len(one.log)):
         pass
-    folder = export_peft.peft(replayed, one.log, one.bench.recipe, tmp_path / "adapter")
+    folder = export_peft.write_peft(replayed, one.log, one.bench.recipe, tmp_path / "adapter")
     plain = AutoModelForCausalLM.from_pretrained(one.bench.recipe.model.source)
     wrapped = PeftModel.from_pretrained(plain, folder)
     layers = {n: m for n, m in wrapped.get_base_model().named_modules() if isinstance(m, LoraLayer)}
@@ -223,11 +227,11 @@ def test_exports_name_their_origin_and_no_path_of_this_machine(
     assert (
         json.loads((folder / "tokenizer_config.json").read_text()).keys().isdisjoint({"is_local", "local_files_only"})
     )
-    said = export_folder.marker(folder)
+    said = export_folder.read_marker(folder)
     assert said["steps"] == 4 and said["log"] == one.log.fingerprint and said["base"] == one.log.header.base.hex()
     assert said["state"] == digests.digest(one.bench.space).hex() and said["quantization"] == "nf4"
     assert set(said["files"]) | {"zoedge.json"} == {p.name for p in folder.iterdir()}
-    with safetensors.safe_open(folder / export_folder.WEIGHTS, "pt") as file:
+    with safetensors.safe_open(folder / export_folder.WEIGHTS_FILE, "pt") as file:
         assert file.metadata() == {"format": "pt", "log": one.log.fingerprint, "payload": said["payload"]}
     for where in (folder, tmp_path / "merged"):
         text = (where / "README.md").read_text()
@@ -255,7 +259,7 @@ def test_the_same_state_is_exported_to_the_same_bytes(adapter: tuple[Path, Made]
     ],
 )
 def test_a_source_is_published_without_its_path(source: str, said: str) -> None:
-    assert export_folder.public(source) == said
+    assert export_folder.redact_source(source) == said
 
 
 def test_the_chat_template_comes_along(made: Callable[[str], Made], half: Path, tmp_path: Path) -> None:
@@ -270,23 +274,23 @@ def test_the_chat_template_comes_along(made: Callable[[str], Made], half: Path, 
 def test_a_state_that_is_not_the_logs_is_refused(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama nf4")
     with pytest.raises(ReplayError, match="step 4"):
-        export_peft.peft(replay.replayer(one.log), one.log, one.bench.recipe, tmp_path / "a", steps=4)
-    halfway = replay.replayer(one.log)
+        export_peft.write_peft(replay.build_replay_run(one.log), one.log, one.bench.recipe, tmp_path / "a", steps=4)
+    halfway = replay.build_replay_run(one.log)
     for _ in engine.play(halfway, 2):
         pass
     for steps in (2, None):
-        folder = export_peft.peft(halfway, one.log, one.bench.recipe, tmp_path / "a", steps=steps)
-        assert export_folder.marker(folder)["steps"] == steps
+        folder = export_peft.write_peft(halfway, one.log, one.bench.recipe, tmp_path / "a", steps=steps)
+        assert export_folder.read_marker(folder)["steps"] == steps
 
 
 def test_only_finite_tensors_that_peft_knows_are_exported(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("llama nf4")
-    run = replay.replayer(one.log)
+    run = replay.build_replay_run(one.log)
     run.space.leaves()[0].value[7] = float("nan")
     with pytest.raises(DivergedError):
-        export_peft.peft(run, one.log, one.bench.recipe, tmp_path / "a")
+        export_peft.write_peft(run, one.log, one.bench.recipe, tmp_path / "a")
     with pytest.raises(UsageError, match="nothing to merge"):
-        export_merged.merged(one.bench.recipe, object(), tmp_path / "a")
+        export_merged.write_merged(one.bench.recipe, object(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -342,7 +346,7 @@ def test_an_interrupted_export_never_looks_complete(
         real(path, data)
 
     count = {"peft": 4, "merged": 7}[kind]
-    monkeypatch.setattr("zoedge.scoring.models.loading.load", lambda spec: one.bench.base)
+    monkeypatch.setattr("zoedge.scoring.models.loading.load_base", lambda spec: one.bench.base)
     monkeypatch.setattr(export_folder, "write_durably", failing)
     with monkeypatch.context() as killed:
         killed.setattr(shutil, "rmtree", lambda *args, **options: None)  # as SIGKILL: nothing is tidied up
@@ -353,7 +357,7 @@ def test_an_interrupted_export_never_looks_complete(
             (draft,) = tmp_path.glob(f".out.tmp-{os.getpid()}")
             assert calls == stop and intact()
             with pytest.raises(DamagedError, match="not a complete"):
-                export_folder.marker(draft)
+                export_folder.read_marker(draft)
             draft.rename(tmp_path / f".out.tmp-{999999000 + stop}")  # of a process that is gone
     renames = 2 if replaced else 1
     for stop in range(renames):
@@ -374,7 +378,7 @@ def test_an_interrupted_export_never_looks_complete(
         assert intact()
     stop = 0
     write()
-    assert export_folder.marker(folder)["kind"] == kind
+    assert export_folder.read_marker(folder)["kind"] == kind
     assert [p.name for p in tmp_path.iterdir() if ".tmp-" in p.name or ".old-" in p.name] == []
 
 
@@ -383,12 +387,12 @@ def test_an_interrupted_export_never_looks_complete(
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change the tensors, and every digest with them: what is refused is refused for what it is."""
-    path, said = folder / export_folder.WEIGHTS, export_folder.marker(folder)
+    path, said = folder / export_folder.WEIGHTS_FILE, export_folder.read_marker(folder)
     tensors = safetensors.torch.load(path.read_bytes())
     change(tensors)
-    raw, said["payload"] = export_peft.serialised(tensors)
-    path.write_bytes(export_peft.labelled(raw, payload=said["payload"], log=said["log"]))
-    (folder / export_folder.MARKER).write_text(json.dumps(said))
+    raw, said["payload"] = export_peft.encode_tensors(tensors)
+    path.write_bytes(export_peft.add_metadata(raw, payload=said["payload"], log=said["log"]))
+    (folder / export_folder.MARKER_FILE).write_text(json.dumps(said))
 
 
 def rename(tensors: dict[str, Any], key: str) -> None:
@@ -433,7 +437,7 @@ def test_a_forged_adapter_is_refused(how: str, adapter: tuple[Path, Made]) -> No
 
 def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]) -> None:
     folder, one = adapter
-    path = folder / export_folder.WEIGHTS
+    path = folder / export_folder.WEIGHTS_FILE
     good = path.read_bytes()
     start = 8 + int.from_bytes(good[:8], "little")
     for at in (*range(0, start, 3), *range(start, len(good), 1999), len(good) - 1):
@@ -454,7 +458,7 @@ def test_every_flipped_byte_of_the_weights_is_noticed(adapter: tuple[Path, Made]
 
 def test_headers_that_the_library_would_take_are_refused(adapter: tuple[Path, Made]) -> None:
     folder, _ = adapter
-    path = folder / export_folder.WEIGHTS
+    path = folder / export_folder.WEIGHTS_FILE
     good = path.read_bytes()
     size = int.from_bytes(good[:8], "little")
     header, payload = good[8 : 8 + size].rstrip(), good[8 + size :]
@@ -488,7 +492,7 @@ def test_an_adapter_of_something_else_is_refused_by_name(
     fewer = made("llama nf4, all").bench.space
     with pytest.raises(IdentityError, match="of 42 tensors, 34 missing"):
         export_peft.load_adapter(folder, fewer)
-    recipe = read(str(tmp_path / "tiny.yaml"), ["space.alpha=16"])
+    recipe = read_recipe(str(tmp_path / "tiny.yaml"), ["space.alpha=16"])
     with pytest.raises(IdentityError, match="lora_alpha is 12, not 16"):
         export_peft.load_adapter(folder, recipe.space.blank(space.describe(), 7, recipe.noise))
     one.merged(tmp_path / "merged")
@@ -555,12 +559,12 @@ def test_an_update_that_rounding_would_eat_is_refused(blank: tuple[Made, Any], t
     one, space = blank
     fill(space, 1e-5)
     with pytest.raises(DataError, match=r"In bf16, \d+% of the update of model\.layers\.1\.self_attn.*--dtype fp32"):
-        export_merged.merged(one.bench.recipe, space, tmp_path / "out", "bf16")
+        export_merged.write_merged(one.bench.recipe, space, tmp_path / "out", "bf16")
     assert not (tmp_path / "out").exists()
-    report = export_merged.merged(one.bench.recipe, space, tmp_path / "out", "bf16", force=True)
+    report = export_merged.write_merged(one.bench.recipe, space, tmp_path / "out", "bf16", force=True)
     name, least = report.least
     assert least < 0.5 and name in space.shapes and "bf16" in str(report)
-    exact = export_merged.merged(one.bench.recipe, space, tmp_path / "out", "fp32")
+    exact = export_merged.write_merged(one.bench.recipe, space, tmp_path / "out", "fp32")
     assert exact.least[1] > 0.99
 
 
@@ -569,14 +573,14 @@ def test_kept_is_what_it_says(blank: tuple[Made, Any], tmp_path: Path) -> None:
     fill(space, 1e-3)
     report = one.merged(tmp_path / "none", "fp32")
     assert report.kept.keys() == space.shapes.keys()
-    report = export_merged.merged(one.bench.recipe, space, tmp_path / "out", "fp16")
+    report = export_merged.write_merged(one.bench.recipe, space, tmp_path / "out", "fp16")
     base = safetensors.torch.load_file(Path(one.bench.recipe.model.source) / "model.safetensors")
     out, tensors = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors"), dict(space.tensors())
     for name in space.shapes:
         update = (tensors[f"{name}.lora_B"] @ tensors[f"{name}.lora_A"]).double() * 3.0
         lost = out[f"{name}.weight"].double() - (base[f"{name}.weight"].double() + update)
         assert report.kept[name] == pytest.approx(1 - (lost.norm() / update.norm()).item(), rel=1e-5)
-    still = export_merged.merged(one.bench.recipe, fill(space, 0.0), tmp_path / "out", "fp16")
+    still = export_merged.write_merged(one.bench.recipe, fill(space, 0.0), tmp_path / "out", "fp16")
     assert set(still.kept.values()) == {1.0}
 
 
@@ -585,7 +589,7 @@ def test_values_that_overflow_and_disks_that_are_full_are_refused(
 ) -> None:
     one, space = blank
     with pytest.raises(DataError, match="does not fit fp16"):
-        export_merged.merged(one.bench.recipe, fill(space, 1e6), tmp_path / "out", "fp16", force=True)
+        export_merged.write_merged(one.bench.recipe, fill(space, 1e6), tmp_path / "out", "fp16", force=True)
     with pytest.raises(UsageError, match="fp8"):
         one.merged(tmp_path / "out", "fp8")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**7, 10**7, 10))
@@ -609,7 +613,7 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
     that they are garbage. A merge must not care."""
     import bitsandbytes as bnb
 
-    from zoedge.scoring.models.quantised import weight_of
+    from zoedge.scoring.models.quantised import dequantise_weight
 
     one = made("half nf4")
     used = setup.Bench.build(one.bench.recipe)
@@ -620,10 +624,10 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
     with torch.inference_mode():
         used.base.model(torch.arange(8)[None])
     q = "model.layers.0.self_attn.q_proj"
-    kept = torch.equal(*(weight_of(x.base.model.get_submodule(q)) for x in (used, one.bench)))
+    kept = torch.equal(*(dequantise_weight(x.base.model.get_submodule(q)) for x in (used, one.bench)))
     assert kept is not bnb.functional.has_avx512bf16()
     used.space.value.copy_(one.bench.space.value)
-    export_merged.merged(used.recipe, used.space, tmp_path / "out", "fp32", log=one.log)
+    export_merged.write_merged(used.recipe, used.space, tmp_path / "out", "fp32", log=one.log)
     out = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     tensors = dict(one.bench.space.tensors())
     stored = safetensors.torch.load_file(half / "model.safetensors")
@@ -634,7 +638,7 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
             codes, state = bnb.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
             state.dtype = torch.float32
             want = bnb.functional.dequantize_4bit(codes, state)
-            assert torch.equal(want, weight_of(one.bench.base.model.get_submodule(module)))
+            assert torch.equal(want, dequantise_weight(one.bench.base.model.get_submodule(module)))
             if module in one.bench.space.shapes:
                 want = want + 3.0 * (tensors[f"{module}.lora_B"] @ tensors[f"{module}.lora_A"])
         assert torch.equal(out[name], want), name
@@ -647,11 +651,11 @@ def test_shards_and_one_file_hold_the_same_model(
 
     one = made("llama none, b")
     one.merged(tmp_path / "one", "fp32")
-    monkeypatch.setattr(export_merged, "SHARD", 100_000)
+    monkeypatch.setattr(export_merged, "SHARD_BYTES", 100_000)
     one.merged(tmp_path / "many", "fp32")
     names = sorted(p.name for p in (tmp_path / "many").glob("*.safetensors"))
     assert len(names) > 3 and names[0] == f"model-00001-of-{len(names):05}.safetensors"
-    assert list(export_folder.marker(tmp_path / "many")["payload"]) == names
+    assert list(export_folder.read_marker(tmp_path / "many")["payload"]) == names
     a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / x).state_dict() for x in ("one", "many"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -661,4 +665,4 @@ def test_an_export_that_does_not_load_is_reported_in_a_sentence(made: Callable[[
     folder = one.merged(tmp_path / "out", "fp32").folder
     (folder / "config.json").unlink()
     with pytest.raises(DataError, match="does not load in a fresh process"):
-        check.check("merged", folder, one.bench)
+        check.check_export("merged", folder, one.bench)

@@ -16,7 +16,7 @@ from zoedge.commands.export import gguf as export_gguf
 from zoedge.core import digests, engine
 from zoedge.errors import DamagedError, DataError, DivergedError, ReplayError, StorageError, UsageError
 from zoedge.log.log import Log
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import folder as run_folder
 from zoedge.run import setup
 
@@ -33,17 +33,17 @@ class Made:
 
     def __init__(self, recipe_file: Path, folder: Path, source: Path, *more: str):
         overrides = [f"model.source={source}", "rule.lr=0.05", "train.steps=4", *more]
-        self.bench = setup.Bench.build(read(str(recipe_file), overrides))
+        self.bench = setup.Bench.build(read_recipe(str(recipe_file), overrides))
         folder.mkdir()
-        with setup.begin(self.bench, folder) as log:
+        with setup.begin_run(self.bench, folder) as log:
             for _ in engine.play(self.bench.run(log), 4):
                 pass
             log.finish(digests.digest(self.bench.space))
-        self.log = Log.open(folder / run_folder.LOG)
+        self.log = Log.open(folder / run_folder.LOG_FILE)
 
     def written(self, path: Path, **options: Any) -> Path:
         config = self.bench.base.model.config
-        return export_gguf.written(self.bench.space, self.log, self.bench.recipe, config, path, **options)
+        return export_gguf.write_gguf(self.bench.space, self.log, self.bench.recipe, config, path, **options)
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_turned_rows_make_llama_cpps_rotation_transformers_own() -> None:
 
     config = type("Config", (), {"num_attention_heads": 4, "num_key_value_heads": 2})
     x = torch.randn(32, 1)
-    ours = export_gguf.permuted(rotate_half(x.view(2, 16)).view(32, 1), "a.k_proj", config)
-    pairs = export_gguf.permuted(x, "a.k_proj", config).view(2, 8, 2)
+    ours = export_gguf.permute_rows(rotate_half(x.view(2, 16)).view(32, 1), "a.k_proj", config)
+    pairs = export_gguf.permute_rows(x, "a.k_proj", config).view(2, 8, 2)
     assert torch.equal(ours.view(2, 8, 2), torch.stack([-pairs[..., 1], pairs[..., 0]], -1))
 
 
@@ -103,17 +103,17 @@ def test_a_fresh_process_finds_the_trained_weights(made: Callable[..., Made], tm
     one = made("llama", *ALL, "space.train=b")
     path = one.written(tmp_path / "adapter.gguf")
     raw = path.read_bytes()
-    assert check.checked(path, one.bench) <= 1e-6
+    assert check.check_gguf(path, one.bench) <= 1e-6
     assert one.written(path).read_bytes() == raw  # ours: replaced, by the same bytes
     b = dict(one.bench.space.tensors())["model.layers.1.self_attn.k_proj.lora_B"].numpy()
     at = raw.index(turned(b, 2).tobytes())
     path.write_bytes(raw[:at] + b.tobytes() + raw[at + b.nbytes :])
     with pytest.raises(DataError, match="differ from the trained ones"):
-        check.checked(path, one.bench)
+        check.check_gguf(path, one.bench)
     path.write_bytes(raw.replace(b"blk.2.attn_q.weight.lora_a", b"blk.0.attn_q.weight.lora_a"))
     with pytest.raises(DamagedError, match="not the tensors that were trained"):
-        known = check.reference_of("gguf-lora", one.bench)
-        export_gguf.difference(str(path), one.bench.recipe.model.model_dump(), known)
+        known = check.build_reference("gguf-lora", one.bench)
+        export_gguf.measure_difference(str(path), one.bench.recipe.model.model_dump(), known)
 
 
 def test_other_families_and_spaces_are_refused(made: Callable[..., Made], tmp_path: Path) -> None:

@@ -15,17 +15,30 @@ from conftest import Done
 
 from zoedge.errors import DataError, UsageError
 from zoedge.recipe.check import check
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Data, Split
-from zoedge.scoring.rows.files import read as read_rows
-from zoedge.scoring.rows.formats import CHATS, KEYS, chosen, conversations, formats_of, messages, said
+from zoedge.scoring.rows.files import read_rows
+from zoedge.scoring.rows.formats import (
+    CHAT_FORMATS,
+    FORMAT_KEYS,
+    make_message,
+    matching_formats,
+    row_to_messages,
+    rows_to_chats,
+    select_format,
+)
 from zoedge.scoring.rows.row import Row
-from zoedge.scoring.rows.sets import rows_of, sets
-from zoedge.scoring.tasks.chat import TEMPLATES, Chat, render
+from zoedge.scoring.rows.sets import load_rows, load_sets
+from zoedge.scoring.tasks.chat import TEMPLATE_FOLDER, Chat, render_chats
 from zoedge.scoring.tasks.lm import Lm
 
-TALK = [said("user", "Hi"), said("assistant", "Hello"), said("user", "Bye"), said("assistant", "Ciao")]
-SYSTEM = said("system", "Be kind.")
+TALK = [
+    make_message("user", "Hi"),
+    make_message("assistant", "Hello"),
+    make_message("user", "Bye"),
+    make_message("assistant", "Ciao"),
+]
+SYSTEM = make_message("system", "Be kind.")
 ALPACA = {"instruction": "Add.", "input": "1 2", "output": "3"}
 
 
@@ -108,7 +121,7 @@ def test_what_a_row_becomes(name: str, tokenizer: Any) -> None:
 
 
 def test_every_format_has_its_row() -> None:
-    assert {kind for fields, *_ in EXACT.values() for kind in formats_of(Row("f:1", fields))} == set(CHATS)
+    assert {kind for fields, *_ in EXACT.values() for kind in matching_formats(Row("f:1", fields))} == set(CHAT_FORMATS)
 
 
 @pytest.mark.parametrize("ending", [".txt", ".jsonl", ".json"])
@@ -133,14 +146,14 @@ def test_plain_text_becomes_its_tokens(ending: str, tmp_path: Path, tokenizer: A
         ({"messages": TALK, "tools": [{"name": "f"}]}, "it has tools, and calls of tools are not trained on. Leave the row out."),
         ({"conversations": shared(TALK), "tools": '[{"name": "f"}]'}, "it has tools, and calls of tools are not"),
         ({"messages": [TALK[0], {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "messages, turn 2: a call of a"),
-        ({"messages": [*TALK, said("tool", "4")]}, "messages, turn 5: a call of a tool or its result, which is not trained"),
+        ({"messages": [*TALK, make_message("tool", "4")]}, "messages, turn 5: a call of a tool or its result, which is not trained"),
         ({"conversations": [*shared(TALK), {"from": "observation", "value": "4"}]}, "conversations, turn 5: a call of a tool"),
         ({"messages": [*TALK, SYSTEM]}, "a system message must stand first."),
         ({"messages": [SYSTEM, *TALK], "system": "Be"}, "a system message must stand first. The row has two."),
         ({"messages": TALK[1:]}, "the assistant speaks first, so that nothing asks for its answer."),
         ({"messages": [SYSTEM, *TALK[1:]]}, "the assistant speaks first, so that nothing asks for its answer."),
         ({"messages": [SYSTEM, TALK[0]]}, "no answer of the assistant's."),
-        ({"messages": [TALK[0], said("assistant", "")]}, "messages, turn 2: content is missing, empty or not a text."),
+        ({"messages": [TALK[0], make_message("assistant", "")]}, "messages, turn 2: content is missing, empty or not a text."),
         ({"conversations": [{"from": "human", "value": "\n"}]}, "conversations, turn 1: value is missing, empty or not"),
         ({"conversations": [{"from": "user1", "value": "a"}]}, 'conversations, turn 1: from "user1" is not one of human, user,'),
         ({"conversations": [{"role": "human", "value": "a"}]}, 'conversations, turn 1: role "human" is not one of system,'),
@@ -155,7 +168,7 @@ def test_plain_text_becomes_its_tokens(ending: str, tmp_path: Path, tokenizer: A
     ],
 )  # fmt: skip
 def test_a_row_that_is_refused(fields: dict[str, Any], sentence: str) -> None:
-    assert said_of(lambda: messages(Row("f:7", fields))).startswith(f"f:7: {sentence}")
+    assert said_of(lambda: row_to_messages(Row("f:7", fields))).startswith(f"f:7: {sentence}")
 
 
 def test_two_questions_in_a_row_are_for_the_template_to_refuse(tokenizer: Any) -> None:
@@ -167,30 +180,30 @@ def test_two_questions_in_a_row_are_for_the_template_to_refuse(tokenizer: Any) -
 
 def test_every_row_is_looked_at_not_the_first_alone() -> None:
     rows = [Row(f"f:{i}", {"messages": TALK[:2]} if i % 2 else ALPACA) for i in range(1, 5)]
-    assert [len(chat) for chat in conversations(rows)] == [2] * 4 and conversations(rows)[1][0][
+    assert [len(chat) for chat in rows_to_chats(rows)] == [2] * 4 and rows_to_chats(rows)[1][0][
         "content"
     ] == "Add.\n\n1 2"
-    assert said_of(lambda: conversations([*rows, Row("f:5", {"text": "a"})])).startswith(
+    assert said_of(lambda: rows_to_chats([*rows, Row("f:5", {"text": "a"})])).startswith(
         "f:5: no conversation: messages, con"
     )
 
 
 def test_the_fourth_likely_mistake_word_by_word() -> None:
     rows = [Row(f"data/train.jsonl:{i}", {"question": "a", "answer": "b"}) for i in range(1, 5001)]
-    assert said_of(lambda: conversations(rows)) == (
+    assert said_of(lambda: rows_to_chats(rows)) == (
         "data/train.jsonl: cannot tell the format. Keys: question, answer (5,000/5,000 rows). Known: messages | conversations "
         "| instruction,output | prompt,completion | text. Add data.fields: {prompt: question, completion: answer}."
     )
     odd = [Row("f:1", {"n": 1, "b": "x"}), Row("f:2", {"b": "y"})]
-    assert "Keys: n, b (1/2 rows)." in said_of(lambda: conversations(odd))
-    assert said_of(lambda: conversations(odd)).endswith("Add data.fields: {prompt: b, completion: ...}.")
+    assert "Keys: n, b (1/2 rows)." in said_of(lambda: rows_to_chats(odd))
+    assert said_of(lambda: rows_to_chats(odd)).endswith("Add data.fields: {prompt: b, completion: ...}.")
 
 
 def test_its_way_out_leads_out(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", [{"question": "Hi", "answer": "Hello"}])
     data = Data(train=str(tmp_path / "a.jsonl"), fields={"prompt": "question", "completion": "answer"})
-    rows, _, _ = sets(data, [])
-    assert conversations(rows) == [TALK[:2]]
+    rows, _, _ = load_sets(data, [])
+    assert rows_to_chats(rows) == [TALK[:2]]
 
 
 def test_the_sixth_likely_mistake(tokenizer: Any) -> None:
@@ -228,10 +241,13 @@ def test_a_task_that_does_not_take_the_rows_names_the_one_that_does(tokenizer: A
 
 def test_a_format_that_is_said() -> None:
     rows = [Row("f:1", {"messages": TALK, "system": "Be kind.", "prompt": "a", "completion": "b", "id": 1})]
-    assert messages(chosen(rows, "completions")[0]) == [said("user", "a"), said("assistant", "b")]
-    assert messages(chosen(rows, "messages")[0]) == [SYSTEM, *TALK]
-    assert chosen(rows, "auto") is rows and chosen(rows, "text") is rows
-    assert said_of(lambda: chosen([*rows, Row("f:2", {"text": "a"})], "messages")) == (
+    assert row_to_messages(select_format(rows, "completions")[0]) == [
+        make_message("user", "a"),
+        make_message("assistant", "b"),
+    ]
+    assert row_to_messages(select_format(rows, "messages")[0]) == [SYSTEM, *TALK]
+    assert select_format(rows, "auto") is rows and select_format(rows, "text") is rows
+    assert said_of(lambda: select_format([*rows, Row("f:2", {"text": "a"})], "messages")) == (
         "f:2: not messages: no messages (data.format). It has: text."
     )
 
@@ -242,7 +258,7 @@ BASE = {"version": 1, "model": {"source": "x"}, "data": {"train": "x.jsonl"}}
 def test_the_recipes_word_for_it() -> None:
     from zoedge.run.identity import recipe_digest
 
-    for kind in KEYS:
+    for kind in FORMAT_KEYS:
         task = "lm" if kind == "text" else "chat"
         made = check(BASE | {"data": {"train": "x.jsonl", "format": kind}, "task": task}, {}, "a")
         assert made.data.format == kind == made.resolved()["data"]["format"]
@@ -257,7 +273,7 @@ def test_the_recipes_word_for_it() -> None:
 
 def test_the_quickstarts_identity_is_what_it_was() -> None:
     """Its log's fingerprint, in README, is over this recipe."""
-    assert "format" not in read("quickstart").resolved()["data"]
+    assert "format" not in read_recipe("quickstart").resolved()["data"]
 
 
 # -- JSON arrays and texts
@@ -323,14 +339,14 @@ def test_an_mlx_lm_folder_brings_its_own_valid_and_test(tmp_path: Path) -> None:
     for i, word in enumerate(("train", "valid", "test")):
         lines(tmp_path / "d" / f"{word}.jsonl", [{"text": f"{word} {n}"} for n in range(4 + i)])
     folder = str(tmp_path / "d")
-    rows, parts, _ = sets(Data(train=folder), ["text"])
+    rows, parts, _ = load_sets(Data(train=folder), ["text"])
     assert len(rows) == 4 and {k: len(v) for k, v in parts.items()} == {"test": 6, "valid": 5}
     assert rows[0].where.startswith(f"{folder}/train.jsonl:")
-    rows, parts, _ = sets(Data(train=folder, valid=Split(split=1), test=f"{folder}/valid.jsonl"), ["text"])
+    rows, parts, _ = load_sets(Data(train=folder, valid=Split(split=1), test=f"{folder}/valid.jsonl"), ["text"])
     assert len(rows) == 3 and {k: len(v) for k, v in parts.items()} == {"test": 5, "valid": 1}  # the recipe comes first
-    assert len(sets(Data(train=f"{folder}/train.jsonl"), ["text"])[1]) == 0
+    assert len(load_sets(Data(train=f"{folder}/train.jsonl"), ["text"])[1]) == 0
     put(tmp_path / "d" / "valid.json", [{"text": "a"}])
-    assert said_of(lambda: sets(Data(train=folder), ["text"])) == (
+    assert said_of(lambda: load_sets(Data(train=folder), ["text"])) == (
         f"data.valid: {folder} has valid.jsonl and valid.json. Name one of them."
     )
 
@@ -369,7 +385,7 @@ def factory(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("identity", [[said("user", "Add.\n\n1 2"), said("assistant", "3")], TALK[:2]]),
+        ("identity", [[make_message("user", "Add.\n\n1 2"), make_message("assistant", "3")], TALK[:2]]),
         ("talks", [[SYSTEM, *TALK[:2]]]),
         ("renamed", [TALK]),
         ("openai", [TALK[:2]]),
@@ -377,12 +393,12 @@ def factory(tmp_path: Path) -> str:
     ],
 )
 def test_llama_factorys_folders(factory: str, name: str, wanted: list[Any]) -> None:
-    rows, _ = rows_of(f"{factory}:{name}", "data.train", Data(train="x"))
-    assert conversations(rows) == wanted and rows[0].where.startswith(f"{factory}/")
+    rows, _ = load_rows(f"{factory}:{name}", "data.train", Data(train="x"))
+    assert rows_to_chats(rows) == wanted and rows[0].where.startswith(f"{factory}/")
 
 
 def test_llama_factorys_pre_training_sets_are_texts(factory: str, tokenizer: Any) -> None:
-    rows, _ = rows_of(f"{factory}:corpus", "data.train", Data(train="x"))
+    rows, _ = load_rows(f"{factory}:corpus", "data.train", Data(train="x"))
     assert rows == [Row(f"{factory}/corpus.json:item 1", {"text": "a film"})]
     assert len(Lm().encode(rows, tokenizer, 64, "error")[0]) == 1
 
@@ -401,22 +417,24 @@ def test_llama_factorys_pre_training_sets_are_texts(factory: str, tokenizer: Any
     ],
 )  # fmt: skip
 def test_what_of_a_data_folder_is_refused(factory: str, name: str, sentence: str) -> None:
-    assert said_of(lambda: rows_of(factory + name, "data.train", Data(train="x"))).startswith(sentence.format(factory))
+    assert said_of(lambda: load_rows(factory + name, "data.train", Data(train="x"))).startswith(
+        sentence.format(factory)
+    )
 
 
 def test_a_tool_call_and_a_lost_column_in_a_data_folder(factory: str) -> None:
     call = {"who": "function_call", "what": "f()"}
     lines(Path(factory) / "talks.jsonl", [{"dialogue": [{"who": "customer", "what": "Hi"}, call]}, {"dialog": []}])
-    said = said_of(lambda: rows_of(f"{factory}:talks", "data.train", Data(train="x")))
+    said = said_of(lambda: load_rows(f"{factory}:talks", "data.train", Data(train="x")))
     assert said == f'{factory}/talks.jsonl:2: field "dialogue": missing. It has: dialog.'
     lines(Path(factory) / "talks.jsonl", [{"dialogue": [{"who": "customer", "what": "Hi"}, call]}])
-    rows, _ = rows_of(f"{factory}:talks", "data.train", Data(train="x"))
-    assert said_of(lambda: conversations(rows)).startswith(
+    rows, _ = load_rows(f"{factory}:talks", "data.train", Data(train="x"))
+    assert said_of(lambda: rows_to_chats(rows)).startswith(
         f"{factory}/talks.jsonl:1: messages, turn 2: a call of a tool"
     )
     (Path(factory) / "dataset_info.json").write_text('{"a": 1, "a": 2}')
     assert 'dataset_info.json: not valid JSON: the key "a" stands twice.' in said_of(
-        lambda: rows_of(f"{factory}:a", "data.train", Data(train="x"))
+        lambda: load_rows(f"{factory}:a", "data.train", Data(train="x"))
     )
 
 
@@ -476,23 +494,23 @@ def test_a_folder_of_chats_trains(
 
 def test_the_page_says_what_rows_become() -> None:
     """docs/data.md: its rows are read as it says, and it has every format and every kind of file."""
-    from zoedge.scoring.sources.resolve import ROWS
+    from zoedge.scoring.sources.resolve import ROW_SUFFIXES
 
     page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
     table = {
         kind: (row, told)
         for kind, row, told in re.findall(r"^\| `(\w+)`.*? \| `(\{.*?\})` \| (.*) \|$", page, re.MULTILINE)
     }
-    assert table.keys() == KEYS.keys() and all(f"`rows{e}`" in page or f"book{e}" in page for e in ROWS)
-    for kind in CHATS:
+    assert table.keys() == FORMAT_KEYS.keys() and all(f"`rows{e}`" in page or f"book{e}" in page for e in ROW_SUFFIXES)
+    for kind in CHAT_FORMATS:
         row, told = table[kind]
-        assert formats_of(Row("f:1", json.loads(row))) == [kind]
-        chat = messages(Row("f:1", json.loads(row)))
+        assert matching_formats(Row("f:1", json.loads(row))) == [kind]
+        chat = row_to_messages(Row("f:1", json.loads(row)))
         assert ", ".join(f"{m['role']}: {m['content']}" for m in chat).replace("\n", "⏎") == told
     block = page.split("```\n")[1].rstrip("\n")
-    source = (TEMPLATES / "chatml.jinja").read_text()
+    source = (TEMPLATE_FOLDER / "chatml.jinja").read_text()
     words = SimpleNamespace(bos_token=None, eos_token=None, pad_token=None, unk_token=None)
-    (found,) = render(source, [TALK[:2]], words)
+    (found,) = render_chats(source, [TALK[:2]], words)
     assert found["text"].rstrip("\n") == block and [found["text"][a:b] for a, b in found["answers"]] == [
         "Hello<|im_end|>"
     ]

@@ -18,20 +18,20 @@ from zoedge.cli import app
 from zoedge.commands import verify
 from zoedge.commands.export import check, merged, peft
 from zoedge.core import digests, engine
-from zoedge.core.exact import HALVES, dithered
-from zoedge.core.types import ROUND, Key, Leaf
+from zoedge.core.exact import HALF_FORMATS, round_stochastic
+from zoedge.core.types import ROUNDING_STREAM, Key, Leaf
 from zoedge.errors import DataError, IdentityError, UsageError
 from zoedge.log.log import Log
-from zoedge.methods.noise._uniform import PERIOD, rounding
+from zoedge.methods.noise._uniform import TABLE_PERIOD, draw_rounding_bits
 from zoedge.methods.noise.normal import Normal
 from zoedge.methods.spaces import full
 from zoedge.methods.spaces.full import Full
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.recipe import Recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
 from zoedge.run import replay, setup
-from zoedge.scoring.models.loading import load
+from zoedge.scoring.models.loading import load_base
 
 FULL = ["model.quantization=none", "space=full", "output.export=[]", "rule.lr=1e-4", "train.steps=12"]
 Make = Callable[..., Recipe]
@@ -39,7 +39,7 @@ Make = Callable[..., Recipe]
 
 @pytest.fixture
 def recipe(recipe_file: Path) -> Make:
-    return lambda *overrides: read(str(recipe_file), [*FULL, *overrides])
+    return lambda *overrides: read_recipe(str(recipe_file), [*FULL, *overrides])
 
 
 def deltas(size: float) -> Callable[[Leaf], torch.Tensor]:
@@ -49,8 +49,8 @@ def deltas(size: float) -> Callable[[Leaf], torch.Tensor]:
 def played(bench: setup.Bench, folder: Path, until: int | None = None) -> tuple[bytes, bytes]:
     """(state digest, the log's bytes) of a run in `folder`, begun or continued."""
     folder.mkdir(exist_ok=True)
-    path, steps = folder / run_folder.LOG, bench.recipe.train.steps
-    with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
+    path, steps = folder / run_folder.LOG_FILE, bench.recipe.train.steps
+    with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
         for _ in engine.play(bench.run(log), until or steps):
             pass
         if len(log) == steps:
@@ -103,7 +103,7 @@ def test_a_point_is_a_copied_model_with_w_plus_cz(
     mlm = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     task = [mlm] if family == "roberta" else []
     made = recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task)
-    bench, other = setup.Bench.build(made), load(made.model)
+    bench, other = setup.Bench.build(made), load_base(made.model)
     parameters = other.weights()
     for leaf in bench.space.leaves():
         (part,) = leaf.parts
@@ -152,7 +152,7 @@ def test_two_points_together_are_two_points_alone(
     recipe: Make, families: dict[str, Path], roberta: Path, family: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with its own weights, norms, biases, positions and head, in pieces; one that rests too."""
-    monkeypatch.setattr(full, "PIECE", 1000)
+    monkeypatch.setattr(full, "LEAF_ELEMENTS", 1000)
     mlm = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     task = [mlm] if family == "roberta" else []
     source = {**families, "roberta": roberta}[family]
@@ -185,7 +185,7 @@ def test_two_points_answer_together_as_alone(recipe: Make, families: dict[str, P
 
 
 def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full, "PIECE", 64 * 128)
+    monkeypatch.setattr(full, "LEAF_ELEMENTS", 64 * 128)
     bench, asked = setup.Bench.build(recipe()), []
     slabs = [leaf for leaf in bench.space.leaves() if "embed_tokens" in leaf.name]
     assert len(slabs) == 3 and max(len(leaf.value) for leaf in slabs) == 64 * 128
@@ -201,9 +201,9 @@ def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeyp
 
 
 def test_nothing_as_large_as_the_model_is_kept(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(full, "PIECE", 1000)
+    monkeypatch.setattr(full, "LEAF_ELEMENTS", 1000)
     bench = setup.Bench.build(recipe())
-    with setup.begin(bench, tmp_path) as log:
+    with setup.begin_run(bench, tmp_path) as log:
         run = bench.run(log)
         next(engine.play(run, 1))
     assert sum(len(d.z) for d in run._drawn.values()) <= 1000
@@ -245,7 +245,7 @@ def test_a_quantised_base_is_refused_with_what_to_write(recipe: Make, llama: Pat
         recipe("model.quantization=nf4")
     with pytest.raises(UsageError, match=r"output.export: space full has no adapter.* - write \[merged\]"):
         recipe("output.export=[peft]")
-    base = load(Model(source=str(llama), quantization="nf4"))
+    base = load_base(Model(source=str(llama), quantization="nf4"))
     with pytest.raises(DataError, match=r"model\.quantization: none"):
         Full().attach(base, 0, Normal())
 
@@ -272,13 +272,13 @@ def test_train_resume_and_replay_end_in_the_same_weights(
     assert whole[0] != start
     played(setup.Bench.build(made), tmp_path / "b", 5)
     assert played(setup.Bench.build(made), tmp_path / "b") == whole
-    log = Log.open(tmp_path / "a" / run_folder.LOG)
-    run, said = verify.states(log)
+    log = Log.open(tmp_path / "a" / run_folder.LOG_FILE)
+    run, said = verify.check_states(log)
     assert run.task is None and run.model is None
     assert digests.digest(run.space) == whole[0] and "agree" in said[0]
     for (name, ours), (other, theirs) in zip(run.space.tensors(), first.space.tensors()):  # type: ignore[attr-defined]
         assert name == other and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    assert verify.bisect(log) == "torch and numpy agree here at every step."
+    assert verify.find_difference(log) == "torch and numpy agree here at every step."
 
 
 def test_storage_is_the_logs_wherever_auto_would_lead(recipe: Make, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_storage_is_the_logs_wherever_auto_would_lead(recipe: Make, tmp_path: Pa
     bench = setup.Bench.build(recipe("model.compute_dtype=bf16"))
     bench.recipe = recipe()
     final, _ = played(bench, tmp_path / "run")
-    run, _ = verify.states(Log.open(tmp_path / "run" / run_folder.LOG))
+    run, _ = verify.check_states(Log.open(tmp_path / "run" / run_folder.LOG_FILE))
     assert digests.digest(run.space) == final and run.space.storage == "bfloat16"  # type: ignore[attr-defined]
 
 
@@ -296,13 +296,13 @@ def test_replay_takes_the_base_that_is_named_and_no_other(recipe: Make, tmp_path
     own = shutil.copytree(llama, tmp_path / "own")
     bench = setup.Bench.build(recipe(f"model.source={own}", "train.steps=2"))
     final, _ = played(bench, tmp_path / "run")
-    log = Log.open(tmp_path / "run" / run_folder.LOG)
+    log = Log.open(tmp_path / "run" / run_folder.LOG_FILE)
     shutil.rmtree(own)
     with pytest.raises(DataError, match="own"):
-        replay.replayer(log)
+        replay.build_replay_run(log)
     with pytest.raises(IdentityError, match=r"not the one that was trained on.*--base"):
-        replay.replayer(log, base=str(opt))
-    run, _ = verify.states(log, base=str(llama))
+        replay.build_replay_run(log, base=str(opt))
+    run, _ = verify.check_states(log, base=str(llama))
     assert digests.digest(run.space) == final
     done = CliRunner().invoke(
         app, ["replay", str(tmp_path / "run"), "--base", str(llama), "-o", str(tmp_path / "rebuilt")]
@@ -316,7 +316,7 @@ def test_replay_takes_the_base_that_is_named_and_no_other(recipe: Make, tmp_path
 # -- stochastic rounding
 
 
-@pytest.mark.parametrize("storage", HALVES)
+@pytest.mark.parametrize("storage", HALF_FORMATS)
 def test_rounding_is_unbiased(storage: str) -> None:
     """Numbers of every size, of both signs, subnormal ones too: 2**16 draws each, mean within 5 standard errors."""
     kind, draws = getattr(torch, storage), 1 << 16
@@ -325,55 +325,59 @@ def test_rounding_is_unbiased(storage: str) -> None:
     sizes = least * 2.0 ** rng.uniform(-3, 30, 24)
     for x in (rng.choice([-1, 1], 24) * sizes).astype("f4"):
         bits = torch.arange(draws, dtype=torch.int32)  # every number of 16 bits once: the mean is exact
-        found = dithered(torch.full((draws,), float(x)), bits, storage)
+        found = round_stochastic(torch.full((draws,), float(x)), bits, storage)
         assert torch.equal(found, found.to(kind).float()), "on the grid"
         low, high = found.min().item(), found.max().item()
         assert low <= float(x) <= high
         assert torch.nextafter(torch.tensor(low).to(kind), torch.tensor(torch.inf, dtype=kind)).float() >= high
         assert abs(found.double().mean().item() - float(x)) <= (high - low) * 2.0**-13
-        random = dithered(torch.full((draws,), float(x)), rounding(Key(1, 2, 0, ROUND), Leaf("", 0, found)), storage)
+        random = round_stochastic(
+            torch.full((draws,), float(x)),
+            draw_rounding_bits(Key(1, 2, 0, ROUNDING_STREAM), Leaf("", 0, found)),
+            storage,
+        )
         assert abs(random.double().mean().item() - float(x)) <= 5 * (high - low) * 0.5 / draws**0.5
 
 
 def test_numbers_on_the_grid_stay() -> None:
     bits = torch.full((5,), 65535, dtype=torch.int32)
-    for storage in HALVES:
+    for storage in HALF_FORMATS:
         values = torch.tensor([0.0, -0.0, 1.0, -0.15625, 2.0**-14])
-        assert torch.equal(dithered(values, bits, storage), values)
+        assert torch.equal(round_stochastic(values, bits, storage), values)
 
 
 def test_its_bits_are_a_function_of_key_and_place() -> None:
-    key, n, first = Key(5, 9, 0, ROUND), 3000, PERIOD - 1500
-    whole = rounding(key, Leaf("", first, torch.zeros(n)))
+    key, n, first = Key(5, 9, 0, ROUNDING_STREAM), 3000, TABLE_PERIOD - 1500
+    whole = draw_rounding_bits(key, Leaf("", first, torch.zeros(n)))
     assert whole.dtype == torch.int32 and int(whole.min()) >= 0 and int(whole.max()) < 65536
     assert abs(whole.double().mean().item() / 65535 - 0.5) < 5 / (12 * n) ** 0.5
     for start, stop in ((0, 1), (1, 9), (9, 1000), (1000, n)):
-        piece = rounding(key, Leaf("", first + start, torch.zeros(stop - start, dtype=torch.bfloat16)))
+        piece = draw_rounding_bits(key, Leaf("", first + start, torch.zeros(stop - start, dtype=torch.bfloat16)))
         assert torch.equal(piece, whole[start:stop])
-        assert (rounding(key, Leaf("", first + start, np.zeros(stop - start, "f4"))) == piece.numpy()).all()
+        assert (draw_rounding_bits(key, Leaf("", first + start, np.zeros(stop - start, "f4"))) == piece.numpy()).all()
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    assert torch.equal(rounding(key, Leaf("", first, torch.zeros(n))), whole)
+    assert torch.equal(draw_rounding_bits(key, Leaf("", first, torch.zeros(n))), whole)
     torch.set_num_threads(threads)
     others = [key._replace(**{field: 1}) for field in ("seed", "seq", "query", "stream")]
-    far = [rounding(key, Leaf("", first + i * PERIOD, torch.zeros(n))) for i in (1, 2, 70)]
+    far = [draw_rounding_bits(key, Leaf("", first + i * TABLE_PERIOD, torch.zeros(n))) for i in (1, 2, 70)]
     assert not any(torch.equal(some, whole) for some in far)
-    assert not any(torch.equal(rounding(other, Leaf("", first, torch.zeros(n))), whole) for other in others)
+    assert not any(torch.equal(draw_rounding_bits(other, Leaf("", first, torch.zeros(n))), whole) for other in others)
     x = Normal().draw(Key(1, 1, 1), Leaf("", 0, torch.zeros(n))) * 1e-5
-    for storage in HALVES:
-        ours = dithered(x, whole, storage)
-        assert dithered(x.numpy(), whole.numpy(), storage).tobytes() == ours.numpy().tobytes()
+    for storage in HALF_FORMATS:
+        ours = round_stochastic(x, whole, storage)
+        assert round_stochastic(x.numpy(), whole.numpy(), storage).tobytes() == ours.numpy().tobytes()
 
 
 def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_path: Path) -> None:
     """Measured: 0.998 of the update arrives, 0.996 by the samples of 4,096 elements a leaf; to nearest, 0.07."""
     bench = setup.Bench.build(recipe("model.compute_dtype=bf16", "estimator=one_sided"))
-    leaves, key = bench.space.leaves(), Key(1, 0, 0, ROUND)
+    leaves, key = bench.space.leaves(), Key(1, 0, 0, ROUNDING_STREAM)
     before = torch.cat([leaf.value.float() for leaf in leaves])
     for seq in range(20):
         for leaf in leaves:
             step = key._replace(seq=seq)
-            bench.space.add(leaf, deltas(1e-5)(leaf), 1.0, lambda piece: rounding(step, piece))
+            bench.space.add(leaf, deltas(1e-5)(leaf), 1.0, lambda piece: draw_rounding_bits(step, piece))
     moved = torch.cat([leaf.value.float() for leaf in leaves]) - before
     wanted = torch.cat([deltas(2e-4)(leaf) for leaf in leaves])
     share = float((moved * wanted).sum() / (wanted * wanted).sum())
@@ -388,22 +392,22 @@ def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_
 def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, dtype: str) -> None:
     bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}"))
     played(bench, tmp_path / "run")
-    log = Log.open(tmp_path / "run" / run_folder.LOG)
-    made = merged.merged(bench.recipe, bench.space, tmp_path / "merged", log=log)
+    log = Log.open(tmp_path / "run" / run_folder.LOG_FILE)
+    made = merged.write_merged(bench.recipe, bench.space, tmp_path / "merged", log=log)
     assert made.dtype == dtype and made.least[1] > 0.999999, "nothing is lost in the type that is stored"
     named = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").named_parameters())
     assert named.keys() == dict(bench.space.tensors()).keys()
     assert all(torch.equal(named[name], value) for name, value in bench.space.tensors())
     if dtype == "fp32":
-        assert check.check("merged", tmp_path / "merged", bench) < 1e-5
+        assert check.check_export("merged", tmp_path / "merged", bench) < 1e-5
     with pytest.raises(UsageError, match=r"'full' has no adapter.*--to merged"):
-        peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+        peft.write_peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
 
 
 def test_a_bf16_run_says_what_arrived(recipe: Make, tmp_path: Path) -> None:
-    from zoedge.run.display import display
+    from zoedge.run.display import make_display
     from zoedge.run.train import train
 
-    train(recipe("model.compute_dtype=bf16"), tmp_path / "run", display("quiet"))
-    (said,) = [line for line in run_folder.notes(tmp_path / "run") if line["event"] == "rounding"]
+    train(recipe("model.compute_dtype=bf16"), tmp_path / "run", make_display("quiet"))
+    (said,) = [line for line in run_folder.read_metrics(tmp_path / "run") if line["event"] == "rounding"]
     assert said["storage"] == "bfloat16" and 0.5 < said["applied"] < 1.5 and said["nearest"] < said["applied"]

@@ -24,13 +24,13 @@ import torch
 from zoedge.core import engine, parts
 from zoedge.core.types import Key, Leaf
 from zoedge.methods.noise import _fused
-from zoedge.methods.noise._lookup import lookup
-from zoedge.methods.noise.normal import quantiles
-from zoedge.methods.noise.rademacher import SIGNS
-from zoedge.recipe.reading import read
+from zoedge.methods.noise._lookup import look_up_noise
+from zoedge.methods.noise.normal import quantile_table
+from zoedge.methods.noise.rademacher import SIGN_TABLE
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import setup
 
-NOISES = {"rademacher": (8, SIGNS, 8), "normal": (16, quantiles(), 1)}
+NOISES = {"rademacher": (8, SIGN_TABLE, 8), "normal": (16, quantile_table(), 1)}
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # out x in, number of the first element: odd sizes; whole and broken tiles; offsets in the midst of a counter; beyond 2**32
 PLACES = [((33, 96), 40), ((7, 128), 256), ((65, 70), 8), ((20, 50), 13), ((3, 192), 2**33 + 64), ((1, 1), 127)]
@@ -49,7 +49,7 @@ def differing(product: Callable[..., Any], noise: str, kind: torch.dtype, device
         w = torch.randn(shape, generator=seeded)
         w[0, 0] = 1e-40  # a subnormal one, too
         w, x = w.to(device, kind), torch.eye(k, dtype=kind, device=device).repeat(len(cs), 1)
-        z = lookup(key, Leaf("", offset, w.view(-1)), bits, table, width).view(shape)
+        z = look_up_noise(key, Leaf("", offset, w.view(-1)), bits, table, width).view(shape)
         wanted = torch.stack([torch.add(w, z * c).to(kind) for c in cs])
         if not torch.equal(product(bits, table, x, w, None, offset, key, cs).view(len(cs), k, n).mT, wanted):
             found.append(f"{noise} {kind} {shape} {offset} {key} {cs}")
@@ -69,7 +69,9 @@ def stepped(recipe: Any, product: Callable[..., Any] | None) -> tuple[list[float
 
     with pytest.MonkeyPatch.context() as patch:
         if product is not None:
-            patch.setattr(_fused, "kernel", lambda like, bits, table, width: lambda *args: counted(bits, table, *args))
+            patch.setattr(
+                _fused, "find_kernel", lambda like, bits, table, width: lambda *args: counted(bits, table, *args)
+            )
         bench = setup.Bench.build(recipe)
         run = bench.run([])  # type: ignore[arg-type]
         run.log = type("Empty", (list,), {"next_seq": 5})()
@@ -86,7 +88,7 @@ def stepped(recipe: Any, product: Callable[..., Any] | None) -> tuple[list[float
 
 def drawn(bits: int, table: bytes, x: Any, w: Any, bias: Any, offset: int, key: Key, cs: Any) -> Any:
     """What the kernel computes, by drawing: W + c z is stored."""
-    z = lookup(key, Leaf("", offset, w.view(-1)), bits, table, 8 if bits == 8 else 1).view(w.shape)
+    z = look_up_noise(key, Leaf("", offset, w.view(-1)), bits, table, 8 if bits == 8 else 1).view(w.shape)
     some = zip(x.chunk(len(cs)), cs, [None] * len(cs) if bias is None else bias)
     return torch.cat([torch.nn.functional.linear(x, torch.add(w, z * c).to(w.dtype), b) for x, c, b in some])
 
@@ -100,7 +102,7 @@ def test_a_space_asks_for_what_it_would_have_drawn(
     """With a product that draws in the kernel's place, the losses have the same bits: places, keys, signs and biases."""
     folder = request.getfixturevalue(source)
     changes = [*FULL, f"model.source={folder}", f"noise={noise}", f"estimator={estimator}", "model.compute_dtype=bf16"]
-    recipe = read(str(recipe_file), changes)
+    recipe = read_recipe(str(recipe_file), changes)
     plain, _ = stepped(recipe, None)
     found, calls = stepped(recipe, drawn)
     layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
@@ -119,28 +121,28 @@ def test_a_space_asks_for_what_it_would_have_drawn(
     ],
 )
 def test_whatever_is_not_one_noise_times_a_number_is_drawn(recipe_file: Path, options: tuple[str, ...]) -> None:
-    losses, calls = stepped(read(str(recipe_file), [*FULL, *options]), drawn)
+    losses, calls = stepped(read_recipe(str(recipe_file), [*FULL, *options]), drawn)
     assert calls == 0 and len(losses) >= 2
 
 
 def test_no_kernel_on_a_cpu_nor_where_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(_fused, "agrees", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr(_fused, "is_kernel_exact", lambda *args: asked.append(args) or True)
     monkeypatch.setattr(_fused, "version", lambda name: {"triton": "1.2.3"}[name])
     monkeypatch.setattr(_fused, "find_spec", lambda name: name)
-    assert _fused.about() == "triton 1.2.3"
+    assert _fused.triton_version() == "triton 1.2.3"
     there: Any = SimpleNamespace(is_cuda=True, device="cuda", dtype=torch.bfloat16)
     for word in NOISES:
-        noise = parts.part("noise", word)()
+        noise = parts.load_part("noise", word)()
         assert noise.kernel(torch.zeros(2)) is None and not asked
         assert noise.kernel(there) is not None and asked.pop() == ("cuda", torch.bfloat16, *NOISES[word])
         with monkeypatch.context() as patch:
             patch.setenv("ZOEDGE_FUSED", "0")
-            assert noise.kernel(there) is None and not asked and _fused.about() == "none"
+            assert noise.kernel(there) is None and not asked and _fused.triton_version() == "none"
         with monkeypatch.context() as patch:
             patch.setattr(_fused, "find_spec", lambda name: find_spec("no such package as " + name))
-            assert noise.kernel(there) is None and not asked and _fused.about() == "none"
-    assert parts.part("noise", "low_rank")().kernel(there) is None
+            assert noise.kernel(there) is None and not asked and _fused.triton_version() == "none"
+    assert parts.load_part("noise", "low_rank")().kernel(there) is None
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -148,14 +150,16 @@ def test_a_kernel_that_fails_or_differs_is_not_used(monkeypatch: pytest.MonkeyPa
     def fails(*args: Any) -> Any:
         raise RuntimeError("no compiler\nof this age")
 
-    ask = lambda kind: _fused.agrees.__wrapped__(torch.device("cpu"), kind, *NOISES[noise])
+    ask = lambda kind: _fused.is_kernel_exact.__wrapped__(torch.device("cpu"), kind, *NOISES[noise])
     for kind in KINDS.values():
-        monkeypatch.setattr(_fused, "product", drawn)
+        monkeypatch.setattr(_fused, "perturbed_matmul", drawn)
         assert ask(kind)
-        monkeypatch.setattr(_fused, "product", lambda *args: drawn(*args[:6], args[6]._replace(query=3), args[7]))
+        monkeypatch.setattr(
+            _fused, "perturbed_matmul", lambda *args: drawn(*args[:6], args[6]._replace(query=3), args[7])
+        )
         with pytest.warns(UserWarning, match=r"not used on cpu \(its weights differ"):
             assert not ask(kind)
-        monkeypatch.setattr(_fused, "product", fails)
+        monkeypatch.setattr(_fused, "perturbed_matmul", fails)
         with pytest.warns(UserWarning, match=r"not used on cpu \(RuntimeError: no compiler\): directions are drawn"):
             assert not ask(kind)
 
@@ -198,14 +202,14 @@ def test_a_step_by_the_kernel_is_a_step(outcome: dict[str, Any]) -> None:
 def main(path: str) -> None:
     """In a process of its own: what the two tests above read."""
     found: dict[str, Any] = {
-        f"{noise} {name}": differing(_fused.product, noise, kind)
+        f"{noise} {name}": differing(_fused.perturbed_matmul, noise, kind)
         for noise in NOISES
         for name, kind in KINDS.items()
     }  # fmt: skip
     cpu = torch.device("cpu")
-    found["agrees"] = [_fused.agrees(cpu, kind, *args) for args in NOISES.values() for kind in KINDS.values()]
-    recipe = read(path, [*FULL, "model.compute_dtype=fp32", "estimator.eps=0.02"])
-    found["step"] = [*stepped(recipe, _fused.product), stepped(recipe, None)[0]]
+    found["agrees"] = [_fused.is_kernel_exact(cpu, kind, *args) for args in NOISES.values() for kind in KINDS.values()]
+    recipe = read_recipe(path, [*FULL, "model.compute_dtype=fp32", "estimator.eps=0.02"])
+    found["step"] = [*stepped(recipe, _fused.perturbed_matmul), stepped(recipe, None)[0]]
     print(json.dumps(found))
 
 
@@ -223,17 +227,17 @@ def test_it_compiles_for_gpus_that_are_not_here(noise: str, kind: str, capabilit
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from zoedge.methods.noise._kernel import product
+    from zoedge.methods.noise._kernel import perturbed_matmul_kernel
 
     bits, group = (1, 32) if noise == "rademacher" else (16, 8)
-    bm, bn, bk = _fused.BLOCKS[KINDS[kind].itemsize]
+    bm, bn, bk = _fused.TILE_SIZES[KINDS[kind].itemsize]
     fixed = dict(TWO=True, BIAS=True, BITS=bits, GROUP=group, BM=bm, BN=bn, BK=bk, INTERPRETED=False)
     types = dict.fromkeys(("x", "w", "bias", "y"), f"*{kind}") | dict.fromkeys("MNK", "i32")
     types |= {"table": f"*{kind}" if bits == 1 else "*fp32", "up": "fp32", "down": "fp32"}
-    names = product.arg_names
+    names = perturbed_matmul_kernel.arg_names
     made = compile(
         ASTSource(
-            product, {name: "constexpr" if name in fixed else types.get(name, "i64") for name in names},
+            perturbed_matmul_kernel, {name: "constexpr" if name in fixed else types.get(name, "i64") for name in names},
             {(names.index(name),): value for name, value in fixed.items()},
         ),
         target=GPUTarget("cuda", capability, 32), options={"num_stages": 2, "enable_fp_fusion": False},
@@ -247,8 +251,8 @@ def test_it_compiles_for_gpus_that_are_not_here(noise: str, kind: str, capabilit
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_gpus_weights_have_the_bits_of_drawing(noise: str, kind: str) -> None:
-    assert differing(_fused.product, noise, KINDS[kind], "cuda") == []
-    assert _fused.agrees(torch.device("cuda"), KINDS[kind], *NOISES[noise])
+    assert differing(_fused.perturbed_matmul, noise, KINDS[kind], "cuda") == []
+    assert _fused.is_kernel_exact(torch.device("cuda"), KINDS[kind], *NOISES[noise])
 
 
 @pytest.mark.gpu
@@ -258,8 +262,8 @@ def test_a_gpus_product_is_the_product(m: int, n: int, k: int) -> None:
     """Many rows and tiles, bf16: within the rounding of the result (8 bits) of the same product of stored weights."""
     seeded = torch.Generator().manual_seed(1)
     x, w = (torch.randn(size, generator=seeded).to("cuda", torch.bfloat16) for size in ((2 * m, k), (n, k)))
-    args = (8, SIGNS, x, w, None, 3 * 128, Key(1, 2, 3), (1e-2, -1e-2))
-    found, wanted = _fused.product(*args).float(), drawn(*args).float()
+    args = (8, SIGN_TABLE, x, w, None, 3 * 128, Key(1, 2, 3), (1e-2, -1e-2))
+    found, wanted = _fused.perturbed_matmul(*args).float(), drawn(*args).float()
     assert (found - wanted).abs().max() <= 2**-7 * wanted.abs().max() + 1e-2 * math.sqrt(k) / 16
 
 
@@ -268,8 +272,8 @@ def test_a_gpus_product_is_the_product(m: int, n: int, k: int) -> None:
 @pytest.mark.parametrize("source", ["llama", "opt"])
 def test_a_gpus_step_by_the_kernel_is_a_step(recipe_file: Path, request: Any, source: str, tmp_path: Path) -> None:
     changes = ["model.device=cuda", "model.compute_dtype=fp32", f"model.source={request.getfixturevalue(source)}"]
-    recipe = read(str(recipe_file), [*FULL, *changes])
-    found, calls = stepped(recipe, _fused.product)
+    recipe = read_recipe(str(recipe_file), [*FULL, *changes])
+    found, calls = stepped(recipe, _fused.perturbed_matmul)
     assert calls > 0 and found == pytest.approx(stepped(recipe, None)[0], rel=1e-4)
 
 

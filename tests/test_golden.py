@@ -18,7 +18,7 @@ from zoedge.commands import verify
 from zoedge.core import digests, parts
 from zoedge.log import packed
 from zoedge.log.log import Log
-from zoedge.recipe.recipe import word_of
+from zoedge.recipe.recipe import part_name
 from zoedge.run import identity
 
 GOLDEN = sorted(make.HERE.glob("*.zlog"))
@@ -32,9 +32,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_every_part_has_a_golden_log() -> None:
     assert {path.stem for path in GOLDEN} == set(EXPECTED) and len(GOLDEN) >= 12
-    recipes = [identity.recipe_of(Log.open(path).header, path.name) for path in GOLDEN]
+    recipes = [identity.recipe_from_header(Log.open(path).header, path.name) for path in GOLDEN]
     for kind in ("noise", "estimator", "rule", "space"):
-        assert {word_of(getattr(recipe, kind)) for recipe in recipes} == set(parts.words(parts.FOLDERS[kind]))
+        assert {part_name(getattr(recipe, kind)) for recipe in recipes} == set(
+            parts.list_words(parts.PART_FOLDERS[kind])
+        )
     for path in GOLDEN:
         assert b"/" not in Log.open(path).header.block, "no path of the machine that made it"
     assert sum(path.stat().st_size for path in GOLDEN) < 64 << 10
@@ -45,9 +47,9 @@ def test_a_golden_log_replays_to_its_bits(path: Path, tiny: str, tmp_path: Path)
     """From the log, from its packed form, and by the second implementation."""
     expected, log = EXPECTED[path.stem], Log.open(path)
     assert expected == {"steps": len(log), "slots": log.seq, "fingerprint": log.fingerprint, "state": expected["state"]}
-    run, said = verify.states(log, base=tiny)
+    run, said = verify.check_states(log, base=tiny)
     assert digests.digest(run.space).hex() == expected["state"] and "state hashes agree" in said[0]
-    assert verify.bisect(log, base=tiny) == "torch and numpy agree here at every step."
-    (tmp_path / "log.zpack").write_bytes(packed.pack(log))
-    run, _ = verify.states(packed.Packed.open(tmp_path / "log.zpack"), base=tiny)
+    assert verify.find_difference(log, base=tiny) == "torch and numpy agree here at every step."
+    (tmp_path / "log.zpack").write_bytes(packed.pack_log(log))
+    run, _ = verify.check_states(packed.PackedLog.open(tmp_path / "log.zpack"), base=tiny)
     assert digests.digest(run.space).hex() == expected["state"]

@@ -20,14 +20,14 @@ from zoedge.core import digests, engine
 from zoedge.core.types import Key
 from zoedge.log.log import Log
 from zoedge.methods.noise.rademacher import Rademacher
-from zoedge.methods.spaces.lora import Held, Lora
-from zoedge.recipe.reading import read
+from zoedge.methods.spaces.lora import Lora, LoraSpace
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
 from zoedge.run import replay, setup
 from zoedge.scoring.models import loading, quantised
 from zoedge.scoring.models.base import Base
-from zoedge.scoring.tasks.classify import Classification, Classify
+from zoedge.scoring.tasks.classify import Classify, ClassifyTraining
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -38,7 +38,7 @@ EXPECTED = json.loads(make.EXPECTED.read_text())
 
 
 def state(log: Log, device: str, base: str | None = None) -> str:
-    run = replay.replayer(log, device, base)
+    run = replay.build_replay_run(log, device, base)
     for _ in engine.play(run, len(log)):
         pass
     assert {leaf.value.device.type for leaf in run.space.leaves()} == {device}
@@ -65,37 +65,37 @@ def test_a_cpus_golden_log_replays_on_the_gpu(name: str, tmp_path: Path) -> None
     ],
 )
 def test_a_gpus_log_replays_on_the_cpu(recipe_file: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
-    bench = setup.Bench.build(read(str(recipe_file), ["train.steps=12", f"model.device={CUDA}", *changes]))
+    bench = setup.Bench.build(read_recipe(str(recipe_file), ["train.steps=12", f"model.device={CUDA}", *changes]))
     start, folder = digests.digest(bench.space), tmp_path / "run"
     folder.mkdir()
-    with setup.begin(bench, folder) as log:
+    with setup.begin_run(bench, folder) as log:
         for _ in engine.play(bench.run(log), 12):
             pass
         log.finish(final := digests.digest(bench.space))
     assert final != start and {leaf.value.device.type for leaf in bench.space.leaves()} == {CUDA}
-    with Log.open(folder / run_folder.LOG) as log:
+    with Log.open(folder / run_folder.LOG_FILE) as log:
         assert state(log, "cpu") == state(log, CUDA) == final.hex()
-        assert verify.bisect(log) == "torch and numpy agree here at every step."
+        assert verify.find_difference(log) == "torch and numpy agree here at every step."
 
 
 # -- 1. the function that is differentiated
 
 
 def base_of(folder: Path, quantization: str, device: str = CUDA, dtype: str = "fp32") -> Base:
-    return loading.load(Model(source=str(folder), quantization=quantization, device=device, compute_dtype=dtype))
+    return loading.load_base(Model(source=str(folder), quantization=quantization, device=device, compute_dtype=dtype))
 
 
-def adapted(base: Base) -> Held:
+def adapted(base: Base) -> LoraSpace:
     space = Lora(rank=4, alpha=8.0, layers="all", targets="all").attach(base, 5, Rademacher())
     space.value += torch.randn(len(space.value), generator=torch.Generator().manual_seed(6)).to(base.device) * 0.05
     return space
 
 
-def scores(base: Base, space: Held, eps: float) -> torch.Tensor:
+def scores(base: Base, space: LoraSpace, eps: float) -> torch.Tensor:
     """[2, 16] losses at two points."""
     z, examples = Rademacher().draw(Key(1, 1, 0), space.leaves()[0]), random_examples()
     with space.visit([lambda leaf: z * eps, lambda leaf: z * -eps]):
-        return Classification(Classify(), examples, 0, 16).score(base, examples.collate(range(16)), 2).cpu()
+        return ClassifyTraining(Classify(), examples, 0, 16).score(base, examples.collate(range(16)), 2).cpu()
 
 
 @pytest.mark.parametrize("quantization", QUANTISED)
@@ -137,8 +137,8 @@ def test_any_number_of_rows_is_the_dequantised_product(llama: Path, quantization
     fresh: Any = base_of(llama, quantization, dtype=dtype).model
     close = 1e-5 if dtype == "fp32" else 2e-2
     for name, module in bnb_linears(base.model).items():
-        want = quantised.weight_of(fresh.get_submodule(name), base.dtype)
-        assert want.device.type == CUDA and torch.equal(quantised.weight_of(module, base.dtype), want)
+        want = quantised.dequantise_weight(fresh.get_submodule(name), base.dtype)
+        assert want.device.type == CUDA and torch.equal(quantised.dequantise_weight(module, base.dtype), want)
         for rows in (1, 3, 8, 64, 512):
             x = torch.randn(rows, module.in_features, generator=torch.Generator().manual_seed(rows)).to(want)
             with torch.no_grad():

@@ -14,9 +14,9 @@ import pytest
 from conftest import Done
 
 from zoedge.commands.doctor import hints
-from zoedge.commands.doctor.hints import OLDEST, Facts
+from zoedge.commands.doctor.hints import MINIMUM_VERSIONS, MachineFacts
 
-WELL: dict[str, Any] = {"versions": {**OLDEST, "kernels": None}, "cores": 4, "cache": "/c"}
+WELL: dict[str, Any] = {"versions": {**MINIMUM_VERSIONS, "kernels": None}, "cores": 4, "cache": "/c"}
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # facts, what is said, what to type
     "a GPU and a CPU-only torch": ({"gpu": True, "cuda_build": False, "cuda_works": False}, r"^there is a GPU, and this torch is a CPU-only build", r"^pip uninstall torch && pip install torch"),
     "a GPU that torch cannot use": ({"gpu": True, "cuda_works": False}, r"^there is a GPU, and torch cannot use it", r"^nvidia-smi"),
@@ -39,19 +39,21 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {  # facts, what is said, wh
 def test_a_condition_has_its_hint_and_no_other(name: str) -> None:
     facts, what, how = CASES[name]
     merged = WELL | facts | {"versions": WELL["versions"] | facts.get("versions", {})}
-    ((said, typed),) = hints.hints(Facts(**merged))
+    ((said, typed),) = hints.find_hints(MachineFacts(**merged))
     assert re.search(what, said) and re.search(how, typed)
 
 
 def test_a_machine_that_is_well_has_none() -> None:
     assert (
-        hints.hints(Facts(**WELL))
+        hints.find_hints(MachineFacts(**WELL))
         == []
-        == hints.hints(Facts(**WELL | {"environment": {"OMP_NUM_THREADS": "4", "HF_HUB_OFFLINE": "0"}}))
+        == hints.find_hints(MachineFacts(**WELL | {"environment": {"OMP_NUM_THREADS": "4", "HF_HUB_OFFLINE": "0"}}))
     )
     assert (
-        hints.hints(
-            Facts(**WELL | {"versions": {"torch": "2.13.0+cpu", "bitsandbytes": "0.50.2", "transformers": "5.100"}})
+        hints.find_hints(
+            MachineFacts(
+                **WELL | {"versions": {"torch": "2.13.0+cpu", "bitsandbytes": "0.50.2", "transformers": "5.100"}}
+            )
         )
         == []
     )
@@ -65,20 +67,20 @@ def test_every_hint_is_reached() -> None:
 
 def test_versions_and_extras_are_those_of_the_package() -> None:
     project = tomllib.loads((Path(hints.__file__).parents[3] / "pyproject.toml").read_text())["project"]
-    for name, least in OLDEST.items():
+    for name, least in MINIMUM_VERSIONS.items():
         assert any(line.startswith(f"{name}>={least}") for line in project["dependencies"])
-    assert hints.EXTRAS.keys() <= project["optional-dependencies"].keys()
+    assert hints.EXTRA_PACKAGES.keys() <= project["optional-dependencies"].keys()
 
 
 def test_the_facts_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    facts = hints.gathered()
+    facts = hints.gather_facts()
     assert facts.cache == str(tmp_path / "cache") and not facts.cache_fault and facts.disk > 0
     assert facts.environment["OMP_NUM_THREADS"] == "3" and facts.versions["torch"] and facts.numerics
     (tmp_path / "file").touch()
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path / "file" / "cache"))
-    assert hints.gathered().cache_fault == "Not a directory"
+    assert hints.gather_facts().cache_fault == "Not a directory"
 
 
 def test_as_a_user_types_it(zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +93,8 @@ def test_as_a_user_types_it(zoedge: Callable[..., Done], monkeypatch: pytest.Mon
     monkeypatch.setattr(doctor, "examine", lambda: (good, True))
     monkeypatch.setattr(
         hints,
-        "gathered",
-        lambda numerics, forward: Facts(
+        "gather_facts",
+        lambda numerics, forward: MachineFacts(
             **WELL | {"gpu": True, "cuda_build": False, "numerics": numerics, "forward": forward}
         ),
     )
@@ -109,5 +111,5 @@ def test_as_a_user_types_it(zoedge: Callable[..., Done], monkeypatch: pytest.Mon
     assert done.code == 8 and "a 4-bit product changes" in done.out and "other bits" not in done.out
     monkeypatch.setattr(doctor, "examine", lambda: ({"numerics": "normal sgd gives 12"}, False))
     assert "other bits" in (done := zoedge("doctor", "--fix-hints")).out and "a 4-bit product" not in done.out
-    monkeypatch.setattr(hints, "gathered", lambda numerics, forward: Facts(**WELL))
+    monkeypatch.setattr(hints, "gather_facts", lambda numerics, forward: MachineFacts(**WELL))
     assert "nothing is in the way" in zoedge("doctor", "--fix-hints").out

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import pytest
 from test_bad_inputs import ADAPTER, GO, LOG, ROWS, Change, config, edit, flip, link, pipe, put, recipe, rows, tree
 
-from zoedge.commands.export.folder import MARKER, WEIGHTS
+from zoedge.commands.export.folder import MARKER_FILE, WEIGHTS_FILE
 from zoedge.core import canonical
 from zoedge.log import log, slots
-from zoedge.log.packed import pack
+from zoedge.log.packed import pack_log
 
 HUGE = b"\xff" * 4
 VICTIM = "../victim"  # outside the folder that a command may write in
@@ -64,7 +64,7 @@ def signed(raw: bytes) -> bytes:
     value = bytes(new[480:496])
     if 512 <= length <= len(new):
         for i in range(length, len(new) - 63, 64):
-            new[i + 48 : i + 64] = value = slots.chain(value, bytes(new[i : i + 48]))
+            new[i + 48 : i + 64] = value = slots.chain_value(value, bytes(new[i : i + 48]))
     return bytes(new)
 
 
@@ -90,9 +90,9 @@ def block(change: Callable[[dict[str, Any]], Any] | bytes, fields: bytes = b"") 
         length, size = struct.unpack_from("<II", raw, 12)
         new = change if isinstance(change, bytes) else b""
         if not isinstance(change, bytes):
-            table = canonical.uncanonical(raw[512 : 512 + size])
+            table = canonical.decode_canonical(raw[512 : 512 + size])
             change(table)
-            new = canonical.canonical(table)
+            new = canonical.encode_canonical(table)
         padded = new + bytes(-len(new) % 512)
         sizes = struct.pack("<II", 512 + len(padded), len(new))
         head = raw[:12] + sizes + raw[20:56] + (fields or raw[56:64]) + raw[64:512]
@@ -117,7 +117,7 @@ def packed(change: Callable[[bytearray], Any]) -> Change:
     """runs/tiny/run.zpack, its fields changed, its digest made right."""
 
     def apply(folder: Path) -> None:
-        raw = bytearray(pack(log.Log.open(folder / LOG))[:-32])
+        raw = bytearray(pack_log(log.Log.open(folder / LOG))[:-32])
         raw = change(raw) or raw
         (folder / "run.zpack").write_bytes(bytes(raw) + hashlib.sha256(raw).digest())
 
@@ -168,7 +168,7 @@ def adapter(change: Callable[[bytes], bytes]) -> Change:
     """The adapter's file changed, its payload's digest made right there and in the marker."""
 
     def apply(folder: Path) -> None:
-        path = folder / "runs" / "tiny" / "adapter" / WEIGHTS
+        path = folder / "runs" / "tiny" / "adapter" / WEIGHTS_FILE
         raw = change(path.read_bytes())
         path.write_bytes(raw)
 
@@ -195,7 +195,7 @@ def marker(change: Callable[[dict[str, Any]], Any]) -> Change:
         change(table)
         return json.dumps(table).encode()
 
-    return edit(f"runs/tiny/adapter/{MARKER}", apply)
+    return edit(f"runs/tiny/adapter/{MARKER_FILE}", apply)
 
 
 # -- models, chats, rows
@@ -393,16 +393,16 @@ CASES: dict[str, Case] = {
     "an adapter's tensor twice": Case(ADAPTER, adapter(doubled_tensor), 5, "a key stands there twice"),
     "an adapter that is a pickle": Case(ADAPTER, adapter(lambda raw: PICKLE), 5, "a pickle, an archive"),
     "an adapter's empty tensors": Case(ADAPTER, adapter(lambda raw: tensors({f"t{i}": entry(0) for i in range(150_000)})), 5, "where at most"),
-    "an endless adapter": Case(ADAPTER, link(f"runs/tiny/adapter/{WEIGHTS}", "/dev/zero"), 5, "no such file"),
-    "an endless marker": Case(ADAPTER, link(f"runs/tiny/adapter/{MARKER}", "/dev/zero"), 5, "no zoedge.json"),
-    "a marker of brackets": Case(ADAPTER, put(f"runs/tiny/adapter/{MARKER}", "[" * 900_000), 5, "cannot be read"),
+    "an endless adapter": Case(ADAPTER, link(f"runs/tiny/adapter/{WEIGHTS_FILE}", "/dev/zero"), 5, "no such file"),
+    "an endless marker": Case(ADAPTER, link(f"runs/tiny/adapter/{MARKER_FILE}", "/dev/zero"), 5, "no zoedge.json"),
+    "a marker of brackets": Case(ADAPTER, put(f"runs/tiny/adapter/{MARKER_FILE}", "[" * 900_000), 5, "cannot be read"),
     "a marker of huge sizes": Case(ADAPTER, marker(lambda t: t["space"].update(rank=2**62)), 4, r"is \[4611686018427387904, 64\], not \[2, 64\]"),
     "a marker of a rank that multiplies texts": Case(
         ADAPTER, marker(lambda t: (t["space"].update(rank=2**30), t.update(trained={"shapes": [["m", "ab", "cd"]]}))), 5, "cannot be read"
     ),
     "an adapter of another log": Case(ADAPTER, marker(lambda t: t.update(log="0" * 32)), 4, "is of another log"),
     "an adapter_config of brackets": Case(ADAPTER, put("runs/tiny/adapter/adapter_config.json", "[" * 900_000), 5, "cannot be read"),
-    "a flipped adapter": Case(ADAPTER, edit(f"runs/tiny/adapter/{WEIGHTS}", flip(-3)), 5, "its bytes are not what was written"),
+    "a flipped adapter": Case(ADAPTER, edit(f"runs/tiny/adapter/{WEIGHTS_FILE}", flip(-3)), 5, "its bytes are not what was written"),
     "an output that is a link": Case("replay tiny -o out", link("out", ".."), 2, "is there and is not a folder"),
     "an output whose marker claims other files": Case(
         "replay tiny -o model", put("model/zoedge.json", json.dumps({"zoedge": 1, "kind": "peft", "files": ["../my.yaml", "x"]})), 2,

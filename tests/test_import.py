@@ -12,12 +12,19 @@ import pytest
 import yaml
 from conftest import Done
 
-from zoedge.commands.import_config import MARKS, TOOLS, convert, dump, load, recognised
-from zoedge.commands.import_config.source import Import, flat
+from zoedge.commands.import_config import (
+    CONVERTERS,
+    TOOL_KEYS,
+    convert_config,
+    dump_imported,
+    read_config,
+    recognise_tool,
+)
+from zoedge.commands.import_config.source import ImportedRecipe, flatten_keys
 from zoedge.errors import UsageError
 from zoedge.recipe.check import check
-from zoedge.recipe.foreign import FOREIGN, WHY
-from zoedge.recipe.reading import read
+from zoedge.recipe.foreign import FOREIGN_KEYS, REASON_BY_KEY
+from zoedge.recipe.reading import read_recipe
 
 MLX = """
 model: mistralai/Mistral-7B-v0.1
@@ -173,12 +180,12 @@ WANTED: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def imported(text: str, tool: str | None = None) -> Import:
+def imported(text: str, tool: str | None = None) -> ImportedRecipe:
     table = yaml.safe_load(re.sub(r"(\de-\d)", r"\1", text)) if isinstance(text, str) else text
-    return convert(table, tool or recognised(table, "c.yml"), "c.yml")
+    return convert_config(table, tool or recognise_tool(table, "c.yml"), "c.yml")
 
 
-def told(found: Import, key: str) -> str:
+def told(found: ImportedRecipe, key: str) -> str:
     """What is said of a key, wherever it is."""
     said = [f"-> {to}" for k, to in found.carried if k == key]
     return "; ".join(said + [why for k, _, why in (*found.changed, *found.lost) if k == key])
@@ -189,27 +196,27 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", CONVERTERS)
 def test_the_recipe_that_it_comes_to(tool: str, tmp_path: Path) -> None:
     text, wanted = WANTED[tool]
     (tmp_path / "c.yml").write_text(text)
-    table = load(tmp_path / "c.yml")
-    assert recognised(table, "c.yml") == tool
-    found = convert(table, tool, "c.yml")
+    table = read_config(tmp_path / "c.yml")
+    assert recognise_tool(table, "c.yml") == tool
+    found = convert_config(table, tool, "c.yml")
     assert found.table == wanted
-    (tmp_path / "made.yaml").write_text(dump(found, "c.yml"))
-    made = read(str(tmp_path / "made.yaml"))
+    (tmp_path / "made.yaml").write_text(dump_imported(found, "c.yml"))
+    made = read_recipe(str(tmp_path / "made.yaml"))
     assert made.model.source == wanted["model"]["source"] and made == check(wanted | {"name": made.name}, {}, "it")
     assert "lr" not in found.table["rule"] and "estimator" not in found.table  # left at zoedge's
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", CONVERTERS)
 def test_every_key_is_carried_or_listed(tool: str, tmp_path: Path) -> None:
     (tmp_path / "c.yml").write_text(WANTED[tool][0])
-    table = load(tmp_path / "c.yml") | {"something_new": {"a": 1}}
-    found = convert(table, tool, "c.yml")
+    table = read_config(tmp_path / "c.yml") | {"something_new": {"a": 1}}
+    found = convert_config(table, tool, "c.yml")
     accounted = {k for k, _ in found.carried} | {k for k, *_ in (*found.changed, *found.lost)} | set(found.unset)
-    keys = {key for key, _ in flat(table)}
+    keys = {key for key, _ in flatten_keys(table)}
     assert len(keys) > 25 and keys <= accounted
     assert all(key in keys or key.startswith("(") for key in accounted)  # what was not set there says so
     assert told(found, "something_new.a") == f"not one of {tool}'s keys that zoedge knows"
@@ -234,12 +241,12 @@ def test_what_is_another_in_meaning() -> None:
         and told(factory, "lora_target") == "-> space.targets: [q_proj, v_proj]"
     )
     assert told(ax, "chat_template").startswith("the tokenizer's own chat template is used")
-    assert told(ax, "gradient_checkpointing") == WHY["gradient_checkpointing"]
+    assert told(ax, "gradient_checkpointing") == REASON_BY_KEY["gradient_checkpointing"]
     assert told(ax, "datasets.1.path").startswith("one set of rows: join the files")
     assert told(ax, "loss_watchdog_threshold") == "near to it is train.watchdog"
     assert (
-        told(ax, "special_tokens.pad_token") == WHY["special_tokens"]
-        and told(ax, "datasets.0.roles.user") == WHY["roles"]
+        told(ax, "special_tokens.pad_token") == REASON_BY_KEY["special_tokens"]
+        and told(ax, "datasets.0.roles.user") == REASON_BY_KEY["roles"]
     )
 
 
@@ -345,12 +352,12 @@ def test_what_is_no_configuration(text: str, sentence: str) -> None:
 
 
 def test_the_marks_tell_the_tools_apart() -> None:
-    assert set(MARKS) == set(TOOLS)
+    assert set(TOOL_KEYS) == set(CONVERTERS)
     with pytest.raises(
         UsageError, match=r"--from: 'axolot' is not mlx-lm, axolotl, llama-factory - did you mean 'axolotl'\?"
     ):
         imported("a: 1", "axolot")
-    assert {"learning_rate", "lora_r", "cutoff_len", "iters"} <= FOREIGN.keys()
+    assert {"learning_rate", "lora_r", "cutoff_len", "iters"} <= FOREIGN_KEYS.keys()
 
 
 def test_as_a_user_types_it(tmp_path: Path, zoedge: Callable[..., Done]) -> None:

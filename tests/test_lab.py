@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from zoedge import lab
 from zoedge.cli import app
 from zoedge.errors import UsageError
-from zoedge.lab._bench import Problem, Space, descend
-from zoedge.lab.flat_minima import GOLDEN, FlatMinima
+from zoedge.lab._bench import ArraySpace, FunctionTask, descend
+from zoedge.lab.flat_minima import GOLDEN_TRACES, FlatMinima
 from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.methods.rules.momentum import Momentum
 
-NAMES = [name for name, _ in lab.experiments()]
+NAMES = [name for name, _ in lab.list_experiments()]
 
 
 def test_there_are_experiments() -> None:
@@ -27,10 +27,10 @@ def test_there_are_experiments() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_is_a_frozen_dataclass_that_says_what_it_asks(name: str) -> None:
-    made = lab.experiment(name, [])
+    made = lab.make_experiment(name, [])
     assert dataclasses.is_dataclass(made) and made.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert type(made).__name__ == "".join(w.capitalize() for w in name.split("-"))
-    about = dict(lab.experiments())[name]
+    about = dict(lab.list_experiments())[name]
     assert 20 < len(about) < 128 and dataclasses.fields(made)
 
 
@@ -45,7 +45,7 @@ def test_an_experiment_is_a_frozen_dataclass_that_says_what_it_asks(name: str) -
 )
 def test_what_is_wrong_is_said_in_a_sentence(name: str, overrides: list[str], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence.replace("?", r"\?")):
-        lab.experiment(name, overrides)
+        lab.make_experiment(name, overrides)
 
 
 def test_flat_minima_follows_the_papers_trajectory(tmp_path: Path) -> None:
@@ -55,11 +55,11 @@ def test_flat_minima_follows_the_papers_trajectory(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "flat-minima.json").read_text())
     assert found["numbers"]["start"] == pytest.approx(216.889, abs=5e-4)
-    for name, golden in GOLDEN.items():
+    for name, golden in GOLDEN_TRACES.items():
         assert found["numbers"]["trace"][name][1] == pytest.approx(golden[0], abs=6e-4)
     assert all(claim["holds"] for claim in found["claims"][:-1]) and "reproduced" in done.output
     assert (tmp_path / "flat-minima.svg").read_text().startswith("<?xml")
-    again = lab.run("flat-minima", FlatMinima(1000, 500), 0, tmp_path / "again")
+    again = lab.run_experiment("flat-minima", FlatMinima(1000, 500), 0, tmp_path / "again")
     assert json.loads(json.dumps(again.numbers)) == found["numbers"]
     assert (tmp_path / "again" / "flat-minima.json").exists()
 
@@ -68,7 +68,7 @@ def test_flat_minima_follows_the_papers_trajectory(tmp_path: Path) -> None:
 def test_flat_minima_follows_it_to_the_end() -> None:
     """100,000 steps a run, within 1 % everywhere; about two minutes."""
     outcome = FlatMinima().run(0)
-    assert len(outcome.claims) == len(GOLDEN) + 1 and all(claim.holds for claim in outcome.claims)
+    assert len(outcome.claims) == len(GOLDEN_TRACES) + 1 and all(claim.holds for claim in outcome.claims)
 
 
 def test_another_seed_is_another_run_and_a_wrong_finding_is_told() -> None:
@@ -89,8 +89,8 @@ def test_a_lab_run_is_the_engines() -> None:
     from zoedge.methods.estimators.two_sided import TwoSided
 
     start = np.linspace(-1, 1, 7)
-    space = Space(start)
-    bowl = Problem(lambda points: 0.5 * (points**2).sum(1))
+    space = ArraySpace(start)
+    bowl = FunctionTask(lambda points: 0.5 * (points**2).sum(1))
     theta, m = start.copy(), np.zeros(7)
     for record in descend(space, bowl, Rademacher(), TwoSided(eps=1e-3), Momentum(lr=2**-6, mu=0.5), 20, 3):
         z = Rademacher().draw(Key(3, record.step, 0), space.leaves()[0]).astype(float)  # type: ignore[union-attr, attr-defined]

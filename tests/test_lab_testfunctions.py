@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from zoedge.core.parts import words
+from zoedge.core.parts import list_words
 from zoedge.lab._functions import FUNCTIONS
-from zoedge.lab.testfunctions import NAMES, Testfunctions, hit
+from zoedge.lab.testfunctions import RULE_NAMES, Testfunctions, find_first
 
 SMALL = Testfunctions(passes=12, tune=1, seeds=2)
 
@@ -24,15 +24,17 @@ def test_minimum_is_zero_and_lowest(name):
 
 
 def test_hit_is_the_number_of_steps():
-    assert hit(np.array([False, False, True, False])) == 2
-    assert hit(np.array([True])) == 0
-    assert hit(np.array([False])) == np.inf
+    assert find_first(np.array([False, False, True, False])) == 2
+    assert find_first(np.array([True])) == 0
+    assert find_first(np.array([False])) == np.inf
 
 
 def test_small_run_has_every_method_and_repeats():
     outcome = SMALL.run(1)
     for found in (outcome.numbers[name] for name in FUNCTIONS):
-        assert {NAMES.get(word, word) for word in words("methods.rules")} | {"STP", "S2P", "AS2P"} == set(found)
+        assert {RULE_NAMES.get(word, word) for word in list_words("methods.rules")} | {"STP", "S2P", "AS2P"} == set(
+            found
+        )
         assert (found["MeZO"]["passes a step"], found["STP"]["passes a step"]) == (2, 3)
     assert json.dumps(outcome.numbers) == json.dumps(SMALL.run(1).numbers) != json.dumps(SMALL.run(2).numbers)
     assert all(type(claim.holds) is bool for claim in outcome.claims)

@@ -16,7 +16,7 @@ import zoedge
 from zoedge.core import parts
 
 ROOT = Path(zoedge.__file__).parent
-PARTS = [(kind, word) for kind, folder in parts.FOLDERS.items() for word in parts.words(folder)]
+PARTS = [(kind, word) for kind, folder in parts.PART_FOLDERS.items() for word in parts.list_words(folder)]
 # What of ours the files of a room may import, besides the room itself: a room, or a module of it by its dotted name.
 ROOMS = {
     "errors": set(),
@@ -201,14 +201,14 @@ def test_importing_zoedge_imports_nothing_heavy() -> None:
 
 
 def test_there_are_parts() -> None:
-    assert {kind for kind, _ in PARTS} == set(parts.FOLDERS) and len(PARTS) >= 6
+    assert {kind for kind, _ in PARTS} == set(parts.PART_FOLDERS) and len(PARTS) >= 6
 
 
 @pytest.mark.parametrize("kind,word", PARTS)
 def test_a_part_is_one_frozen_dataclass_named_as_its_file(kind: str, word: str) -> None:
-    part = parts.part(kind, word)
+    part = parts.load_part(kind, word)
     assert part.__name__ == "".join(w.capitalize() for w in word.split("_"))
-    module = parts.module(parts.FOLDERS[kind], word)
+    module = parts.load_module(parts.PART_FOLDERS[kind], word)
     public = [
         c for n, c in vars(module).items() if inspect.isclass(c) and c.__module__ == module.__name__ and n[0] != "_"
     ]

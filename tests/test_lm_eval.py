@@ -129,13 +129,13 @@ def test_likelihoods_are_those_of_transformers(name: str, families: dict[str, Pa
     import torch
     from transformers import AutoModelForCausalLM
 
-    from zoedge.commands.lm_eval import Wrapped
+    from zoedge.commands.lm_eval import LmEvalModel
     from zoedge.recipe.sections import Model
-    from zoedge.scoring.models.loading import load
+    from zoedge.scoring.models.loading import load_base
 
     spec = Model(source=str(families[name]), quantization="none", compute_dtype="fp32", device="cpu")
-    base = load(spec)
-    ours, theirs = Wrapped(base), AutoModelForCausalLM.from_pretrained(families[name]).eval()
+    base = load_base(spec)
+    ours, theirs = LmEvalModel(base), AutoModelForCausalLM.from_pretrained(families[name]).eval()
     asked = [
         ("the film was dull and slow", " boring"),
         ("a", " bright"),
@@ -172,13 +172,13 @@ def test_likelihoods_are_those_of_transformers(name: str, families: dict[str, Pa
 
 @needed
 def test_answers_are_the_models_own_and_end_where_told(llama: Path) -> None:
-    from zoedge.commands.lm_eval import Wrapped
+    from zoedge.commands.lm_eval import LmEvalModel
     from zoedge.errors import DataError
     from zoedge.recipe.sections import Model
-    from zoedge.scoring.models.loading import load
+    from zoedge.scoring.models.loading import load_base
 
-    base = load(Model(source=str(llama), quantization="none", compute_dtype="fp32", device="cpu"))
-    ours, prompt = Wrapped(base), "the film was"
+    base = load_base(Model(source=str(llama), quantization="none", compute_dtype="fp32", device="cpu"))
+    ours, prompt = LmEvalModel(base), "the film was"
 
     def ask(**options: Any) -> str:
         return ours.generate_until([SimpleNamespace(args=(prompt, {"max_gen_toks": 12, **options}))])[0]

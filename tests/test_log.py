@@ -30,7 +30,7 @@ from zoedge.errors import DamagedError, LockedError, ReplayError, StorageError, 
 from zoedge.log import log as log_module
 from zoedge.log.header import Header
 from zoedge.log.log import Log
-from zoedge.log.packed import Packed
+from zoedge.log.packed import PackedLog
 from zoedge.log.slots import HASH, NOTE, REWIND, SESSION, STEP
 
 
@@ -94,7 +94,7 @@ BYTES = bytes.fromhex("".join(EXAMPLE.values()))
 
 
 def test_the_bytes(tmp_path: Path) -> None:
-    block = canonical.canonical({"name": "zo\xe9", "lr": 0.75})
+    block = canonical.encode_canonical({"name": "zo\xe9", "lr": 0.75})
     head = replace(header(block=block), seed=0x0123456789ABCDEF)
     with Log.create(tmp_path / "run.zlog", head) as log:
         log.session(SHA[0xAA])
@@ -242,7 +242,9 @@ def test_what_is_logged_is_read_back(
 
 def test_20000_steps_fit_in_1_300_000_bytes(tmp_path: Path, fast: None) -> None:
     shapes = [[f"model.layers.{i}.self_attn.{m}_proj", 576, 576] for i in range(4) for m in "qkvogud"]
-    head = header(1, 1, 100, block=canonical.canonical({"recipe": {"text": "x" * 1600}, "space": {"shapes": shapes}}))
+    head = header(
+        1, 1, 100, block=canonical.encode_canonical({"recipe": {"text": "x" * 1600}, "space": {"shapes": shapes}})
+    )
     with Log.create(tmp_path / "run.zlog", head) as log:
         log.session(SHA[1])
         for i in range(20_000):
@@ -454,7 +456,7 @@ def test_a_block_that_is_not_an_object_is_refused_when_it_is_read(tmp_path: Path
 def test_words_that_look_like_floats() -> None:
     """A string in Python's own spelling of a float is the one thing that does not come back as it went in."""
     for word, back in (("0x1.8p+1", "0x1.8p+1"), ("0x1.8000000000000p+1", 3.0), ("nan", "nan"), ("-0x0.0p+0", -0.0)):
-        assert header(block=canonical.canonical({"a": word})).about == {"a": back}
+        assert header(block=canonical.encode_canonical({"a": word})).about == {"a": back}
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -467,9 +469,9 @@ JSON = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(TEXT, JSON, max_size=4))
 def test_canonical_json_is_read_back(value: dict[str, Any]) -> None:
-    block = canonical.canonical(value)
-    assert canonical.canonical(dict(reversed(value.items()))) == block and header(block=block).about == value
-    assert canonical.canonical(header(block=block).about) == block  # also -0.0 and 1 against 1.0
+    block = canonical.encode_canonical(value)
+    assert canonical.encode_canonical(dict(reversed(value.items()))) == block and header(block=block).about == value
+    assert canonical.encode_canonical(header(block=block).about) == block  # also -0.0 and 1 against 1.0
 
 
 # -- one writer, one file
@@ -864,16 +866,16 @@ def test_elsewhere_there_is_no_name_of_a_boot(monkeypatch: pytest.MonkeyPatch) -
     def absent(self: Path) -> str:
         raise FileNotFoundError
 
-    assert log_module.boot() == log_module.boot()
+    assert log_module.read_boot_id() == log_module.read_boot_id()
     monkeypatch.setattr(Path, "read_text", absent)
-    assert log_module.boot() == "-"
+    assert log_module.read_boot_id() == "-"
 
 
 def test_the_half_of_a_fork_that_must_not_write(tmp_path: Path) -> None:
     """As os.fork calls it in a child, here without one; test_torture_process.py has the child."""
     log = Log.create(tmp_path / "run.zlog", header())
     before, fd = (tmp_path / "run.zlog").read_bytes(), log._fd
-    log_module._forked()
+    log_module._release_after_fork()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     with pytest.raises(StorageError, match="not open for writing"):
@@ -885,16 +887,16 @@ def test_the_half_of_a_fork_that_must_not_write(tmp_path: Path) -> None:
 
 def test_a_failpoint_is_reached_the_third_time() -> None:
     try:
-        storage.arm("append.before:3:EDQUOT")
+        storage.arm_failpoint("append.before:3:EDQUOT")
         for _ in range(2):
-            storage.point("append.before")
-            storage.point("append.after")
+            storage.reach_failpoint("append.before")
+            storage.reach_failpoint("append.after")
         with pytest.raises(OSError, match="injected EDQUOT") as e:
-            storage.point("append.before")
+            storage.reach_failpoint("append.before")
         assert e.value.errno == errno.EDQUOT
-        storage.point("append.before")
+        storage.reach_failpoint("append.before")
     finally:
-        storage.arm("")
+        storage.arm_failpoint("")
 
 
 def test_macos_syncs_past_the_drives_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -918,7 +920,7 @@ def test_only_what_dead_processes_left_is_swept(tmp_path: Path, monkeypatch: pyt
         (tmp_path / name).mkdir()
     (tmp_path / ".x.tmp-03").symlink_to(tmp_path / ".x.old-3")
     (tmp_path / ".x.tmp-003").write_text("")
-    storage.sweep(tmp_path / "x", "tmp")
+    storage.remove_leftovers(tmp_path / "x", "tmp")
     left = {".x.tmp-1", ".x.tmp-2", ".x.old-3", ".y.tmp-3", "x.tmp-3", ".x.tmp-03", ".x.tmp-003"}
     assert {p.name for p in tmp_path.iterdir()} == left
 
@@ -936,7 +938,7 @@ def test_a_swap_that_fails_leaves_what_there_was(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(storage.Disk, "rename", rename)
     wanted = pytest.raises(StorageError, match="cannot put the export in its place: Input/output error")
-    with wanted, storage.replaced(tmp_path / "x") as draft:
+    with wanted, storage.replace_folder(tmp_path / "x") as draft:
         (draft / "new").write_text("")
     assert [p.name for p in tmp_path.iterdir()] == ["x"] * former
 
@@ -944,4 +946,4 @@ def test_a_swap_that_fails_leaves_what_there_was(tmp_path: Path, monkeypatch: py
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file that can be opened and not read")
 def test_a_packed_log_that_cannot_be_read() -> None:
     with pytest.raises(StorageError, match="/proc/self/mem: cannot read the log: Input/output error"):
-        Packed.open(Path("/proc/self/mem"))
+        PackedLog.open(Path("/proc/self/mem"))

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from conftest import masking, replays, save_masked
 
-from zoedge.recipe.reading import read, shipped
+from zoedge.recipe.reading import list_shipped, read_recipe
 from zoedge.recipe.recipe import Recipe
-from zoedge.run.display import display
+from zoedge.run.display import make_display
 from zoedge.run.train import train
-from zoedge.scoring.rows.fields import left, renamed
-from zoedge.scoring.rows.files import read as read_rows
+from zoedge.scoring.rows.fields import rename_fields, without_rows
+from zoedge.scoring.rows.files import read_rows
 from zoedge.scoring.tasks._examples import Examples
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROWS = {path.stem: path for path in [FIXTURES / "sst2.jsonl", *(FIXTURES / "roberta").glob("*.jsonl")]}
-RECIPES = [path.stem for path in shipped() if path.stem.startswith("roberta-")]
+RECIPES = [path.stem for path in list_shipped() if path.stem.startswith("roberta-")]
 EXACT = {  # of the first row: (its tokens, the words at the mask, the label's)
     "sst2": (
         "<s> a Ġquietly Ġmoving Ġfilm Ġthat Ġearns Ġits Ġtears ĠIt Ġwas <mask> . </s>",
@@ -70,9 +70,9 @@ def masked() -> Any:
 
 
 def encoded(name: str, tokenizer: Any) -> Examples:
-    recipe = read(name)
+    recipe = read_recipe(name)
     rows, faults = read_rows(ROWS[name.split("-")[1]], name)
-    rows = left(renamed(rows, recipe.data.fields), recipe.data.without)
+    rows = without_rows(rename_fields(rows, recipe.data.fields), recipe.data.without)
     examples, counts = recipe.task.encode(rows, tokenizer, recipe.data.max_length, "error")
     assert not faults and len(examples) == len(rows) >= 4 and not any(counts.values())
     return examples
@@ -105,10 +105,10 @@ def test_a_premise_loses_its_last_character_whatever_it_is(masked: Any) -> None:
 def overridden(name: str, folder: Path, tmp_path: Path, *more: str) -> Recipe:
     rows = tmp_path / "rows.jsonl"
     text = ROWS[name.split("-")[1]].read_text()
-    if read(name).data.without:  # a pair whose annotators did not agree
+    if read_recipe(name).data.without:  # a pair whose annotators did not agree
         text += json.dumps({"premise": "A dog runs.", "hypothesis": "It is late.", "label": -1}) + "\n"
     rows.write_text(text)
-    return read(
+    return read_recipe(
         name,
         [
             f"model.source={folder}", f"data.train={rows}", f"data.valid={rows}", f"data.test={rows}", "data.per_class=1",
@@ -128,7 +128,7 @@ LORA = (  # docs/tasks.md
 def test_a_recipe_trains_and_replays(name: str, more: tuple[str, ...], masked: Any, tmp_path: Path) -> None:
     """Four steps, few-shot; the base, the rows and how long are all that is another than for the user."""
     recipe = overridden(name, save_masked(tmp_path / "roberta", masked), tmp_path, *more)
-    outcome = train(recipe, tmp_path / "run", display("quiet"))
+    outcome = train(recipe, tmp_path / "run", make_display("quiet"))
     assert outcome.after is not None and outcome.after.count == len(ROWS[name.split("-")[1]].read_text().splitlines())
     assert (tmp_path / "run" / "adapter").is_dir() == ("peft" in recipe.output.export)
     assert replays(tmp_path / "run")
@@ -137,5 +137,5 @@ def test_a_recipe_trains_and_replays(name: str, more: tuple[str, ...], masked: A
 def test_the_commands_for_lora_are_those_of_the_page() -> None:
     page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
     assert all(f"'{override}'" in page for override in LORA)
-    lora, sst2 = read("roberta-sst2-mezo", list(LORA)), read("roberta-sst2-lora")
+    lora, sst2 = read_recipe("roberta-sst2-mezo", list(LORA)), read_recipe("roberta-sst2-lora")
     assert lora.semantic() == sst2.semantic()

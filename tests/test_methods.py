@@ -18,16 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoedge.commands.verify import Arrays
+from zoedge.commands.verify import NumpySpace
 from zoedge.core import digests, engine
 from zoedge.core import oracle as core_oracle
 from zoedge.core import run as core_run
-from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.core.types import Key, Leaf, Part, Record
 from zoedge.log.header import Header
 from zoedge.log.log import Log
 
-N = {kind: words(FOLDERS[kind]) for kind in ("noise", "estimator", "rule")}
+N = {kind: list_words(PART_FOLDERS[kind]) for kind in ("noise", "estimator", "rule")}
 STEPS = 8  # of a run; a state is logged after every fourth
 SIZES = {"matrix": (6, 4), "vector": (9,)}
 
@@ -35,7 +35,7 @@ SIZES = {"matrix": (6, 4), "vector": (9,)}
 def allowed(noise: str, estimator: str, rule: str) -> bool:
     """As recipe.check decides it: what each part says it goes with."""
     chosen = {"noise": noise, "estimator": estimator, "rule": rule}
-    rules = [getattr(part(kind, word), "only_with", {}) for kind, word in chosen.items()]
+    rules = [getattr(load_part(kind, word), "only_with", {}) for kind, word in chosen.items()]
     return all(chosen[kind] in those for one in rules for kind, those in one.items() if kind in chosen)
 
 
@@ -105,16 +105,18 @@ class Bowl:
 def run_of(triple: tuple[str, str, str], log: Any, steps: int = STEPS) -> core_run.Run:
     noise, estimator, rule = triple
     space = Plain()
-    made = part("rule", rule)(lr=2.0**-7, schedule="cosine", weight_decay=0.01)
+    made = load_part("rule", rule)(lr=2.0**-7, schedule="cosine", weight_decay=0.01)
     task = Bowl(space)
-    return core_run.Run(11, steps, log, space, part("noise", noise)(), made, part("estimator", estimator)(), task)  # type: ignore[arg-type]
+    return core_run.Run(
+        11, steps, log, space, load_part("noise", noise)(), made, load_part("estimator", estimator)(), task
+    )  # type: ignore[arg-type]
 
 
 def header_of(triple: tuple[str, str, str]) -> Header:
     noise, estimator, rule = triple
     zero = bytes(32)
-    k = core_oracle.capacity(part("estimator", estimator)(), STEPS)
-    ids = part("noise", noise).scheme, part("rule", rule).rule
+    k = core_oracle.slot_capacity(load_part("estimator", estimator)(), STEPS)
+    ids = load_part("noise", noise).scheme, load_part("rule", rule).rule
     return Header(b"{}", k, *ids, 11, 33, 4, 1, zero, zero, zero, zero, zero, zero, zero)
 
 
@@ -140,7 +142,7 @@ def test_train_resume_and_replay_end_in_the_same_bits(triple: tuple[str, str, st
     replayed.task = replayed.estimator = None
     list(engine.play(replayed, STEPS))
     second = run_of(triple, log)
-    second.space = Arrays(second.space)  # type: ignore[assignment]
+    second.space = NumpySpace(second.space)  # type: ignore[assignment]
     second.__post_init__()
     list(engine.play(second, STEPS))
     assert len({digests.digest(run.space) for run in (whole, resumed, replayed, second)}) == 1
@@ -185,13 +187,13 @@ def test_directions_are_kept_for_a_step_or_for_a_leaf_of_it() -> None:
 
 def test_an_estimators_own_signs_are_these_for_ever() -> None:
     """Another version that goes on with a run asks for the same points."""
-    oracle = core_oracle.Scorer(SimpleNamespace(seed=7), None, 0, 1, 3)  # type: ignore[arg-type]
+    oracle = core_oracle.StepOracle(SimpleNamespace(seed=7), None, 0, 1, 3)  # type: ignore[arg-type]
     assert "".join("+-"[oracle.sign(query) < 0] for query in range(32)) == "+-+-+--+--+-------+-+--+--++-+++"
 
 
 @pytest.mark.parametrize("noise", N["noise"])
 def test_noise_is_the_same_in_torch_and_numpy_in_pieces_and_of_few_bits(noise: str) -> None:
-    made = part("noise", noise)()
+    made = load_part("noise", noise)()
     whole = Leaf("x", 0, torch.zeros(600), (), 600)
     for query in range(3):
         z = made.draw(Key(5, 9, query), whole)
@@ -215,9 +217,9 @@ def scaled(made: Any, key: Key, n: int) -> Tensor:
 @pytest.mark.parametrize("noise", sorted(set(N["noise"]) - {"uniform_raw", "sparse", "block"}))
 def test_directions_have_unit_covariance(noise: str) -> None:
     """E[s s'] = I within five standard errors of 1,500 draws in 16 dimensions."""
-    made, n, draws = part("noise", noise)(), 16, 1500
+    made, n, draws = load_part("noise", noise)(), 16, 1500
     if noise == "low_rank":
-        made = part("noise", noise)(refresh=1)
+        made = load_part("noise", noise)(refresh=1)
     s = torch.stack([scaled(made, Key(1, i, 0), n) for i in range(draws)])
     covariance = s.T @ s / draws
     spread = (s[:, :, None] * s[:, None, :]).std(0) / math.sqrt(draws)
@@ -257,11 +259,11 @@ class Slope:
 def test_forward_passes_are_the_tables(estimator: str, options: dict[str, Any], passes: int) -> None:
     oracle = Slope([0.5 + 0.1 * i for i in range(32)])
     past = [Record(i, i, 1.0, (0.1,), (1.0 + 0.01 * i, 0.9)) for i in range(3)]
-    part("estimator", estimator)(**options).measure(oracle, past)
+    load_part("estimator", estimator)(**options).measure(oracle, past)
     assert oracle.asked == passes
 
 
 @pytest.mark.parametrize("estimator", ["two_sided", "one_sided", "curved", "conservative"])
 def test_differences_are_the_slope_on_a_linear_function(estimator: str) -> None:
-    g = part("estimator", estimator)().measure(Slope([0.625] * 4), [])
+    g = load_part("estimator", estimator)().measure(Slope([0.625] * 4), [])
     assert g[0] == pytest.approx(0.625, rel=1e-9)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from conftest import replays, save
 
-from zoedge.recipe.reading import read, shipped
+from zoedge.recipe.reading import list_shipped, read_recipe
 from zoedge.recipe.recipe import Recipe
-from zoedge.run.display import display
+from zoedge.run.display import make_display
 from zoedge.run.train import train
-from zoedge.scoring.rows.files import read as read_rows
+from zoedge.scoring.rows.files import read_rows
 from zoedge.scoring.tasks._examples import Examples
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -70,7 +70,7 @@ RIGHT = {"sst2": 1, "rte": 0, "cb": 0, "boolq": 1, "wsc": 1, "wic": 0, "multirc"
 
 
 def recipe_of(name: str, *overrides: str) -> Recipe:
-    return read(f"mezo-{name}", list(overrides))
+    return read_recipe(f"mezo-{name}", list(overrides))
 
 
 def encoded(name: str, tokenizer: Any, limit: int = 4096, overflow: str = "error") -> Examples:
@@ -81,7 +81,7 @@ def encoded(name: str, tokenizer: Any, limit: int = 4096, overflow: str = "error
 
 
 def test_every_recipe_has_rows_and_a_string() -> None:
-    known = {path.stem.removeprefix("mezo-") for path in shipped() if path.stem.startswith("mezo-")}
+    known = {path.stem.removeprefix("mezo-") for path in list_shipped() if path.stem.startswith("mezo-")}
     assert known == set(EXACT) == {path.stem for path in FIXTURES.glob("*.jsonl")} and len(known) == 11
 
 
@@ -165,11 +165,11 @@ def test_a_recipe_trains_and_replays(name: str, opt: Path, tmp_path: Path) -> No
         name, f"model.source={opt}", f"data.train={rows}", f"data.valid={rows}", f"data.test={rows}", "train.steps=4",
         "train.batch=3", "eval.every=2", "output.export=[]", "model.quantization=none",
     )  # fmt: skip
-    outcome = train(recipe, tmp_path / "run", display("quiet"))
+    outcome = train(recipe, tmp_path / "run", make_display("quiet"))
     assert outcome.after is not None and outcome.before is not None and outcome.after.count == 4
     assert outcome.after.loss > 0 and outcome.after.loss != outcome.before.loss
     generates = name in ("squad", "drop")
     assert (outcome.after.f1 is not None) == (outcome.after.exact_match is not None) == generates
     assert (outcome.after.accuracy is None) == (outcome.after.majority is None) == generates
-    assert train(recipe, tmp_path / "run", display("quiet")).after == outcome.after  # from what was noted
+    assert train(recipe, tmp_path / "run", make_display("quiet")).after == outcome.after  # from what was noted
     assert replays(tmp_path / "run")

@@ -19,12 +19,12 @@ from conftest import reference, save
 from zoedge.core.types import Leaf
 from zoedge.errors import DataError, StorageError
 from zoedge.methods.noise.rademacher import Rademacher
-from zoedge.methods.spaces.lora import Held, Lora
+from zoedge.methods.spaces.lora import Lora, LoraSpace
 from zoedge.recipe.sections import Model
-from zoedge.scoring.models.base import Base, chosen_layers
-from zoedge.scoring.models.loading import dtype_of, load, tame
+from zoedge.scoring.models.base import Base, select_layers
+from zoedge.scoring.models.loading import load_base, make_deterministic, resolve_dtype
 from zoedge.scoring.tasks._examples import Batch, Examples
-from zoedge.scoring.tasks.classify import Classification, Classify
+from zoedge.scoring.tasks.classify import Classify, ClassifyTraining
 
 FAMILIES = ("llama", "llama_untied_half", "opt", "opt_350m", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "pythia")
 SCHEMES = (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True), ("none", True))
@@ -43,7 +43,7 @@ def loaded(families: dict[str, Path]) -> Get:
 
     @lru_cache
     def get(family: str, quantization: str = "nf4", double_quant: bool = True) -> Base:
-        return load(Model(source=str(families[family]), quantization=quantization, double_quant=double_quant))
+        return load_base(Model(source=str(families[family]), quantization=quantization, double_quant=double_quant))
 
     return get
 
@@ -109,7 +109,7 @@ def test_scored_rows_equal_the_plain_forward(
 ) -> None:
     base = clean(family, quantization, double)
     spec = Model(source=str(families[family]), quantization=quantization, double_quant=double)
-    assert dtype_of(spec, base.device) == base.dtype == torch.float32
+    assert resolve_dtype(spec, base.device) == base.dtype == torch.float32
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
     full = at_rows(plain_logits(reference(families[family], spec), batch), batch)
     assert full.shape[-1] == VOCABULARY and full.abs().max() > 1
@@ -127,7 +127,7 @@ def test_the_vocabulary_in_chunks_is_the_whole(clean: Get, monkeypatch: pytest.M
     h, targets = base.hidden(batch, 1), torch.arange(18).view(6, 3) * 20
     whole = base.log_likelihood(h, targets)
     for columns in (348, 100, 7):
-        monkeypatch.setattr("zoedge.scoring.models.base.COLUMNS", columns)
+        monkeypatch.setattr("zoedge.scoring.models.base.HEAD_COLUMNS", columns)
         assert far(base.log_likelihood(h, targets), whole) < CLOSE
 
 
@@ -175,7 +175,7 @@ def test_a_window_that_is_switched_on_counts(tmp_path: Path, tokenizer: Any) -> 
             sliding_window=24, max_window_layers=max_window_layers,
         )  # fmt: skip
         folder = save(tmp_path / str(longest), config, tokenizer)
-        assert load(Model(source=str(folder), quantization="none")).context_length == longest
+        assert load_base(Model(source=str(folder), quantization="none")).context_length == longest
 
 
 def test_gemmas_scale_is_not_rounded_to_the_storage_type(tmp_path: Path, tokenizer: Any) -> None:
@@ -187,12 +187,12 @@ def test_gemmas_scale_is_not_rounded_to_the_storage_type(tmp_path: Path, tokeniz
         num_key_value_heads=1, head_dim=24, max_position_embeddings=96, dtype="bfloat16",
     )  # fmt: skip
     folder, ids = save(tmp_path / "gemma", config, tokenizer), torch.arange(300)[None]
-    base = load(Model(source=str(folder)))
+    base = load_base(Model(source=str(folder)))
     assert base.model.get_input_embeddings().weight.dtype == torch.bfloat16
     with torch.no_grad():
         want = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_input_embeddings()(ids)
         assert far(base.facts.embed(base.model, ids, torch.arange(ids.shape[1])[None]), want) < CLOSE
-        tame(base.model, base.dtype)
+        make_deterministic(base.model, base.dtype)
         assert far(base.facts.embed(base.model, ids, torch.arange(ids.shape[1])[None]), want) < CLOSE
 
 
@@ -211,7 +211,7 @@ def test_old_pythia_checkpoints_load(clean: Get, families: dict[str, Path], tmp_
         tensors[f"{place}.masked_bias"] = torch.tensor(-1e9)
         tensors[f"{place}.rotary_emb.inv_freq"] = torch.ones(2)
     save_file(tensors, tmp_path / "old" / "model.safetensors", {"format": "pt"})
-    old, new = load(Model(source=str(tmp_path / "old"), quantization="none")), clean("pythia", "none")
+    old, new = load_base(Model(source=str(tmp_path / "old"), quantization="none")), clean("pythia", "none")
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
     assert torch.equal(old.hidden(batch, 1), new.hidden(batch, 1))
     assert torch.equal(old.model.lm_head.weight, new.model.lm_head.weight)
@@ -304,7 +304,7 @@ def test_half_precision_computes_the_same_up_to_rounding(
 ) -> None:
     """Losses are float64 of float32 logits in every type; the trunk is exact in it, too."""
     exact = clean("llama", quantization)
-    half = load(Model(source=str(families["llama"]), quantization=quantization, compute_dtype=compute))
+    half = load_base(Model(source=str(families["llama"]), quantization=quantization, compute_dtype=compute))
     batch = random_examples([24] * 6).collate(range(6))
     columns, logits = torch.arange(VOCABULARY), []
     for base in (exact, half):
@@ -316,7 +316,7 @@ def test_half_precision_computes_the_same_up_to_rounding(
     assert torch.equal(half.hidden(batch, 1), before)
 
 
-def attach(base: Base, layers: Any = "all", targets: Any = "all", **options: Any) -> Held:
+def attach(base: Base, layers: Any = "all", targets: Any = "all", **options: Any) -> LoraSpace:
     """A space whose master is random everywhere: B = 0 would hide half of it."""
     space = Lora(rank=4, alpha=8.0, layers=layers, targets=targets, **options).attach(base, 5, Rademacher())
     space.value += torch.randn(space.value.shape, generator=torch.Generator().manual_seed(6)) * 0.05
@@ -447,7 +447,7 @@ def test_options_of_several_tokens_are_mean_log_p(clean: Get, families: dict[str
     rows = [Row(f"a:{i}", {"text": t, "label": "good"}) for i, t in enumerate(texts)]
     examples, _ = task.encode(rows, base.tokenizer, 90, "error")
     assert examples.per == 3 and len(examples.tokens) == 9
-    scores = Classification(task, examples, 0, 3).outputs(base, examples.collate([0, 1, 2]), 2)
+    scores = ClassifyTraining(task, examples, 0, 3).outputs(base, examples.collate([0, 1, 2]), 2)
     assert torch.equal(scores[0], scores[1])
     model = reference(families[family], Model(source=str(families[family])))
     for i, text in enumerate(texts):
@@ -471,7 +471,7 @@ def test_one_token_options_give_the_loss_of_the_whole_vocabulary_restricted(clea
             several.tokens.append(single.tokens[s])
             several.rows.append(single.rows[s])
             several.targets.append([target])
-    losses = [Classification(Classify(), e, 0, 6).score(base, e.collate(range(6)), 1) for e in (single, several)]
+    losses = [ClassifyTraining(Classify(), e, 0, 6).score(base, e.collate(range(6)), 1) for e in (single, several)]
     assert far(*losses) < CLOSE
 
 
@@ -479,13 +479,13 @@ def test_one_token_options_give_the_loss_of_the_whole_vocabulary_restricted(clea
     "layers,chosen", [("all", [0, 1, 2]), ("last 1", [2]), ("last 3", [0, 1, 2]), ([2, 0], [0, 2])]
 )
 def test_layers(layers: Any, chosen: list[int]) -> None:
-    assert chosen_layers(layers, 3) == chosen
+    assert select_layers(layers, 3) == chosen
 
 
 @pytest.mark.parametrize("layers", ["last 0", "last 4", "last", "first 1", "last -1", [], [3], [-1], [1, 1]])
 def test_layers_that_are_not_there(layers: Any) -> None:
     with pytest.raises(DataError, match=r"space\.layers"):
-        chosen_layers(layers, 3)
+        select_layers(layers, 3)
 
 
 def test_targets_that_are_not_there(clean: Get) -> None:

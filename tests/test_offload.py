@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from zoedge.core.oracle import Scorer
+from zoedge.core.oracle import StepOracle
 from zoedge.log.log import Log
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import folder, setup
 
 HELD = "model.max_memory={cpu: 300KB}"  # of the tiny model: all but its blocks, and the last of three
 
 
 def bench(recipe_file: Path, *more: str) -> setup.Bench:
-    return setup.Bench.build(read(str(recipe_file), ["model.quantization=none", *more]))
+    return setup.Bench.build(read_recipe(str(recipe_file), ["model.quantization=none", *more]))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_last_blocks_stay_and_the_others_are_read_once_a_step(recipe_file: P
     log: Any = type("Empty", (list,), {"writable": False, "next_seq": 0})()
     moved.clear()
     losses = [
-        Scorer(b.run(log), b.task.batch(0), 0, 1, 0).losses(points)  # four points, one forward
+        StepOracle(b.run(log), b.task.batch(0), 0, 1, 0).losses(points)  # four points, one forward
         for b in (all_layers, whole)
     ]
     assert losses[0] == losses[1]
@@ -64,7 +64,7 @@ def test_the_same_log(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., A
         )
         assert done.code == 0, done.err
     assert moved
-    logs = [Log.open(tmp_path / name / folder.LOG) for name in ("whole", "held")]
+    logs = [Log.open(tmp_path / name / folder.LOG_FILE) for name in ("whole", "held")]
     assert list(logs[0]) == list(logs[1]) and len(logs[0]) == 24
     assert logs[0].state.end == logs[1].state.end
     assert logs[0].header.recipe == logs[1].header.recipe, "where weights lie decides no number"

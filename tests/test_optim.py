@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import zoedge
 from zoedge.core import digests, engine
-from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.core.types import SKIPPED, Key, Leaf
 from zoedge.errors import DamagedError, DataError, DivergedError, IdentityError, LockedError, ReplayError, UsageError
 from zoedge.log.log import Log
@@ -94,17 +94,17 @@ def test_a_step_is_the_papers_arithmetic() -> None:
     assert found == pytest.approx(float((start * weights).sum()))
 
 
-WORDS = [(kind, word) for kind in ("noise", "estimator", "rule") for word in words(FOLDERS[kind])]
+WORDS = [(kind, word) for kind in ("noise", "estimator", "rule") for word in list_words(PART_FOLDERS[kind])]
 
 
 def partners(kind: str, word: str) -> dict[str, Any]:
     """A word with others that it goes with, and the options that it asks for."""
     found: dict[str, Any] = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", kind: word}
-    for other, allowed in getattr(part(kind, word), "only_with", {}).items():
+    for other, allowed in getattr(load_part(kind, word), "only_with", {}).items():
         section, _, option = other.partition(".")
         if not option:
             found[section] = allowed[0]
-    for other, allowed in getattr(part(kind, word), "only_with", {}).items():
+    for other, allowed in getattr(load_part(kind, word), "only_with", {}).items():
         section, _, option = other.partition(".")
         if section == "rule" and option:
             found["rule"] = {"name": "sgd", "lr": allowed[0]} if option == "lr" else found["rule"]
@@ -115,7 +115,7 @@ def partners(kind: str, word: str) -> dict[str, Any]:
 def test_every_word_and_object_trains_and_replays(kind: str, word: str) -> None:
     chosen = partners(kind, word)
     logs = []
-    for name, given in {"word": chosen[kind], "object": part(kind, word)()}.items():
+    for name, given in {"word": chosen[kind], "object": load_part(kind, word)()}.items():
         module = mlp()
         start = state(module)
         made = {**chosen, kind: given}
@@ -230,7 +230,7 @@ def test_frozen_strided_scalar_and_tied_parameters() -> None:
 def test_large_vectors_are_drawn_leaf_by_leaf_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for lean in (1 << 26, 10):
-        monkeypatch.setattr("zoedge.methods.spaces._parameters.LEAN", lean)
+        monkeypatch.setattr("zoedge.methods.spaces._parameters.LEAN_ELEMENTS", lean)
         module = mlp()
         with ZerothOrder(module.named_parameters(), queries=2, log=f"{lean}.zlog") as optimizer:
             for _ in range(4):
@@ -337,7 +337,7 @@ def test_replay_names_what_differs() -> None:
 def test_a_forged_header_is_refused() -> None:
     from dataclasses import replace
 
-    from zoedge.core.canonical import canonical
+    from zoedge.core.canonical import encode_canonical
 
     trained(1, mlp()).close()
     header = Log.open(Path("run.zlog")).header
@@ -347,7 +347,7 @@ def test_a_forged_header_is_refused() -> None:
         {"optimizer": header.about["optimizer"], "space": {"shapes": [[1]]}},
         {"optimizer": header.about["optimizer"], "space": 3},
     ):
-        Log.create(Path("forged.zlog"), replace(header, block=canonical(about))).close()
+        Log.create(Path("forged.zlog"), replace(header, block=encode_canonical(about))).close()
         with pytest.raises(DamagedError, match="what its header says of the optimiser cannot be read"):
             zoedge.replay("forged.zlog", base=mlp())
         Path("forged.zlog").unlink()
@@ -574,6 +574,8 @@ def test_no_gradient_is_recorded() -> None:
 def test_the_header_says_what_it_is() -> None:
     trained(3, mlp()).close()
     header = Log.open(Path("run.zlog")).header
-    assert identity.of_optimizer(header) and header.elements == 41 and header.about["optimizer"]["rule"]["lr"] == 1e-2
+    assert (
+        identity.is_optimizer_log(header) and header.elements == 41 and header.about["optimizer"]["rule"]["lr"] == 1e-2
+    )
     with pytest.raises(UsageError, match="no recipe made it"):
-        identity.recipe_of(header, "run.zlog")
+        identity.recipe_from_header(header, "run.zlog")

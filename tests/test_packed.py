@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 from zoedge.core import digests as core_digests
 from zoedge.core import engine
 from zoedge.core import run as core_run
-from zoedge.core.canonical import canonical
+from zoedge.core.canonical import encode_canonical
 from zoedge.core.exact import bits16
 from zoedge.core.types import SKIPPED, Record
 from zoedge.errors import DamagedError, ReplayError, StorageError
-from zoedge.log.header import DIGESTS, Header
+from zoedge.log.header import DIGEST_FIELDS, Header
 from zoedge.log.log import Log
-from zoedge.log.packed import Packed, pack, planes, unplanes
+from zoedge.log.packed import PackedLog, decode_planes, encode_planes, pack_log
 from zoedge.recipe.check import check
 from zoedge.run import identity, replay
 
@@ -52,7 +52,7 @@ def page() -> dict[str, Any]:
 
 
 def header(k: int = 1, hash_every: int = 100, block: bytes = b"{}") -> Header:
-    digests = {name: hashlib.sha256(name.encode()).digest() for name in DIGESTS}
+    digests = {name: hashlib.sha256(name.encode()).digest() for name in DIGEST_FIELDS}
     return Header(block, k, 1, 1, 7, 1024, hash_every, 1, **digests)
 
 
@@ -69,10 +69,10 @@ def trained(path: Path, steps: int = 7, queries: int = 1, train: str = "both", n
     space = recipe.space.blank({"shapes": SHAPES}, recipe.seed, recipe.noise)
     value = space.leaves()[0].value
     head = Header(
-        block=canonical({"recipe": recipe.resolved(), "space": space.describe()}), directions=queries,
+        block=encode_canonical({"recipe": recipe.resolved(), "space": space.describe()}), directions=queries,
         noise=recipe.noise.scheme, rule=recipe.rule.rule, seed=recipe.seed, elements=value.numel(), hash_every=3,
         sync_every=1, recipe=bytes(32), base=bytes(32), tokenizer=bytes(32), data=bytes(32),
-        manifest=identity.manifest(space), initial=core_digests.digest(space),
+        manifest=identity.manifest_digest(space), initial=core_digests.digest(space),
         selftest=core_digests.selftest(recipe.noise, recipe.rule, value.new_zeros(1024)),
     )  # fmt: skip
     chance = random.Random(queries)
@@ -110,15 +110,15 @@ def test_packed_raw_and_the_page_replay_to_the_same_bits(
 ) -> None:
     final = trained(tmp_path / "run.zlog", queries=queries, train=train, noise=noise)
     raw = Log.open(tmp_path / "run.zlog")
-    (tmp_path / "run.zpack").write_bytes(pack(raw))
-    packed = Packed.open(tmp_path / "run.zpack")
+    (tmp_path / "run.zpack").write_bytes(pack_log(raw))
+    packed = PackedLog.open(tmp_path / "run.zpack")
     assert raw.state.rewinds == 1 and raw.state.end == packed.state.end == final[:24]
     for log in (raw, packed):
-        run = replay.replayer(log)  # type: ignore[arg-type]
+        run = replay.build_replay_run(log)  # type: ignore[arg-type]
         assert core_digests.digest(run.space) != final
         assert len(list(engine.play(run, len(log)))) == 7
         assert core_digests.digest(run.space) == final
-        again = replay.replayer(log)  # type: ignore[arg-type]
+        again = replay.build_replay_run(log)  # type: ignore[arg-type]
         again.space.leaves()[0].value[5] += 2.0**-20
         with pytest.raises(ReplayError, match="after step 3"):
             list(engine.play(again, len(log)))
@@ -132,7 +132,7 @@ def test_the_pages_program_compares_states(tmp_path: Path, page: dict[str, Any])
     log = Log.open(tmp_path / "run.zlog")
     log.state.records[1] = log[1]._replace(g=(log[1].g[0] * 2,))
     with pytest.raises(ValueError, match="the state after step 2 is another"):
-        page["replay"](pack(log))
+        page["replay"](pack_log(log))
 
 
 def dumps() -> list[bytes]:
@@ -154,23 +154,23 @@ def test_the_pages_examples(tmp_path: Path, page: dict[str, Any]) -> None:
     assert raw == raw_log.BYTES and len(small) == 290
     (tmp_path / "run.zlog").write_bytes(raw)
     (tmp_path / "run.zpack").write_bytes(small)
-    log, packed = Log.open(tmp_path / "run.zlog"), Packed.open(tmp_path / "run.zpack")
+    log, packed = Log.open(tmp_path / "run.zlog"), PackedLog.open(tmp_path / "run.zpack")
     assert log.fingerprint == packed.fingerprint == "89fe0a524a5c3ced02ffca96e9822246"
     assert packed.header == log.header and packed.header.encode() == raw[:1024]
     assert [r.coefficients for r in log] == [(-1.5 * 2.0**-10,), (2.0**-13, -3 * 2.0**-11)]
     for head, steps, known, end in (page["read_log"](raw), page["read_packed"](small)):
         assert (head["k"], head["seed"], end) == (2, 0x0123456789ABCDEF, True) and known == log.state.hashes
         assert steps == [(r.seq, r.lr, r.g, r.flags, r.decay) for r in log]
-    (tmp_path / "run.zpack").write_bytes(pack(log))  # deflate may differ from the page's
-    assert list(Packed.open(tmp_path / "run.zpack")) == list(packed)
+    (tmp_path / "run.zpack").write_bytes(pack_log(log))  # deflate may differ from the page's
+    assert list(PackedLog.open(tmp_path / "run.zpack")) == list(packed)
 
 
 def test_the_pages_numbers(page: dict[str, Any]) -> None:
-    from zoedge.methods.noise.normal import quantiles
+    from zoedge.methods.noise.normal import quantile_table
 
     assert struct.unpack("<4I", page["philox"](0, 0, 0, 0, 0)) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
     table = struct.pack("<65536f", *page["normal_table"]())
-    assert table == quantiles() and hashlib.sha256(table).hexdigest() in PAGE
+    assert table == quantile_table() and hashlib.sha256(table).hexdigest() in PAGE
 
 
 def test_the_pages_program_refuses_what_log_refuses(tmp_path: Path, page: dict[str, Any]) -> None:
@@ -210,7 +210,7 @@ def test_bytes_a_step(tmp_path: Path, steps: int, most: float) -> None:
     """One query, g as noisy as it gets, lr falling linearly; a header of 4 KiB counted in. The goal was 8."""
     chance = random.Random(0)
     shapes = [[f"model.layers.{i}.self_attn.{m}_proj", 576, 576] for i in range(16) for m in "qkvo"]
-    block = canonical({"recipe": {"text": chance.randbytes(400).hex()}, "space": {"shapes": shapes}})
+    block = encode_canonical({"recipe": {"text": chance.randbytes(400).hex()}, "space": {"shapes": shapes}})
     with Log.create(tmp_path / "run.zlog", header(block=block)) as log:
         log.session(bytes(32))
         for i in range(steps):
@@ -219,10 +219,10 @@ def test_bytes_a_step(tmp_path: Path, steps: int, most: float) -> None:
             log.append(Record(i, log.seq, bits16(1e-3 * (1 - i / steps)), (g,), losses, 0, chance.getrandbits(32)))
             log.seal(i + 1, lambda: chance.randbytes(32))
         log.finish(log.state.hashes[steps].ljust(32))
-        packed = pack(log)
+        packed = pack_log(log)
     assert len(packed) <= most * steps and header(block=block).length >= 4096
     (tmp_path / "run.zpack").write_bytes(packed)
-    back = Packed.open(tmp_path / "run.zpack")
+    back = PackedLog.open(tmp_path / "run.zpack")
     assert list(back) == [r._replace(losses=(), check=0) for r in log] and back.state.hashes == log.state.hashes
 
 
@@ -248,7 +248,7 @@ def test_what_is_packed_is_read_back(tmp_path_factory: pytest.TempPathFactory, d
             log.seal(len(log), lambda: bytes([len(log)]) * 32)
         if ends:
             log.finish(bytes([len(log)]) * 32)
-    back = Packed(path, pack(log))
+    back = PackedLog(path, pack_log(log))
     assert repr(list(back)) == repr([r._replace(losses=(), check=0) for r in log])
     assert back.state.hashes == log.state.hashes and back.state.end == log.state.end
     assert (back.header, back.fingerprint, back.next_seq, len(back)) == (
@@ -265,13 +265,13 @@ def test_what_is_packed_is_read_back(tmp_path_factory: pytest.TempPathFactory, d
 @given(st.lists(st.integers(0, 2**32 - 1)), st.integers(1, 4))
 def test_planes(values: list[int], width: int) -> None:
     values = [v % 256**width for v in values]
-    assert unplanes(planes(values, width), width).tolist() == values
+    assert decode_planes(encode_planes(values, width), width).tolist() == values
 
 
 def test_it_is_read_only(tmp_path: Path) -> None:
     trained(tmp_path / "run.zlog")
     log = Log.open(tmp_path / "run.zlog")
-    packed = Packed(Path("run.zpack"), pack(log))
+    packed = PackedLog(Path("run.zpack"), pack_log(log))
     with pytest.raises(ReplayError, match=r"run\.zpack: a packed log of 7 steps cannot go on with step 7"):
         packed.append(log[0]._replace(step=7))
     packed.seal(1, lambda: bytes(32))  # not known: not asked
@@ -289,7 +289,7 @@ def small(tmp_path: Path) -> bytes:
 
 def refuse(raw: bytes) -> None:
     with pytest.raises(DamagedError, match=r"^dir/run.zpack: not a readable "):
-        Packed(Path("dir/run.zpack"), raw)
+        PackedLog(Path("dir/run.zpack"), raw)
 
 
 def test_every_flip_and_cut_is_refused(small: bytes) -> None:
@@ -299,7 +299,7 @@ def test_every_flip_and_cut_is_refused(small: bytes) -> None:
         refuse(small[:cut])
     refuse(small + b"\0")
     assert 8 * len(small) == 2320
-    assert len(Packed(Path(), small)) == 2
+    assert len(PackedLog(Path(), small)) == 2
 
 
 def signed(raw: bytes) -> bytes:
@@ -362,7 +362,7 @@ def test_forged(small: bytes, what: str, page: dict[str, Any]) -> None:
 def test_forged_columns(small: bytes, page: dict[str, Any]) -> None:
     """Two states of one step, a state of a step before, a header that is longer than it says, a stream without its end."""
     inner = zlib.decompress(small[64:249])
-    two = [inner[:AFTER] + planes(after, 4) + inner[AFTER + 4 :] * 2 for after in ([2, 2], [2, 1], [1, 2])]
+    two = [inner[:AFTER] + encode_planes(after, 4) + inner[AFTER + 4 :] * 2 for after in ([2, 2], [2, 1], [1, 2])]
     for raw in (
         forged(small, 28, b"\2", two[0]), forged(small, 28, b"\2", two[1]),
         forged(small, 12, b"\1", inner[:1024] + b"\0" + inner[1024:]),
@@ -371,12 +371,12 @@ def test_forged_columns(small: bytes, page: dict[str, Any]) -> None:
         refuse(raw)
         with pytest.raises(ValueError):
             page["read_packed"](raw)
-    assert Packed(Path(), forged(small, 28, b"\2", two[2])).state.hashes.keys() == {1, 2}
+    assert PackedLog(Path(), forged(small, 28, b"\2", two[2])).state.hashes.keys() == {1, 2}
 
 
 def test_the_forger_can_forge(small: bytes) -> None:
-    assert Packed(Path(), forged(small))[1].g == (-0.25, 3.0)
-    assert Packed(Path(), forged(small, body={FLAGS: b"\2"}))[0].flags == 2
+    assert PackedLog(Path(), forged(small))[1].g == (-0.25, 3.0)
+    assert PackedLog(Path(), forged(small, body={FLAGS: b"\2"}))[0].flags == 2
     for at in (249 + 1, 249 + 4):  # g: infinite, and below 2**-100
         raw = bytearray(small[:-32])
         raw[at : at + 2] = b"\x80\x7f" if at == 250 else b"\x40\0"
@@ -399,7 +399,7 @@ def test_only_damagederror_comes_out(small: bytes) -> None:
             body, at = {place: chance.randbytes(chance.choice((1, 2, 4)))[: len(inner) - place]}, 48
         data = chance.randbytes(1) if i % 3 else b""
         try:
-            packed = Packed(Path(), forged(small, at, data, body))
+            packed = PackedLog(Path(), forged(small, at, data, body))
         except DamagedError:
             continue
         assert all(0 < r.decay <= 1 and r.coefficients is not None for r in packed)
@@ -411,7 +411,7 @@ def test_only_damagederror_comes_out(small: bytes) -> None:
 @given(st.binary(max_size=400), st.booleans())
 def test_only_damagederror_comes_out_of_any_bytes(raw: bytes, good: bool) -> None:
     with pytest.raises(DamagedError):
-        Packed(Path("f"), signed(dumps()[1][:8] + raw) if good else raw)
+        PackedLog(Path("f"), signed(dumps()[1][:8] + raw) if good else raw)
 
 
 def test_only_regular_files_are_opened(tmp_path: Path, small: bytes) -> None:
@@ -420,4 +420,4 @@ def test_only_regular_files_are_opened(tmp_path: Path, small: bytes) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe", ".", "absent"):
         with pytest.raises(StorageError):
-            Packed.open(tmp_path / name)
+            PackedLog.open(tmp_path / name)

@@ -9,7 +9,7 @@ import pytest
 
 from zoedge.core import digests, engine, oracle
 from zoedge.log.log import Log
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import auto, replay, setup
 from zoedge.run import folder as run_folder
 
@@ -18,13 +18,13 @@ def train(
     recipe_file: Path, folder: Path, until: int | None = None, overrides: list[str] | None = None
 ) -> tuple[bytes, bytes]:
     """(final state digest, the log's bytes) of a run in `folder`, begun or continued."""
-    recipe = read(str(recipe_file), overrides)
+    recipe = read_recipe(str(recipe_file), overrides)
     bench = setup.Bench.build(recipe)
     folder.mkdir(exist_ok=True)
     for examples in (bench.texts.train,):
         sum(bench.base.keep(examples, folder))
-    path = folder / run_folder.LOG
-    with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
+    path = folder / run_folder.LOG_FILE
+    with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
         for _ in engine.play(bench.run(log), until or recipe.train.steps):
             pass
         if len(log) == recipe.train.steps:
@@ -39,8 +39,8 @@ def test_replay_from_the_log_alone_gives_the_same_bits(
 ) -> None:
     overrides = [f"model.quantization={quantization}", f"space.layers={layers}"]
     final, _ = train(recipe_file, tmp_path / "run", overrides=overrides)
-    log = Log.open(tmp_path / "run" / run_folder.LOG)
-    run = replay.replayer(log)
+    log = Log.open(tmp_path / "run" / run_folder.LOG_FILE)
+    run = replay.build_replay_run(log)
     assert run.task is None and run.model is None
     assert digests.digest(run.space) != final
     for _ in engine.play(run, len(log)):
@@ -66,13 +66,13 @@ def test_a_radius_that_rounding_drowns_is_told(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, name: str, slopes: Any, warns: bool
 ) -> None:
     """Told by gamma at the radius and at half of it, whatever the estimator makes of losses."""
-    bench = setup.Bench.build(read(str(recipe_file), [f"estimator={{name: {estimator}}}"]))
+    bench = setup.Bench.build(read_recipe(str(recipe_file), [f"estimator={{name: {estimator}}}"]))
     left = list(slopes)
 
     def losses(self: Any, points: Any) -> list[float]:
         g = left.pop(0)
         return [1.0 + g * c for ((c, _),) in points]
 
-    monkeypatch.setattr(oracle.Scorer, "losses", losses)
-    said = auto.numerics(bench, name)
+    monkeypatch.setattr(oracle.StepOracle, "losses", losses)
+    said = auto.diagnose_radius(bench, name)
     assert bool(said) == warns and (f"estimator.{name}" in said) == warns and not left

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from zoedge.cli import preview as cli_preview
-from zoedge.commands.preview import pieces, preview
-from zoedge.recipe.reading import read
+from zoedge.commands.preview import build_preview, split_into_spans
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import setup
 from zoedge.scoring import texts as scoring_texts
 from zoedge.scoring.models.loading import load_tokenizer
@@ -57,10 +57,10 @@ def written(case: str, folder: Path, model: Path) -> Path:
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_shown_is_what_is_scored(case: str, tmp_path: Path, llama: Path, roberta: Path) -> None:
     model = roberta if case == "mlm" else llama
-    recipe = read(str(written(case, tmp_path, model)))
-    found = preview(recipe, 6)
+    recipe = read_recipe(str(written(case, tmp_path, model)))
+    found = build_preview(recipe, 6)
     tokenizer = load_tokenizer(model)
-    texts = scoring_texts.texts(recipe, tokenizer, 90)
+    texts = scoring_texts.load_datasets(recipe, tokenizer, 90)
     task = recipe.task.over(texts.train, recipe.seed, recipe.train.batch)
     examples, per = texts.train, texts.train.per
     order = [i for step in (0, 1) for i in texts.train.plan(4, 3, step)][:6]
@@ -94,8 +94,8 @@ def test_what_is_shown_is_what_is_scored(case: str, tmp_path: Path, llama: Path,
 
 
 def test_an_answer_is_scored_and_its_question_is_not(tmp_path: Path, llama: Path) -> None:
-    row = preview(read(str(written("chat", tmp_path, llama))), 1).rows[0]
-    text = "".join(cli_preview.written(row.sequences[0].pieces, False))
+    row = build_preview(read_recipe(str(written("chat", tmp_path, llama))), 1).rows[0]
+    text = "".join(cli_preview.format_spans(row.sequences[0].pieces, False))
     plain = text.replace("][", "")
     assert "[It was great" in plain and "Is it good?" in plain and "[Is" not in plain and plain.count("[It was") == 2
 
@@ -103,7 +103,7 @@ def test_an_answer_is_scored_and_its_question_is_not(tmp_path: Path, llama: Path
 def test_half_a_character_is_shown_with_its_other_half(tokenizer: Any) -> None:
     ids = tokenizer("good — naïve", add_special_tokens=False).input_ids
     assert any("\ufffd" in tokenizer.decode([i]) for i in ids), "a byte-level tokenizer splits it"
-    found = pieces(ids, {len(ids) - 1}, tokenizer)
+    found = split_into_spans(ids, {len(ids) - 1}, tokenizer)
     assert "".join(p.text for p in found) == "good — naïve" and not any("\ufffd" in p.text for p in found)
     assert [i for p in found for i in p.ids] == ids and found[-1].kind == "scored"
 
@@ -134,7 +134,7 @@ def test_no_weights_are_read(
     from zoedge.scoring.models import checkpoint, loading
 
     monkeypatch.setattr(loading, "from_pretrained", None)
-    monkeypatch.setattr(checkpoint, "identity", None)
+    monkeypatch.setattr(checkpoint, "base_identity", None)
     assert zoedge("preview", "my.yaml").code == 0
 
 
@@ -142,8 +142,8 @@ def test_colours_on_a_terminal(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(finished)
-    found = preview(read("my.yaml"), 1)
-    bright = [line for line in cli_preview.rows(found, True) if "\x1b[1;32m" in line]
+    found = build_preview(read_recipe("my.yaml"), 1)
+    bright = [line for line in cli_preview.format_rows(found, True) if "\x1b[1;32m" in line]
     assert len(bright) == 1 and "\x1b[1;32m " in bright[0] and "[ " not in bright[0].replace("\x1b[", "")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -166,7 +166,7 @@ def test_what_looks_wrong_is_said(tmp_path: Path, opt: Path, zoedge: Callable[..
     done = zoedge("preview", path, "data.on_overflow=truncate", "data.max_length=20", "data.valid=null", "-n", 0)
     assert done.code == 0 and "note     1 train rows truncated" in done.out
     assert "warning  double BOS: 6 rows begin with it twice." in done.out and "max 20  (limit 20)" in done.out
-    assert cli_preview.visible("a\x1b[2J\nb") == "a\\x1b[2J⏎\nb"
+    assert cli_preview.escape_text("a\x1b[2J\nb") == "a\\x1b[2J⏎\nb"
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_mistakes(
 def test_virtual_tokens_take_of_the_context(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
     more = ["data.max_length=500", "space={name: prompt, tokens: 6}"]
-    assert preview(read("my.yaml", more), 0).limit == 90
+    assert build_preview(read_recipe("my.yaml", more), 0).limit == 90
     both = ["data.max_length=500", "space={name: several, of: {prompt: {tokens: 5}, lora: {}}}"]
-    assert preview(read("my.yaml", both), 0).limit == 91
-    bench = setup.Bench.build(read("my.yaml", more))
+    assert build_preview(read_recipe("my.yaml", both), 0).limit == 91
+    bench = setup.Bench.build(read_recipe("my.yaml", more))
     assert bench.limit == 90, "as training has it"

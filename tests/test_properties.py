@@ -16,10 +16,10 @@ from zoedge.core.exact import bits16
 from zoedge.core.types import Record
 from zoedge.errors import DamagedError, DataError, UsageError
 from zoedge.log.log import Log
-from zoedge.log.slots import State
+from zoedge.log.slots import LogState
 from zoedge.recipe import check, recipe, strict_yaml
-from zoedge.scoring.rows.files import read
-from zoedge.scoring.rows.row import shuffled
+from zoedge.scoring.rows.files import read_rows
+from zoedge.scoring.rows.row import seeded_permutation
 
 FAST, SLOW = 200, 100_000
 NUMBERS = st.floats(-1e9, 1e9, width=32).map(bits16)
@@ -47,7 +47,7 @@ def opened(data: bytes) -> Log:
 def keeps_what_was_logged(example: tuple[bytes, list[Record]]) -> None:
     data, records = example
     log = opened(data)
-    assert list(log) == records and log.torn == 0 and isinstance(log.state, State)
+    assert list(log) == records and log.torn == 0 and isinstance(log.state, LogState)
 
 
 def cuts_to_a_prefix(example: tuple[bytes, list[Record]], share: float) -> None:
@@ -91,7 +91,7 @@ def is_read_or_refused(edits: dict[str, Any]) -> None:
     except UsageError as e:
         assert str(e).startswith("my.yaml") and all(c.isprintable() or c == "\n" for c in str(e))
         return
-    again, marks = strict_yaml.read_yaml(recipe.dump(found), "my.yaml")
+    again, marks = strict_yaml.read_yaml(recipe.dump_recipe(found), "my.yaml")
     assert check.check(again, marks, "my.yaml") == found
 
 
@@ -99,7 +99,7 @@ def says_which_lines(lines: list[bytes]) -> None:
     path = Path("rows.jsonl")
     path.write_bytes(b"\n".join(lines))
     try:
-        rows, faults = read(path, "rows.jsonl", skip_bad=True)
+        rows, faults = read_rows(path, "rows.jsonl", skip_bad=True)
     except DataError as e:
         assert str(e).startswith("rows.jsonl")
         return
@@ -109,8 +109,8 @@ def says_which_lines(lines: list[bytes]) -> None:
 
 
 def visits_all(count: int, seed: int, epoch: int) -> None:
-    order = shuffled(count, seed, epoch)
-    assert sorted(order) == list(range(count)) and order == shuffled(count, seed, epoch)
+    order = seeded_permutation(count, seed, epoch)
+    assert sorted(order) == list(range(count)) and order == seeded_permutation(count, seed, epoch)
 
 
 LINE = (

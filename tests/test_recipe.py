@@ -16,7 +16,7 @@ from conftest import fitting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.errors import UsageError, ZoedgeError
 from zoedge.recipe import check, foreign, reading, recipe, sections, strict_yaml
 
@@ -32,7 +32,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
     def say(text: str, *overrides: str) -> str:
         Path("my.yaml").write_text(text, encoding="utf-8")
         try:
-            reading.read("my.yaml", list(overrides))
+            reading.read_recipe("my.yaml", list(overrides))
         except UsageError as e:
             return str(e)
         return ""
@@ -118,9 +118,9 @@ def test_bytes_that_are_no_text(said: Said, tmp_path: Path) -> None:
     said("a: 1")
     (tmp_path / "my.yaml").write_bytes(b"version: 1\nname: \xff")
     with pytest.raises(UsageError, match=r"my\.yaml:2: not UTF-8 text \(byte 17\)"):
-        reading.read("my.yaml")
+        reading.read_recipe("my.yaml")
     (tmp_path / "my.yaml").write_bytes(b"\xef\xbb\xbf" + BASE.encode())
-    assert reading.read("my.yaml").seed == 0
+    assert reading.read_recipe("my.yaml").seed == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -133,13 +133,13 @@ def test_bytes_that_are_no_text(said: Said, tmp_path: Path) -> None:
     )
 )  # fmt: skip
 def test_what_is_written_is_read_back(value: Any) -> None:
-    text = yaml.dump({"a": value}, Dumper=strict_yaml.Writer, allow_unicode=True, width=120)
+    text = yaml.dump({"a": value}, Dumper=strict_yaml.StrictDumper, allow_unicode=True, width=120)
     assert strict_yaml.read_yaml(text, "x")[0] == {"a": value}
 
 
 def test_a_value_twice_in_a_recipe_is_written_twice() -> None:
     same = ["q_proj"]
-    assert "&" not in yaml.dump({"a": same, "b": same}, Dumper=strict_yaml.Writer)
+    assert "&" not in yaml.dump({"a": same, "b": same}, Dumper=strict_yaml.StrictDumper)
 
 
 # -- keys
@@ -173,7 +173,7 @@ train: {steps: 1.5, batch: 1e2, max_length: 4}
         "my.yaml:9:3: rule.schedule: 'cosin' is not 'constant', 'linear' or 'cosine' - did you mean 'cosine'?",
         "my.yaml:10:13: estimator.eps: -1 is not greater than 0 or 'auto'.",
         "my.yaml:10:22: estimator.queries: true is not a whole number.",
-        f"my.yaml:11:1: noise: no 'rademacer'. There is: {', '.join(words('methods.noise'))} - did you mean 'rademacher'?",
+        f"my.yaml:11:1: noise: no 'rademacer'. There is: {', '.join(list_words('methods.noise'))} - did you mean 'rademacher'?",
         "my.yaml:13:3: space.rank: 0 is not at least 1.",
         "my.yaml:14:3: space.targets: 'q_proj' is not a list or 'all' - write [q_proj].",
         "my.yaml:15:9: train.steps: 1.5 is not a whole number.",
@@ -266,20 +266,20 @@ def test_what_must_be_there(said: Said) -> None:
         )
 
 
-@pytest.mark.parametrize("key", sorted(foreign.FOREIGN))
+@pytest.mark.parametrize("key", sorted(foreign.FOREIGN_KEYS))
 def test_foreign_names_at_any_level(said: Said, key: str) -> None:
     """The name is answered with zoedge's, which exists, wherever it is written."""
-    ours = foreign.FOREIGN[key]
+    ours = foreign.FOREIGN_KEYS[key]
     word, place = key.rpartition(".")[2], ours.partition(":")[0].partition(" ")[0]
     section_, _, field = place.partition(".")
     assert (
-        place in ("name", "seed", *sections.SECTIONS, *FOLDERS)
+        place in ("name", "seed", *sections.SECTIONS, *PART_FOLDERS)
         or (section_ in sections.SECTIONS and field in sections.SECTIONS[section_].model_fields)
-        or any(field == f.name for w in words(FOLDERS[section_]) for f in fields(part(section_, w)))
+        or any(field == f.name for w in list_words(PART_FOLDERS[section_]) for f in fields(load_part(section_, w)))
     )
     section = key.rpartition(".")[0]
     for where in [section] if section else ["", "rule", "model"]:
-        if f"{where}.{word}" in foreign.FOREIGN and not section:
+        if f"{where}.{word}" in foreign.FOREIGN_KEYS and not section:
             continue
         text = BASE.replace("somewhere", f"somewhere, {word}: 1") if where == "model" else (
             BASE.replace("rows.jsonl", f"rows.jsonl, {word}: 1") if where == "data"
@@ -291,36 +291,44 @@ def test_foreign_names_at_any_level(said: Said, key: str) -> None:
 
 def test_no_foreign_name_is_one_of_ours() -> None:
     ours = {f for section in sections.SECTIONS.values() for f in section.model_fields}
-    ours |= {f.name for kind, folder in FOLDERS.items() for word in words(folder) for f in fields(part(kind, word))}
-    assert len(ours) > 20 and not ours & foreign.FOREIGN.keys() and not ours & foreign.WHY.keys()
+    ours |= {
+        f.name
+        for kind, folder in PART_FOLDERS.items()
+        for word in list_words(folder)
+        for f in fields(load_part(kind, word))
+    }
+    assert len(ours) > 20 and not ours & foreign.FOREIGN_KEYS.keys() and not ours & foreign.REASON_BY_KEY.keys()
 
 
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "lora_dropout", "wandb-project", "Flash_Attention"])
 def test_a_foreign_name_that_has_no_place_gets_its_reason(said: Said, key: str) -> None:
-    why = foreign.WHY[key.lower().replace("-", "_")]
+    why = foreign.REASON_BY_KEY[key.lower().replace("-", "_")]
     assert f"rule.{key}: unknown key - {why}." in said(BASE + f"rule: {{{key}: 1}}")
     assert f"{key}: unknown key - {why}." in said(BASE + f"{key}: 1")
 
 
 def test_every_reason_has_keys_and_no_key_two() -> None:
-    from zoedge.recipe.foreign import REASONS
+    from zoedge.recipe.foreign import KEYS_BY_REASON
 
-    assert sum(map(len, REASONS.values())) == len(foreign.WHY) > 300 and not foreign.WHY.keys() & foreign.FOREIGN.keys()
+    assert (
+        sum(map(len, KEYS_BY_REASON.values())) == len(foreign.REASON_BY_KEY) > 300
+        and not foreign.REASON_BY_KEY.keys() & foreign.FOREIGN_KEYS.keys()
+    )
 
 
 # -- parts, sections, overrides
 
 
-@pytest.mark.parametrize("kind", sorted(FOLDERS))
+@pytest.mark.parametrize("kind", sorted(PART_FOLDERS))
 def test_a_word_or_a_table(said: Said, kind: str) -> None:
-    assert words(FOLDERS[kind])
-    for word in words(FOLDERS[kind]):
+    assert list_words(PART_FOLDERS[kind])
+    for word in list_words(PART_FOLDERS[kind]):
         found = []
         others = [f"{k}.{o}={v}" for k, table in fitting(kind, word).items() if k != kind for o, v in table.items()]
         for text in (f"{kind}: {word}", f"{kind}: {{name: {word}}}"):
             assert said(BASE + text, *others) == ""
-            found.append(getattr(reading.read("my.yaml", others), kind))
-        assert found[0] == found[1] and type(found[0]) is part(kind, word) and recipe.word_of(found[0]) == word
+            found.append(getattr(reading.read_recipe("my.yaml", others), kind))
+        assert found[0] == found[1] and type(found[0]) is load_part(kind, word) and recipe.part_name(found[0]) == word
 
 
 @pytest.mark.parametrize(
@@ -356,27 +364,27 @@ def test_parts_that_do_not_go_together_are_refused(said: Said, text: str, senten
 
 def test_null_is_the_default(said: Said) -> None:
     said(BASE)
-    plain = reading.read("my.yaml")
-    said(BASE + "".join(f"{key}:\n" for key in ("seed", "name", "eval", "train", "output", "log", *FOLDERS)))
-    assert reading.read("my.yaml") == plain and plain.name == "my" and plain.seed == 0
+    plain = reading.read_recipe("my.yaml")
+    said(BASE + "".join(f"{key}:\n" for key in ("seed", "name", "eval", "train", "output", "log", *PART_FOLDERS)))
+    assert reading.read_recipe("my.yaml") == plain and plain.name == "my" and plain.seed == 0
 
 
 def test_whole_numbers_where_fractions_are_allowed(said: Said) -> None:
     said(BASE + "rule: {lr: 1}\nseed: 18446744073709551615")
-    found = reading.read("my.yaml")
+    found = reading.read_recipe("my.yaml")
     assert found.rule.lr == 1.0 and found.seed == 2**64 - 1
 
 
 def test_overrides(said: Said) -> None:
     said(BASE + "rule: sgd\n")
-    found = reading.read(
+    found = reading.read_recipe(
         "my.yaml",
         ["rule.lr=1e-5", "rule.schedule=cosine", "train.steps=7", "noise=normal", "estimator={eps: 0.5, queries: 3}",
          "name=x", "data.valid.split=0.1", "space.targets=[q_proj, v_proj]", "space.layers=last 2",
          'task.prompt="{text} = what"', "model.revision=", " seed = 5"],
     )  # fmt: skip
     assert (found.rule.lr, found.rule.schedule, found.train.steps, found.name) == (1e-5, "cosine", 7, "x")
-    assert recipe.word_of(found.noise) == "normal" and (found.estimator.eps, found.estimator.queries) == (0.5, 3)
+    assert recipe.part_name(found.noise) == "normal" and (found.estimator.eps, found.estimator.queries) == (0.5, 3)
     assert found.data.valid == sections.Split(split=0.1) and found.data.train == "rows.jsonl"
     assert found.task.prompt == "{text} = what"
     assert found.space.targets == ["q_proj", "v_proj"] and found.space.layers == "last 2"
@@ -420,24 +428,24 @@ def test_a_files_mistakes_beside_an_overrides(said: Said) -> None:
 
 
 def test_shipped_recipes_by_name() -> None:
-    assert reading.shipped()
-    for path in reading.shipped():
-        assert reading.find(path.stem) == reading.find(path.name) == path
+    assert reading.list_shipped()
+    for path in reading.list_shipped():
+        assert reading.find_recipe(path.stem) == reading.find_recipe(path.name) == path
     with pytest.raises(UsageError, match=r"No recipe 'quickstrat': no such file, .* - did you mean 'quickstart'\?"):
-        reading.find("quickstrat")
+        reading.find_recipe("quickstrat")
 
 
 @pytest.mark.parametrize("name", ["-x y.yaml", "...yaml", "é" * 80 + ".yaml", "a b.yml"])
 def test_a_files_name_makes_a_runs_name(said: Said, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(BASE)
-    assert sections.folder_name(reading.read(name).name)
+    assert sections.check_folder_name(reading.read_recipe(name).name)
 
 
-@pytest.mark.parametrize("path", reading.shipped(), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", reading.list_shipped(), ids=lambda p: p.stem)
 def test_shipped_recipes_come_back_from_what_is_written(path: Path, tmp_path: Path) -> None:
-    found = reading.read(str(path))
-    (tmp_path / "again.yaml").write_text(recipe.dump(found), encoding="utf-8")
-    assert reading.read(str(tmp_path / "again.yaml")) == found
+    found = reading.read_recipe(str(path))
+    (tmp_path / "again.yaml").write_text(recipe.dump_recipe(found), encoding="utf-8")
+    assert reading.read_recipe(str(tmp_path / "again.yaml")) == found
     assert check.check(json.loads(json.dumps(found.resolved())), {}, "run.zlog (its recipe)") == found
 
 
@@ -451,9 +459,9 @@ rule: {lr: 1e-16, schedule: cosine}
 """
     )
     assert said(text) == ""
-    found = reading.read("my.yaml")
-    (tmp_path / "again.yaml").write_text(recipe.dump(found), encoding="utf-8")
-    again = reading.read("again.yaml", ["name=my"])
+    found = reading.read_recipe("my.yaml")
+    (tmp_path / "again.yaml").write_text(recipe.dump_recipe(found), encoding="utf-8")
+    again = reading.read_recipe("again.yaml", ["name=my"])
     assert (
         again == found and again.task.options == {"1e5": "012", "no": " ~", "": "\x85"} and again.task.label == "1e-3"
     )
@@ -465,7 +473,7 @@ def test_a_float_is_kept_to_the_bit(lr: float) -> None:
     table = {"version": 1, "model": {"source": "a"}, "data": {"train": "a"}, "rule": {"lr": lr}}
     found = check.check(table, {}, "x")
     assert found.rule.lr == lr
-    text = yaml.dump(found.resolved(), Dumper=strict_yaml.Writer)
+    text = yaml.dump(found.resolved(), Dumper=strict_yaml.StrictDumper)
     assert check.check(strict_yaml.read_yaml(text, "x")[0], {}, "x").rule.lr == lr
 
 
@@ -494,7 +502,7 @@ def leaves(table: Any, path: str = "") -> dict[str, Any]:
 
 
 def test_the_identity_leaves_out_only_what_cannot_change_numbers() -> None:
-    found = reading.read("quickstart")
+    found = reading.read_recipe("quickstart")
     assert leaves(found.resolved()).keys() - leaves(found.semantic()).keys() == {
         "name", "output.dir", "output.export",  # where things go
         "eval.every", "eval.select", "eval.at_start", "eval.calibrate", "eval.curvature", "log.sync_every",  # how often to look

@@ -13,7 +13,7 @@ from faults import OPS, SEED, Fast, Tally, disk, header, put, sizes, states, ste
 
 from zoedge.errors import DamagedError, LockedError, StorageError, UsageError
 from zoedge.log.log import Log
-from zoedge.log.repair import one_byte, repair
+from zoedge.log.repair import find_wrong_byte, repair
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_slot_that_no_writer_writes_is_not_mended_but_cut(tmp_path: Path) -> N
     """Its chain value is right: somebody forged it. No byte is changed until it fits."""
     path = tmp_path / "run.zlog"
     raw = write(path, header(), OPS[:3])
-    assert one_byte(raw[480:496], raw[1024:1088]) is None
+    assert find_wrong_byte(raw[480:496], raw[1024:1088]) is None
 
 
 def test_a_run_is_repaired_verified_and_resumed(recipe_file: Path, zoedge: Callable[..., Done], tmp_path: Path) -> None:

@@ -86,11 +86,11 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def test_a_report_says_what_the_log_and_its_notes_say(run: Path, zoedge: Callable[..., Any]) -> None:
     done = zoedge("report", run)
-    assert done.code == 0 and done.out.startswith(f"{run / report.NAME}: ")
-    page = checked((run / report.NAME).read_text())
-    notes = {line["event"]: line for line in run_folder.notes(run)}
-    with Log.open(run / run_folder.LOG) as log:
-        found = facts.about(run)
+    assert done.code == 0 and done.out.startswith(f"{run / report.REPORT_FILE}: ")
+    page = checked((run / report.REPORT_FILE).read_text())
+    notes = {line["event"]: line for line in run_folder.read_metrics(run)}
+    with Log.open(run / run_folder.LOG_FILE) as log:
+        found = facts.read_facts(run)
         assert np.array_equal(found.gamma, [r.g for r in log])
         assert np.allclose(found.loss, [sum(r.losses) / len(r.losses) for r in log])
         assert np.allclose(found.size, [r.lr * abs(r.g[0]) * log.header.elements**0.5 for r in log]) and found.exact
@@ -105,44 +105,46 @@ def test_a_report_says_what_the_log_and_its_notes_say(run: Path, zoedge: Callabl
         f"figure-{n}" for n in ("loss", "scores", "gamma", "size")
     ]
     assert "Memory by part, predicted" in page.words and "Time by part" in page.words
-    kept = [x for x in (run / run_folder.METRICS).read_text().splitlines() if '"memory"' not in x and '"time"' not in x]
-    (run / run_folder.METRICS).write_text("\n".join(kept))
-    page = checked(report.page([facts.about(run)]))
+    kept = [
+        x for x in (run / run_folder.METRICS_FILE).read_text().splitlines() if '"memory"' not in x and '"time"' not in x
+    ]
+    (run / run_folder.METRICS_FILE).write_text("\n".join(kept))
+    page = checked(report.render_page([facts.read_facts(run)]))
     assert "Memory by part" not in page.words and "Time by part" not in page.words
 
 
 def test_the_size_of_an_update_is_what_replay_moves_by(run: Path) -> None:
     from zoedge.core import engine
 
-    with Log.open(run / run_folder.LOG) as log:
-        made = replay.replayer(log)
+    with Log.open(run / run_folder.LOG_FILE) as log:
+        made = replay.build_replay_run(log)
         leaf = made.space.leaves()[0]
         before = leaf.value.clone()
         next(iter(engine.play(made, 1)))
         moved = float((leaf.value - before).norm())
-    assert moved > 0 and facts.about(run).size[0] == pytest.approx(moved, rel=1e-4)
+    assert moved > 0 and facts.read_facts(run).size[0] == pytest.approx(moved, rel=1e-4)
 
 
 def test_samples_are_noted_before_and_after_and_leave_the_log_alone(
     run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from zoedge.recipe.reading import read
-    from zoedge.run.display import display
-    from zoedge.run.evaluation import SAMPLES, Looker
+    from zoedge.recipe.reading import read_recipe
+    from zoedge.run.display import make_display
+    from zoedge.run.evaluation import SAMPLE_COUNT, Evaluator
     from zoedge.run.train import train
 
-    lines = [line for line in run_folder.notes(run) if line["event"] == "samples"]
-    assert [line["step"] for line in lines] == [0, 4] and all(len(line["samples"]) == SAMPLES for line in lines)
+    lines = [line for line in run_folder.read_metrics(run) if line["event"] == "samples"]
+    assert [line["step"] for line in lines] == [0, 4] and all(len(line["samples"]) == SAMPLE_COUNT for line in lines)
     assert all(
         s["text"].endswith("It was") and {s["right"], s["answer"]} <= {"negative", "positive"}
         for s in lines[1]["samples"]
     )
-    page = checked(report.page([facts.about(run)]))
+    page = checked(report.render_page([facts.read_facts(run)]))
     assert all(s["text"] in page.text for s in lines[0]["samples"]) and "Samples, before and after" in page.words
     monkeypatch.chdir(finished)
-    monkeypatch.setattr(Looker, "samples", lambda self, space, step: None)
-    train(read("my.yaml"), tmp_path / "without", display("quiet"))
-    assert (tmp_path / "without" / run_folder.LOG).read_bytes() == (run / run_folder.LOG).read_bytes()
+    monkeypatch.setattr(Evaluator, "samples", lambda self, space, step: None)
+    train(read_recipe("my.yaml"), tmp_path / "without", make_display("quiet"))
+    assert (tmp_path / "without" / run_folder.LOG_FILE).read_bytes() == (run / run_folder.LOG_FILE).read_bytes()
 
 
 def test_answers_agree_with_the_accuracy(run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,12 +152,12 @@ def test_answers_agree_with_the_accuracy(run: Path, finished: Path, monkeypatch:
     from zoedge.run import evaluation
 
     monkeypatch.chdir(finished)
-    monkeypatch.setattr(evaluation, "SAMPLES", 1000)
+    monkeypatch.setattr(evaluation, "SAMPLE_COUNT", 1000)
     shutil.rmtree(run)
     from zoedge.cli import app
 
     app(["finetune", "my.yaml", "--quiet", "--run-dir", str(run)], standalone_mode=False)
-    lines = {(line["event"], line.get("step")): line for line in run_folder.notes(run)}
+    lines = {(line["event"], line.get("step")): line for line in run_folder.read_metrics(run)}
     some = lines["samples", 4]["samples"]
     assert sum(s["right"] == s["answer"] for s in some) / len(some) == pytest.approx(lines["after", 4]["accuracy"])
 
@@ -178,33 +180,33 @@ def test_nothing_that_a_note_says_is_trusted(run: Path) -> None:
         {"event": "finished", "seconds": "long", "at": {}},
         {"event": ["x"]},
     ):
-        run_folder.note(run, **line)
-    page = checked(report.page([facts.about(run)]))
+        run_folder.append_metric(run, **line)
+    page = checked(report.render_page([facts.read_facts(run)]))
     assert page.words.count(EVIL) >= 4
     assert (
         "Memory by part, predicted" in page.words
         and "Predicted in all: 5.1 GB. Measured peak: 5.2 GB, +2 %." in page.words
     )
     assert "Time by part" in page.words and "12 s" in page.words and "odd" not in page.words
-    assert facts.about(run).valid == []
+    assert facts.read_facts(run).valid == []
 
 
 def test_a_log_without_notes_and_one_without_steps(run: Path, tmp_path: Path) -> None:
-    with Log.open(run / run_folder.LOG) as log:
+    with Log.open(run / run_folder.LOG_FILE) as log:
         length = log.header.length
-    (run / run_folder.METRICS).unlink()
-    page = checked(report.page([facts.about(run)]))
+    (run / run_folder.METRICS_FILE).unlink()
+    page = checked(report.render_page([facts.read_facts(run)]))
     assert "Samples" not in page.words and "held-out" not in page.words and "Distribution of γ" in page.words
-    (run / run_folder.LOG).write_bytes((run / run_folder.LOG).read_bytes()[:length])
-    page = Structure(report.page([facts.about(run)]))
+    (run / run_folder.LOG_FILE).write_bytes((run / run_folder.LOG_FILE).read_bytes()[:length])
+    page = Structure(report.render_page([facts.read_facts(run)]))
     assert "Stopped after 0 of 4 steps." in page.words and "figure" not in [tag for tag, _ in page.tags]
 
 
 def test_a_packed_log_has_no_losses_and_not_the_notes_beside_it(run: Path, zoedge: Callable[..., Any]) -> None:
     assert zoedge("log", "export", run, "--packed", "-o", run / "film.zpack").code == 0
-    found = facts.about(run / "film.zpack")
+    found = facts.read_facts(run / "film.zpack")
     assert found.steps == 4 and found.after is None and found.rows == {}
-    assert [figure.name for figure in figures.of([found])] == ["gamma", "size"]
+    assert [figure.name for figure in figures.draw_figures([found])] == ["gamma", "size"]
 
 
 @pytest.fixture
@@ -224,9 +226,12 @@ def test_two_runs_are_compared(two: tuple[Path, Path], tmp_path: Path, zoedge: C
     assert zoedge("report", *two, "-o", out).code == 0
     page = checked(out.read_text())
     assert "2 runs that differ in rule.lr, train.steps." in page.words
-    assert facts.apart([facts.about(x) for x in two]) == {"rule.lr": ["0.01", "0.005"], "train.steps": ["4", "8"]}
+    assert facts.recipe_differences([facts.read_facts(x) for x in two]) == {
+        "rule.lr": ["0.01", "0.005"],
+        "train.steps": ["4", "8"],
+    }
     for name, folder in (("tiny", two[0]), ("other", two[1])):
-        found = facts.about(folder)
+        found = facts.read_facts(folder)
         assert name in page.words and found.after and f"{found.after.loss:.4f}" in page.words
         assert found.fingerprint in page.words
     assert "alone gives" not in page.words
@@ -265,15 +270,17 @@ def test_without_matplotlib_one_is_told(
 def test_a_recipe_asks_for_it_and_where_not_its_text_is_as_before(
     finished: Path, run: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Callable[..., Any]
 ) -> None:
-    from zoedge.recipe.reading import read
+    from zoedge.recipe.reading import read_recipe
 
     monkeypatch.chdir(finished)
-    assert "report" not in read("my.yaml").resolved()["output"]
+    assert "report" not in read_recipe("my.yaml").resolved()["output"]
     folder = run.with_name("reported")
     done = zoedge("finetune", "my.yaml", "output.report=true", "--run-dir", folder, "--plain")
-    assert done.code == 0 and f"report   {folder / report.NAME}" in done.out
-    page = checked((folder / report.NAME).read_text())
-    assert "Time" in page.words and read("my.yaml", ["output.report=true"]).resolved()["output"]["report"] is True
+    assert done.code == 0 and f"report   {folder / report.REPORT_FILE}" in done.out
+    page = checked((folder / report.REPORT_FILE).read_text())
+    assert (
+        "Time" in page.words and read_recipe("my.yaml", ["output.report=true"]).resolved()["output"]["report"] is True
+    )
 
 
 # -- in a browser
@@ -313,11 +320,11 @@ def test_in_a_real_browser(
 ) -> None:
     evil = "<script>window.pwned = 1</script><img src=http://evil.example/x.png onerror='window.pwned = 2'>"
     for step in (0, 4):
-        run_folder.note(
+        run_folder.append_metric(
             two[0], event="samples", step=step, samples=[{"text": evil + "x" * 400, "right": "a", "answer": evil}]
         )
     for name, some in (("one.html", two[:1]), ("both.html", two)):
-        seen = chromium.see(report.write(some, tmp_path / name), width, 800, LOOK, dark)
+        seen = chromium.see(report.write_report(some, tmp_path / name), width, 800, LOOK, dark)
         assert (seen.complaints, seen.requests) == ([], []), name
         v = seen.value
         assert v["scripts"] and v["overflow"] == 0 and v["title"].endswith("zoedge report")

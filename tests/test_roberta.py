@@ -25,12 +25,12 @@ from zoedge.core.types import Key
 from zoedge.errors import DataError
 from zoedge.log.log import Log
 from zoedge.methods.noise.normal import Normal
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
 from zoedge.run import replay, setup
 from zoedge.scoring.models.base import Base
-from zoedge.scoring.models.loading import load
+from zoedge.scoring.models.loading import load_base
 from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks._examples import Batch, Examples
 from zoedge.scoring.tasks.mlm import Mlm
@@ -40,7 +40,7 @@ LENGTHS = [41, 7, 23, 60, 5, 15]
 
 
 def base_of(folder: Path, quantization: str = "none") -> Base:
-    return load(Model(source=str(folder), quantization=quantization))
+    return load_base(Model(source=str(folder), quantization=quantization))
 
 
 def random_examples(vocabulary: int = 350) -> Examples:
@@ -311,32 +311,32 @@ def tuned(recipe_file: Path, roberta: Path) -> list[str]:
 def test_runs_train_replay_and_are_exported(recipe_file: Path, tuned: list[str], tmp_path: Path) -> None:
     """Over every kind of base; the exports of all are looked at by one fresh process."""
     jobs: list[tuple[str, Path, Any]] = []
-    ids = check.probes(350, 96)
+    ids = check.make_probe_ids(350, 96)
     for quantization in ("nf4", "int8", "none"):
         some = ["rule.lr=0.05", "rule.schedule=constant", "train.steps=6", f"model.quantization={quantization}"]
-        bench = setup.Bench.build(read(str(recipe_file), [*tuned, *some]))
+        bench = setup.Bench.build(read_recipe(str(recipe_file), [*tuned, *some]))
         assert list(bench.space.shapes) == [
             f"roberta.encoder.layer.{i}.attention.self.{which}" for i in (0, 1) for which in ("query", "value")
         ]
-        before = check.trained(bench.base, bench.space, ids)
+        before = check.compute_logits(bench.base, bench.space, ids)
         folder = tmp_path / quantization
         folder.mkdir()
-        with setup.begin(bench, folder) as log:
+        with setup.begin_run(bench, folder) as log:
             assert all(record.g[0] for record in engine.play(bench.run(log), 6))
             log.finish(digests.digest(bench.space))
-        assert far(check.trained(bench.base, bench.space, ids), before) > 0.01
-        log = Log.open(folder / run_folder.LOG)
-        again = replay.replayer(log)
+        assert far(check.compute_logits(bench.base, bench.space, ids), before) > 0.01
+        log = Log.open(folder / run_folder.LOG_FILE)
+        again = replay.build_replay_run(log)
         for _ in engine.play(again, 6):
             pass
         assert digests.digest(again.space) == digests.digest(bench.space)
-        peft = export_peft.peft(again, log, bench.recipe, folder / "peft", bench.base.path)
+        peft = export_peft.write_peft(again, log, bench.recipe, folder / "peft", bench.base.path)
         assert export_peft.load_adapter(peft, again.space).keys() == dict(again.space.tensors()).keys()
         card = (peft / "README.md").read_text()
         assert "AutoModelForMaskedLM" in card and "CausalLM" not in card
-        merged = export_merged.merged(bench.recipe, bench.space, folder / "merged", "fp32", log=log).folder
+        merged = export_merged.write_merged(bench.recipe, bench.space, folder / "merged", "fp32", log=log).folder
         jobs += [("peft", peft, bench), ("merged", merged, bench)]
-    assert max(check.compare(jobs)) < CLOSE
+    assert max(check.check_exports(jobs)) < CLOSE
 
 
 @pytest.mark.parametrize(
@@ -350,18 +350,18 @@ def test_a_task_of_another_kind_of_model_is_refused(
     request: Any, recipe_file: Path, source: str, task: str, said: str
 ) -> None:
     folder = request.getfixturevalue(source)
-    recipe = read(str(recipe_file), [f"model.source={folder}", f"task={task}", "space.targets=all"])
+    recipe = read_recipe(str(recipe_file), [f"model.source={folder}", f"task={task}", "space.targets=all"])
     with pytest.raises(DataError, match=f"{said}. Use task:"):
         setup.Bench.build(recipe)
 
 
 def test_generate_fills_a_mask_after_the_prompt(recipe_file: Path, tuned: list[str]) -> None:
-    from zoedge.commands.generate import chosen
+    from zoedge.commands.generate import choose_option
 
-    bench = setup.Bench.build(read(str(recipe_file), tuned))
+    bench = setup.Bench.build(read_recipe(str(recipe_file), tuned))
     examples = encoded(bench.base.tokenizer, [row("a film is fun")])
     share = bench.task.outputs(bench.base, examples.collate([0]), 1)[0, 0].softmax(-1).max().item()
-    said = chosen(bench, "a film is fun It was")
+    said = choose_option(bench, "a film is fun It was")
     assert said.startswith("a film is fun It was ") and f"{100 * share:.1f} %" in said
 
 
@@ -419,7 +419,7 @@ def few(recipe_file: Path, tuned: list[str]) -> Few:
         "space.rank=8", "space.alpha=16", "estimator.eps=1e-3", "model.quantization=none", "data.valid=", "train.batch=16",
         "noise=normal", "rule.schedule=constant",
     ]  # fmt: skip
-    return lambda *more: setup.Bench.build(read(str(recipe_file), [*tuned, *paper, *more]))
+    return lambda *more: setup.Bench.build(read_recipe(str(recipe_file), [*tuned, *paper, *more]))
 
 
 def everything(bench: setup.Bench) -> Batch:
@@ -458,7 +458,7 @@ def test_the_steps_must_add_up(few: Few, tmp_path: Path) -> None:
         batch = everything(bench)
         before = bench.task.outputs(bench.base, batch, 1)
         (tmp_path / str(steps)).mkdir()
-        with setup.begin(bench, tmp_path / str(steps)) as log:
+        with setup.begin_run(bench, tmp_path / str(steps)) as log:
             for _ in engine.play(bench.run(log), steps):
                 pass
         with bench.space.visit([lambda _: None]):

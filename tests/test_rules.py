@@ -16,11 +16,11 @@ import torch
 from zoedge.core import engine
 from zoedge.core import run as core_run
 from zoedge.core.exact import bits16
-from zoedge.core.memory import Memory
-from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.memory import MemoryLog
+from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.core.types import Key, Leaf, Part, Record
 
-RULES = words(FOLDERS["rule"])
+RULES = list_words(PART_FOLDERS["rule"])
 STEPS, D = 50, 300
 Array = np.ndarray
 Update = Callable[[Array, list[Array], list[float], float, int], Array]
@@ -121,12 +121,12 @@ def test_a_rule_is_its_papers_recursion(rule: str, options: dict[str, Any]) -> N
 
     In Eq. 7's last phase b2 is 0: what is divided by is |z2|, which may be near 0, and errors grow by its inverse.
     """
-    made, own = part("rule", rule)(lr=2.0**-7, **options), OWN[rule](**options)
-    noise, rng = part("noise", "normal")(), np.random.default_rng(4)
+    made, own = load_part("rule", rule)(lr=2.0**-7, **options), OWN[rule](**options)
+    noise, rng = load_part("noise", "normal")(), np.random.default_rng(4)
     count = 1 if made.draws > 1 else 2
     value = torch.tensor(rng.normal(size=D), dtype=torch.float32)
     space = Flat(value)
-    run = core_run.Run(9, STEPS, Memory(), space, noise, made)  # type: ignore[arg-type]
+    run = core_run.Run(9, STEPS, MemoryLog(), space, noise, made)  # type: ignore[arg-type]
     theta = value.double().numpy().copy()
     length = np.zeros(D)
     for t in range(STEPS):

@@ -24,9 +24,9 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     there = tmp_path / "runs"
     for name in ("tiny", "half", "bad", "sweep/lr-1"):
         shutil.copytree(finished / "runs" / "tiny", there / name)
-    with Log.open(there / "tiny" / run_folder.LOG) as log:
+    with Log.open(there / "tiny" / run_folder.LOG_FILE) as log:
         length, slot = log.header.length, log.header.slot_size
-    half, bad = (there / name / run_folder.LOG for name in ("half", "bad"))
+    half, bad = (there / name / run_folder.LOG_FILE for name in ("half", "bad"))
     half.write_bytes(half.read_bytes()[: length + 3 * slot])  # session, two steps
     raw = bytearray(bad.read_bytes())
     raw[length + 20] ^= 1
@@ -34,7 +34,7 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (there / "notes").mkdir()
     (there / "link").symlink_to(there / "tiny")
     for age, name in enumerate(("tiny", "half", "bad", "sweep/lr-1")):
-        os.utime(there / name / run_folder.LOG, (1e9 - age, 1e9 - age))
+        os.utime(there / name / run_folder.LOG_FILE, (1e9 - age, 1e9 - age))
     monkeypatch.chdir(tmp_path)
     return there
 
@@ -49,8 +49,8 @@ def test_a_list_says_what_each_run_is(folder: Path, zoedge: Callable[..., Any]) 
         ("bad", "damaged", 0, 0),
         ("sweep/lr-1", "ended", 4, 4),
     ]
-    tiny, last = found[0], run_folder.notes(folder / "tiny")
-    with Log.open(folder / "tiny" / run_folder.LOG) as log:
+    tiny, last = found[0], run_folder.read_metrics(folder / "tiny")
+    with Log.open(folder / "tiny" / run_folder.LOG_FILE) as log:
         assert tiny["fingerprint"] == log.fingerprint
     assert tiny["score"]["loss"] == next(n for n in last if n["event"] == "after")["loss"]
     assert tiny["model"] == "model" and tiny["task"] == "classify" and tiny["at"] == 1e9
@@ -65,21 +65,21 @@ def test_a_list_says_what_each_run_is(folder: Path, zoedge: Callable[..., Any]) 
 
 
 def test_a_run_that_is_being_written_is_running_and_is_not_removed(folder: Path, zoedge: Callable[..., Any]) -> None:
-    with Log.resume(folder / "half" / run_folder.LOG):
-        states = {e.name: e.state for e in runs.entries(folder)}
+    with Log.resume(folder / "half" / run_folder.LOG_FILE):
+        states = {e.name: e.state for e in runs.list_runs(folder)}
         assert (states["half"], states["tiny"]) == ("running", "ended")
         done = zoedge("runs", "rm", "tiny", "half", "--yes")
         assert done.code == 6 and done.err == (
             "zoedge: runs/half: a zoedge process is writing this run. Wait for it, or stop it. Nothing was removed.\n"
         )
-        assert (folder / "tiny" / run_folder.LOG).exists()
+        assert (folder / "tiny" / run_folder.LOG_FILE).exists()
         with pytest.raises(errors.LockedError, match="is writing this run"):
-            runs.remove(folder / "half")
-    assert {e.name: e.state for e in runs.entries(folder)}["half"] == "stopped"
+            runs.remove_run(folder / "half")
+    assert {e.name: e.state for e in runs.list_runs(folder)}["half"] == "stopped"
 
 
 def test_looking_leaves_a_run_as_it_is(folder: Path, zoedge: Callable[..., Any]) -> None:
-    torn = folder / "half" / run_folder.LOG
+    torn = folder / "half" / run_folder.LOG_FILE
     torn.write_bytes(torn.read_bytes() + b"\x01\x00")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert zoedge("runs", "ls").code == 0
@@ -91,11 +91,11 @@ def test_a_removed_run_is_gone_and_nothing_else(folder: Path, tmp_path: Path, zo
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     (folder / "tiny" / "mine").symlink_to(tmp_path / "mine")
     (folder / "tiny" / "adapter" / "mine").symlink_to(tmp_path / "mine")
-    size = runs.weight(folder / "tiny")
+    size = runs.count_bytes(folder / "tiny")
     done = zoedge("runs", "rm", "tiny", folder / "sweep" / "lr-1", "--yes")
     assert done.code == 0 and done.out.splitlines()[0] == f"removed runs/tiny: {size:,} bytes"
     assert not (folder / "tiny").exists() and not (folder / "sweep" / "lr-1").exists()
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x" and (folder / "half" / run_folder.LOG).exists()
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "x" and (folder / "half" / run_folder.LOG_FILE).exists()
     assert zoedge("runs", "rm", "bad", "-y").code == 0, "a damaged run too"
 
 
@@ -138,7 +138,7 @@ def test_what_is_not_a_run_stays(
     name: str, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Callable[..., Any]
 ) -> None:
     (folder / "foreign").mkdir()
-    (folder / "foreign" / run_folder.LOG).write_bytes(b"not a log of ours")
+    (folder / "foreign" / run_folder.LOG_FILE).write_bytes(b"not a log of ours")
     shutil.copytree(folder / "tiny", folder / "nest")
     shutil.copytree(folder / "tiny", folder / "nest" / "inner")
     if name == "here":
@@ -153,10 +153,10 @@ def test_what_is_not_a_run_stays(
 
 def test_a_log_that_is_a_symlink_is_neither_read_nor_removed(folder: Path, zoedge: Callable[..., Any]) -> None:
     (folder / "sly").mkdir()
-    (folder / "sly" / run_folder.LOG).symlink_to(folder / "tiny" / run_folder.LOG)
-    assert {e.name: e.state for e in runs.entries(folder)}["sly"] == "damaged"
+    (folder / "sly" / run_folder.LOG_FILE).symlink_to(folder / "tiny" / run_folder.LOG_FILE)
+    assert {e.name: e.state for e in runs.list_runs(folder)}["sly"] == "damaged"
     done = zoedge("runs", "rm", "sly", "--yes")
-    assert done.code == 74 and "cannot open the log" in done.err and (folder / "tiny" / run_folder.LOG).exists()
+    assert done.code == 74 and "cannot open the log" in done.err and (folder / "tiny" / run_folder.LOG_FILE).exists()
 
 
 def test_an_empty_folder_and_none(tmp_path: Path, zoedge: Callable[..., Any]) -> None:
@@ -166,4 +166,4 @@ def test_an_empty_folder_and_none(tmp_path: Path, zoedge: Callable[..., Any]) ->
 
 
 def test_ages() -> None:
-    assert [runs.age(0, x) for x in (5, 65, 7300, 200000)] == ["5 s", "1 min", "2 h", "2 d"]
+    assert [runs.format_age(0, x) for x in (5, 65, 7300, 200000)] == ["5 s", "1 min", "2 h", "2 d"]

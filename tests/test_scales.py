@@ -20,13 +20,13 @@ from zoedge.log.log import Log
 from zoedge.methods.estimators.two_sided import TwoSided
 from zoedge.methods.noise.normal import Normal
 from zoedge.methods.spaces.scales import Scales
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.recipe import Recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
 from zoedge.run import setup
-from zoedge.scoring.models.loading import load
-from zoedge.scoring.models.quantised import weight_of
+from zoedge.scoring.models.loading import load_base
+from zoedge.scoring.models.quantised import dequantise_weight
 
 SCALES = ["space=scales", "rule.lr=1e-2", "train.steps=12"]
 SCHEMES = {
@@ -41,7 +41,7 @@ Make = Callable[..., Recipe]
 
 @pytest.fixture
 def recipe(recipe_file: Path) -> Make:
-    return lambda *overrides: read(str(recipe_file), [*SCALES, *overrides])
+    return lambda *overrides: read_recipe(str(recipe_file), [*SCALES, *overrides])
 
 
 def shift(leaf: Leaf) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_the_kernel_computes_with_the_moved_scales(
 ) -> None:
     """Against the same base in which every Linear is a plain one of (1 + u) W, block by block, and norms are w + v."""
     made = recipe(*SCHEMES[scheme], f"model.source={request.getfixturevalue(family)}")
-    bench, other = setup.Bench.build(made), load(made.model)
+    bench, other = setup.Bench.build(made), load_base(made.model)
     before, here = stored(bench.base), scores(bench, bench.base)
     moved = {p.name: (leaf, p) for leaf in bench.space.leaves() for p in leaf.parts}
 
@@ -82,7 +82,7 @@ def test_the_kernel_computes_with_the_moved_scales(
         if len(shape) == 1:
             getattr(module, key).data += of(name)
             continue
-        weight = weight_of(module)
+        weight = dequantise_weight(module)
         block = 64 if "4" in scheme else shape[1]
         shares = of(f"{path}.scales").repeat_interleave(block)[: weight.numel()]
         plain = torch.nn.Linear(shape[1], shape[0], bias=module.bias is not None)
@@ -125,9 +125,9 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
     def played(folder: Path, *stops: int) -> tuple[bytes, bytes]:
         for until in stops:
-            bench, path = setup.Bench.build(made), folder / run_folder.LOG
+            bench, path = setup.Bench.build(made), folder / run_folder.LOG_FILE
             folder.mkdir(exist_ok=True)
-            with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
+            with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass
                 if until == made.train.steps:
@@ -136,10 +136,10 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
     whole = played(tmp_path / "a", 12)
     assert played(tmp_path / "b", 5, 12) == whole
-    log = Log.open(tmp_path / "a" / run_folder.LOG)
-    run, _ = verify.states(log)
+    log = Log.open(tmp_path / "a" / run_folder.LOG_FILE)
+    run, _ = verify.check_states(log)
     assert digests.digest(run.space) == whole[0] and any(bool(leaf.value.any()) for leaf in run.space.leaves())
-    assert verify.bisect(log) == "torch and numpy agree here at every step."
+    assert verify.find_difference(log) == "torch and numpy agree here at every step."
 
 
 def test_layers_bound_what_moves(recipe: Make, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_scale_stops_at_zero_and_a_norm_does_not(recipe: Make) -> None:
 def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_path: Path) -> None:
     def records(*overrides: str) -> list[Record]:
         bench = setup.Bench.build(recipe("estimator.queries=2", "train.steps=6", "rule.lr=1e-9", *overrides))
-        with setup.begin(bench, tmp_path / str(len(overrides))) as log:
+        with setup.begin_run(bench, tmp_path / str(len(overrides))) as log:
             return list(engine.play(bench.run(log), 6))
 
     (tmp_path / "0").mkdir(), (tmp_path / "1").mkdir()
@@ -189,13 +189,13 @@ def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_pa
         assert bool(other.flags & CLIPPED) == any(over)
         for g, h, beyond in zip(record.g, other.g, over):
             assert h == pytest.approx(math.copysign(limit, g) if beyond else g, rel=1e-3)
-    assert {bool(r.flags & CLIPPED) for r in Log.open(tmp_path / "1" / run_folder.LOG)} == {True, False}
+    assert {bool(r.flags & CLIPPED) for r in Log.open(tmp_path / "1" / run_folder.LOG_FILE)} == {True, False}
 
 
 def test_a_loss_that_is_not_finite_is_skipped_not_clipped() -> None:
     class Two:
         step, lr, flags = 0, 1.0, 0
-        clip = oracle.Scorer.clip
+        clip = oracle.StepOracle.clip
 
         def losses(self, points: Any) -> list[float]:
             return [math.inf, 0.0]
@@ -211,7 +211,7 @@ def test_a_base_that_is_not_quantised_is_refused_with_what_to_write(recipe: Make
         recipe("model.quantization=none")
     with pytest.raises(UsageError, match=r"output.export: space scales has no adapter.* - write \[merged\]"):
         recipe("output.export=[peft, merged]")
-    base = load(Model(source=str(llama), quantization="none"))
+    base = load_base(Model(source=str(llama), quantization="none"))
     with pytest.raises(DataError, match=r"model\.quantization: nf4"):
         Scales().attach(base, 0, Normal())
 
@@ -235,14 +235,14 @@ def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, scheme: s
     from transformers import AutoModelForCausalLM
 
     bench = setup.Bench.build(recipe(*SCHEMES[scheme], f"model.source={opt}"))
-    with setup.begin(bench, tmp_path) as log:
+    with setup.begin_run(bench, tmp_path) as log:
         for leaf in bench.space.leaves():
             bench.space.add(leaf, shift(leaf), 1.0)
-        made = merged.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32", log=log)
+        made = merged.write_merged(bench.recipe, bench.space, tmp_path / "merged", "fp32", log=log)
         assert made.least[1] > 0.9999 and len(made.kept) == len(bench.space.changes())
-        assert check.check("merged", tmp_path / "merged", bench) < 2e-5
+        assert check.check_export("merged", tmp_path / "merged", bench) < 2e-5
         with pytest.raises(UsageError, match=r"'scales' has no adapter.*--to merged"):
-            peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+            peft.write_peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
 
 
@@ -250,12 +250,12 @@ def test_a_model_that_fills_masks_moves_what_its_blocks_have(recipe_file: Path, 
     """Not the embeddings' norm, which the kept trunk has seen, nor the head's own bias."""
     task = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     overrides = [f"model.source={roberta}", task, "space={name: scales, layers: last 1}", "output.export=[]"]
-    bench = setup.Bench.build(read(str(recipe_file), [*overrides, "train.steps=6"]))
+    bench = setup.Bench.build(read_recipe(str(recipe_file), [*overrides, "train.steps=6"]))
     names = [name for name, _ in bench.space.describe()["vectors"]]
     assert any("layer.1." in name for name in names) and any("lm_head" in name for name in names)
     assert not any("embeddings" in name or "layer.0." in name or name == "lm_head.bias" for name in names)
-    with setup.begin(bench, tmp_path) as log:
+    with setup.begin_run(bench, tmp_path) as log:
         for _ in engine.play(bench.run(log), 6):
             pass
         log.finish(digests.digest(bench.space))
-    assert "agree" in verify.states(Log.open(tmp_path / run_folder.LOG))[1][0]
+    assert "agree" in verify.check_states(Log.open(tmp_path / run_folder.LOG_FILE))[1][0]

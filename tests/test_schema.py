@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from conftest import Done
 
-from zoedge.core.parts import FOLDERS, part, words
+from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.errors import UsageError
 from zoedge.recipe import check, reading, schema, sections, strict_yaml
 
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return schema.document()
+    return schema.recipe_schema()
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
@@ -89,11 +89,11 @@ def judged(value: Any, document: dict[str, Any]) -> list[str]:
 # -- the schema
 
 
-@pytest.mark.parametrize("path", reading.shipped(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", reading.list_shipped(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_right(path: Path, document: dict[str, Any]) -> None:
     table, _ = strict_yaml.read_yaml(path.read_text(), str(path))
     assert judged(table, document) == []
-    resolved = reading.read(str(path)).resolved()
+    resolved = reading.read_recipe(str(path)).resolved()
     assert judged(resolved, document) == [], "and with every default written out"
 
 
@@ -139,20 +139,20 @@ def test_what_the_checker_takes_the_schema_takes(more: dict[str, Any], document:
 
 
 def test_every_field_has_a_description_and_its_default(document: dict[str, Any]) -> None:
-    known = schema.paths()
+    known = schema.list_fields()
     assert all(value["description"] for found in known.values() for _, value in found)
     for key, section in sections.SECTIONS.items():
         for name, field in section.model_fields.items():
             (_, value) = known[f"{key}.{name}"][0]
             assert field.is_required() or value["default"] == json.loads(json.dumps(field.default)), f"{key}.{name}"
-    for kind, folder in FOLDERS.items():
-        for word in words(folder):
+    for kind, folder in PART_FOLDERS.items():
+        for word in list_words(folder):
             there = {
                 path.partition(".")[2]
                 for path, found in known.items()
                 if word in [w for w, _ in found] and path.startswith(kind)
             }
-            assert {f.name for f in fields(part(kind, word))} <= there
+            assert {f.name for f in fields(load_part(kind, word))} <= there
     assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert "$ref" not in json.dumps(document)
 
@@ -161,22 +161,22 @@ def test_every_field_has_a_description_and_its_default(document: dict[str, Any])
 
 
 def test_a_field_in_words() -> None:
-    assert schema.explained("rule.lr") == "rule.lr: a number, over 0 or auto; default: 'auto'\n  the step size."
-    assert schema.explained("rule.beta1").startswith("rule.beta1 (rule: adam): a number, ")
-    assert schema.explained("data.train").startswith("data.train: a text; required\n  a .jsonl, .json, .csv")
-    assert schema.explained("eval.select").startswith(
+    assert schema.explain_field("rule.lr") == "rule.lr: a number, over 0 or auto; default: 'auto'\n  the step size."
+    assert schema.explain_field("rule.beta1").startswith("rule.beta1 (rule: adam): a number, ")
+    assert schema.explain_field("data.train").startswith("data.train: a text; required\n  a .jsonl, .json, .csv")
+    assert schema.explain_field("eval.select").startswith(
         "eval.select: last | best; default: 'last'\n  the step that is delivered"
     )
     assert (
-        schema.explained("train.watchdog.clip").splitlines()[0]
+        schema.explain_field("train.watchdog.clip").splitlines()[0]
         == "train.watchdog.clip: a number, at least 0; default: 10.0"
     )
-    assert schema.explained("seed").startswith("seed: a whole number, at least 0 and at most 2**64; default: 0\n")
-    assert schema.explained("task.tokens").startswith(
+    assert schema.explain_field("seed").startswith("seed: a whole number, at least 0 and at most 2**64; default: 0\n")
+    assert schema.explain_field("task.tokens").startswith(
         "task.tokens (task: generate): a whole number, at least 1; default: 50"
     )
-    assert schema.explained("log").splitlines()[-1] == "  keys: log.sync_every, log.hash_every, log.trackers"
-    assert "full | lora | prefix" in schema.explained("space")
+    assert schema.explain_field("log").splitlines()[-1] == "  keys: log.sync_every, log.hash_every, log.trackers"
+    assert "full | lora | prefix" in schema.explain_field("space")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_field_in_words() -> None:
 )
 def test_no_such_field(path: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        schema.explained(path)
+        schema.explain_field(path)
 
 
 # -- as a user types it
@@ -221,7 +221,7 @@ def test_a_recipe_that_is_right(folder: Path, zoedge: Callable[..., Done], monke
         raise AssertionError("validate loads no weights")
 
     monkeypatch.setattr(loading, "from_pretrained", never)
-    monkeypatch.setattr(loading, "quantised", never)
+    monkeypatch.setattr(loading, "quantised_folder", never)
     done = zoedge("validate", "my.yaml", "model.quantization=nf4")
     assert done.code == 0, done.err
     assert done.out == "ok: llama, 3 layers, nf4; 70 train rows, 10 valid rows; lora, 4 steps of 4; then peft\n"

@@ -13,10 +13,10 @@ import pytest
 from safetensors.torch import load_file
 
 from zoedge.log.log import Log
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import evaluate
 from zoedge.run import folder as run_folder
-from zoedge.run.display import display
+from zoedge.run.display import make_display
 from zoedge.run.evaluate import Score
 from zoedge.run.outcome import Outcome
 from zoedge.run.train import train
@@ -46,14 +46,14 @@ def tune(recipe_file: Path, tmp_path: Path) -> Callable[..., Outcome]:
     """24 steps of it, looked at every 4, in a folder of that name."""
 
     def run(name: str, *overrides: str) -> Outcome:
-        recipe = read(str(recipe_file), ["rule.lr=0.05", "eval.every=4", *overrides])
-        return train(recipe, tmp_path / name, display("quiet"))
+        recipe = read_recipe(str(recipe_file), ["rule.lr=0.05", "eval.every=4", *overrides])
+        return train(recipe, tmp_path / name, make_display("quiet"))
 
     return run
 
 
 def noted(folder: Path, event: str) -> list[dict[str, Any]]:
-    return [line for line in run_folder.notes(folder) if line["event"] == event]
+    return [line for line in run_folder.read_metrics(folder) if line["event"] == event]
 
 
 def test_the_best_step_is_delivered_and_the_log_is_the_same(
@@ -63,11 +63,15 @@ def test_the_best_step_is_delivered_and_the_log_is_the_same(
     assert (last.at, [x["step"] for x in noted(last.folder, "valid")]) == (24, [4, 8, 12, 16, 20])
     looked(3.0, 1.0, 2.0, 1.0, 2.0, 2.0)
     best = tune("best", "eval.select=best")
-    log = Log.open(best.folder / run_folder.LOG)
-    assert (best.at, best.better, [*run_folder.looks(best.folder, log)]) == (8, None, [4, 8, 12, 16, 20, 24])
+    log = Log.open(best.folder / run_folder.LOG_FILE)
+    assert (best.at, best.better, [*run_folder.validation_losses(best.folder, log)]) == (
+        8,
+        None,
+        [4, 8, 12, 16, 20, 24],
+    )
     with (
-        Log.open(last.folder / run_folder.LOG) as one,
-        Log.open(best.folder / run_folder.LOG) as two,
+        Log.open(last.folder / run_folder.LOG_FILE) as one,
+        Log.open(best.folder / run_folder.LOG_FILE) as two,
     ):  # the setting stands in a header
         assert one.header.recipe == two.header.recipe and list(one) == list(two)
         assert (one.state.hashes, one.state.end) == (two.state.hashes, two.state.end) and one.state.end is not None
@@ -107,16 +111,16 @@ def test_all_weights_go_back_too(looked: Callable[..., None], tune: Callable[...
 def test_what_a_kill_lost_is_looked_at_again(tune: Callable[..., Outcome]) -> None:
     """Another choice trains nothing anew: the run is replayed, and looks that are missing are made up for."""
     first = tune("run")
-    path = first.folder / run_folder.METRICS
-    whole, log = path.read_text().splitlines(), (first.folder / run_folder.LOG).read_bytes()
+    path = first.folder / run_folder.METRICS_FILE
+    whole, log = path.read_text().splitlines(), (first.folder / run_folder.LOG_FILE).read_bytes()
     lost = next(line for line in whole if '"valid"' in line and '"step": 8,' in line)
     path.write_text("\n".join(line for line in whole if line != lost) + "\n")
     best = tune("run", "eval.select=best")
     found = noted(first.folder, "valid")
     assert [x["step"] for x in found] == [4, 12, 16, 20, 8, 24] and found[-2] == json.loads(lost)
-    losses = run_folder.looks(first.folder, Log.open(first.folder / run_folder.LOG))
+    losses = run_folder.validation_losses(first.folder, Log.open(first.folder / run_folder.LOG_FILE))
     assert losses[best.at] == min(losses.values()) and best.at == min(losses, key=losses.__getitem__)
-    assert (first.folder / run_folder.LOG).read_bytes() == log
+    assert (first.folder / run_folder.LOG_FILE).read_bytes() == log
     assert (tune("run").at, tune("run").after) == (24, first.after)
 
 
@@ -136,13 +140,16 @@ def test_a_better_step_is_told(
 def test_notes_of_steps_that_the_log_lost_do_not_count(tmp_path: Path) -> None:
     """Neither steps after its end nor those that it went back over."""
     for step, loss in ((4, 2.0), (8, 1.0), (12, 0.5), (4, 3.0), (8, float("nan"))):
-        run_folder.note(tmp_path, event="valid", step=step, loss=loss)
-    run_folder.note(tmp_path, event="after", step=8, loss=0.1)
+        run_folder.append_metric(tmp_path, event="valid", step=step, loss=loss)
+    run_folder.append_metric(tmp_path, event="after", step=8, loss=0.1)
     log = [SimpleNamespace(seq=10 + i) for i in range(12)]
-    assert run_folder.looks(tmp_path, log[:11]) == {4: 3.0, 8: 1.0} and run_folder.looks(tmp_path, log)[12] == 0.5
+    assert (
+        run_folder.validation_losses(tmp_path, log[:11]) == {4: 3.0, 8: 1.0}
+        and run_folder.validation_losses(tmp_path, log)[12] == 0.5
+    )
     for seq, loss in ((13, 4.0), (3, 0.1)):  # of step 4's record, and of one that was dropped
-        run_folder.note(tmp_path, event="valid", step=4, seq=seq, loss=loss)
-    assert run_folder.looks(tmp_path, log)[4] == 4.0
+        run_folder.append_metric(tmp_path, event="valid", step=4, seq=seq, loss=loss)
+    assert run_folder.validation_losses(tmp_path, log)[4] == 4.0
 
 
 def test_steps_that_cannot_be_meant(

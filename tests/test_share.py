@@ -17,8 +17,8 @@ import zoedge as package
 from zoedge.commands.share import share
 from zoedge.errors import DamagedError, UsageError, ZoedgeError
 from zoedge.log.log import Log
-from zoedge.log.shared import MAGIC, Shared
-from zoedge.run.folder import opened
+from zoedge.log.shared import MAGIC, SharedLog
+from zoedge.run.folder import open_any_log
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -76,9 +76,9 @@ def test_other_commands_read_it(zoedge: Any, away: Path) -> None:
 def test_it_is_small(home: Path) -> None:
     raw, log, _ = share("runs/tiny")
     with Log.open(home / "runs" / "tiny" / "run.zlog") as own:
-        from zoedge.log.packed import pack
+        from zoedge.log.packed import pack_log
 
-        assert len(raw) == len(pack(own)) + 96 and log.fingerprint == own.fingerprint
+        assert len(raw) == len(pack_log(own)) + 96 and log.fingerprint == own.fingerprint
     assert raw == share("runs/tiny")[0], "the same bytes every time"
 
 
@@ -205,13 +205,13 @@ def small(home: Path) -> bytes:
 
 def refused(raw: bytes) -> str:
     with pytest.raises(DamagedError) as e:
-        Shared(Path("film.zoe"), raw)
+        SharedLog(Path("film.zoe"), raw)
     assert len(str(e.value)) < 500
     return str(e.value)
 
 
 def test_every_flipped_bit_and_every_cut_is_refused(small: bytes) -> None:
-    Shared(Path("film.zoe"), small)
+    SharedLog(Path("film.zoe"), small)
     for i in range(len(small)):
         flipped = bytearray(small)
         flipped[i] ^= 1 << i % 8
@@ -220,7 +220,7 @@ def test_every_flipped_bit_and_every_cut_is_refused(small: bytes) -> None:
     refused(small + b"\0")
     for i in range(0, len(small), 7):
         with pytest.raises(ZoedgeError):
-            Shared(Path("film.zoe"), signed(small[:i]))
+            SharedLog(Path("film.zoe"), signed(small[:i]))
 
 
 FORGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -285,8 +285,8 @@ def test_only_regular_files_are_read(home: Path, tmp_path: Path) -> None:
 
     os.mkfifo("pipe.zoe")
     with pytest.raises(UsageError):
-        opened("pipe.zoe")
+        open_any_log("pipe.zoe")
     (home / "film.zoe").write_bytes(share("runs/tiny")[0])
     os.symlink("film.zoe", "link.zoe")
     with pytest.raises(ZoedgeError):
-        opened("link.zoe")
+        open_any_log("link.zoe")

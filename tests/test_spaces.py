@@ -23,23 +23,23 @@ from zoedge.commands.export import folder as export_folder
 from zoedge.commands.export import peft as export_peft
 from zoedge.core import digests, engine
 from zoedge.core import run as core_run
-from zoedge.core.canonical import canonical
-from zoedge.core.parts import part, words
+from zoedge.core.canonical import encode_canonical
+from zoedge.core.parts import list_words, load_part
 from zoedge.core.types import Leaf
 from zoedge.errors import DamagedError, DataError, IdentityError, UsageError
 from zoedge.log.log import Log
 from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.methods.spaces.prefix import Prefix
 from zoedge.methods.spaces.prompt import Prompt
-from zoedge.recipe.reading import read
-from zoedge.recipe.recipe import word_of
+from zoedge.recipe.reading import read_recipe
+from zoedge.recipe.recipe import part_name
 from zoedge.recipe.sections import Model
 from zoedge.run import evaluate, identity, replay, setup
 from zoedge.run import folder as run_folder
-from zoedge.run.display import display
-from zoedge.run.evaluation import Looker
+from zoedge.run.display import make_display
+from zoedge.run.evaluation import Evaluator
 from zoedge.scoring.models.base import Base
-from zoedge.scoring.models.loading import load
+from zoedge.scoring.models.loading import load_base
 from zoedge.scoring.tasks._examples import Batch, Examples
 
 VIRTUAL = ("prompt", "prefix")
@@ -55,7 +55,7 @@ CLOSE = 1e-5  # of logits of size 1 to 3, float32: measured up to 2e-6; a wrong 
 def base(families: dict[str, Path], roberta: Path) -> Callable[..., Base]:
     def get(family: str, quantization: str = "none") -> Base:
         source = {**families, "roberta": roberta}[family]
-        return load(Model(source=str(source), quantization=quantization))
+        return load_base(Model(source=str(source), quantization=quantization))
 
     return get
 
@@ -90,12 +90,12 @@ def still(leaf: Leaf) -> None:
 
 def options_of(space: str) -> Any:
     """What a recipe's `space` says."""
-    return read("quickstart", [f"space={space}", "model.quantization=none"]).space
+    return read_recipe("quickstart", [f"space={space}", "model.quantization=none"]).space
 
 
 def attach(word: str, base: Base, moved: float = 0.05, **options: Any) -> Any:
     """A space whose master is random everywhere (`moved`), so that no term of it is zero."""
-    made = part("space", word)(**options) if options else options_of(word)
+    made = load_part("space", word)(**options) if options else options_of(word)
     space = made.attach(base, SEED, Rademacher())
     for leaf, make in zip(space.leaves(), deltas(len(space.leaves()), moved)):
         leaf.value.add_(make(leaf))
@@ -135,7 +135,7 @@ def plain(base: Base) -> Any:
 
 
 def test_there_are_spaces() -> None:
-    assert {word_of(options_of(word)) for word in SPACES} <= set(words("methods.spaces"))
+    assert {part_name(options_of(word)) for word in SPACES} <= set(list_words("methods.spaces"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,7 +161,7 @@ def test_half_precision_computes_the_same_up_to_rounding(
 ) -> None:
     folder, found = str(families[family]), []
     for dtype in ("fp32", compute):
-        model = load(Model(source=folder, quantization="none", compute_dtype=dtype))
+        model = load_base(Model(source=folder, quantization="none", compute_dtype=dtype))
         space = attach(word, model)
         with space.visit(deltas(2)):
             assert model.hidden(batch_of(), 2).dtype == model.dtype
@@ -207,7 +207,9 @@ def test_a_description_rebuilds_the_space(word: str, family: str, base: Callable
     space = attach(word, base(family), moved=0.0)
     options, said = space.options, space.describe()
     blank = options.blank(said, SEED, Rademacher())
-    assert identity.manifest(blank) == identity.manifest(space) and digests.digest(blank) == digests.digest(space)
+    assert identity.manifest_digest(blank) == identity.manifest_digest(space) and digests.digest(
+        blank
+    ) == digests.digest(space)
     assert blank.describe() == said
     at = 0
     for leaf in blank.leaves():
@@ -240,12 +242,12 @@ def trained(
         more = ["rule={name: momentum, lr: 0.02}", "train.steps=8", f"model.quantization={quantization}"]
         if family != "llama":
             more.append(f"model.source={ {**families, 'half': half}[family] }")
-        recipe = read(str(recipe_file), [f"space={word}", *more])
+        recipe = read_recipe(str(recipe_file), [f"space={word}", *more])
         folder = tmp_path / name
         folder.mkdir()
         for until in pieces:
-            bench, path = setup.Bench.build(recipe), folder / run_folder.LOG
-            with Log.resume(path) if path.exists() else setup.begin(bench, folder) as log:
+            bench, path = setup.Bench.build(recipe), folder / run_folder.LOG_FILE
+            with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass
                 if until == 8:
@@ -262,24 +264,24 @@ def test_training_resuming_replaying_and_numpy_agree(word: str, family: str, tra
     final = digests.digest(bench.space)
     again, other = trained(word, family, "pieces", (3, 5, 8))
     assert digests.digest(again.space) == final and other.fingerprint == log.fingerprint
-    start = replay.replayer(log)
+    start = replay.build_replay_run(log)
     assert start.model is None and digests.digest(start.space) != final
     arrays = core_run.Run(
-        start.seed, start.steps, verify.Unchecked(log), verify.Arrays(start.space), start.noise, start.rule
+        start.seed, start.steps, verify.UncheckedLog(log), verify.NumpySpace(start.space), start.noise, start.rule
     )
     for run in (start, arrays):
         assert len(list(engine.play(run, len(log)))) == 8
         assert digests.digest(run.space) == final
-    assert "agree" in verify.states(log)[1][0]
+    assert "agree" in verify.check_states(log)[1][0]
 
 
 @pytest.mark.parametrize("word", SPACES)
 def test_a_log_with_a_damaged_description_is_refused(word: str, trained: Callable[..., Any]) -> None:
     _, log = trained(word, "llama", "run")
     about = {**log.header.about, "space": {}}
-    broken: Any = SimpleNamespace(path=log.path, header=replace(log.header, block=canonical(about)))
+    broken: Any = SimpleNamespace(path=log.path, header=replace(log.header, block=encode_canonical(about)))
     with pytest.raises(DamagedError, match="what is trained"):
-        replay.replayer(broken)
+        replay.build_replay_run(broken)
 
 
 # -- exports
@@ -289,14 +291,14 @@ def test_peft_in_a_fresh_process_gives_the_trained_logits(trained: Callable[...,
     jobs = []
     for word in SPACES[1:]:
         for family in FAMILIES:
-            bench, log = trained(word, family, name := f"{word_of(options_of(word))} {family}")
+            bench, log = trained(word, family, name := f"{part_name(options_of(word))} {family}")
             run = bench.run(log)
-            jobs.append(("peft", export_peft.peft(run, log, bench.recipe, tmp_path / f"{name} peft"), bench))
+            jobs.append(("peft", export_peft.write_peft(run, log, bench.recipe, tmp_path / f"{name} peft"), bench))
     bench, log = trained("prefix", "half", "half stored", quantization="nf4")
-    jobs.append(("peft", export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
-    fresh = replay.over_base(replay.replayer(log), log)  # where training began: the check can fail
+    jobs.append(("peft", export_peft.write_peft(bench.run(log), log, bench.recipe, tmp_path / "half"), bench))
+    fresh = replay.attach_replayed(replay.build_replay_run(log), log)  # where training began: the check can fail
     jobs.append(("peft", jobs[-1][1], SimpleNamespace(recipe=bench.recipe, base=fresh.base, space=fresh)))
-    *found, off = check.compare(jobs)
+    *found, off = check.check_exports(jobs)
     assert max(found) < CLOSE < 0.01 < off, (found, off)
 
 
@@ -308,7 +310,7 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
     from peft import PeftModel
 
     bench, log = trained(word, family, "run")
-    folder, batch = export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter"), batch_of()
+    folder, batch = export_peft.write_peft(bench.run(log), log, bench.recipe, tmp_path / "adapter"), batch_of()
     peft = PeftModel.from_pretrained(plain(bench.base), folder).eval()
     ((name, value),) = bench.space.tensors()
     assert torch.equal(peft.prompt_encoder["default"].embedding.weight, value)
@@ -324,17 +326,19 @@ def test_peft_and_the_training_forward_agree_on_padded_rows(
 def test_an_adapter_is_proved_from_log_and_base(word: str, trained: Callable[..., Any], tmp_path: Path) -> None:
     bench, log = trained(word, "llama", "run")
     run = bench.run(log)
-    folder = export_peft.peft(run, log, bench.recipe, tmp_path / "adapter")
+    folder = export_peft.write_peft(run, log, bench.recipe, tmp_path / "adapter")
     assert f"{log.header.about['recipe']['name']}: {bench.recipe.space.title}\n" in (folder / "README.md").read_text()
-    replayed, _ = verify.states(log)
-    assert "1 tensors equal" in verify.adapter(replayed, log, folder)[0]
+    replayed, _ = verify.check_states(log)
+    assert "1 tensors equal" in verify.check_adapter(replayed, log, folder)[0]
     again = CliRunner().invoke(app, ["replay", str(log.path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
-    assert (tmp_path / "again" / export_folder.WEIGHTS).read_bytes() == (folder / export_folder.WEIGHTS).read_bytes()
+    assert (tmp_path / "again" / export_folder.WEIGHTS_FILE).read_bytes() == (
+        folder / export_folder.WEIGHTS_FILE
+    ).read_bytes()
     with pytest.raises(UsageError, match="exported where the base is"):
-        export_peft.peft(replayed, log, bench.recipe, tmp_path / "other")
+        export_peft.write_peft(replayed, log, bench.recipe, tmp_path / "other")
     with pytest.raises(UsageError, match="nothing to merge"):
-        merged.merged(bench.recipe, bench.space, tmp_path / "other")
+        merged.write_merged(bench.recipe, bench.space, tmp_path / "other")
     longer = replace(bench.recipe.space, tokens=7).blank(bench.space.describe(), SEED, Rademacher())
     with pytest.raises(IdentityError, match=r"not an adapter of this space|is \["):
         export_peft.load_adapter(folder, longer)
@@ -344,17 +348,17 @@ def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Calla
     from peft import PeftModel
 
     bench, log = trained(SEVERAL, "llama", "run")
-    folder = export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+    folder = export_peft.write_peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
     assert sorted(p.name for p in folder.iterdir()) == ["lora", "prompt"]
     assert "together, each loaded onto the one before: lora, prompt\n" in (folder / "lora" / "README.md").read_text()
-    replayed, _ = verify.states(log)
+    replayed, _ = verify.check_states(log)
     count = len(dict(bench.space.members["lora"].tensors())) + 1
-    assert f"{count} tensors equal" in verify.adapter(replayed, log, folder)[0]
+    assert f"{count} tensors equal" in verify.check_adapter(replayed, log, folder)[0]
     again = CliRunner().invoke(app, ["replay", str(log.path), "-o", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
     for word in ("lora", "prompt"):
-        assert (tmp_path / "again" / word / export_folder.WEIGHTS).read_bytes() == (
-            folder / word / export_folder.WEIGHTS
+        assert (tmp_path / "again" / word / export_folder.WEIGHTS_FILE).read_bytes() == (
+            folder / word / export_folder.WEIGHTS_FILE
         ).read_bytes()
     model, batch = plain(bench.base), batch_of()
     for word in ("lora", "prompt"):
@@ -362,9 +366,11 @@ def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Calla
     with bench.space.visit([still]):
         found = logits(bench.base, batch)
     assert far(found, plain_logits(model.eval(), batch)) < 2 * CLOSE  # two of them: measured 1.03e-5
-    (folder / "prompt" / export_folder.WEIGHTS).write_bytes((folder / "lora" / export_folder.WEIGHTS).read_bytes())
+    (folder / "prompt" / export_folder.WEIGHTS_FILE).write_bytes(
+        (folder / "lora" / export_folder.WEIGHTS_FILE).read_bytes()
+    )
     with pytest.raises((DamagedError, IdentityError)):
-        verify.adapter(replayed, log, folder)
+        verify.check_adapter(replayed, log, folder)
 
 
 def test_an_adapter_and_scales_are_merged_together(trained: Callable[..., Any], tmp_path: Path) -> None:
@@ -372,13 +378,13 @@ def test_an_adapter_and_scales_are_merged_together(trained: Callable[..., Any], 
         "{name: several, of: {scales: {layers: last 1}, lora: {layers: all}}}", "llama", "run", quantization="nf4"
     )
     assert bench.space.width == 1 and bench.recipe.output.export == [] and bench.base.cut == 0
-    assert "agree" in verify.states(log)[1][0]
+    assert "agree" in verify.check_states(log)[1][0]
     for leaf in bench.space.leaves():
         leaf.value.mul_(0.03)  # values of 3, as they are here, make float32's rounding 0.02 of a logit
-    made = merged.merged(bench.recipe, bench.space, tmp_path / "merged", "fp32")
-    assert check.check("merged", made.folder, bench) < CLOSE
+    made = merged.write_merged(bench.recipe, bench.space, tmp_path / "merged", "fp32")
+    assert check.check_export("merged", made.folder, bench) < CLOSE
     with pytest.raises(UsageError, match="no adapter in PEFT's format"):
-        export_peft.peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
+        export_peft.write_peft(bench.run(log), log, bench.recipe, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -403,12 +409,12 @@ def test_an_adapter_and_scales_are_merged_together(trained: Callable[..., Any], 
 )
 def test_what_goes_not_together_is_told(of: str, sentence: str, recipe_file: Path) -> None:
     with pytest.raises(UsageError, match=sentence):
-        read(str(recipe_file), [f"space={{name: several, of: {of}}}", "model.quantization=none"])
+        read_recipe(str(recipe_file), [f"space={{name: several, of: {of}}}", "model.quantization=none"])
 
 
 def test_the_order_in_which_spaces_are_written_does_not_matter(recipe_file: Path) -> None:
     found = [
-        read(str(recipe_file), [f"space={{name: several, of: {{{of}}}}}"])
+        read_recipe(str(recipe_file), [f"space={{name: several, of: {{{of}}}}}"])
         for of in ("lora: , prompt: ", "prompt: , lora: ")
     ]
     assert list(found[0].space.of) == list(found[1].space.of)
@@ -417,7 +423,7 @@ def test_the_order_in_which_spaces_are_written_does_not_matter(recipe_file: Path
 @pytest.mark.parametrize("word", VIRTUAL)
 def test_a_merge_that_cannot_be_is_refused_before_training(word: str, recipe_file: Path) -> None:
     with pytest.raises(UsageError, match=r"output\.export: a .* changes no weight"):
-        read(str(recipe_file), [f"space={word}", "output.export=[peft, merged]"])
+        read_recipe(str(recipe_file), [f"space={word}", "output.export=[peft, merged]"])
 
 
 # -- virtual tokens are where the real ones would be
@@ -450,7 +456,10 @@ def test_an_opt_with_projections_and_late_norms(word: str, tokenizer: Any, tmp_p
         vocab_size=len(tokenizer), hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=96, word_embed_proj_dim=32, do_layer_norm_before=False,
     )  # fmt: skip
-    model, batch = load(Model(source=str(save(tmp_path / "350m", config, tokenizer)), quantization="none")), batch_of()
+    model, batch = (
+        load_base(Model(source=str(save(tmp_path / "350m", config, tokenizer)), quantization="none")),
+        batch_of(),
+    )
     space = attach(word, model, moved=0.0, tokens=4)
     with space.visit([still]):
         found = logits(model, batch)
@@ -512,7 +521,7 @@ def test_virtual_tokens_take_of_the_context(word: str, base: Callable[..., Base]
     model.sites("last 1", "all")
     assert model.cut == 0
     with pytest.raises(DataError, match=r"space\.tokens: 90 leave no room for text in a context of 90"):
-        part("space", word)(tokens=90).attach(model, SEED, Rademacher())
+        load_part("space", word)(tokens=90).attach(model, SEED, Rademacher())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -540,7 +549,7 @@ def test_rows_up_to_the_last_position_are_scored(word: str, family: str, base: C
 @pytest.mark.parametrize("word", VIRTUAL)
 def test_wrong_options_are_told(word: str, overrides: list[str], sentence: str, recipe_file: Path) -> None:
     with pytest.raises(UsageError, match=sentence):
-        read(str(recipe_file), [f"space={word}", *overrides])
+        read_recipe(str(recipe_file), [f"space={word}", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -553,7 +562,7 @@ def test_wrong_options_are_told(word: str, overrides: list[str], sentence: str, 
 )
 @pytest.mark.parametrize("word", VIRTUAL)
 def test_what_does_not_fit_is_told(word: str, overrides: list[str], sentence: str, recipe_file: Path) -> None:
-    recipe = read(str(recipe_file), [f"space={word}", *overrides, "model.quantization=none"])
+    recipe = read_recipe(str(recipe_file), [f"space={word}", *overrides, "model.quantization=none"])
     with pytest.raises(DataError, match=sentence):
         setup.Bench.build(recipe)
 
@@ -568,9 +577,9 @@ def test_zero_shot_is_the_base_alone(recipe_file: Path, tmp_path: Path) -> None:
     for word in ("lora", *VIRTUAL):
         folder = tmp_path / word
         folder.mkdir()
-        bench = setup.Bench.build(read(str(recipe_file), [f"space={word}", "model.quantization=none"]))
-        with setup.begin(bench, folder) as log:
-            found.append(Looker(bench, log, display("quiet")).before())
+        bench = setup.Bench.build(read_recipe(str(recipe_file), [f"space={word}", "model.quantization=none"]))
+        with setup.begin_run(bench, folder) as log:
+            found.append(Evaluator(bench, log, make_display("quiet")).before())
         starts.append(evaluate.evaluate(bench.space, bench.task, bench.base, bench.texts.test, 16))
     assert found[0] == found[1] == found[2] == starts[0]
     assert all(start.loss != found[0].loss for start in starts[1:])

@@ -20,7 +20,7 @@ import zoedge as package
 from zoedge.commands import runs, sweep
 from zoedge.errors import UsageError, ZoedgeError
 from zoedge.log.log import Log
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import folder, identity
 
 
@@ -49,13 +49,13 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             return e.exit_code
         return 0
 
-    monkeypatch.setattr(sweep.Children, "run", run)
+    monkeypatch.setattr(sweep.ChildRunner, "run", run)
     return given
 
 
-def points(text: str, draws: int = 0, seed: int = 0, overrides: list[str] | None = None) -> list[sweep.Point]:
+def points(text: str, draws: int = 0, seed: int = 0, overrides: list[str] | None = None) -> list[sweep.SweepPoint]:
     Path("s.yaml").write_text(text)
-    return sweep.points("my.yaml", Path("s.yaml"), overrides, None, draws, seed)
+    return sweep.build_points("my.yaml", Path("s.yaml"), overrides, None, draws, seed)
 
 
 # -- which points
@@ -68,21 +68,21 @@ def test_a_grid_is_every_pair_and_paired_values_stay_together(here: Path) -> Non
     ]  # fmt: skip
     for p in found:
         assert (p.recipe.rule.lr, p.recipe.estimator.eps, p.recipe.seed) == tuple(p.values.values())
-        assert folder.folder_of(p.recipe) == Path("runs/s") / p.name and p.recipe.name == p.name
+        assert folder.run_folder(p.recipe) == Path("runs/s") / p.name and p.recipe.name == p.name
     assert found[0].name == "lr-0.001_eps-0.001_seed-1"
 
 
 def test_a_point_is_the_run_that_the_recipe_would_be(here: Path) -> None:
     (found,) = points("rule.lr: [3e-3]", overrides=["train.steps=7"])
     assert identity.recipe_digest(found.recipe) == identity.recipe_digest(
-        read("my.yaml", ["rule.lr=3e-3", "train.steps=7"])
+        read_recipe("my.yaml", ["rule.lr=3e-3", "train.steps=7"])
     )
 
 
 def test_values_that_are_no_words_have_a_digest_in_their_name(here: Path) -> None:
     text = "space.targets: [[q_proj], [q_proj, v_proj]]\nrule: [sgd, {name: momentum, lr: 1e-2}]"
     found = points(text)
-    assert len({p.name for p in found}) == 4 and all(len(p.name) <= sweep.NAME for p in found)
+    assert len({p.name for p in found}) == 4 and all(len(p.name) <= sweep.MAX_NAME_LENGTH for p in found)
     assert [p.recipe.space.targets for p in found[::2]] == [["q_proj"], ["q_proj", "v_proj"]]
     assert {type(p.recipe.rule).__name__ for p in found} == {"Sgd", "Momentum"}
     assert [p.name for p in points(text)] == [p.name for p in found]
@@ -155,7 +155,7 @@ def test_a_sweep_runs_what_is_not_finished_and_goes_on_after_one_that_diverges(
     done = zoedge("sweep", "my.yaml", "s.yaml")
     assert done.code == 0, done.err
     assert "[2/2] lr-1e30_steps-12: diverged; the sweep goes on" in done.out
-    states = {e.name: e.state for e in runs.entries(here / "runs")}
+    states = {e.name: e.state for e in runs.list_runs(here / "runs")}
     assert states == {"s/lr-0.01_steps-12": "ended", "s/lr-1e30_steps-12": "stopped"}
     rows = done.out[done.out.index("\n\n") :].strip().splitlines()
     assert rows[0].split()[:2] == ["lr", "steps"] and rows[1].endswith("finished") and rows[2].endswith("diverged")
@@ -176,19 +176,21 @@ def test_a_point_is_trained_to_the_bits_that_it_has_alone(here: Path, inside: An
         "finetune", "my.yaml", "rule.lr=2e-2", "name=lr-0.02", "output.dir=elsewhere", "--run-dir", "x", "--quiet"
     )
     assert alone.code == 0
-    assert (here / "x" / folder.LOG).read_bytes() == (here / "elsewhere" / "lr-0.02" / folder.LOG).read_bytes()
+    assert (here / "x" / folder.LOG_FILE).read_bytes() == (
+        here / "elsewhere" / "lr-0.02" / folder.LOG_FILE
+    ).read_bytes()
 
 
 def test_the_table_is_sorted_by_the_validation_loss(here: Path, inside: Any) -> None:
     found = points("rule.lr: [1e-2, 5e-1]\ntrain.steps: [6]")
-    sweep.run(found, [], lambda text: None, "zoedge sweep")
-    results = sweep.results(found)
+    sweep.run_points(found, [], lambda text: None, "zoedge sweep")
+    results = sweep.collect_results(found)
     losses = [r.valid.loss for r in results if r.valid]
     assert len(losses) == 2 and losses[0] < losses[1] and all(r.test is None for r in results), "there are no test rows"
     for r in results:
-        last = [line for line in folder.notes(folder.folder_of(r.point.recipe)) if line["event"] == "after"][-1]
+        last = [line for line in folder.read_metrics(folder.run_folder(r.point.recipe)) if line["event"] == "after"][-1]
         assert r.valid and r.valid.loss == last["loss"], "of the validation rows, at the end"
-    lines = sweep.table(results)
+    lines = sweep.format_table(results)
     assert (
         lines[1].split()[0] == f"{results[0].point.values['rule.lr']}"
         and len({len(x.rstrip()) for x in lines[1:]}) == 1
@@ -200,7 +202,7 @@ def test_a_run_that_cannot_be_run_stops_the_sweep(
 ) -> None:
     (here / "s.yaml").write_text("rule.lr: [1e-2, 2e-2]\n")
     assert zoedge("sweep", "my.yaml", "s.yaml", "train.steps=2").code == 0
-    log = here / "runs" / "s" / "lr-0.02" / folder.LOG
+    log = here / "runs" / "s" / "lr-0.02" / folder.LOG_FILE
     log.write_bytes(log.read_bytes()[:-64])  # its END
     with Log.resume(log):
         done = zoedge("sweep", "my.yaml", "s.yaml", "train.steps=2")
@@ -253,10 +255,10 @@ def test_a_signal_is_passed_on_once_and_nothing_more_is_run(here: Path, monkeypa
     thread.start()
     former, lines = signal.getsignal(signal.SIGTERM), list[str]()
     with pytest.raises(sweep.Stopped, match="Go on with: zoedge sweep x") as caught:
-        sweep.run(points("rule.lr: [1e-3, 2e-3]"), [], lines.append, "zoedge sweep x")
+        sweep.run_points(points("rule.lr: [1e-3, 2e-3]"), [], lines.append, "zoedge sweep x")
     thread.join()
     assert caught.value.exit_code == 143 and lines == ["[1/2] lr-0.001"] and (here / "sent").read_text() == "x\n"
-    assert signal.getsignal(signal.SIGTERM) is former and sweep.exits(here / "runs" / "s") == {}
+    assert signal.getsignal(signal.SIGTERM) is former and sweep.read_exit_codes(here / "runs" / "s") == {}
 
 
 @pytest.mark.slow
@@ -268,7 +270,7 @@ def test_a_signal_stops_the_run_after_a_whole_step_and_says_how_to_go_on(here: P
     process = subprocess.Popen(
         command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    log = here / "runs" / "s" / "lr-0.001" / folder.LOG
+    log = here / "runs" / "s" / "lr-0.001" / folder.LOG_FILE
     try:
         end = time.monotonic() + 150
         while not (log.exists() and log.stat().st_size > 8000):
@@ -283,12 +285,12 @@ def test_a_signal_stops_the_run_after_a_whole_step_and_says_how_to_go_on(here: P
         "zoedge: Stopped; nothing is lost. Go on with: zoedge sweep my.yaml s.yaml train.steps=20000"
     )
     assert out == "[1/2] lr-0.001\n" and not (here / "runs" / "s" / "lr-0.002").exists()
-    (entry,) = runs.entries(here / "runs")
+    (entry,) = runs.list_runs(here / "runs")
     assert entry.state == "stopped" and 0 < entry.steps < 20000
 
 
 def test_a_draw_and_a_name() -> None:
     with pytest.raises(UsageError):
-        sweep.axes(Path("no/such/file.yaml"))
-    assert sweep.named("..my sweep!") == "my-sweep-" and sweep.named("") == "sweep"
-    assert sweep.slug({"a.b": True, "c": 1e-3}) == "b-true_c-0.001"
+        sweep.read_axes(Path("no/such/file.yaml"))
+    assert sweep.clean_name("..my sweep!") == "my-sweep-" and sweep.clean_name("") == "sweep"
+    assert sweep.name_point({"a.b": True, "c": 1e-3}) == "b-true_c-0.001"

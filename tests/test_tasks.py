@@ -17,17 +17,17 @@ from zoedge.core import digests, engine
 from zoedge.core.types import Record
 from zoedge.errors import DataError, UsageError
 from zoedge.log.log import Log
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
 from zoedge.run import replay, setup, train
 from zoedge.run.display import Live, Plain
-from zoedge.run.evaluate import Score, evaluate, table
-from zoedge.scoring.models.loading import load
+from zoedge.run.evaluate import Score, evaluate, format_scores
+from zoedge.scoring.models.loading import load_base
 from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks import _objective
 from zoedge.scoring.tasks._examples import Examples
-from zoedge.scoring.tasks._prompt import FILTERS, names, render
+from zoedge.scoring.tasks._prompt import FILTERS, render_template, template_fields
 from zoedge.scoring.tasks._training import token_losses
 
 TASKS = {  # name -> (overrides, a row of number i)
@@ -69,9 +69,9 @@ def test_a_task_trains_resumes_and_replays(task: str, layers: str, recipe_file: 
     whole = play_run(recipe_file, tmp_path / "a", overrides=settings)
     play_run(recipe_file, tmp_path / "b", until=2, overrides=settings)
     assert play_run(recipe_file, tmp_path / "b", overrides=settings) == whole
-    with Log.open(tmp_path / "a" / run_folder.LOG) as log:
+    with Log.open(tmp_path / "a" / run_folder.LOG_FILE) as log:
         assert all(record.g[0] for record in log) and not any(record.flags for record in log)
-        run = replay.replayer(log)
+        run = replay.build_replay_run(log)
         for _ in engine.play(run, len(log)):
             pass
         assert digests.digest(run.space) == whole[0]
@@ -83,10 +83,10 @@ def test_a_goal_without_a_gradient_trains_and_replays(
 ) -> None:
     settings = overrides(tmp_path, task, f"task.objective={objective}", "estimator.eps=1.0")
     final, _ = play_run(recipe_file, tmp_path / "a", overrides=settings)
-    with Log.open(tmp_path / "a" / run_folder.LOG) as log:
+    with Log.open(tmp_path / "a" / run_folder.LOG_FILE) as log:
         losses = [loss for record in log for loss in record.losses]
         assert all(0 <= loss <= 1 and loss * 4 * 3 * 5 * 7 == pytest.approx(round(loss * 420)) for loss in losses)
-        run = replay.replayer(log)
+        run = replay.build_replay_run(log)
         for _ in engine.play(run, len(log)):
             pass
         assert digests.digest(run.space) == final
@@ -109,13 +109,13 @@ def plain_losses(base: Any, examples: Examples, chosen: list[int]) -> list[float
 @pytest.fixture(scope="module")
 def bases(llama: Path, opt: Path) -> dict[str, Any]:
     """Float32, so that comparisons are close. Not trained on: no adapter."""
-    return {p.name: load(Model(source=str(p), quantization="none", compute_dtype="fp32")) for p in (llama, opt)}
+    return {p.name: load_base(Model(source=str(p), quantization="none", compute_dtype="fp32")) for p in (llama, opt)}
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_batchs_mean_is_the_cross_entropy_of_a_scored_token(task: str, family: str, bases: Any) -> None:
-    base, made = bases[family], read("quickstart", [f"task={TASKS[task][0]}"]).task
+    base, made = bases[family], read_recipe("quickstart", [f"task={TASKS[task][0]}"]).task
     rows = [Row(f"f:{i}", TASKS[task][1](i)) for i in range(5)]
     examples, _ = made.encode(rows, base.tokenizer, 90, "error")
     scores = token_losses(base, examples.collate([3, 0, 4]), 2)
@@ -131,7 +131,7 @@ def test_the_batchs_mean_is_the_cross_entropy_of_a_scored_token(task: str, famil
 @pytest.mark.parametrize("objective", ["loss", "accuracy"])
 def test_the_likeliest_candidate_is_by_the_mean_of_its_tokens(objective: str, bases: Any) -> None:
     base = bases["llama"]
-    made = read("quickstart", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
+    made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
     rows = [Row(f"f:{i}", TASKS["choose"][1](i)) for i in range(6)]
     examples, _ = made.encode(rows, base.tokenizer, 90, "error")
     picks = []
@@ -153,7 +153,7 @@ def test_classified_right_or_wrong(good: str, bases: Any) -> None:
     """Options of one token, and of several: 1 where the likeliest option is not the label."""
     base = bases["llama"]
     options = f"options: {{negative: ' terrible', positive: '{good}'}}"
-    made = read("quickstart", [f"task={{name: classify, objective: accuracy, {options}}}"]).task
+    made = read_recipe("quickstart", [f"task={{name: classify, objective: accuracy, {options}}}"]).task
     words = ("the film", "a plot", "very", "it was so dull")
     rows = [Row("f", {"text": text, "label": label}) for text in words for label in ("negative", "positive")]
     examples, _ = made.encode(rows, base.tokenizer, 90, "error")
@@ -165,7 +165,9 @@ def test_classified_right_or_wrong(good: str, bases: Any) -> None:
 
 def test_majority_counts_places_in_the_list(tokenizer: Any, bases: Any) -> None:
     """A candidate list's commonest right place, also where lists differ in length."""
-    made = read("quickstart", ["task={name: choose, prompt: '{q}', option: '{choice}', choices: [c], label: a}"]).task
+    made = read_recipe(
+        "quickstart", ["task={name: choose, prompt: '{q}', option: '{choice}', choices: [c], label: a}"]
+    ).task
     rows = [Row(f"f:{i}", {"q": "it", "c": list("xyz")[: 2 + i % 2], "a": [a]}) for i, a in enumerate("yzyzx")]
     rows[4].fields["a"] = ["x", "y"]
     examples, _ = made.encode(rows, bases["llama"].tokenizer, 90, "error")
@@ -196,7 +198,7 @@ def test_a_batch_answers_as_one_prompt_at_a_time(family: str, bases: Any) -> Non
 
 
 def test_points_answer_for_themselves(recipe_file: Path, tmp_path: Path) -> None:
-    bench = setup.Bench.build(read(str(recipe_file), overrides(tmp_path, "generate", "space.layers=all")))
+    bench = setup.Bench.build(read_recipe(str(recipe_file), overrides(tmp_path, "generate", "space.layers=all")))
     batch = bench.task.batch(0)
     deltas = [lambda leaf, c=c: torch.full_like(leaf.value, c) for c in (0.0, 0.3)]
     with bench.space.visit(deltas):
@@ -209,10 +211,10 @@ def test_points_answer_for_themselves(recipe_file: Path, tmp_path: Path) -> None
 
 
 def test_what_ends_an_answer(bases: Any) -> None:
-    from zoedge.scoring.models.decode import stops
+    from zoedge.scoring.models.decode import stop_tokens
 
     tokenizer = bases["llama"].tokenizer
-    found = stops(tokenizer)
+    found = stop_tokens(tokenizer)
     assert found[0] == tokenizer.eos_token_id
     assert set(found[1:]) == {i for i in range(len(tokenizer)) if "\n" in tokenizer.decode([i])} and len(found) > 1
 
@@ -254,14 +256,14 @@ def goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "json.py").write_text("def loads(examples, outputs): return [0.0] * len(outputs)\n")
     (tmp_path / "wrong_goals.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
-    _objective.function.cache_clear()
+    _objective.load_function.cache_clear()
     sys.modules.pop("my_goals", None)
     return "my_goals"
 
 
 def test_a_function_of_the_users_is_the_reward(goals: str) -> None:
     notes = [{"where": "f:1", "row": {"text": "ab"}}, {"where": "f:2", "row": {"text": ""}}]
-    assert _objective.rewards(f"{goals}:length", notes, ["x", "yz"]) == [3.0, 2.0]
+    assert _objective.compute_rewards(f"{goals}:length", notes, ["x", "yz"]) == [3.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_a_function_that_fails_is_told_in_one_sentence(goals: str, name: str, se
     before = list(sys.path)
     notes = [{"where": f"f:{i}", "row": {}} for i in (1, 2)]
     with pytest.raises(DataError, match=rf"^task.objective: {sentence}$"):
-        _objective.rewards(name, notes, ["", ""])
+        _objective.compute_rewards(name, notes, ["", ""])
     assert sys.path == before
 
 
@@ -293,15 +295,15 @@ def test_a_function_that_is_not_there_is_told_before_a_run_is_begun(
     goals: str, recipe_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"has no function 'lenght'\.$"):
-        train.train(read(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
-    assert not (tmp_path / "run" / run_folder.LOG).exists()
+        train.train(read_recipe(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
+    assert not (tmp_path / "run" / run_folder.LOG_FILE).exists()
 
 
 @pytest.mark.parametrize("task", ["choose", "generate", "classify"])
 def test_the_reward_of_what_is_chosen_or_generated(task: str, goals: str, recipe_file: Path, tmp_path: Path) -> None:
     """The outputs are the candidate's, the generated and the label's text; the loss is 1 - reward."""
     settings = overrides(tmp_path, task, f"task.objective={goals}:length")
-    bench = setup.Bench.build(read(str(recipe_file), settings))
+    bench = setup.Bench.build(read_recipe(str(recipe_file), settings))
     batch = bench.task.batch(0)
     with bench.space.visit([lambda leaf: None]):
         losses = bench.task.score(bench.base, batch, 1)[0]
@@ -322,7 +324,7 @@ def test_the_reward_of_what_is_chosen_or_generated(task: str, goals: str, recipe
 def test_what_is_rewarded_is_part_of_the_datas_identity(tokenizer: Any) -> None:
     def digest(objective: str, **change: Any) -> bytes:
         row = {"text": "a film", "a": "x", "b": "y", "c": "z", "label": 0} | change
-        made = read("quickstart", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
+        made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
         return made.encode([Row("f:1", row)], tokenizer, 90, "error")[0].digest()
 
     assert digest("loss") == digest("loss", note=1) != digest("loss", c="w")
@@ -347,7 +349,7 @@ def test_what_is_rewarded_is_part_of_the_datas_identity(tokenizer: Any) -> None:
 )
 def test_options_that_cannot_be_meant(task: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=re.escape(sentence)):
-        read("quickstart", [f"task={task}"])
+        read_recipe("quickstart", [f"task={task}"])
 
 
 # -- templates and rows
@@ -365,14 +367,14 @@ def test_options_that_cannot_be_meant(task: str, sentence: str) -> None:
     ],
 )  # fmt: skip
 def test_filters(word: str, text: str, wanted: str) -> None:
-    assert render(f"<{{x:{word}}}>", Row("f:1", {"x": text})) == f"<{wanted}>"
+    assert render_template(f"<{{x:{word}}}>", Row("f:1", {"x": text})) == f"<{wanted}>"
 
 
 def test_filters_follow_one_another_and_say_what_they_do_not_take() -> None:
-    assert render("{x:strip,capital,asked} {{{y}}}", Row("f:1", {"x": " is it ", "y": 3})) == "Is it? {3}"
-    assert names("{b} {a:lower} {b}") == ["b", "a"] and len(FILTERS) == 10
+    assert render_template("{x:strip,capital,asked} {{{y}}}", Row("f:1", {"x": " is it ", "y": 3})) == "Is it? {3}"
+    assert template_fields("{b} {a:lower} {b}") == ["b", "a"] and len(FILTERS) == 10
     with pytest.raises(DataError, match=r'^f:1: field "x": "why" is not effect or cause\.$'):
-        render("{x:connective}", Row("f:1", {"x": "why"}))
+        render_template("{x:connective}", Row("f:1", {"x": "why"}))
 
 
 @pytest.mark.parametrize(
@@ -393,14 +395,14 @@ def test_filters_follow_one_another_and_say_what_they_do_not_take() -> None:
 )
 def test_a_bad_row_and_its_sentence(task: str, row: dict[str, Any], sentence: str, tokenizer: Any) -> None:
     good = {"text": "a film", "a": "x", "b": "y", "c": "z", "label": 0, "answers": ["b"]}
-    made = read("quickstart", [f"task={TASKS[task][0]}"]).task
+    made = read_recipe("quickstart", [f"task={TASKS[task][0]}"]).task
     with pytest.raises(DataError) as e:
         made.encode([Row("f:1", good | row), Row("f:2", good)], tokenizer, 90, "error")
     assert str(e.value) == sentence
 
 
 def test_the_right_one_by_number_or_text(tokenizer: Any) -> None:
-    made = read("quickstart", [f"task={TASKS['choose'][0]}"]).task
+    made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}"]).task
     for label, wanted in ((2, 2), ("2", 2), ("y", 1), (["z", "x"], 2)):
         row = {"text": "a film", "a": "x", "b": "y", "c": "z", "label": label}
         assert made.encode([Row("f:1", row)], tokenizer, 90, "error")[0].labels == [wanted]
@@ -410,7 +412,7 @@ def test_the_right_one_by_number_or_text(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_that_are_too_long(task: str, tokenizer: Any) -> None:
-    made = read("quickstart", [f"task={TASKS[task][0]}"]).task
+    made = read_recipe("quickstart", [f"task={TASKS[task][0]}"]).task
     rows = [Row(f"f:{i}", TASKS[task][1](i)) for i in range(3)]
     long = {"prompt" if task == "chat" else "text": "very " * 40 + "dull and"}
     rows.append(Row("f:3", rows[0].fields | long))
@@ -433,14 +435,14 @@ def test_rows_that_are_too_long(task: str, tokenizer: Any) -> None:
 
 
 def test_an_answer_that_leaves_no_room(tokenizer: Any) -> None:
-    made = read("quickstart", [f"task={TASKS['generate'][0]}", "task.tokens=20"]).task
+    made = read_recipe("quickstart", [f"task={TASKS['generate'][0]}", "task.tokens=20"]).task
     with pytest.raises(DataError, match=r"^f:1: 20 tokens of answer leave no room for a prompt in 20\. Raise"):
         made.encode([Row("f:1", TASKS["generate"][1](0))], tokenizer, 20, "truncate")
 
 
 def test_the_first_examples_keep_what_belongs_to_them(tokenizer: Any) -> None:
     rows = [Row(f"f:{i}", TASKS["choose"][1](i)) for i in range(4)]
-    made = read("quickstart", [f"task={TASKS['choose'][0]}", "task.objective=m:f"]).task
+    made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}", "task.objective=m:f"]).task
     examples, _ = made.encode(rows, tokenizer, 90, "error")
     one = examples.head(2)
     assert one.digest() == made.encode(rows[:2], tokenizer, 90, "error")[0].digest() != examples.digest()
@@ -459,10 +461,13 @@ def test_a_score_shows_what_applies() -> None:
     assert written.sentence() == "F1 25.0 %, exact match 12.5 %, loss 0.5000"
     both = Score(0.5, 10, 0.75, 0.5, 0.5)
     assert both.sentence() == "accuracy 75.0 % raw, 50.0 % calibrated, 50.0 % by the commonest label, loss 0.5000"
-    assert table({"zero-shot": None, "after": both}, "rows")[-1] == "on 10 rows; always the commonest label: 50.0 %"
     assert (
-        table({"zero-shot": written, "after": written}, "rows")[-1] == "on 10 rows"
-        and len(table({"a": written}, "x")) == 3
+        format_scores({"zero-shot": None, "after": both}, "rows")[-1]
+        == "on 10 rows; always the commonest label: 50.0 %"
+    )
+    assert (
+        format_scores({"zero-shot": written, "after": written}, "rows")[-1] == "on 10 rows"
+        and len(format_scores({"a": written}, "x")) == 3
     )
     assert Score.of({"loss": 0.5, "count": 10, "f1": 0.25, "exact_match": 0.125, "event": "after"}) == written
 
@@ -501,7 +506,7 @@ def test_nothing_that_moves_is_said_once(eps: str, warns: bool, recipe_file: Pat
         "output.export=[]",
     ]
     show = Told()
-    train.train(read(str(recipe_file), settings), tmp_path / "run", show)
+    train.train(read_recipe(str(recipe_file), settings), tmp_path / "run", show)
     said = [text for text in show.warned if text.startswith("gamma was 0")]
     assert said == show.warned, "a goal that takes few values is not called rough"
     assert said == (

@@ -162,14 +162,14 @@ class Scene:
         old, new = ({f"{i}": bytes([i + j]) * (300 + 900 * i) for i in range(3)} for j in (0, 100))
 
         def write_(files: dict[str, bytes]) -> None:
-            with storage.replaced(self.work / "adapter") as draft:
+            with storage.replace_folder(self.work / "adapter") as draft:
                 for name, data in files.items():
                     storage.write_durably(draft / name, data)
-                export_folder.mark(draft, {"zoedge": 1, "kind": "peft", "files": sorted(files)})
+                export_folder.write_marker(draft, {"zoedge": 1, "kind": "peft", "files": sorted(files)})
 
         def whole(folder: Path) -> dict[str, bytes] | None:
             try:
-                names = export_folder.marker(folder)["files"]
+                names = export_folder.read_marker(folder)["files"]
             except DamagedError:
                 return None
             return {name: (folder / name).read_bytes() for name in names}

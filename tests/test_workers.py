@@ -21,7 +21,7 @@ from wire import Wire
 
 from zoedge.log.log import Log
 from zoedge.run import folder as run_folder
-from zoedge.run.workers import split
+from zoedge.run.workers import split_work
 
 ZOEDGE, BOWLS = (sys.executable, "-m", "zoedge"), (sys.executable, str(Path(__file__).with_name("worker.py")))
 QUIET = {"OMP_NUM_THREADS": "1"}
@@ -64,7 +64,7 @@ def alone(folder: Path, *args: Any) -> bytes:
     (2, 1, (1, 1)), (2, 2, (2, 1)), (2, 4, (2, 2)), (2, 3, (1, 3)), (3, 4, (2, 2)), (16, 4, (4, 1)), (1, 5, (1, 5)),
 ])  # fmt: skip
 def test_points_are_shared_before_rows(points: int, workers: int, shape: tuple[int, int]) -> None:
-    assert split(points, workers) == shape
+    assert split_work(points, workers) == shape
 
 
 @pytest.mark.parametrize("count, queries", [(3, 1), (4, 1)])
@@ -221,4 +221,6 @@ def test_two_workers_write_the_embedded_models_log(tmp_path: Path) -> None:
     for count, name in ((1, "one"), (2, "two")):
         found = ended(launch(count, [*recipe, "output.export=[]", "--run-dir", tmp_path / name, "--quiet"]))
         assert [x.code for x in found] == [0] * count, found
-    assert (tmp_path / "two" / run_folder.LOG).read_bytes() == (tmp_path / "one" / run_folder.LOG).read_bytes()
+    assert (tmp_path / "two" / run_folder.LOG_FILE).read_bytes() == (
+        tmp_path / "one" / run_folder.LOG_FILE
+    ).read_bytes()

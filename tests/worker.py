@@ -20,11 +20,11 @@ from child import Flat, Signs
 from zoedge.core import digests, engine
 from zoedge.core import run as core_run
 from zoedge.errors import ZoedgeError
-from zoedge.log.header import DIGESTS, Header
+from zoedge.log.header import DIGEST_FIELDS, Header
 from zoedge.log.log import Log
 from zoedge.methods.estimators.two_sided import TwoSided
 from zoedge.methods.rules.momentum import Momentum
-from zoedge.run.workers import Workers, leave
+from zoedge.run.workers import Workers, exit_process
 
 ROWS = 8
 
@@ -57,7 +57,7 @@ class Bowls(Flat):
 
 def main(folder: Path, steps: int, queries: int, **options: float) -> int:
     space, workers = Bowls(), None
-    header = Header(b"{}", 16, 1, 2, 5, 300, 5, 1, **{name: bytes(32) for name in DIGESTS})
+    header = Header(b"{}", 16, 1, 2, 5, 300, 5, 1, **{name: bytes(32) for name in DIGEST_FIELDS})
     try:
         if not options.get("alone"):
             workers = Workers(options.get("timeout"))
@@ -83,4 +83,4 @@ def main(folder: Path, steps: int, queries: int, **options: float) -> int:
 if __name__ == "__main__":
     os.environ.setdefault("RANK", "0")
     name, count, queries, *more = sys.argv[1:]
-    leave(main(Path(name), int(count), int(queries), **{k: float(v) for k, v in (x.split("=") for x in more)}))
+    exit_process(main(Path(name), int(count), int(queries), **{k: float(v) for k, v in (x.split("=") for x in more)}))

@@ -1,14 +1,14 @@
 """`python -m zoedge`, for launchers: accelerate launch -m zoedge finetune recipe.yaml."""
 
 from .cli import main
-from .run.workers import launched, leave
+from .run.workers import exit_process, is_launched
 
 if __name__ == "__main__":
     try:
         main()
     except SystemExit as e:
-        if not launched():
+        if not is_launched():
             raise
-        leave(e.code if isinstance(e.code, int) else int(bool(e.code)))
-    if launched():
-        leave(0)
+        exit_process(e.code if isinstance(e.code, int) else int(bool(e.code)))
+    if is_launched():
+        exit_process(0)

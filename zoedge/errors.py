@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-SHOWN = 20  # faults of a list that are printed
+MAX_FAULTS_SHOWN = 20  # faults of a list that are printed
 
 
 class ZoedgeError(Exception):
@@ -65,13 +65,13 @@ class StorageError(ZoedgeError):
     exit_code = 74
 
 
-def exhausted(e: BaseException) -> bool:
+def is_out_of_memory(e: BaseException) -> bool:
     """Is it memory that ran out? By name, because torch need not be loaded; its CPU allocator has no class of its own."""
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     return named or any(text in str(e) for text in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
-def nearest(word: str, choices: object) -> str:
+def suggest_nearest(word: str, choices: object) -> str:
     """- did you mean 'x'? (or nothing), to be appended to a sentence."""
     from difflib import get_close_matches
 
@@ -79,18 +79,18 @@ def nearest(word: str, choices: object) -> str:
     return f" - did you mean '{found[0]}'?" if found else ""
 
 
-def listed(faults: Sequence[str]) -> str:
+def format_faults(faults: Sequence[str]) -> str:
     """The first faults, a line each, and how many more there are."""
-    more = f"\n... and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
-    return "\n".join(faults[:SHOWN]) + more
+    more = f"\n... and {len(faults) - MAX_FAULTS_SHOWN:,} more" if len(faults) > MAX_FAULTS_SHOWN else ""
+    return "\n".join(faults[:MAX_FAULTS_SHOWN]) + more
 
 
-def told(e: object) -> str:
+def format_error(e: object) -> str:
     """A sentence, or several lines of it, as a terminal may be shown it: names of files may hold escape sequences too."""
-    return "\n".join(plain(line, len(line)) for line in str(e).splitlines())
+    return "\n".join(make_printable(line, len(line)) for line in str(e).splitlines())
 
 
-def plain(text: str, limit: int = 120) -> str:
+def make_printable(text: str, limit: int = 120) -> str:
     """User data made safe to print: control characters escaped, cut to `limit` characters."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
     return shown if len(text) <= limit else shown[:limit] + "..."

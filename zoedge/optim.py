@@ -23,30 +23,30 @@ import torch
 from torch import Tensor
 
 from .core import digests, engine, oracle, run
-from .core.canonical import canonical
-from .core.exact import HALVES
-from .core.memory import Memory
-from .core.parts import FOLDERS, part, words
-from .errors import DataError, DivergedError, IdentityError, UsageError, ZoedgeError, plain
+from .core.canonical import encode_canonical
+from .core.exact import HALF_FORMATS
+from .core.memory import MemoryLog
+from .core.parts import PART_FOLDERS, list_words, load_part
+from .errors import DataError, DivergedError, IdentityError, UsageError, ZoedgeError, make_printable
 from .log.header import Header
 from .log.log import Log
-from .methods.spaces._parameters import Parameters, kind
-from .recipe.parts import options, unmatched
-from .recipe.recipe import word_of
+from .methods.spaces._parameters import ParameterSpace, dtype_name
+from .recipe.parts import incompatible_parts, parse_options
+from .recipe.recipe import part_name
 from .run import identity as run_identity
-from .run.parameters import ENDLESS
+from .run.parameters import UNBOUNDED_STEPS
 
-STORED = ("float32", *HALVES)
+TRAINABLE_TYPES = ("float32", *HALF_FORMATS)
 
 
 # -- the task
 
 
-class Raised(Exception):
+class ClosureError(Exception):
     """The closure has raised: no fault of the engine's, which must not take it for one."""
 
 
-class One(NamedTuple):
+class ClosureBatch(NamedTuple):
     """A batch that only the closure knows."""
 
     check: int = 0
@@ -56,21 +56,21 @@ class One(NamedTuple):
         return 1
 
 
-class Closure:
+class ClosureTask:
     """A task whose score is whatever a function returns."""
 
     def __init__(self) -> None:
         self.f: Callable[[], Any] | None = None
 
-    def batch(self, step: int) -> One:
-        return One()
+    def batch(self, step: int) -> ClosureBatch:
+        return ClosureBatch()
 
     def score(self, model: Any, batch: Any, copies: int) -> Tensor:
         assert self.f is not None
         try:
             found = self.f()
         except Exception as e:
-            raise Raised from e
+            raise ClosureError from e
         try:
             if isinstance(found, Tensor):
                 found = found.detach().item()
@@ -123,24 +123,24 @@ class ZerothOrder(torch.optim.Optimizer):
         self._journal: Any = None
         for name, value, least, most in (
             ("seed", seed, 0, 2**64 - 1),
-            ("steps", 1 if steps is None else steps, 1, ENDLESS),
+            ("steps", 1 if steps is None else steps, 1, UNBOUNDED_STEPS),
             ("hash_every", hash_every, 1, 2**32 - 1),
             ("sync_every", sync_every, 1, 4096),
         ):
             if type(value) is not int or not least <= value <= most:
-                raise UsageError(f"{name}: {plain(repr(value))} is not a whole number in {least}..{most}.")
+                raise UsageError(f"{name}: {make_printable(repr(value))} is not a whole number in {least}..{most}.")
         made = {
-            "noise": component("noise", noise),
-            "estimator": component("estimator", estimator, eps=eps, queries=queries),
-            "rule": component("rule", rule, lr=lr),
+            "noise": build_part("noise", noise),
+            "estimator": build_part("estimator", estimator, eps=eps, queries=queries),
+            "rule": build_part("rule", rule, lr=lr),
         }
-        for key, where, allowed, found in unmatched(made):
-            raise UsageError(f"{key}: {word_of(made[key])} goes only with {where}: {allowed}, not {found}.")
+        for key, where, allowed, found in incompatible_parts(made):
+            raise UsageError(f"{key}: {part_name(made[key])} goes only with {where}: {allowed}, not {found}.")
         self._rule, self._estimator = made["rule"], made["estimator"]
         if steps is None:
             for key in ("rule", "estimator"):
                 if getattr(made[key], "bound", False):
-                    raise UsageError(f"{key}: {word_of(made[key])} depends on the length of the run. Say steps=N.")
+                    raise UsageError(f"{key}: {part_name(made[key])} depends on the length of the run. Say steps=N.")
             if self._rule.schedule != "constant":
                 raise UsageError(
                     f"rule: its schedule is {self._rule.schedule}, over how many steps? Say steps=N, or leave the schedule "
@@ -149,20 +149,20 @@ class ZerothOrder(torch.optim.Optimizer):
         try:
             super().__init__(params, {"lr": self._rule.lr})
         except (ValueError, TypeError) as e:
-            raise UsageError(f"params: {plain(str(e), 300)}.") from None
+            raise UsageError(f"params: {make_printable(str(e), 300)}.") from None
         for group in self.param_groups:
             group.setdefault(
                 "initial_lr", group["lr"]
             )  # which schedulers want where they go on at last_epoch=steps - 1
-        self._space = Parameters(trained(self.param_groups))
+        self._space = ParameterSpace(trainable_tensors(self.param_groups))
         settings: dict[str, Any] = {"seed": seed, "steps": steps, "hash_every": hash_every}
-        settings |= {key: {"name": word_of(value), **asdict(value)} for key, value in made.items()}
-        length = steps or ENDLESS
-        header = header_of(settings, self._space, oracle.capacity(self._estimator, length), sync_every, made)
-        self._task, self._broken = Closure(), False
+        settings |= {key: {"name": part_name(value), **asdict(value)} for key, value in made.items()}
+        length = steps or UNBOUNDED_STEPS
+        header = make_header(settings, self._space, oracle.slot_capacity(self._estimator, length), sync_every, made)
+        self._task, self._broken = ClosureTask(), False
         task: Any = self._task
         path = None if log is None else Path(log)
-        self._journal = Memory() if path is None else opened(path, header)
+        self._journal = MemoryLog() if path is None else open_or_create(path, header)
         space: Any = self._space
         self._run = run.Run(seed, length, self._journal, space, made["noise"], self._rule, task=task)
         try:
@@ -199,7 +199,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._task.f = closure
         try:
             record = next(engine.play(self._run, before + 1, before))
-        except Raised as e:
+        except ClosureError as e:
             assert e.__cause__ is not None
             raise e.__cause__ from None
         except DataError as e:  # the engine's own: the closure's come as Raised
@@ -229,7 +229,8 @@ class ZerothOrder(torch.optim.Optimizer):
         for name, now in self._look().items():
             if now != self._seen[name]:
                 raise UsageError(
-                    f"{plain(name)} was changed, or moved, by something else than this optimiser: the log could not replay "
+                    f"{make_printable(name)} was changed, or moved, by something else than this optimiser: the "
+                    "log could not replay "
                     "that. Make the optimiser anew, after such changes and with another log."
                 )
 
@@ -287,27 +288,28 @@ class ZerothOrder(torch.optim.Optimizer):
         said = state_dict.get("steps"), state_dict.get("fingerprint")
         if said != (here := (self.steps, self.fingerprint)):
             raise IdentityError(
-                f"{self._journal.path}: it is at step {here[0]} ({here[1]}), and the state at step {plain(str(said[0]))} "
-                f"({plain(str(said[1]))}). The log is the state: make the optimiser with the one that the state is of."
+                f"{self._journal.path}: it is at step {here[0]} ({here[1]}), and the state at step "
+                f"{make_printable(str(said[0]))} "
+                f"({make_printable(str(said[1]))}). The log is the state: make the optimiser with the one that the state is of."
             )
 
 
-def component(kind: str, given: Any, **more: Any) -> Any:
+def build_part(kind: str, given: Any, **more: Any) -> Any:
     """A part from a word, a table or an object, with what is not None of `more`. UsageError: each mistake."""
     if isinstance(given, str):
         table: dict[str, Any] = {"name": given}
     elif isinstance(given, Mapping):
         table = {str(key): value for key, value in given.items()}
     else:
-        word = word_of(given)
-        if word not in words(FOLDERS[kind]) or type(given) is not part(kind, word):
+        word = part_name(given)
+        if word not in list_words(PART_FOLDERS[kind]) or type(given) is not load_part(kind, word):
             raise UsageError(
-                f"{kind}: {plain(repr(given))} is not a word, a table with a name, or one of zoedge's {kind}s."
+                f"{kind}: {make_printable(repr(given))} is not a word, a table with a name, or one of zoedge's {kind}s."
             )
         table = {"name": word, **asdict(given)}
     if not isinstance(word := table.pop("name", None), str):
-        raise UsageError(f"{kind}: {plain(repr(given))} has no name.")
-    made = part(kind, word)
+        raise UsageError(f"{kind}: {make_printable(repr(given))} has no name.")
+    made = load_part(kind, word)
     for key, value in more.items():
         if value is not None:
             if key not in made.__dataclass_fields__:
@@ -315,12 +317,12 @@ def component(kind: str, given: Any, **more: Any) -> Any:
                 raise UsageError(f"{kind}: {word} has no {key}; it has {there or 'no options'}.")
             table[key] = float(value) if isinstance(value, int) and key != "queries" else value
     try:
-        return options(made, [f"{key}={json.dumps(value)}" for key, value in table.items()])
+        return parse_options(made, [f"{key}={json.dumps(value)}" for key, value in table.items()])
     except (TypeError, ValueError, ZoedgeError) as e:
         raise UsageError("\n".join(f"{kind}.{line}" for line in str(e).splitlines())) from None
 
 
-def trained(groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
+def trainable_tensors(groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
     """(name, tensor) of all that moves. UsageError: nothing does, or a tensor that cannot."""
     found: dict[str, Tensor] = {}
     for i, group in enumerate(groups):
@@ -328,10 +330,12 @@ def trained(groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
             name = group["param_names"][j] if "param_names" in group else f"{i}.{j}"
             if not p.requires_grad or not p.numel():
                 continue
-            if kind(p) not in STORED:
-                raise UsageError(f"{plain(name)} is {kind(p)}: {', '.join(STORED)} can be trained.")
+            if dtype_name(p) not in TRAINABLE_TYPES:
+                raise UsageError(
+                    f"{make_printable(name)} is {dtype_name(p)}: {', '.join(TRAINABLE_TYPES)} can be trained."
+                )
             if name in found:
-                raise UsageError(f"Two parameters are named {plain(name)}.")
+                raise UsageError(f"Two parameters are named {make_printable(name)}.")
             found[name] = p
     if not found:
         raise UsageError(
@@ -340,13 +344,13 @@ def trained(groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
     return list(found.items())
 
 
-def header_of(settings: dict[str, Any], space: Parameters, directions: int, sync_every: int, made: Any) -> Header:
+def make_header(settings: dict[str, Any], space: ParameterSpace, directions: int, sync_every: int, made: Any) -> Header:
     """What the run is. The lr is not of its identity: every record has its own."""
     about = space.describe()
     identity = {**settings, "rule": {k: v for k, v in settings["rule"].items() if k != "lr"}, "space": about}
     first = space.leaves()[0].value
     return Header(
-        block=canonical({"optimizer": settings, "space": about}),
+        block=encode_canonical({"optimizer": settings, "space": about}),
         directions=directions,
         noise=made["noise"].scheme,
         rule=made["rule"].rule,
@@ -354,17 +358,17 @@ def header_of(settings: dict[str, Any], space: Parameters, directions: int, sync
         elements=sum(leaf.value.numel() for leaf in space.leaves()),
         hash_every=settings["hash_every"],
         sync_every=sync_every,
-        recipe=hashlib.sha256(canonical(identity)).digest(),
+        recipe=hashlib.sha256(encode_canonical(identity)).digest(),
         base=bytes(32),
         tokenizer=bytes(32),
         data=bytes(32),
-        manifest=run_identity.manifest(space),
+        manifest=run_identity.manifest_digest(space),
         initial=digests.digest(space),
         selftest=digests.selftest(made["noise"], made["rule"], first[:1].new_zeros(1024)),
     )
 
 
-def opened(path: Path, header: Header) -> Log:
+def open_or_create(path: Path, header: Header) -> Log:
     """A new log, or the one that is there. IdentityError: of another run."""
     if not os.path.lexists(path):
         try:
@@ -373,25 +377,25 @@ def opened(path: Path, header: Header) -> Log:
             pass  # another process was faster: it has the lock
     log = Log.resume(path)
     try:
-        same(log, header)
+        check_same_run(log, header)
     except BaseException:
         log.close()
         raise
     return log
 
 
-def same(log: Log, now: Header) -> None:
+def check_same_run(log: Log, now: Header) -> None:
     """IdentityError unless the log was begun with these settings, tensors and values."""
-    if not run_identity.of_optimizer(log.header):
+    if not run_identity.is_optimizer_log(log.header):
         raise IdentityError(
             f"{log.path} is the log of a recipe's run: name another one. `zoedge resume` goes on with it."
         )
     found, old, new = [], log.header.about, now.about
     if log.header.recipe != now.recipe:
         for key in ("optimizer", "space"):
-            changed = run_identity.changed(old.get(key), new[key])
-            found += [plain(f"{name} {a} -> {b}", 200) for name, a, b in changed if name != "rule.lr"]
-    found += run_identity.differences(replace(log.header, recipe=now.recipe), now)
+            changed = run_identity.recipe_changes(old.get(key), new[key])
+            found += [make_printable(f"{name} {a} -> {b}", 200) for name, a, b in changed if name != "rule.lr"]
+    found += run_identity.identity_differences(replace(log.header, recipe=now.recipe), now)
     if found:
         raise IdentityError(
             f"Cannot go on with {log.path}: it began with other {'; '.join(found)}. Give the optimiser the parameters as they "

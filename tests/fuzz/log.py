@@ -13,7 +13,7 @@ with atheris.instrument_imports(include=["zoedge"]):
     from zoedge.log import header, log, packed, slots
 
 PATH = FOLDER / "run.zlog"
-DIGESTS = {name: bytes([i]) * 32 for i, name in enumerate(header.DIGESTS)}
+DIGESTS = {name: bytes([i]) * 32 for i, name in enumerate(header.DIGEST_FIELDS)}
 
 
 def example() -> tuple[bytes, bytes]:
@@ -21,8 +21,8 @@ def example() -> tuple[bytes, bytes]:
     from zoedge.core.types import Record
 
     head = header.Header(
-        block=canonical.canonical({"recipe": {"seed": 1}}), directions=2, noise=1, rule=1, seed=1, elements=9, hash_every=2,
-        sync_every=3, run_id=b"r" * 16, **DIGESTS,
+        block=canonical.encode_canonical({"recipe": {"seed": 1}}), directions=2, noise=1, rule=1, seed=1, elements=9,
+        hash_every=2, sync_every=3, run_id=b"r" * 16, **DIGESTS,
     )  # fmt: skip
     path = FOLDER / "seed.zlog"
     with log.Log.create(path, head) as made:
@@ -32,7 +32,7 @@ def example() -> tuple[bytes, bytes]:
             made.append(Record(step, made.next_seq, 0.5, (1.5, -2.0), (1.0, 2.0, 3.0), 2, 7, 1.0))
             made.seal(step + 1, lambda: b"h" * 32)
         made.finish(b"h" * 32)
-    return path.read_bytes(), packed.pack(log.Log.open(path))
+    return path.read_bytes(), packed.pack_log(log.Log.open(path))
 
 
 def signed(data: bytes) -> bytes:
@@ -47,7 +47,7 @@ def signed(data: bytes) -> bytes:
     link = bytes(new[480:496])
     if slot in header.SLOT_SIZES:
         for i in range(length, len(new) - slot + 1, slot):
-            new[i + slot - 16 : i + slot] = link = slots.chain(link, bytes(new[i : i + slot - 16]))
+            new[i + slot - 16 : i + slot] = link = slots.chain_value(link, bytes(new[i : i + slot - 16]))
     return bytes(new)
 
 
@@ -55,7 +55,7 @@ def target(data: bytes) -> None:
     if data[:1] == b"s":
         data = signed(data[1:])
     if data[:8] == packed.MAGIC:
-        found = packed.Packed(PATH, data)
+        found = packed.PackedLog(PATH, data)
         assert len(found) == len(list(found))
         return
     PATH.write_bytes(data)

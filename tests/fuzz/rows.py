@@ -15,14 +15,14 @@ with atheris.instrument_imports(include=["zoedge"]):
 def target(data: bytes) -> None:
     path = FOLDER / ("rows.csv" if data[:1] == b"c" else "rows.jsonl")
     path.write_bytes(data[1:])
-    found, faults = files.read(path, path.name, skip_bad=True)
+    found, faults = files.read_rows(path, path.name, skip_bad=True)
     assert all(isinstance(row.fields, dict) and row.where.startswith(path.name) for row in found)
     for row in found:
-        sets.content(row).encode()
+        sets.row_content(row).encode()
         if path.suffix == ".jsonl":
             json.dumps(row.fields, allow_nan=False)
     try:
-        strict, none = files.read(path, path.name)
+        strict, none = files.read_rows(path, path.name)
     except DataError:
         assert faults
     else:

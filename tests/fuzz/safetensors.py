@@ -13,7 +13,7 @@ import atheris
 from common import fuzz
 
 with atheris.instrument_imports(include=["zoedge.commands.export.folder", "zoedge.scoring.models.loading"]):
-    from zoedge.commands.export.peft import header_of, labelled, serialised
+    from zoedge.commands.export.peft import add_metadata, encode_tensors, parse_header
     from zoedge.errors import DamagedError
 
 
@@ -22,7 +22,7 @@ def target(data: bytes) -> None:
     if data[:1] == b"s":
         end = data.rfind(b"}") + 1
         data = max(end - 1, 0).to_bytes(8, "little") + data[1:]
-    header, start = header_of(data, Path("x"))
+    header, start = parse_header(data, Path("x"))
     try:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, RuntimeError):  # as load_adapter has it
@@ -33,6 +33,6 @@ def target(data: bytes) -> None:
 if __name__ == "__main__":
     import torch
 
-    raw, payload = serialised({"a.b.lora_A": torch.arange(6.0).view(2, 3), "a.b.lora_B": torch.zeros(3, 2)})
-    whole = labelled(raw, payload=payload, log="00")
+    raw, payload = encode_tensors({"a.b.lora_A": torch.arange(6.0).view(2, 3), "a.b.lora_B": torch.zeros(3, 2)})
+    whole = add_metadata(raw, payload=payload, log="00")
     fuzz(target, [raw, whole, b"s" + whole[8:], b"s{}", b""])

@@ -10,12 +10,15 @@ import sys
 
 import typer
 
-from ..errors import ZoedgeError, exhausted, told
+from ..errors import ZoedgeError, format_error, is_out_of_memory
 
 app = typer.Typer(
-    name="zoedge", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="zoedge",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Fine-tune large language models where memory ends: forward passes only, checkpoints of kilobytes.",
-)  # fmt: skip
+)
 
 
 def main() -> None:
@@ -36,7 +39,7 @@ def main() -> None:
     except ZoedgeError as e:
         if debug:
             raise
-        print(f"zoedge: {told(e)}", file=sys.stderr)
+        print(f"zoedge: {format_error(e)}", file=sys.stderr)
         sys.exit(e.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -45,7 +48,7 @@ def main() -> None:
         if debug:
             raise
         what = f"{str(e.filename)[:200]}: " if e.filename is not None else ""
-        print(f"zoedge: {told(what)}{e.strerror or told(e)}.", file=sys.stderr)
+        print(f"zoedge: {format_error(what)}{e.strerror or format_error(e)}.", file=sys.stderr)
         sys.exit(2 if e.errno == errno.ENAMETOOLONG else 74)
     except Exception as e:
         usage = getattr(e, "format_message", None)  # click's own errors
@@ -53,17 +56,17 @@ def main() -> None:
             raise
         if usage is not None:
             path = getattr(getattr(e, "ctx", None), "command_path", "")
-            what = told(usage())
+            what = format_error(usage())
             more = f"{'' if what.endswith('.') else '.'} See: {path} --help" if path and "Usage:" not in what else ""
             print(f"zoedge: {what}{more}", file=sys.stderr)
             sys.exit(2)
-        if exhausted(e):
+        if is_out_of_memory(e):
             print(
                 "zoedge: memory ended. Is the input what it should be? Less of it at a time, a smaller model, or more memory.",
                 file=sys.stderr,
             )
             sys.exit(3)
-        what = told(e).strip() or type(e).__name__
+        what = format_error(e).strip() or type(e).__name__
         print(
             f"zoedge: {type(e).__name__}: {what}\nThis is a bug. `--debug` shows where; please report it.",
             file=sys.stderr,
@@ -72,9 +75,23 @@ def main() -> None:
 
 
 from . import (  # noqa: E402, F401, I001 - the order of --help
-    training, preview, estimate, sweep, report, runs, logs, share, export, evaluate, models, doctor, recipes, schema,
-    importing, lab,
-)  # fmt: skip
+    training,
+    preview,
+    estimate,
+    sweep,
+    report,
+    runs,
+    logs,
+    share,
+    export,
+    evaluate,
+    models,
+    doctor,
+    recipes,
+    schema,
+    importing,
+    lab,
+)
 
 if __name__ == "__main__":
     main()

@@ -9,21 +9,21 @@ from typing import Annotated
 import typer
 
 
-def recipes(incomplete: str) -> Iterator[str]:
+def complete_recipes(incomplete: str) -> Iterator[str]:
     """Shipped recipes, and .yaml files in the folder that is being typed."""
-    from ..recipe.reading import shipped
+    from ..recipe.reading import list_shipped
 
-    yield from sorted(path.stem for path in shipped() if path.stem.startswith(incomplete))
-    yield from below(incomplete, (".yaml", ".yml"))
+    yield from sorted(path.stem for path in list_shipped() if path.stem.startswith(incomplete))
+    yield from complete_paths(incomplete, (".yaml", ".yml"))
 
 
-def runs(incomplete: str) -> Iterator[str]:
+def complete_runs(incomplete: str) -> Iterator[str]:
     """Names of runs under runs/, and folders that hold a run."""
     yield from sorted(p.parent.name for p in Path("runs").glob("*/run.zlog") if p.parent.name.startswith(incomplete))
-    yield from (path for path in below(incomplete, ()) if "/" in incomplete)
+    yield from (path for path in complete_paths(incomplete, ()) if "/" in incomplete)
 
 
-def below(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
+def complete_paths(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
     """Files of some endings that go on what is typed, and folders on the way to them."""
     folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
     try:
@@ -38,36 +38,38 @@ def below(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
                 yield str(path)
 
 
-def overrides(incomplete: str) -> Iterator[str]:
+def complete_overrides(incomplete: str) -> Iterator[str]:
     """Keys of a recipe, up to their equals sign; after it, the words of a part."""
-    from ..core.parts import FOLDERS, words
+    from ..core.parts import PART_FOLDERS, list_words
 
     key, equals, value = incomplete.partition("=")
     if equals:
         kind = key.removesuffix(".name")
         yield from (
-            f"{key}={word}" for word in (words(FOLDERS[kind]) if kind in FOLDERS else ()) if word.startswith(value)
+            f"{key}={word}"
+            for word in (list_words(PART_FOLDERS[kind]) if kind in PART_FOLDERS else ())
+            if word.startswith(value)
         )
         return
-    yield from (f"{one}=" for one in keys() if one.startswith(incomplete))
+    yield from (f"{one}=" for one in list_keys() if one.startswith(incomplete))
 
 
-def keys() -> list[str]:
+def list_keys() -> list[str]:
     """Every key that can be set, dotted. Parts' options are read from their source: importing them would import torch."""
-    from ..core.parts import FOLDERS, words
+    from ..core.parts import PART_FOLDERS, list_words
     from ..recipe.sections import SECTIONS
 
-    found = {"name", "seed", *FOLDERS}
+    found = {"name", "seed", *PART_FOLDERS}
     found |= {f"{key}.{name}" for key, section in SECTIONS.items() for name in section.model_fields}
     here = Path(__file__).parents[1]
-    for kind, folder in FOLDERS.items():
-        for word in words(folder):
-            found |= {f"{kind}.{name}" for name in options(here.joinpath(*folder.split("."), f"{word}.py"), word)}
-    found |= {f"rule.{name}" for name in options(here / "core" / "types.py", "abstract_rule")}
+    for kind, folder in PART_FOLDERS.items():
+        for word in list_words(folder):
+            found |= {f"{kind}.{name}" for name in list_options(here.joinpath(*folder.split("."), f"{word}.py"), word)}
+    found |= {f"rule.{name}" for name in list_options(here / "core" / "types.py", "abstract_rule")}
     return sorted(found)
 
 
-def options(path: Path, word: str) -> list[str]:
+def list_options(path: Path, word: str) -> list[str]:
     """The fields of the class that a word names, as its file has them."""
     import ast
 
@@ -75,15 +77,20 @@ def options(path: Path, word: str) -> list[str]:
     body = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
     return [
         line.target.id
-        for node in body if node.name == name
+        for node in body
+        if node.name == name
         for line in node.body
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        and not ast.unparse(line.annotation).startswith("ClassVar") and line.target.id[0] != "_"
-    ]  # fmt: skip
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and not ast.unparse(line.annotation).startswith("ClassVar")
+        and line.target.id[0] != "_"
+    ]
 
 
-Recipe = Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe", autocompletion=recipes)]
-Overrides = Annotated[
+RecipeArgument = Annotated[
+    str, typer.Argument(help="a .yaml file, or the name of a shipped recipe", autocompletion=complete_recipes)
+]
+OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value, such as rule.lr=1e-3", metavar="[KEY=VALUE]...", autocompletion=overrides),
+    typer.Argument(help="key=value, such as rule.lr=1e-3", metavar="[KEY=VALUE]...", autocompletion=complete_overrides),
 ]

@@ -16,10 +16,10 @@ def doctor(
     fix_hints: Annotated[bool, typer.Option("--fix-hints", help="what to type against what is in the way")] = False,
 ) -> None:
     """Versions, processor, memory, disk, cache, and a self-test of the arithmetic that replay rests on."""
-    from ..commands.doctor.doctor import advice, examine
+    from ..commands.doctor.doctor import advise, examine
 
     report, well = examine()
-    told = advice(report, well) if fix_hints else []
+    told = advise(report, well) if fix_hints else []
     if json:
         typer.echo(json_.dumps({**report, "well": well, **({"hints": told} if fix_hints else {})}))
     else:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import app
-from .training import Json
+from .training import JsonOption
 
 
 @app.command()
@@ -26,37 +26,46 @@ def estimate(
         typer.Option("--measure", help="load the model and take the longest batch's step, in a process of its own"),
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu | cuda; default: as model.device says")] = None,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Predict a run's memory by part, its disk and its time; exit code 3 if it will not fit. Loads no weights."""
     from ..commands.estimate import fit, machine, text, time
     from ..commands.estimate import measure as estimate_measure
     from ..errors import UsageError
-    from ..recipe.reading import read
+    from ..recipe.reading import read_recipe
 
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device: '{device}' is not cpu or cuda.")
-    most = machine.amount(budget, "--budget") if budget is not None else None
-    checked = read(recipe, [*(overrides or []), *([f"model.device={device}"] if device else [])])
-    case = fit.case_of(checked)
+    most = machine.parse_bytes(budget, "--budget") if budget is not None else None
+    checked = read_recipe(recipe, [*(overrides or []), *([f"model.device={device}"] if device else [])])
+    case = fit.make_plan(checked)
     cuda = case.work.cuda
-    there, where = (most, "the budget") if most is not None else machine.free(cuda)
-    fits, (fitted, changes) = case.needs <= there, fit.fitted(case, there)
+    there, where = (most, "the budget") if most is not None else machine.read_memory_budget(cuda)
+    fits, (fitted, changes) = case.needs <= there, fit.fit_plan(case, there)
     found: dict[str, Any] = {
-        "needs": case.needs, "free": there, "where": where, "fits": fits, "predicted": case.parts, "moment": case.moment,
-        "device": "cuda" if cuda else "cpu", "moments": case.totals, "disk": time.disk(case),
-        "seconds": time.seconds(case), "longest": case.work.step.length, "rows": case.work.step.tokens,
+        "needs": case.needs,
+        "free": there,
+        "where": where,
+        "fits": fits,
+        "predicted": case.parts,
+        "moment": case.moment,
+        "device": "cuda" if cuda else "cpu",
+        "moments": case.totals,
+        "disk": time.disk_bytes(case),
+        "seconds": time.estimate_seconds(case),
+        "longest": case.work.step.length,
+        "rows": case.work.step.tokens,
         "trained": case.work.elements,
-    }  # fmt: skip
+    }
     if not fits:
-        found["levers"] = [lever.told(there) for lever in fit.levers(case, there)]
+        found["levers"] = [lever.told(there) for lever in fit.find_savings(case, there)]
         found["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needs <= there else []
     if measure:
-        found["measured"] = estimate_measure.measured(checked)
+        found["measured"] = estimate_measure.measure_in_child(checked)
     if json:
         typer.echo(json_.dumps(found))
     else:
-        for line in text.report(case, found):
+        for line in text.format_report(case, found):
             typer.echo(line)
     if not fits:
         sys.exit(3)  # of typer.Exit, an app that is not standalone only returns the code

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ..commands.generate import rebuilt
+from ..commands.generate import rebuild_run
 from . import app
-from .logs import At, Run
+from .logs import AtOption, RunArgument
 
 
 @app.command()
 def export(
-    run: Run,
+    run: RunArgument,
     to: Annotated[str, typer.Option(help="peft | merged | gguf-lora")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="the folder, of gguf-lora the file; default: beside the log")
@@ -29,7 +29,7 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="write it although most of the update is lost in rounding")
     ] = False,
-    at: At = None,
+    at: AtOption = None,
 ) -> None:
     """The trained model for other programs: a PEFT adapter, merged weights, or llama.cpp's adapter file."""
     from ..commands.export import check as export_check
@@ -38,18 +38,18 @@ def export(
 
     if to not in ("peft", "merged", "gguf-lora") or dtype not in (None, "fp16", "fp32", "bf16"):
         raise UsageError(f"--to is peft, merged or gguf-lora, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
-    bench, journal, steps = rebuilt(run, at)
+    bench, journal, steps = rebuild_run(run, at)
     folder = out or journal.path.parent / {"peft": "adapter", "merged": "merged", "gguf-lora": "adapter.gguf"}[to]
     if to == "peft":
-        peft.peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path, steps)
+        peft.write_peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path, steps)
         typer.echo(f"adapter {folder}")
     elif to == "gguf-lora":
-        gguf.written(bench.space, journal, bench.recipe, bench.base.model.config, folder, steps)
+        gguf.write_gguf(bench.space, journal, bench.recipe, bench.base.model.config, folder, steps)
         typer.echo(f"adapter {folder}")
     else:
-        report = merged.merged(bench.recipe, bench.space, folder, dtype, force, log=journal, steps=steps)
+        report = merged.write_merged(bench.recipe, bench.space, folder, dtype, force, log=journal, steps=steps)
         typer.echo(f"merged {folder}\n{report}")
     if check and to == "gguf-lora":
-        typer.echo(f"fresh process: largest difference of weights {export_check.checked(folder, bench):.3g}")
+        typer.echo(f"fresh process: largest difference of weights {export_check.check_gguf(folder, bench):.3g}")
     elif check:
-        typer.echo(f"fresh process: largest difference of logits {export_check.check(to, folder, bench):.3g}")
+        typer.echo(f"fresh process: largest difference of logits {export_check.check_export(to, folder, bench):.3g}")

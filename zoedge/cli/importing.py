@@ -22,12 +22,12 @@ def import_config(
 
     What is another thing here, or nothing, is listed with its reason.
     """
-    from ..commands.import_config import convert, dump, load, recognised
+    from ..commands.import_config import convert_config, dump_imported, read_config, recognise_tool
     from ..errors import UsageError
 
-    table = load(file)
-    found = convert(table, tool or recognised(table, str(file)), str(file))
-    text, report = dump(found, str(file)), "\n".join(found.report())
+    table = read_config(file)
+    found = convert_config(table, tool or recognise_tool(table, str(file)), str(file))
+    text, report = dump_imported(found, str(file)), "\n".join(found.report())
     if out is None:
         typer.echo(text, nl=False)
         typer.echo(report, err=True)

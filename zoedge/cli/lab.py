@@ -9,20 +9,20 @@ import typer
 
 from . import app
 
-lab = typer.Typer(no_args_is_help=True, help="The papers' small experiments, run by the same engine.")
-app.add_typer(lab, name="lab")
+lab_app = typer.Typer(no_args_is_help=True, help="The papers' small experiments, run by the same engine.")
+app.add_typer(lab_app, name="lab")
 
 
-@lab.command("ls")
+@lab_app.command("ls")
 def ls() -> None:
     """List them, with what they ask."""
-    from ..lab import experiments
+    from ..lab import list_experiments
 
-    for name, about in experiments():
+    for name, about in list_experiments():
         typer.echo(f"{name:14} {about}")
 
 
-@lab.command("run")
+@lab_app.command("run")
 def run(
     name: Annotated[str, typer.Argument(help="a name of `zoedge lab ls`")],
     overrides: Annotated[
@@ -35,8 +35,8 @@ def run(
     """Run one; writes its numbers (JSON) and a plot (SVG), and says whether the paper's finding was reproduced."""
     from .. import lab
 
-    made = lab.experiment(name, overrides or [])
-    outcome = lab.run(name, made, seed, out)
+    made = lab.make_experiment(name, overrides or [])
+    outcome = lab.run_experiment(name, made, seed, out)
     for claim in outcome.claims:
         typer.echo(f"{'reproduced' if claim.holds else 'NOT reproduced':15} {claim.paper}\n{'':15} here: {claim.here}")
     typer.echo(f"{out / name}.json   {out / name}.svg")

@@ -8,47 +8,49 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UsageError, plain
+from ..errors import UsageError, make_printable
 from . import app
-from .completing import runs
+from .completing import complete_runs
 
-log = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
-app.add_typer(log, name="log")
-Run = Annotated[
+log_app = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
+app.add_typer(log_app, name="log")
+RunArgument = Annotated[
     str,
-    typer.Argument(help="a run's folder or name, a .zlog, a packed .zpack, or a shared .zoe", autocompletion=runs),
+    typer.Argument(
+        help="a run's folder or name, a .zlog, a packed .zpack, or a shared .zoe", autocompletion=complete_runs
+    ),
 ]
-Base = Annotated[
+BaseOption = Annotated[
     str | None,
     typer.Option(
         help="where the base is, for a space that moves its weights (default: as the recipe says); of an optimiser's log, "
         "the .safetensors file of the values it began with"
     ),
 ]
-WHEN = "after how many steps: last, best (the lowest validation loss) or a number; default: as eval.select says"
-At = Annotated[str | None, typer.Option(help=WHEN)]
+AT_HELP = "after how many steps: last, best (the lowest validation loss) or a number; default: as eval.select says"
+AtOption = Annotated[str | None, typer.Option(help=AT_HELP)]
 
 
-def opened(run: str) -> Any:
+def open_log(run: str) -> Any:
     """The log of a run: raw, packed or shared."""
-    from ..run.folder import opened
+    from ..run.folder import open_any_log
 
-    return opened(run)
+    return open_any_log(run)
 
 
 @app.command()
 def replay(
-    run: Run,
-    at: Annotated[str | None, typer.Option("--at", "--to-step", help=WHEN)] = None,
+    run: RunArgument,
+    at: Annotated[str | None, typer.Option("--at", "--to-step", help=AT_HELP)] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("rebuilt"),
     device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
-    base: Base = None,
+    base: BaseOption = None,
 ) -> None:
     """Rebuild the adapter from the log alone: no model, no data, no forward pass. A space without an adapter: the
     whole model, from its base and the log."""
     from ..commands import replay as commands_replay
 
-    done = commands_replay.replay(opened(run), at, base=base, device=device)
+    done = commands_replay.replay(open_log(run), at, base=base, device=device)
     folder = done.save(out)
     rate = done.steps / max(done.seconds, 1e-9)
     typer.echo(f"{done.steps:,} steps at {rate:,.0f} a second; state {done.state[:16]}; {done.kind} {folder}")
@@ -56,72 +58,81 @@ def replay(
 
 @app.command()
 def verify(
-    run: Run,
+    run: RunArgument,
     against: Annotated[str | None, typer.Option(help="a recipe: compare base, data and batches too")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="replay and compare every logged state")] = False,
     adapter: Annotated[Path | None, typer.Option(help="an exported adapter: compare it bit for bit")] = None,
-    at: Annotated[str | None, typer.Option(help=f"of --adapter: {WHEN}")] = None,
-    base: Base = None,
+    at: Annotated[str | None, typer.Option(help=f"of --adapter: {AT_HELP}")] = None,
+    base: BaseOption = None,
 ) -> None:
     """Prove that a log is whole, and that it gives what it says."""
     from ..commands import verify as commands_verify
     from ..core import engine
     from ..log.log import Log
-    from ..recipe.reading import read
+    from ..recipe.reading import read_recipe
     from ..run import folder as run_folder
     from ..run import replay as run_replay
 
-    journal = opened(run)
+    journal = open_log(run)
     if isinstance(journal, Log):
-        told("1 log", commands_verify.integrity(journal))
+        print_level("1 log", commands_verify.check_integrity(journal))
     else:
-        told("1 log", [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"])
+        print_level(
+            "1 log", [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"]
+        )
     if against:
-        told("2 inputs", commands_verify.inputs(journal, read(against)))
+        print_level("2 inputs", commands_verify.check_inputs(journal, read_recipe(against)))
     if replay or adapter:
-        made, said = commands_verify.states(journal, base=base)
-        told("3 replay", said)
+        made, said = commands_verify.check_states(journal, base=base)
+        print_level("3 replay", said)
         if adapter:
-            if (steps := run_folder.step_of(journal, at)) < len(journal):
-                made = run_replay.replayer(journal, base=base)
+            if (steps := run_folder.resolve_step(journal, at)) < len(journal):
+                made = run_replay.build_replay_run(journal, base=base)
                 for _ in engine.play(made, steps):
                     pass
-            told("4 adapter", commands_verify.adapter(made, journal, adapter, base))
+            print_level("4 adapter", commands_verify.check_adapter(made, journal, adapter, base))
     typer.echo("verified")
 
 
 @app.command()
-def repair(run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog", autocompletion=runs)]) -> None:
+def repair(
+    run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog", autocompletion=complete_runs)],
+) -> None:
     """Mend a damaged log, or cut it where its damage begins; a copy of it as it was stays beside it."""
     from ..log.repair import repair
-    from ..run.folder import log_of
+    from ..run.folder import find_log
 
-    path = log_of(run)
+    path = find_log(run)
     for line in repair(path):
         typer.echo(line)
     typer.echo(f"next: zoedge verify {run} --replay, then zoedge resume {run}")
 
 
-def told(level: str, lines: list[str]) -> None:
+def print_level(level: str, lines: list[str]) -> None:
     for line in lines:
         typer.echo(f"{level:10} {line}")
         level = ""
 
 
-@log.command("show")
+@log_app.command("show")
 def show(
-    run: Run,
+    run: RunArgument,
     last: Annotated[int, typer.Option("-n", min=0, help="how many of the last steps")] = 10,
     json: Annotated[bool, typer.Option("--json", help="the header and every step, one JSON object a line")] = False,
 ) -> None:
     """The header and the last steps."""
-    journal = opened(run)
+    journal = open_log(run)
     h = journal.header
     about = {
-        "format": "1.0", "run_id": (h.run_id or h.identity()).hex(), "seed": h.seed, "trained": h.elements,
-        "steps": len(journal), "hash_every": h.hash_every, "finished": journal.state.end is not None,
+        "format": "1.0",
+        "run_id": (h.run_id or h.identity()).hex(),
+        "seed": h.seed,
+        "trained": h.elements,
+        "steps": len(journal),
+        "hash_every": h.hash_every,
+        "finished": journal.state.end is not None,
         "fingerprint": journal.fingerprint,
-    }  # fmt: skip
+    }
     if json:
         typer.echo(json_.dumps({**about, **h.about}))
         for record in journal:
@@ -138,9 +149,9 @@ def show(
         typer.echo(f"{r.step:7} {r.seq:7} {r.lr:10.3e} {r.g[0]:12.5f}  {losses}{said}")
 
 
-@log.command("export")
+@log_app.command("export")
 def export_log(
-    run: Run,
+    run: RunArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="the file")],
     packed: Annotated[
         bool, typer.Option("--packed", help="a few bytes a step, replays to the same bits; default: CSV")
@@ -152,15 +163,15 @@ def export_log(
 
     from ..core.storage import write_durably
     from ..log.log import Log
-    from ..log.packed import pack
+    from ..log.packed import pack_log
 
-    journal = opened(run)
+    journal = open_log(run)
     if out.exists() or out.is_symlink():  # a link to nothing would be replaced
         raise UsageError(f"{out} is there already; name another file.")
     if packed:
         if not isinstance(journal, Log):
             raise UsageError(f"{run} is packed already.")
-        data = pack(journal)
+        data = pack_log(journal)
     else:
         text = io.StringIO()
         rows = csv.writer(text)
@@ -174,14 +185,14 @@ def export_log(
     typer.echo(f"{out}: {len(data):,} bytes, {len(data) / max(1, len(journal)):.2f} a step")
 
 
-@log.command("diff")
-def diff(a: Run, b: Run) -> None:
+@log_app.command("diff")
+def diff(a: RunArgument, b: RunArgument) -> None:
     """Where two runs part: headers, then the first step that differs."""
-    from ..run.identity import differences
+    from ..run.identity import identity_differences
 
-    one, two = opened(a), opened(b)
-    for what in differences(one.header, two.header):
-        typer.echo(f"header: {plain(what, 1000)}")
+    one, two = open_log(a), open_log(b)
+    for what in identity_differences(one.header, two.header):
+        typer.echo(f"header: {make_printable(what, 1000)}")
     for r, s in zip(one, two):
         if (r.lr, r.g, r.flags, r.decay) != (s.lr, s.g, s.flags, s.decay):
             typer.echo(f"step {r.step}: lr {r.lr} g {r.g}  |  lr {s.lr} g {s.g}")

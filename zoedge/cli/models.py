@@ -7,33 +7,35 @@ from typing import Annotated, Any
 
 import typer
 
-from ..commands.generate import chosen, rebuilt, turn
+from ..commands.generate import build_prompt, choose_option, rebuild_run
 from . import app
-from .logs import At, Run
+from .logs import AtOption, RunArgument
 
 
 @app.command()
 def generate(
-    run: Run,
+    run: RunArgument,
     prompt: Annotated[str, typer.Option("-p", "--prompt")],
     tokens: Annotated[int, typer.Option(min=1, help="at most so many new tokens")] = 40,
     free: Annotated[bool, typer.Option("--free", help="free text, also from a run that learnt to choose")] = False,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer beside it")] = False,
-    at: At = None,
+    at: AtOption = None,
 ) -> None:
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
-    bench, *_ = rebuilt(run, at)
+    bench, *_ = rebuild_run(run, at)
     choose = hasattr(bench.recipe.task, "options") and not free
-    say(bench, lambda: chosen(bench, prompt) if choose else bench.base.generate(prompt, tokens), compare_base)
+    print_answers(
+        bench, lambda: choose_option(bench, prompt) if choose else bench.base.generate(prompt, tokens), compare_base
+    )
 
 
 @app.command()
 def chat(
-    run: Run,
+    run: RunArgument,
     tokens: Annotated[int, typer.Option(min=1, help="at most so many new tokens an answer")] = 200,
     compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer before it")] = False,
-    at: At = None,
+    at: AtOption = None,
 ) -> None:
     """Answer each line of standard input (greedy), until it ends or says /quit. A line is a user's turn in the chat
     template, or plain text where there is none; the lines before it are not remembered."""
@@ -41,21 +43,21 @@ def chat(
 
     from ..errors import DataError
 
-    bench, *_ = rebuilt(run, at)
+    bench, *_ = rebuild_run(run, at)
     bench.base.must_continue()
-    while line := asked():
+    while line := read_line():
         if (text := line.strip()) == "/quit":
             break
         if not text:
             continue
         try:
-            prompt, plain = turn(bench, text)
-            say(bench, lambda: bench.base.generate(prompt, tokens, special=plain).strip(), compare_base)
+            prompt, plain = build_prompt(bench, text)
+            print_answers(bench, lambda: bench.base.generate(prompt, tokens, special=plain).strip(), compare_base)
         except DataError as e:
             print(f"zoedge: {e}", file=sys.stderr)
 
 
-def asked() -> str:
+def read_line() -> str:
     """The next line of standard input with its end, after a sign to whoever types; '' at the end."""
     import sys
 
@@ -69,7 +71,7 @@ def asked() -> str:
         raise DataError("What stands on standard input is not a text in UTF-8.") from None
 
 
-def say(bench: Any, answer: Callable[[], str], compare_base: bool) -> None:
+def print_answers(bench: Any, answer: Callable[[], str], compare_base: bool) -> None:
     """Print what the tuned model answers, and the base before it if asked."""
     from ..errors import UsageError
 
@@ -91,10 +93,10 @@ def quantize(
     """Make the pre-quantised cache of a model, so that the first run starts at once."""
     from ..errors import UsageError
     from ..recipe.sections import Model
-    from ..scoring.models.loading import prepare
+    from ..scoring.models.loading import prepare_folder
 
     if to not in ("nf4", "fp4", "int8"):
         raise UsageError(f"--to: '{to}' is not nf4, fp4 or int8.")
-    folder, _ = prepare(Model(source=model, quantization=to, double_quant=double_quant))
+    folder, _ = prepare_folder(Model(source=model, quantization=to, double_quant=double_quant))
     size = sum(p.stat().st_size for p in folder.iterdir())
     typer.echo(f"{folder}: {size / 1e6:,.0f} MB")

@@ -14,7 +14,7 @@ import typer
 
 from . import app
 
-BAR = "▏▎▍▌▋▊▉█"
+BAR_EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 @app.command()
@@ -28,61 +28,61 @@ def preview(
     json: Annotated[bool, typer.Option("--json", help="one JSON object, with every token's number")] = False,
 ) -> None:
     """Show rows as training will see them: text, scored tokens, lengths, what is cut. Loads no weights."""
-    from ..commands.preview import preview as look
-    from ..recipe.reading import read
+    from ..commands.preview import build_preview as look
+    from ..recipe.reading import read_recipe
 
-    found = look(read(recipe, overrides), count)
+    found = look(read_recipe(recipe, overrides), count)
     if json:
         typer.echo(json_.dumps({"quantiles": found.quantiles(), **asdict(found)}))
         return
     coloured = not plain and sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    for line in [*rows(found, coloured), *numbers(found)]:
+    for line in [*format_rows(found, coloured), *format_statistics(found)]:
         typer.echo(line)
 
 
-def rows(found: Any, coloured: bool) -> list[str]:
-    from ..errors import plain
+def format_rows(found: Any, coloured: bool) -> list[str]:
+    from ..errors import make_printable
 
     lines = []
     for row in found.rows:
-        label = f"  {plain(row.label)}" if row.label else ""
-        lines.append(paint(f"{plain(row.where)}{label}", "1", coloured))
+        label = f"  {make_printable(row.label)}" if row.label else ""
+        lines.append(colour_text(f"{make_printable(row.where)}{label}", "1", coloured))
         for i, sequence in enumerate(row.sequences):
             mark = ("* " if i == row.right else "  ") if len(row.sequences) > 1 else ""
-            text = "".join(written(sequence.pieces, coloured))
-            options = " | ".join(visible(option).strip() for option in sequence.options)
-            chosen = paint(f"   of {options}", "2", coloured) if options else ""
+            text = "".join(format_spans(sequence.pieces, coloured))
+            options = " | ".join(escape_text(option).strip() for option in sequence.options)
+            chosen = colour_text(f"   of {options}", "2", coloured) if options else ""
             lines += [mark + line for line in (text + chosen).split("\n")]
         lines.append("")
     return lines
 
 
-def written(pieces: Any, coloured: bool) -> Iterator[str]:
+def format_spans(pieces: Any, coloured: bool) -> Iterator[str]:
     """Context dim and scored tokens bright; without colours, each scored token in brackets."""
     for kind, some in groupby(pieces, key=lambda piece: piece.kind):
-        texts = [visible(piece.text) for piece in some]
+        texts = [escape_text(piece.text) for piece in some]
         if kind == "scored" and not coloured:
             texts = [f"[{text}]" for text in texts]
-        yield paint("".join(texts), {"scored": "1;32", "special": "2;36"}.get(kind, "2"), coloured)
+        yield colour_text("".join(texts), {"scored": "1;32", "special": "2;36"}.get(kind, "2"), coloured)
 
 
-def visible(text: str) -> str:
+def escape_text(text: str) -> str:
     """A line break as a sign and a break; other control characters escaped: a row may hold a terminal's commands."""
     return "".join("⏎\n" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def paint(text: str, code: str, coloured: bool) -> str:
+def colour_text(text: str, code: str, coloured: bool) -> str:
     return "\n".join(f"\x1b[{code}m{part}\x1b[0m" if part else "" for part in text.split("\n")) if coloured else text
 
 
-def numbers(found: Any) -> list[str]:
+def format_statistics(found: Any) -> list[str]:
     """The training set's lengths, and what is lost or looks wrong."""
-    from ..errors import plain
+    from ..errors import make_printable
 
     sizes = ", ".join(f"{n:,} {which}" for which, n in found.sizes.items())
     lines = [f"rows     {sizes}; task {found.task}"]
     if found.labels:
-        lines.append("labels   " + ", ".join(f"{plain(k)} {n:,}" for k, n in found.labels.items()))
+        lines.append("labels   " + ", ".join(f"{make_printable(k)} {n:,}" for k, n in found.labels.items()))
     quantiles = "  ".join(f"{name} {n:,}" for name, n in found.quantiles().items())
     each = found.scored / max(1, len(found.lengths))
     lines += [f"tokens   {quantiles}  (limit {found.limit:,}); {each:.1f} scored a sequence"]
@@ -90,7 +90,7 @@ def numbers(found: Any) -> list[str]:
     top, width = max(n for _, _, n in bins), max(len(f"{b:,}") for _, b, _ in bins)
     for a, b, n in bins:
         eighths = round(8 * 30 * n / top)
-        bar = "█" * (eighths // 8) + (BAR[eighths % 8 - 1] if eighths % 8 else "")
+        bar = "█" * (eighths // 8) + (BAR_EIGHTHS[eighths % 8 - 1] if eighths % 8 else "")
         lines.append(f"         {a:>{width},} - {b:>{width},}  {bar or ('▏' if n else ''):30}  {n:,}")
     for which, counts in found.counts.items():
         lines += [f"note     {n:,} {which} rows {what}" for what, n in counts.items() if n]

@@ -8,41 +8,41 @@ from typing import Annotated
 import typer
 
 from . import app
-from .completing import recipes as names
+from .completing import complete_recipes as names
 
-recipes = typer.Typer(no_args_is_help=True, help="The recipes that come with zoedge.")
-Name = Annotated[str, typer.Argument(autocompletion=names)]
-app.add_typer(recipes, name="recipes")
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with zoedge.")
+RecipeName = Annotated[str, typer.Argument(autocompletion=names)]
+app.add_typer(recipes_app, name="recipes")
 
 
-@recipes.command("ls")
+@recipes_app.command("ls")
 def ls() -> None:
     """List them, with their first comment."""
-    from ..recipe.reading import shipped
+    from ..recipe.reading import list_shipped
 
-    for path in shipped():
+    for path in list_shipped():
         first = path.read_text().splitlines()[0]
         typer.echo(f"{path.stem:24} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
 
 
-@recipes.command("show")
-def show(name: Name) -> None:
+@recipes_app.command("show")
+def show(name: RecipeName) -> None:
     """Print one."""
-    from ..recipe.reading import find
-    from ..recipe.strict_yaml import text_of
+    from ..recipe.reading import find_recipe
+    from ..recipe.strict_yaml import read_text_file
 
-    typer.echo(text_of(find(name)), nl=False)
+    typer.echo(read_text_file(find_recipe(name)), nl=False)
 
 
-@recipes.command("cp")
-def cp(name: Name, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
+@recipes_app.command("cp")
+def cp(name: RecipeName, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
     """Copy one, to change it."""
     from ..errors import UsageError
-    from ..recipe.reading import find
-    from ..recipe.strict_yaml import text_of
+    from ..recipe.reading import find_recipe
+    from ..recipe.strict_yaml import read_text_file
 
-    source = find(name)
-    text = text_of(source)
+    source = find_recipe(name)
+    text = read_text_file(source)
     target = to / source.name if to.is_dir() else to
     try:
         with target.open("x", encoding="utf-8") as file:

@@ -18,16 +18,16 @@ def report(
     ] = None,
 ) -> None:
     """One HTML file of a run, or of several beside one another, that opens anywhere and offline."""
-    from ..commands.report import NAME, write
+    from ..commands.report import REPORT_FILE, write_report
     from ..errors import UsageError
-    from ..run.folder import LOG, log_of
+    from ..run.folder import LOG_FILE, find_log
 
-    logs = [log_of(run) for run in runs]
+    logs = [find_log(run) for run in runs]
     if len(set(logs)) < len(logs):
         raise UsageError("The same run stands twice. Name each once.")
     if out is None:
-        out = logs[0].with_name(NAME) if len(logs) == 1 and logs[0].name == LOG else Path(NAME)
+        out = logs[0].with_name(REPORT_FILE) if len(logs) == 1 and logs[0].name == LOG_FILE else Path(REPORT_FILE)
     elif out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out: '{out}' is not a .html file.")
-    write(logs, out)
+    write_report(logs, out)
     typer.echo(f"{out}: {out.stat().st_size:,} bytes; open it in a browser")

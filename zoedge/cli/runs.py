@@ -12,21 +12,21 @@ import typer
 
 from . import app
 
-runs = typer.Typer(no_args_is_help=True, help="The runs that there are: list them, remove some.")
-app.add_typer(runs, name="runs")
+runs_app = typer.Typer(no_args_is_help=True, help="The runs that there are: list them, remove some.")
+app.add_typer(runs_app, name="runs")
 
 
-@runs.command("ls")
+@runs_app.command("ls")
 def ls(
     folder: Annotated[Path, typer.Option("--dir", help="where the runs are")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Every run with its state, steps and last score, the newest first."""
-    from ..commands.report.words import size
-    from ..commands.runs import age, entries
-    from ..errors import plain
+    from ..commands.report.words import format_bytes
+    from ..commands.runs import format_age, list_runs
+    from ..errors import make_printable
 
-    found = entries(folder)
+    found = list_runs(folder)
     if json:
         for e in found:
             typer.echo(json_.dumps(asdict(e)))
@@ -37,11 +37,20 @@ def ls(
     rows = [("run", "model", "task", "state", "steps", "score", "age", "size", "fingerprint")]
     for e in found:
         steps = f"{e.steps:,}/{e.of:,}" if e.of else ""
-        score = next((f"{k} {v}" for k, v in shown(e.score).items()), "") if e.score else ""
+        score = next((f"{k} {v}" for k, v in order_columns(e.score).items()), "") if e.score else ""
         rows.append(
-            (plain(e.name, 48), plain(e.model.rpartition("/")[2], 24), e.task, e.state, steps, score, age(e.at),
-             size(e.bytes), e.fingerprint[:8])
-        )  # fmt: skip
+            (
+                make_printable(e.name, 48),
+                make_printable(e.model.rpartition("/")[2], 24),
+                e.task,
+                e.state,
+                steps,
+                score,
+                format_age(e.at),
+                format_bytes(e.bytes),
+                e.fingerprint[:8],
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
     right = {4, 6, 7}
     for row in rows:
@@ -49,29 +58,29 @@ def ls(
         typer.echo("  ".join(cells).rstrip())
     for e in found:
         if e.wrong:
-            typer.echo(plain(e.wrong, 400), err=True)
+            typer.echo(make_printable(e.wrong, 400), err=True)
 
 
-def shown(score: object) -> dict[str, str]:
+def order_columns(score: object) -> dict[str, str]:
     """A score's columns, calibrated before raw."""
     columns: dict[str, str] = score.columns()  # type: ignore[attr-defined]
     return dict(sorted(columns.items(), key=lambda x: x[0] != "calibrated"))
 
 
-@runs.command("rm")
+@runs_app.command("rm")
 def rm(
     run: Annotated[list[str], typer.Argument(help="runs' folders or names")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
     """Remove runs' folders, with their logs: what a run has learnt is gone."""
-    from ..commands.report.words import size
-    from ..commands.runs import held, removable, remove, weight
+    from ..commands.report.words import format_bytes
+    from ..commands.runs import count_bytes, find_removable, is_locked, remove_run
     from ..errors import LockedError, UsageError
-    from ..run.folder import LOG
+    from ..run.folder import LOG_FILE
 
-    folders = list(dict.fromkeys(removable(name) for name in run))  # all of them, before anything is removed
+    folders = list(dict.fromkeys(find_removable(name) for name in run))  # all of them, before anything is removed
     for folder in folders:
-        if held(folder / LOG):
+        if is_locked(folder / LOG_FILE):
             raise LockedError(
                 f"{folder}: a zoedge process is writing this run. Wait for it, or stop it. Nothing was removed."
             )
@@ -79,7 +88,7 @@ def rm(
         if not sys.stdin.isatty():
             raise UsageError("`zoedge runs rm` asks first, and here is nobody to ask: add --yes.")
         for folder in folders:
-            typer.echo(f"{folder}: {size(weight(folder))}")
+            typer.echo(f"{folder}: {format_bytes(count_bytes(folder))}")
         typer.confirm(f"Remove {'it' if len(folders) == 1 else f'these {len(folders)}'} for good?", abort=True)
     for folder in folders:
-        typer.echo(f"removed {folder}: {remove(folder):,} bytes")
+        typer.echo(f"removed {folder}: {remove_run(folder):,} bytes")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import app
-from .completing import Overrides, Recipe
+from .completing import OverridesArgument, RecipeArgument
 
 
 @app.command()
@@ -22,9 +22,9 @@ def schema(
     A recipe whose first line is `# yaml-language-server: $schema=FILE` is completed and checked while it is written.
     """
     from ..errors import UsageError
-    from ..recipe.schema import document, explained
+    from ..recipe.schema import explain_field, recipe_schema
 
-    text = explained(field) if field is not None else json.dumps(document(), indent=1, ensure_ascii=False)
+    text = explain_field(field) if field is not None else json.dumps(recipe_schema(), indent=1, ensure_ascii=False)
     if out is None:
         typer.echo(text)
         return
@@ -37,13 +37,13 @@ def schema(
 
 @app.command()
 def validate(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
 ) -> None:
     """Check a recipe, its rows and its model, without weights.
 
     Every problem is listed; nothing is fetched or written. Exit code 0, 2 (recipe) or 3 (data or model).
     """
-    from ..commands.validate import examined
+    from ..commands.validate import validate_recipe
 
-    typer.echo(f"ok: {examined(recipe, overrides)}")
+    typer.echo(f"ok: {validate_recipe(recipe, overrides)}")

@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 
 from . import app
-from .logs import At, Base
+from .logs import AtOption, BaseOption
 
 
 @app.command()
 def pack(
     run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog")],
     out: Annotated[Path, typer.Option("-o", "--out", help="the file, such as film.zoe")],
-    at: At = None,
-    base: Base = None,
+    at: AtOption = None,
+    base: BaseOption = None,
 ) -> None:
     """A fine-tune in one file of kilobytes: `apply` makes the same adapter of it wherever the base is."""
     from ..commands.share import share

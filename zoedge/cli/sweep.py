@@ -26,31 +26,31 @@ def sweep(
     plain: Annotated[bool, typer.Option("--plain", help="every run's lines, instead of its live panel")] = False,
 ) -> None:
     """One recipe with many values, a run each; a run that is finished is not run again."""
-    from ..commands.report import NAME, needed, write
-    from ..commands.sweep import points, results, run, table
+    from ..commands.report import REPORT_FILE, require_matplotlib, write_report
+    from ..commands.sweep import build_points, collect_results, format_table, run_points
     from ..errors import UsageError
-    from ..run.folder import LOG, folder_of
+    from ..run.folder import LOG_FILE, run_folder
 
-    some = points(recipe, values, overrides, folder, draws, seed)
+    some = build_points(recipe, values, overrides, folder, draws, seed)
     if dry_run:
         for point in some:
             typer.echo(point.name)
         return
     how = ["--plain"] if plain else [] if sys.stdout.isatty() else ["--quiet"]
-    run(some, how, typer.echo, shlex.join(["zoedge", *sys.argv[1:]]))
-    found = results(some)
-    typer.echo("\n" + "\n".join(table(found)))
+    run_points(some, how, typer.echo, shlex.join(["zoedge", *sys.argv[1:]]))
+    found = collect_results(some)
+    typer.echo("\n" + "\n".join(format_table(found)))
     first = found[0]
     if first.valid is None and first.test is not None:
         typer.echo("sorted by the loss on the test rows, which are no test any more: set data.valid to choose by")
-    logs = [folder_of(r.point.recipe) / LOG for r in found if r.steps]
-    where = folder_of(some[0].recipe).parent
+    logs = [run_folder(r.point.recipe) / LOG_FILE for r in found if r.steps]
+    where = run_folder(some[0].recipe).parent
     if not logs:
         raise UsageError("No run of the sweep took a step; their sentences stand above.")
     try:
-        needed("A sweep's report")
+        require_matplotlib("A sweep's report")
     except UsageError as e:
         typer.echo(str(e))
     else:
-        typer.echo(f"report   {write(logs, where / NAME, where.name)}")
-    typer.echo(f"best     {folder_of(first.point.recipe)}")
+        typer.echo(f"report   {write_report(logs, where / REPORT_FILE, where.name)}")
+    typer.echo(f"best     {run_folder(first.point.recipe)}")

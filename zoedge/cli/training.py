@@ -8,21 +8,21 @@ from typing import Annotated, Any
 import typer
 
 from . import app
-from .completing import Overrides, Recipe, runs
+from .completing import OverridesArgument, RecipeArgument, complete_runs
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="errors alone")]
-Plain = Annotated[bool, typer.Option("--plain", help="lines instead of the live panel")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="errors alone")]
+PlainOption = Annotated[bool, typer.Option("--plain", help="lines instead of the live panel")]
+JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
 
 
-def style(quiet: bool, plain: bool, json: bool) -> str:
+def choose_display(quiet: bool, plain: bool, json: bool) -> str:
     return "json" if json else "quiet" if quiet else "plain" if plain else "auto"
 
 
 @app.command()
 def finetune(
-    recipe: Recipe,
-    overrides: Overrides = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     resume: Annotated[
         str, typer.Option(help="auto: go on where the run's log ends; never: refuse an existing run")
     ] = "auto",
@@ -34,78 +34,78 @@ def finetune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check the recipe, print it with all defaults, and stop")
     ] = False,
-    quiet: Quiet = False,
-    plain: Plain = False,
-    json: Json = False,
+    quiet: QuietOption = False,
+    plain: PlainOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Train by forward passes only, as a recipe says."""
     from ..errors import UsageError
-    from ..recipe.reading import read
-    from ..recipe.recipe import dump
-    from ..run.folder import folder_of
-    from ..run.workers import follows
+    from ..recipe.reading import read_recipe
+    from ..recipe.recipe import dump_recipe
+    from ..run.folder import run_folder
+    from ..run.workers import is_follower
 
     if resume not in ("auto", "never"):
         raise UsageError(f"--resume: '{resume}' is not auto or never. To go on with a run: zoedge resume {resume}")
-    checked = read(recipe, overrides)
+    checked = read_recipe(recipe, overrides)
     if dry_run:
-        typer.echo(dump(checked), nl=False)
+        typer.echo(dump_recipe(checked), nl=False)
         return
-    begin = branched(parent) if parent and not follows() else None
-    go(checked, run_dir or folder_of(checked), resume == "auto", style(quiet, plain, json), begin)
+    begin = parse_parent(parent) if parent and not is_follower() else None
+    run_training(checked, run_dir or run_folder(checked), resume == "auto", choose_display(quiet, plain, json), begin)
 
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(help="a run's folder or name", autocompletion=runs)],
-    quiet: Quiet = False,
-    plain: Plain = False,
-    json: Json = False,
+    run: Annotated[str, typer.Argument(help="a run's folder or name", autocompletion=complete_runs)],
+    quiet: QuietOption = False,
+    plain: PlainOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Go on with a run: replay its log, prove the states, then train on."""
     from ..commands.finetune import follow
     from ..log.log import Log
-    from ..run.folder import log_of
-    from ..run.identity import recipe_of
-    from ..run.workers import follows
+    from ..run.folder import find_log
+    from ..run.identity import recipe_from_header
+    from ..run.workers import is_follower
 
-    if follows():
+    if is_follower():
         return follow()
-    path = log_of(run)
+    path = find_log(run)
     with Log.open(path) as log:
-        recipe = recipe_of(log.header, str(path))
-    go(recipe, path.parent, True, style(quiet, plain, json))
+        recipe = recipe_from_header(log.header, str(path))
+    run_training(recipe, path.parent, True, choose_display(quiet, plain, json))
 
 
-def branched(text: str) -> Any:
+def parse_parent(text: str) -> Any:
     """The parent that RUN@STEP names."""
     from ..errors import UsageError
     from ..run.branch import Parent
-    from ..run.folder import step_of
-    from .logs import opened
+    from ..run.folder import resolve_step
+    from .logs import open_log
 
     run, at, step = text.rpartition("@")
     if not at:
         raise UsageError(f"--from: '{text}' is not RUN@STEP, such as runs/quickstart@500.")
-    journal = opened(run)
-    return Parent(journal, step_of(journal, step))
+    journal = open_log(run)
+    return Parent(journal, resolve_step(journal, step))
 
 
-def go(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) -> None:
+def run_training(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) -> None:
     from ..commands.finetune import finetune
-    from ..run.display import display
+    from ..run.display import make_display
 
-    show = display(how)
+    show = make_display(how)
     outcome = finetune(recipe, run_dir=folder, resume="auto" if resume else "never", display=show, parent=parent)
     if outcome is not None:  # of the other workers of a launch, worker 0 tells
-        summary(outcome, show)
+        print_summary(outcome, show)
 
 
-def summary(o: Any, show: Any) -> None:
+def print_summary(o: Any, show: Any) -> None:
     """What was reached, where it lies, and what to type next."""
-    from ..commands.report import NAME
-    from ..run.display import Json, clock
-    from ..run.evaluate import table
+    from ..commands.report import REPORT_FILE
+    from ..run.display import Json, format_seconds
+    from ..run.evaluate import format_scores
 
     if isinstance(show, Json):
         fields = {
@@ -120,7 +120,7 @@ def summary(o: Any, show: Any) -> None:
         return
     lines = [""]
     if o.after:
-        lines += table({"zero-shot": o.before, f"after {o.at:,} steps": o.after}, "held-out rows")
+        lines += format_scores({"zero-shot": o.before, f"after {o.at:,} steps": o.after}, "held-out rows")
     lines += [
         "",
         f"log      {o.folder}/run.zlog   {o.size:,} bytes for {o.steps:,} steps",
@@ -137,10 +137,10 @@ def summary(o: Any, show: Any) -> None:
         lines.append(f"adapter  {o.adapter}")
         replay = f"  zoedge replay {o.folder}{at} -o rebuilt          # the adapter again, from the log alone"
         verify += f"{at} --adapter {o.adapter}"
-    if (o.folder / NAME).is_file():
-        lines.append(f"report   {o.folder / NAME}")
+    if (o.folder / REPORT_FILE).is_file():
+        lines.append(f"report   {o.folder / REPORT_FILE}")
     lines += [
-        f"time     {clock(o.seconds)}",
+        f"time     {format_seconds(o.seconds)}",
         "",
         "next:",
         replay,

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cli.logs import opened
+from ..cli.logs import open_log
 
 
-def rebuilt(run: str, at: str | None) -> tuple[Any, Any, int]:
+def rebuild_run(run: str, at: str | None) -> tuple[Any, Any, int]:
     """(bench, log, steps) of a run: the base loaded anew, the space moved to where it is after so many steps."""
     from ..core import engine
-    from ..run import folder as run_folder
-    from ..run import identity, setup
+    from ..run import folder, identity, setup
 
-    journal = opened(run)
-    steps = run_folder.step_of(journal, at)
-    recipe = identity.recipe_of(journal.header, run)
+    journal = open_log(run)
+    steps = folder.resolve_step(journal, at)
+    recipe = identity.recipe_from_header(journal.header, run)
     bench = setup.Bench.build(recipe)
-    identity.same_base(journal.header, bench.header(), run)
+    identity.check_same_base(journal.header, bench.header(), run)
     for _ in engine.play(bench.run(journal), steps):
         pass
     return bench, journal, steps
 
 
-def turn(bench: Any, text: str) -> tuple[str, bool]:
+def build_prompt(bench: Any, text: str) -> tuple[str, bool]:
     """(the prompt that asks for an answer to a text, whether it is plain). A run that learnt to chat keeps its format."""
-    from ..scoring.tasks.chat import Chat, question
+    from ..scoring.tasks.chat import Chat, render_question
 
     task, tokenizer = bench.recipe.task, bench.base.tokenizer
     own = Chat() if isinstance(tokenizer.chat_template, str) else None
     form = task if isinstance(task, Chat) else own
-    return (text, True) if form is None else (question(form.source(tokenizer), text, tokenizer), False)
+    return (text, True) if form is None else (render_question(form.source(tokenizer), text, tokenizer), False)
 
 
-def chosen(bench: Any, prompt: str) -> str:
+def choose_option(bench: Any, prompt: str) -> str:
     """The most likely option after a prompt, and the probability of each. A mask is put there where the model fills one."""
     from dataclasses import replace
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import errors
-from ..errors import DataError, IdentityError, UsageError, nearest, plain
+from ..errors import DataError, IdentityError, UsageError, make_printable, suggest_nearest
 from .export import folder as export_folder
 from .export import peft
 
@@ -25,17 +25,19 @@ try:
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
 except ImportError as e:
-    raise UsageError(f"--tasks needs lm-eval ({plain(str(e))}). Install it: pip install 'zoedge[eval]'") from None
+    raise UsageError(
+        f"--tasks needs lm-eval ({make_printable(str(e))}). Install it: pip install 'zoedge[eval]'"
+    ) from None
 
-from ..scoring.models.decode import continued
+from ..scoring.models.decode import generate_greedy
 from ..scoring.tasks._examples import Examples
 
-ROWS = 2048  # token rows in one forward
-LOGITS = 256  # rows of logits at a time: 50,272 float32 each are 0.2 MB
-NEW = 256  # tokens of an answer at most, where its task does not say
+ROWS_PER_BATCH = 2048  # token rows in one forward
+LOGIT_ROWS = 256  # rows of logits at a time: 50,272 float32 each are 0.2 MB
+MAX_NEW_TOKENS = 256  # tokens of an answer at most, where its task does not say
 
 
-class Wrapped(TemplateLM):
+class LmEvalModel(TemplateLM):
     """A base (models.base.Base), with whatever points are held while it is asked."""
 
     def __init__(self, base: Any):
@@ -74,7 +76,7 @@ class Wrapped(TemplateLM):
             first = max(1, len(ids) - len(continuation))
             examples.add(ids, list(range(first, len(ids))), 0, "")
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        for chosen in batches(examples):
+        for chosen in iter_batches(examples):
             batch = examples.collate(chosen)
             h = self.base.hidden(batch, 1)
             real = torch.arange(h.shape[1]) < torch.tensor([len(examples.targets[i]) for i in chosen])[:, None]
@@ -90,7 +92,7 @@ class Wrapped(TemplateLM):
         """(log p of the target, whether it is the likeliest) of hidden states [N, H] and targets [N]."""
         head = self.base.facts.head(self.base.model)
         with torch.inference_mode():
-            for some, wanted in zip(h.split(LOGITS), targets.to(h.device).split(LOGITS)):
+            for some, wanted in zip(h.split(LOGIT_ROWS), targets.to(h.device).split(LOGIT_ROWS)):
                 logp = self.base.project(head, some, slice(None)).log_softmax(-1)
                 own = logp.gather(-1, wanted[:, None])[:, 0]
                 yield from zip(own.double().tolist(), (own >= logp.max(-1).values).tolist())
@@ -116,13 +118,13 @@ class Wrapped(TemplateLM):
                 raise DataError("A task wants sampled answers (do_sample): zoedge answers greedily.")
             until = options.get("until") or []
             until = [until] if isinstance(until, str) else [text for text in until if text]
-            new = int(options.get("max_gen_toks", NEW))
+            new = int(options.get("max_gen_toks", MAX_NEW_TOKENS))
             if new >= self.base.context_length:
                 raise DataError(f"A task wants {new} new tokens, in a context of {self.base.context_length}.")
             ids = torch.tensor([self.tok_encode(context)[-(self.base.context_length - new) :]])
             stops = {"stop_strings": until, "tokenizer": self.tokenizer} if until else {}
             with torch.inference_mode():
-                out = continued(
+                out = generate_greedy(
                     self.base, ids, torch.ones_like(ids), 1, max_new_tokens=new, pad_token_id=self.eot_token_id, **stops
                 )
             text = self.tokenizer.decode(out[0], skip_special_tokens=True)
@@ -132,16 +134,16 @@ class Wrapped(TemplateLM):
         return found
 
 
-def batches(examples: Examples) -> Iterator[list[int]]:
+def iter_batches(examples: Examples) -> Iterator[list[int]]:
     """All of them, the longest first, ROWS token rows a batch."""
     left = [i for some in examples.sorted_batches(1) for i in some][::-1]
     while left:
-        size = max(1, ROWS // len(examples.tokens[left[0]]))
+        size = max(1, ROWS_PER_BATCH // len(examples.tokens[left[0]]))
         yield left[:size]
         left = left[size:]
 
 
-def known(names: str, include: Path | None) -> tuple[list[str], Any]:
+def find_tasks(names: str, include: Path | None) -> tuple[list[str], Any]:
     """(the tasks that a list separated by commas names, lm-eval's manager of them). UsageError: there is no such one."""
     found = [name.strip() for name in names.split(",") if name.strip()]
     if not found:
@@ -156,13 +158,15 @@ def known(names: str, include: Path | None) -> tuple[list[str], Any]:
     tasks = TaskManager(include_path=str(include) if include else None)
     for name in found:
         if name not in tasks.all_tasks:
-            raise UsageError(f"--tasks: lm-eval has no '{plain(name)}'{nearest(name, tasks.all_tasks) or '.'}")
+            raise UsageError(
+                f"--tasks: lm-eval has no '{make_printable(name)}'{suggest_nearest(name, tasks.all_tasks) or '.'}"
+            )
     return found, tasks
 
 
-def run(base: Any, space: Any, names: list[str], tasks: Any, limit: int | None) -> dict[str, Any]:
+def run_tasks(base: Any, space: Any, names: list[str], tasks: Any, limit: int | None) -> dict[str, Any]:
     """lm-eval's results of some tasks. space: held meanwhile; None: the base alone. DataError: a task's data."""
-    model = Wrapped(base)
+    model = LmEvalModel(base)
     with nullcontext() if space is None else space.visit([lambda leaf: None]):
         try:
             found = simple_evaluate(
@@ -172,17 +176,18 @@ def run(base: Any, space: Any, names: list[str], tasks: Any, limit: int | None) 
             raise
         except Exception as e:  # of datasets, its network, or a task's own code: no list of kinds would be complete
             raise DataError(
-                f"--tasks {','.join(names)}: {type(e).__name__}: {plain(str(e), 400)}. Tasks fetch their data from a hub; "
+                f"--tasks {','.join(names)}: {type(e).__name__}: {make_printable(str(e), 400)}. Tasks fetch "
+                "their data from a hub; "
                 "where there is none, --include DIR names a folder of tasks over files of your own."
             ) from e
     return dict(found or {})
 
 
-def shown(results: dict[str, Any]) -> str:
+def format_results(results: dict[str, Any]) -> str:
     return str(make_table(results)).strip()
 
 
-def adapter(folder: Path, source: str | None) -> tuple[Any, Any]:
+def attach_adapter(folder: Path, source: str | None) -> tuple[Any, Any]:
     """(base, space) of an exported adapter. source: where the base is, if not where its marker says.
 
     DamagedError: the files. IdentityError: the base is another. UsageError: no LoRA adapter.
@@ -190,25 +195,29 @@ def adapter(folder: Path, source: str | None) -> tuple[Any, Any]:
     from ..methods.noise.rademacher import Rademacher
     from ..methods.spaces.lora import Lora
     from ..recipe.sections import Model
-    from ..scoring.models.loading import load
+    from ..scoring.models.loading import load_base
 
-    facts = export_folder.marker(folder)
+    facts = export_folder.read_marker(folder)
     if facts["kind"] != "peft":
         raise UsageError(f"{folder} is a whole model: lm-eval reads it itself (lm_eval --model hf).")
-    options, _ = peft.described(facts, folder)
+    options, _ = peft.parse_description(facts, folder)
     if not isinstance(options, Lora):
         raise UsageError(f"{folder} is a {options.title}, a change from values of its base: name its run instead.")
     try:
         spec = Model(
-            source=source or facts["source"], revision=None if source else facts["revision"],
-            quantization=facts["quantization"], double_quant=facts["double_quant"], compute_dtype="auto", device="auto",
+            source=source or facts["source"],
+            revision=None if source else facts["revision"],
+            quantization=facts["quantization"],
+            double_quant=facts["double_quant"],
+            compute_dtype="auto",
+            device="auto",
             threads=None,
-        )  # fmt: skip
+        )
     except (KeyError, ValueError):
         raise errors.DamagedError(
-            f"{folder / export_folder.MARKER}: what it says of the base cannot be read."
+            f"{folder / export_folder.MARKER_FILE}: what it says of the base cannot be read."
         ) from None
-    base = load(spec)
+    base = load_base(spec)
     if base.digest.hex() != facts.get("base"):
         raise IdentityError(
             f"{folder}: the base in {base.path} is not the one that was trained on (sha256 {str(facts.get('base'))[:8]}.. -> "

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..recipe.recipe import Recipe, word_of
+from ..recipe.recipe import Recipe, part_name
 from ..scoring import texts
 
-BINS = 12  # of the histogram of lengths
+HISTOGRAM_BINS = 12  # of the histogram of lengths
 
 
-class Piece(NamedTuple):
+class TokenSpan(NamedTuple):
     """Some tokens that make whole characters (mostly one). kind: context | special | scored."""
 
     ids: tuple[int, ...]
@@ -25,13 +25,13 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Sequence_:
+class PreviewSequence:
     """A sequence that the model reads, and after it the last scored token, which it only has to foretell.
 
     options: where one token is chosen among several, their texts in the options' order; the last piece is the right one.
     """
 
-    pieces: list[Piece]
+    pieces: list[TokenSpan]
     options: list[str] = field(default_factory=list)
 
     @property
@@ -40,13 +40,13 @@ class Sequence_:
 
 
 @dataclass
-class Row:
+class PreviewRow:
     """An example of step 0's batch (or a later one's). right: which of several sequences has the label."""
 
     where: str
     label: str
     right: int
-    sequences: list[Sequence_]
+    sequences: list[PreviewSequence]
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Preview:
     unscored: int
     unknown: int
     labels: dict[str, int]
-    rows: list[Row]
+    rows: list[PreviewRow]
 
     def quantiles(self) -> dict[str, int]:
         some = sorted(self.lengths)
@@ -78,58 +78,66 @@ class Preview:
     def histogram(self) -> list[tuple[int, int, int]]:
         """(first length, last length, sequences) of bins of equal width."""
         low, high = min(self.lengths), max(self.lengths)
-        width = max(1, -(-(high - low + 1) // BINS))
+        width = max(1, -(-(high - low + 1) // HISTOGRAM_BINS))
         counts = Counter((n - low) // width for n in self.lengths)
         return [
             (low + i * width, min(high, low + (i + 1) * width - 1), counts[i]) for i in range((high - low) // width + 1)
         ]
 
 
-def preview(recipe: Recipe, count: int) -> Preview:
+def build_preview(recipe: Recipe, count: int) -> Preview:
     """The first `count` rows in the order of training, and the training set in numbers. DataError: as training would."""
     from ..scoring.models.checkpoint import check_files
-    from ..scoring.models.families import suits
-    from ..scoring.models.loading import config_of, load_tokenizer
+    from ..scoring.models.families import check_head
+    from ..scoring.models.loading import load_config, load_tokenizer
     from ..scoring.sources.resolve import resolve_model
 
     folder = resolve_model(recipe.model.source, recipe.model.revision)
     check_files(folder)
     tokenizer = load_tokenizer(folder)
-    config, facts = config_of(folder)
-    suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
-    limit = min(recipe.data.max_length, int(facts.longest(config)) - virtual(recipe.space))
-    found = texts.texts(recipe, tokenizer, limit)
+    config, facts = load_config(folder)
+    check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
+    limit = min(recipe.data.max_length, int(facts.longest(config)) - count_virtual_tokens(recipe.space))
+    found = texts.load_datasets(recipe, tokenizer, limit)
     train = found.train
     task = recipe.task.over(train, recipe.seed, recipe.train.batch)
-    rows: list[Row] = []
+    rows: list[PreviewRow] = []
     for step in range(-(-count // recipe.train.batch)):
-        rows += shown(task.batch(step), recipe.task, tokenizer)
-    labels = Counter(name_of(recipe.task, i) for i in train.labels) if getattr(recipe.task, "options", None) else {}
+        rows += decode_rows(task.batch(step), recipe.task, tokenizer)
+    labels = (
+        Counter(get_label_name(recipe.task, i) for i in train.labels) if getattr(recipe.task, "options", None) else {}
+    )
     special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
     if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):  # as GPT-2's: it stands for no unknown word
         unknown = None
     sets = {"train": train, "valid": found.valid, "test": found.test}
     return Preview(
-        recipe.name, word_of(recipe.task), limit, {k: len(v) for k, v in sets.items() if v is not None}, found.counts,
-        [len(ids) for ids in train.tokens], sum(map(len, train.rows)),
+        recipe.name,
+        part_name(recipe.task),
+        limit,
+        {k: len(v) for k, v in sets.items() if v is not None},
+        found.counts,
+        [len(ids) for ids in train.tokens],
+        sum(map(len, train.rows)),
         sum(ids[0] in special and ids[:2] == [ids[0]] * 2 for ids in train.tokens[:: train.per]),
         sum(not some for some in train.rows[:: train.per]),
         sum(ids.count(unknown) for ids in train.tokens),
-        dict(labels), rows[:count],
-    )  # fmt: skip
+        dict(labels),
+        rows[:count],
+    )
 
 
-def virtual(space: Any) -> int:
+def count_virtual_tokens(space: Any) -> int:
     """Virtual tokens that stand before every sequence (Base.reserve)."""
     inner = getattr(space, "of", {}) if hasattr(space, "nested") else {}
-    return int(getattr(space, "tokens", 0)) + sum(map(virtual, inner.values()))
+    return int(getattr(space, "tokens", 0)) + sum(map(count_virtual_tokens, inner.values()))
 
 
-def name_of(task: Any, label: int) -> str:
+def get_label_name(task: Any, label: int) -> str:
     return list(task.options)[label]
 
 
-def shown(batch: Any, task: Any, tokenizer: Any) -> Iterable[Row]:
+def decode_rows(batch: Any, task: Any, tokenizer: Any) -> Iterable[PreviewRow]:
     """A batch's examples as people read them, from its tensors alone."""
     per = batch.examples.per
     named = bool(getattr(task, "options", None))
@@ -143,31 +151,33 @@ def shown(batch: Any, task: Any, tokenizer: Any) -> Iterable[Row]:
             rows = batch.rows[s, : len(batch.examples.rows[batch.index[s]])].tolist()
             options = []
             if named and per == 1:  # one place, and a token an option there
-                options, targets = [text_of(tokenizer, [t]) for t in targets], [targets[label]]
+                options, targets = [decode_text(tokenizer, [t]) for t in targets], [targets[label]]
             places = rows if masked else [row + 1 for row in rows]
             for place, target in zip(places, targets):
                 ids[place : place + 1] = [target]
-            sequences.append(Sequence_(pieces(ids, set(places), tokenizer), options))
+            sequences.append(PreviewSequence(split_into_spans(ids, set(places), tokenizer), options))
         where = batch.examples.names[batch.index[b * per] // per]
-        yield Row(where, name_of(task, label) if named else "", label if named and per > 1 else 0, sequences)
+        yield PreviewRow(
+            where, get_label_name(task, label) if named else "", label if named and per > 1 else 0, sequences
+        )
 
 
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
-def pieces(ids: list[int], scored: set[int], tokenizer: Any) -> list[Piece]:
+def split_into_spans(ids: list[int], scored: set[int], tokenizer: Any) -> list[TokenSpan]:
     """Tokens with their texts, by what each adds to the text so far: a token alone may lack its space, or be half a
     character, and is then shown with those that complete it."""
-    special, found = set(tokenizer.all_special_ids), list[Piece]()
+    special, found = set(tokenizer.all_special_ids), list[TokenSpan]()
     text, first = "", 0
     for i, token in enumerate(ids):
         kind = "scored" if i in scored else "special" if token in special else "context"
-        whole = text_of(tokenizer, ids[: i + 1])
+        whole = decode_text(tokenizer, ids[: i + 1])
         last = i + 1 == len(ids) or ((i + 1) in scored) != (i in scored)
         if whole.endswith("\ufffd") and not last:
             continue
-        found.append(Piece(tuple(ids[first : i + 1]), whole[len(text) :], kind))
+        found.append(TokenSpan(tuple(ids[first : i + 1]), whole[len(text) :], kind))
         text, first = whole, i + 1
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError, plain
+from ..errors import UsageError, make_printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,11 @@ class Replayed:
         """What `save` writes: adapter, model, or parameters (an optimiser's)."""
         from ..run import identity
 
-        if identity.of_optimizer(self.log.header):
+        if identity.is_optimizer_log(self.log.header):
             return "parameters"
-        return "adapter" if getattr(identity.recipe_of(self.log.header, "").space, "adapter", True) else "model"
+        return (
+            "adapter" if getattr(identity.recipe_from_header(self.log.header, "").space, "adapter", True) else "model"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +53,7 @@ class Replayed:
         from ..run import replay as run_replay
 
         if not getattr(self.run.space, "complete", True):
-            self.run.space = run_replay.over_base(self.run, self.log, self.base)
+            self.run.space = run_replay.attach_replayed(self.run, self.log, self.base)
         return self.run.space
 
     def save(self, folder: str | os.PathLike[str], tokenizer_from: Path | None = None) -> Path:
@@ -70,12 +72,12 @@ class Replayed:
                 raise UsageError(f"{path} is there already; name another folder.")
             folder.mkdir(parents=True, exist_ok=True)
             kept = {name: value.cpu().contiguous() for name, value in space.tensors()}
-            write_durably(path, peft.labelled(peft.serialised(kept)[0], log=self.fingerprint, state=self.state))
+            write_durably(path, peft.add_metadata(peft.encode_tensors(kept)[0], log=self.fingerprint, state=self.state))
             return folder
-        recipe = identity.recipe_of(self.log.header, str(self.log.path))
+        recipe = identity.recipe_from_header(self.log.header, str(self.log.path))
         if self.kind == "adapter":
-            return peft.peft(self.run, self.log, recipe, folder, tokenizer_from, self.steps)
-        made = merged.merged(recipe, space, folder, base_folder=self.base, log=self.log, steps=self.steps)
+            return peft.write_peft(self.run, self.log, recipe, folder, tokenizer_from, self.steps)
+        made = merged.write_merged(recipe, space, folder, base_folder=self.base, log=self.log, steps=self.steps)
         return made.folder
 
 
@@ -96,15 +98,15 @@ def replay(
     from ..recipe.sections import Model
     from ..run import folder as run_folder
     from ..run import replay as run_replay
-    from ..run.folder import opened
-    from ..scoring.models.loading import device_of
+    from ..run.folder import open_any_log
+    from ..scoring.models.loading import resolve_device
 
     if device not in ("cpu", "cuda"):
-        raise UsageError(f"--device: '{plain(str(device))}' is not cpu or cuda.")
-    device_of(Model.model_validate({"source": "", "device": device}))
-    journal = opened(os.fspath(log)) if isinstance(log, (str, os.PathLike)) else log
-    steps = run_folder.step_of(journal, None if at is None else str(at))
-    made, began = run_replay.replayer(journal, device, base), time.monotonic()
+        raise UsageError(f"--device: '{make_printable(str(device))}' is not cpu or cuda.")
+    resolve_device(Model.model_validate({"source": "", "device": device}))
+    journal = open_any_log(os.fspath(log)) if isinstance(log, (str, os.PathLike)) else log
+    steps = run_folder.resolve_step(journal, None if at is None else str(at))
+    made, began = run_replay.build_replay_run(journal, device, base), time.monotonic()
     for _ in engine.play(made, steps):
         pass
     return Replayed(journal, made, steps, digests.digest(made.space).hex(), time.monotonic() - began, base)

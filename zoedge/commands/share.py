@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import IdentityError, ReplayError, UsageError, plain
+from ..errors import IdentityError, ReplayError, UsageError, make_printable
 from ..log.log import Log
-from ..log.packed import pack
-from ..log.shared import _HEAD, MAGIC, MAJOR, MINOR, Shared
-from ..run.folder import opened
+from ..log.packed import pack_log
+from ..log.shared import _HEADER_STRUCT, MAGIC, MAJOR, MINOR, SharedLog
+from ..run.folder import open_any_log
 
 if TYPE_CHECKING:
     from .replay import Replayed
@@ -40,20 +40,23 @@ def share(run: str, at: str | None = None, base: str | None = None) -> tuple[byt
     from ..run import identity
     from . import replay
 
-    log = opened(run)
+    log = open_any_log(run)
     if not isinstance(log, Log):
         raise UsageError(f"{run} is packed already. Share it as it is, or pack the run that it was made from.")
-    recipe = identity.recipe_of(log.header, run)
+    recipe = identity.recipe_from_header(log.header, run)
     found = replay.replay(log, at, base=base)
-    head = _HEAD.pack(MAGIC, MAJOR, MINOR, found.steps, bytes(16), bytes.fromhex(found.state))
-    raw = head + pack(log)
-    notes = [f"the recipe inside names a place on this machine: {key} {plain(value)}" for key, value in places(recipe)]
+    head = _HEADER_STRUCT.pack(MAGIC, MAJOR, MINOR, found.steps, bytes(16), bytes.fromhex(found.state))
+    raw = head + pack_log(log)
+    notes = [
+        f"the recipe inside names a place on this machine: {key} {make_printable(value)}"
+        for key, value in find_local_paths(recipe)
+    ]
     if log.state.end is None:
         notes.append(f"the run is not finished: {len(log):,} of {recipe.train.steps:,} steps")
     return raw + hashlib.sha256(raw).digest(), log, notes
 
 
-def places(recipe: Any) -> Iterator[tuple[str, str]]:
+def find_local_paths(recipe: Any) -> Iterator[tuple[str, str]]:
     """Names of files in a recipe that tell of this machine."""
     for key, value in (
         ("model.source", recipe.model.source),
@@ -63,7 +66,7 @@ def places(recipe: Any) -> Iterator[tuple[str, str]]:
             yield key, value
 
 
-class Applied(NamedTuple):
+class AppliedAdapter(NamedTuple):
     """folder: the adapter. of: what was replayed. base: the base's folder."""
 
     folder: Path
@@ -71,7 +74,7 @@ class Applied(NamedTuple):
     base: Path
 
 
-def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu") -> Applied:
+def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu") -> AppliedAdapter:
     """The adapter of a .zoe in `folder`: the base's identity first, then replay, then the state's digest.
 
     base: a folder or another source; None: as the recipe inside says. IdentityError: another base or tokenizer, or
@@ -83,19 +86,21 @@ def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu"
     from . import replay
     from .export import folder as export_folder
 
-    log = opened(str(path))
-    if not isinstance(log, Shared):
+    log = open_any_log(str(path))
+    if not isinstance(log, SharedLog):
         raise UsageError(f"{path} is no shared fine-tune (.zoe): `zoedge pack RUN -o FILE.zoe` makes one.")
-    export_folder.replaceable(Path(os.path.abspath(folder)))
-    spec = identity.recipe_of(log.header, str(path)).model
+    export_folder.check_replaceable(Path(os.path.abspath(folder)))
+    spec = identity.recipe_from_header(log.header, str(path)).model
     if base:
         spec = spec.model_copy(update={"source": base, "revision": None})
     there = resolve_model(spec.source, spec.revision)
     checkpoint.check_files(there)
-    here = replace(log.header, base=checkpoint.identity(there, spec))
-    if not (found := identity.differences(log.header, here)):
+    here = replace(log.header, base=checkpoint.base_identity(there, spec))
+    if not (found := identity.identity_differences(log.header, here)):
         tokenizer = loading.load_tokenizer(there)
-        found = identity.differences(log.header, replace(here, tokenizer=checkpoint.tokenizer_digest(tokenizer)))
+        found = identity.identity_differences(
+            log.header, replace(here, tokenizer=checkpoint.tokenizer_digest(tokenizer))
+        )
     if found:
         raise IdentityError(
             f"{path} was not made from what is in {there}: {', '.join(found)}. Name its base with --base."
@@ -106,4 +111,4 @@ def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu"
             f"{path}: after step {done.steps} the state is {done.state[:12]}.. and the file says {log.delivered.hex()[:12]}..: "
             "replay differs here. `zoedge verify --replay` names the first step, tensor and element."
         )
-    return Applied(done.save(folder, there), done, there)
+    return AppliedAdapter(done.save(folder, there), done, there)

@@ -24,28 +24,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..core.canonical import canonical
+from ..core.canonical import encode_canonical
 from ..core.storage import write_durably
-from ..errors import DataError, DivergedError, UsageError, ZoedgeError, listed, plain
+from ..errors import DataError, DivergedError, UsageError, ZoedgeError, format_faults, make_printable
 from ..log.log import Log
 from ..recipe import check, reading, sentences, strict_yaml
 from ..recipe import overrides as recipe_overrides
 from ..recipe import recipe as recipe_module
 from ..recipe.recipe import Recipe
-from ..recipe.strict_yaml import Place
+from ..recipe.strict_yaml import Position
 from ..run import auto, identity
 from ..run import folder as run_folder
 from ..run.evaluate import Score
 
-PAIRED = "_"  # axolotl's word for values that go together: a list of tables
-OWN = ("name", "version", "output.dir")  # what a sweep sets itself
-MOST = 1000  # points of a grid
-NAME = 60  # characters of a folder's
-GOES_ON = (DivergedError.exit_code, DataError.exit_code, -signal.SIGKILL)  # a point's own fault: too far, or too large
+PAIRED_KEY = "_"  # axolotl's word for values that go together: a list of tables
+RESERVED_KEYS = ("name", "version", "output.dir")  # what a sweep sets itself
+MAX_POINTS = 1000  # points of a grid
+MAX_NAME_LENGTH = 60  # characters of a folder's
+TOLERATED_EXITS = (
+    DivergedError.exit_code,
+    DataError.exit_code,
+    -signal.SIGKILL,
+)  # a point's own fault: too far, or too large
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """A run of a sweep. values: dotted key -> value."""
 
     name: str
@@ -57,14 +61,14 @@ class Point:
 class Axis:
     """What is chosen among: values, each a table of keys with the place of each; or a range of one key, if low < high."""
 
-    values: list[dict[str, tuple[Any, Place]]]
+    values: list[dict[str, tuple[Any, Position]]]
     key: str = ""
-    place: Place = (0, 0)
+    place: Position = (0, 0)
     low: float = 0.0
     high: float = 0.0
     log: bool = False
 
-    def draw(self, u: float) -> dict[str, tuple[Any, Place]]:
+    def draw(self, u: float) -> dict[str, tuple[Any, Position]]:
         """The value at u in 0 .. 1, of a range rounded to 4 digits: they are in the folder's name."""
         if self.values:
             return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
@@ -85,7 +89,7 @@ class Stopped(ZoedgeError):
         self.exit_code = 128 + number
 
 
-class Failed(ZoedgeError):
+class RunFailed(ZoedgeError):
     """A run ended in a way that the others would, too."""
 
     def __init__(self, text: str, code: int):
@@ -96,32 +100,33 @@ class Failed(ZoedgeError):
 # -- what to run
 
 
-def axes(path: Path) -> list[Axis]:
+def read_axes(path: Path) -> list[Axis]:
     """The file's axes in its order. UsageError: every mistake, with file:line:column."""
-    table, marks = strict_yaml.read_yaml(strict_yaml.text_of(path), str(path))
+    table, marks = strict_yaml.read_yaml(strict_yaml.read_text_file(path), str(path))
     if not isinstance(table, dict) or not table:
         raise UsageError(
             f"{path}: a sweep is a table of recipe keys and lists of values, such as 'rule.lr: [1e-3, 1e-4]'."
         )
     found, wrong = [], []
 
-    def at(*place: Any) -> Place:
+    def at(*place: Any) -> Position:
         return next(marks[place[:i]] for i in range(len(place), -1, -1) if place[:i] in marks)
 
-    def fault(place: Place, what: str) -> None:
+    def fault(place: Position, what: str) -> None:
         wrong.append(f"{path}:{place[0]}:{place[1]}: {what}")
 
     for key, value in table.items():
         place = at(key)
-        here = plain(key)
-        if key in OWN:
+        here = make_printable(key)
+        if key in RESERVED_KEYS:
             fault(place, f"{here}: a sweep names its runs and folders itself; --dir says where they go.")
-        elif key == PAIRED:
+        elif key == PAIRED_KEY:
             if isinstance(value, list) and value and all(isinstance(v, dict) and v for v in value):
                 found.append(Axis([{k: (x, at(key, i, k)) for k, x in v.items()} for i, v in enumerate(value)]))
             else:
                 fault(
-                    place, f"{PAIRED}: a list of tables of keys that go together, such as [{{rule.lr: 1e-3, seed: 1}}]."
+                    place,
+                    f"{PAIRED_KEY}: a list of tables of keys that go together, such as [{{rule.lr: 1e-3, seed: 1}}].",
                 )
         elif isinstance(value, list):
             if value:
@@ -137,48 +142,49 @@ def axes(path: Path) -> list[Axis]:
             else:
                 found.append(Axis([], key, place, low, high, log))
         else:
-            shown = sentences.shown(value)
+            shown = sentences.format_value(value)
             fault(
                 place,
                 f"{here}: {shown} is no list of values, and no range such as {{low: 1e-4, high: 1e-2, log: true}}.",
             )
     if wrong:
-        raise UsageError(listed(wrong))
-    seen: dict[str, Place] = {}
+        raise UsageError(format_faults(wrong))
+    seen: dict[str, Position] = {}
     for axis in found:
         for key in dict.fromkeys(key for some in axis.values for key in some) if axis.values else [axis.key]:
             if key in seen:
                 raise UsageError(
-                    f"{path}:{seen[key][0]}:{seen[key][1]}: {plain(key)} stands twice, under {PAIRED} and alone."
+                    f"{path}:{seen[key][0]}:{seen[key][1]}: {make_printable(key)} stands twice, under {PAIRED_KEY} and alone."
                 )
             seen[key] = axis.place if axis.key else next(some[key][1] for some in axis.values if key in some)
     return found
 
 
-def points(
+def build_points(
     name: str, path: Path, overrides: list[str] | None, folder: Path | None, draws: int, seed: int
-) -> list[Point]:
+) -> list[SweepPoint]:
     """A sweep's points, each with its checked recipe. draws: so many at random; 0: the grid.
 
     UsageError: the recipe's own sentences, with the place in the sweep's file of the value that is at fault.
     """
-    base = reading.tabled(name, overrides)
+    base = reading.read_table(name, overrides)
     whole = check.check(*base)
-    there = axes(path)
+    there = read_axes(path)
     if draws:
-        chosen = [[axis.draw(u) for axis, u in zip(there, uniform(seed, i, len(there)))] for i in range(draws)]
+        chosen = [[axis.draw(u) for axis, u in zip(there, draw_uniform(seed, i, len(there)))] for i in range(draws)]
     else:
         for axis in there:
             if not axis.values:
                 raise UsageError(
-                    f"{path}:{axis.place[0]}:{axis.place[1]}: {plain(axis.key)}: a range is drawn from. Add --random N, or "
+                    f"{path}:{axis.place[0]}:{axis.place[1]}: {make_printable(axis.key)}: a range is drawn "
+                    "from. Add --random N, or "
                     "write a list of values."
                 )
-        if (count := math.prod(len(axis.values) for axis in there)) > MOST:
-            raise UsageError(f"{path}: a grid of {count:,} points, where {MOST:,} is the most. Add --random N.")
+        if (count := math.prod(len(axis.values) for axis in there)) > MAX_POINTS:
+            raise UsageError(f"{path}: a grid of {count:,} points, where {MAX_POINTS:,} is the most. Add --random N.")
         chosen = [list(some) for some in product(*(axis.values for axis in there))]
-    parent = folder or Path(whole.output.dir) / named(path.stem)
-    found: dict[str, Point] = {}
+    parent = folder or Path(whole.output.dir) / clean_name(path.stem)
+    found: dict[str, SweepPoint] = {}
     wrong: dict[str, None] = {}
     for some in chosen:
         placed = {key: pair for part in some for key, pair in part.items()}
@@ -188,31 +194,31 @@ def points(
             for key, (value, place) in placed.items():
                 at = f"{path}:{place[0]}:{place[1]}: "
                 words = tuple(key.split("."))
-                if not all(words) or len(words) > strict_yaml.DEPTH:
-                    raise UsageError(f"{at}'{plain(key)}' is no recipe key, such as rule.lr.")
-                recipe_overrides.put(table, marks, words, value, at, place)
-            title = slug(values)
+                if not all(words) or len(words) > strict_yaml.MAX_DEPTH:
+                    raise UsageError(f"{at}'{make_printable(key)}' is no recipe key, such as rule.lr.")
+                recipe_overrides.set_value(table, marks, words, value, at, place)
+            title = name_point(values)
             table |= {"name": title}
-            recipe_overrides.put(table, marks, ("output", "dir"), str(parent))
-            found.setdefault(title, Point(title, values, check.check(table, marks, str(path))))
+            recipe_overrides.set_value(table, marks, ("output", "dir"), str(parent))
+            found.setdefault(title, SweepPoint(title, values, check.check(table, marks, str(path))))
         except UsageError as e:
             wrong |= dict.fromkeys(str(e).splitlines())
     if wrong:
-        raise UsageError(listed(list(wrong)))
+        raise UsageError(format_faults(list(wrong)))
     return list(found.values())
 
 
-def uniform(seed: int, index: int, count: int) -> Iterator[float]:
+def draw_uniform(seed: int, index: int, count: int) -> Iterator[float]:
     """Numbers in 0 .. 1 as a function of (seed, index): a longer sweep begins with the points of a shorter one."""
     stream = random.Random(f"zoedge sweep {seed} {index}")
     return (stream.random() for _ in range(count))
 
 
-def named(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:NAME] or "sweep"
+def clean_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:MAX_NAME_LENGTH] or "sweep"
 
 
-def slug(values: dict[str, Any]) -> str:
+def name_point(values: dict[str, Any]) -> str:
     """A folder's name that tells these values from others: lr-0.001_eps-0.01, with a digest where words are not enough."""
     words = [key.rpartition(".")[2] for key in values]
     texts = [
@@ -220,16 +226,16 @@ def slug(values: dict[str, Any]) -> str:
     ]
     text = "_".join(f"{word}-{value}" for word, value in zip(words, texts))
     simple = all(isinstance(value, (bool, int, float, str)) for value in values.values())
-    if simple and len(set(words)) == len(words) and len(text) <= NAME and named(text) == text:
+    if simple and len(set(words)) == len(words) and len(text) <= MAX_NAME_LENGTH and clean_name(text) == text:
         return text
-    digest = hashlib.sha256(canonical(values)).hexdigest()[:8]
-    return f"{named(text)[: NAME - 9]}-{digest}"
+    digest = hashlib.sha256(encode_canonical(values)).hexdigest()[:8]
+    return f"{clean_name(text)[: MAX_NAME_LENGTH - 9]}-{digest}"
 
 
 # -- running
 
 
-def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again: str) -> None:
+def run_points(some: Sequence[SweepPoint], how: list[str], say: Callable[[str], None], again: str) -> None:
     """Train every point that is not finished. how: options of finetune. again: the command that goes on.
 
     A point that diverges, or that does not fit, is noted, and the others are run. Stopped: a signal; the point that is
@@ -237,65 +243,71 @@ def run(some: Sequence[Point], how: list[str], say: Callable[[str], None], again
     has a run of another recipe.
     """
     for point in some:
-        begun(point)
-    with forwarded() as children:
+        check_same_recipe(point)
+    with forward_signals() as children:
         for i, point in enumerate(some, 1):
-            folder = run_folder.folder_of(point.recipe)
+            folder = run_folder.run_folder(point.recipe)
             head = f"[{i}/{len(some)}] {point.name}"
-            if finished(folder):
+            if is_finished(folder):
                 say(f"{head}: finished before")
                 continue
-            if exits(folder.parent).get(point.name) == DivergedError.exit_code:
+            if read_exit_codes(folder.parent).get(point.name) == DivergedError.exit_code:
                 say(f"{head}: diverged before")
                 continue
-            say(f"{head}{': goes on' if os.path.lexists(folder / run_folder.LOG) else ''}")
+            say(f"{head}{': goes on' if os.path.lexists(folder / run_folder.LOG_FILE) else ''}")
             folder.mkdir(parents=True, exist_ok=True)
-            write_durably(folder / run_folder.RECIPE, recipe_module.dump(point.recipe).encode())
+            write_durably(folder / run_folder.RECIPE_FILE, recipe_module.dump_recipe(point.recipe).encode())
             began = time.monotonic()
-            code = children.run(["finetune", str(folder / run_folder.RECIPE), "--run-dir", str(folder), *how])
+            code = children.run(["finetune", str(folder / run_folder.RECIPE_FILE), "--run-dir", str(folder), *how])
             if children.signal:
                 raise Stopped(f"Stopped; nothing is lost. Go on with: {again}", children.signal)
-            run_folder.note(folder.parent, event="point", name=point.name, exit=code, seconds=time.monotonic() - began)
-            if code in GOES_ON:
-                say(f"{head}: {said(code)}; the sweep goes on")
+            run_folder.append_metric(
+                folder.parent, event="point", name=point.name, exit=code, seconds=time.monotonic() - began
+            )
+            if code in TOLERATED_EXITS:
+                say(f"{head}: {describe_exit(code)}; the sweep goes on")
             elif code:
-                raise Failed(
+                raise RunFailed(
                     f"{point.name}: its run ended with exit code {code}. Mend that, and go on with: {again}", code
                 )
 
 
-def begun(point: Point) -> None:
+def check_same_recipe(point: SweepPoint) -> None:
     """IdentityError: the run in the point's folder was begun by another recipe: the base, not a value, has changed."""
-    folder = run_folder.folder_of(point.recipe)
-    if os.path.lexists(folder / run_folder.LOG):
-        with Log.open(folder / run_folder.LOG) as log:
-            identity.same_recipe(log.header, auto.from_log(point.recipe, log.header), folder)
+    folder = run_folder.run_folder(point.recipe)
+    if os.path.lexists(folder / run_folder.LOG_FILE):
+        with Log.open(folder / run_folder.LOG_FILE) as log:
+            identity.check_same_recipe(log.header, auto.fill_from_log(point.recipe, log.header), folder)
 
 
-def said(code: int) -> str:
+def describe_exit(code: int) -> str:
     return {DivergedError.exit_code: "diverged", DataError.exit_code: "did not fit, or its data is wrong"}.get(
         code, "killed"
     )
 
 
-def finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Trained to its end, scored and exported."""
-    if not os.path.lexists(folder / run_folder.LOG):
+    if not os.path.lexists(folder / run_folder.LOG_FILE):
         return False
-    with Log.open(folder / run_folder.LOG) as log:
-        return log.state.end is not None and any(line.get("event") == "finished" for line in run_folder.notes(folder))
+    with Log.open(folder / run_folder.LOG_FILE) as log:
+        return log.state.end is not None and any(
+            line.get("event") == "finished" for line in run_folder.read_metrics(folder)
+        )
 
 
-def exits(folder: Path) -> dict[str, int]:
+def read_exit_codes(folder: Path) -> dict[str, int]:
     """How each point's last run ended, as it was noted."""
     lines = [
-        line for line in run_folder.notes(folder) if line.get("event") == "point" and isinstance(line.get("exit"), int)
+        line
+        for line in run_folder.read_metrics(folder)
+        if line.get("event") == "point" and isinstance(line.get("exit"), int)
     ]
     return {str(line.get("name")): line["exit"] for line in lines}
 
 
 @dataclass
-class Children:
+class ChildRunner:
     """Runs commands of ours, one at a time, and passes signals on to the one that is running."""
 
     child: subprocess.Popen[bytes] | None = None
@@ -313,17 +325,19 @@ class Children:
         if self.signal:
             return 128 + self.signal
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "zoedge", *args], stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": path},
+            [sys.executable, "-m", "zoedge", *args],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": path},
             process_group=0,
-        )  # fmt: skip
+        )
         if self.signal:  # it came between the two
             self.child.send_signal(self.signal)
         return self.child.wait()
 
 
 @contextmanager
-def forwarded() -> Iterator[Children]:
-    children = Children()
+def forward_signals() -> Iterator[ChildRunner]:
+    children = ChildRunner()
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
     old = {number: signal.signal(number, children) for number in numbers}
     try:
@@ -337,10 +351,10 @@ def forwarded() -> Iterator[Children]:
 
 
 @dataclass
-class Result:
+class SweepResult:
     """valid: on validation rows, of the step that is delivered. test: on test rows, if there are any."""
 
-    point: Point
+    point: SweepPoint
     state: str
     steps: int = 0
     seconds: float = 0.0
@@ -348,38 +362,42 @@ class Result:
     test: Score | None = None
 
 
-def results(some: Sequence[Point]) -> list[Result]:
+def collect_results(some: Sequence[SweepPoint]) -> list[SweepResult]:
     """Of every point, by validation loss; then those that have none."""
-    from .report.facts import about
+    from .report.facts import read_facts
 
     found = []
     for point in some:
-        folder = run_folder.folder_of(point.recipe)
-        code = exits(folder.parent).get(point.name, 0)
-        if not os.path.lexists(folder / run_folder.LOG):
-            found.append(Result(point, said(code) if code in GOES_ON else "not begun"))
+        folder = run_folder.run_folder(point.recipe)
+        code = read_exit_codes(folder.parent).get(point.name, 0)
+        if not os.path.lexists(folder / run_folder.LOG_FILE):
+            found.append(SweepResult(point, describe_exit(code) if code in TOLERATED_EXITS else "not begun"))
             continue
-        facts = about(folder / run_folder.LOG)
-        state = said(code) if code in GOES_ON and facts.state != "finished" else facts.state.partition(" after ")[0]
+        facts = read_facts(folder / run_folder.LOG_FILE)
+        state = (
+            describe_exit(code)
+            if code in TOLERATED_EXITS and facts.state != "finished"
+            else facts.state.partition(" after ")[0]
+        )
         best = point.recipe.eval.select == "best"
         looks = [score for _, score in facts.valid]
         valid = (min(looks, key=lambda s: s.loss) if best else looks[-1]) if looks else None
         tested = point.recipe.data.test is not None
-        result = Result(point, state, facts.steps, facts.seconds or 0.0, valid, facts.after if tested else None)
+        result = SweepResult(point, state, facts.steps, facts.seconds or 0.0, valid, facts.after if tested else None)
         if not tested and facts.after:
             result.valid = facts.after
         found.append(result)
-    return sorted(found, key=lambda r: (r.state != "finished", rank(r), r.point.name))
+    return sorted(found, key=lambda r: (r.state != "finished", get_ranking_loss(r), r.point.name))
 
 
-def rank(result: Result) -> float:
+def get_ranking_loss(result: SweepResult) -> float:
     score = result.valid or result.test
     return score.loss if score else math.inf
 
 
-def table(found: Sequence[Result]) -> list[str]:
+def format_table(found: Sequence[SweepResult]) -> list[str]:
     """As text, the best first."""
-    from .report.words import duration
+    from .report.words import format_duration
 
     keys = list(dict.fromkeys(key for r in found for key in r.point.values))
     short = [key.rpartition(".")[2] for key in keys]
@@ -389,12 +407,13 @@ def table(found: Sequence[Result]) -> list[str]:
     rows = [[*heads, *(f"{which} {name}" for which in sets for name in columns[which]), "steps", "time", "state"]]
     for r in found:
         cells = [
-            plain(sentences.shown(r.point.values[key]).strip("'"), 32) if key in r.point.values else "" for key in keys
+            make_printable(sentences.format_value(r.point.values[key]).strip("'"), 32) if key in r.point.values else ""
+            for key in keys
         ]
         for which in sets:
             score = getattr(r, which)
             shown = score.columns() if score else {}
             cells += [shown.get(name, "-") for name in columns[which]]
-        rows.append([*cells, f"{r.steps:,}", duration(r.seconds) if r.seconds else "-", r.state])
+        rows.append([*cells, f"{r.steps:,}", format_duration(r.seconds) if r.seconds else "-", r.state])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(f"{x:>{w}}" for x, w in zip(row[:-1], widths)) + f"  {row[-1]}" for row in rows]

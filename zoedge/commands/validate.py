@@ -6,32 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, UsageError, ZoedgeError, plain
-from ..recipe.reading import read
-from ..recipe.recipe import Recipe, word_of
+from ..errors import DataError, UsageError, ZoedgeError, make_printable
+from ..recipe.reading import read_recipe
+from ..recipe.recipe import Recipe, part_name
 
 
-def examined(name: str, overrides: list[str] | None = None) -> str:
+def validate_recipe(name: str, overrides: list[str] | None = None) -> str:
     """What a recipe comes to, in a line. UsageError or DataError lists all that is wrong with it."""
-    recipe = read(name, overrides)
+    recipe = read_recipe(name, overrides)
     faults: list[ZoedgeError] = []
     found: list[str] = []
     tokenizer, limit = None, recipe.data.max_length
     from ..scoring.models.loading import load_tokenizer
 
     try:
-        folder, config = configuration(recipe)
+        folder, config = read_model_config(recipe)
         if folder is None:
             found.append(f"{recipe.model.source} (not fetched yet)")
         else:
-            base = hollow(recipe, folder)
+            base = meta_model(recipe, folder)
             found.append(f"{config.get('model_type')}, {len(base.blocks)} layers, {recipe.model.quantization}")
             limit = min(limit, base.context_length)
             tokenizer = load_tokenizer(folder)
     except ZoedgeError as e:
         faults.append(e)
-    found += rows(recipe, tokenizer, limit, faults)
-    found.append(f"{word_of(recipe.space)}, {recipe.train.steps:,} steps of {recipe.train.batch}")
+    found += count_rows(recipe, tokenizer, limit, faults)
+    found.append(f"{part_name(recipe.space)}, {recipe.train.steps:,} steps of {recipe.train.batch}")
     found.append(f"then {' and '.join(recipe.output.export)}" if recipe.output.export else "no export")
     if faults:
         kind = UsageError if all(isinstance(e, UsageError) for e in faults) else DataError
@@ -39,22 +39,22 @@ def examined(name: str, overrides: list[str] | None = None) -> str:
     return "; ".join(found)
 
 
-def configuration(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
+def read_model_config(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
     """(the model's folder, its config.json); None: a packaged model or a hub's that has not been fetched: nothing is, here."""
     from ..scoring.models.checkpoint import check_files
-    from ..scoring.models.loading import device_of
-    from ..scoring.sources.cache import cache
-    from ..scoring.sources.catalog import MODELS
-    from ..scoring.sources.hub import HUB_ID
+    from ..scoring.models.loading import resolve_device
+    from ..scoring.sources.cache import cache_folder
+    from ..scoring.sources.catalog import PACKAGED_MODELS
+    from ..scoring.sources.hub import HUB_ID_PATTERN
     from ..scoring.sources.resolve import resolve_model
 
-    device_of(recipe.model)
+    resolve_device(recipe.model)
     source = recipe.model.source
-    if source in MODELS:
-        if not (folder := cache("models") / source).is_dir():
+    if source in PACKAGED_MODELS:
+        if not (folder := cache_folder("models") / source).is_dir():
             return None, {}
-    elif HUB_ID.fullmatch(source) and not Path(source).expanduser().exists():
-        if (there := cached(source, recipe.model.revision)) is None:
+    elif HUB_ID_PATTERN.fullmatch(source) and not Path(source).expanduser().exists():
+        if (there := find_cached_model(source, recipe.model.revision)) is None:
             return None, {}
         folder = there
     else:
@@ -68,7 +68,7 @@ def configuration(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
     return folder, config
 
 
-def cached(source: str, revision: str | None) -> Path | None:
+def find_cached_model(source: str, revision: str | None) -> Path | None:
     """A hub's model as an earlier run has fetched it."""
     import huggingface_hub
 
@@ -78,19 +78,19 @@ def cached(source: str, revision: str | None) -> Path | None:
         return None
 
 
-def hollow(recipe: Recipe, folder: Path) -> Any:
+def meta_model(recipe: Recipe, folder: Path) -> Any:
     """The base without storage. DataError: what the recipe asks of it that it has not."""
     import torch
     from transformers import AutoConfig
 
     from ..scoring.models.base import Base
-    from ..scoring.models.checkpoint import in_a_sentence
-    from ..scoring.models.families import suits
+    from ..scoring.models.checkpoint import translate_errors
+    from ..scoring.models.families import check_head
     from ..scoring.models.loading import auto_class
 
-    with in_a_sentence(folder), torch.device("meta"):
+    with translate_errors(folder), torch.device("meta"):
         made, facts = auto_class(folder)
-        suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
+        check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         base = Base(made.from_config(config), None, facts, torch.float32, torch.device("meta"), b"", folder)
     spaces = getattr(recipe.space, "of", None)
@@ -102,14 +102,14 @@ def hollow(recipe: Recipe, folder: Path) -> Any:
     return base
 
 
-def rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeError]) -> list[str]:
+def count_rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeError]) -> list[str]:
     """How many rows there are of each set; what is wrong with them is added to `faults`."""
-    from ..scoring.rows.fields import left
-    from ..scoring.rows.sets import rows_of
-    from ..scoring.sources.cache import cache
-    from ..scoring.sources.catalog import TEXTS
-    from ..scoring.sources.hub import HUB_ID
-    from ..scoring.sources.resolve import beside
+    from ..scoring.rows.fields import without_rows
+    from ..scoring.rows.sets import load_rows
+    from ..scoring.sources.cache import cache_folder
+    from ..scoring.sources.catalog import PACKAGED_TEXTS
+    from ..scoring.sources.hub import HUB_ID_PATTERN
+    from ..scoring.sources.resolve import find_split_file
 
     data, found = recipe.data, []
     whole = True  # nothing hides what the sets themselves would say
@@ -118,35 +118,36 @@ def rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeError]) 
         place = getattr(data, which)
         if place is None:
             try:
-                place = beside(data.train, which)
+                place = find_split_file(data.train, which)
             except DataError as e:
                 faults.append(e)
         if isinstance(place, str):
             sources[which] = place
     for which, source in sources.items():
-        if (source in TEXTS and not (cache("texts") / f"{source}.jsonl").exists()) or (
-            HUB_ID.fullmatch(source.partition(":")[0]) and not Path(source.partition(":")[0]).expanduser().exists()
+        if (source in PACKAGED_TEXTS and not (cache_folder("texts") / f"{source}.jsonl").exists()) or (
+            HUB_ID_PATTERN.fullmatch(source.partition(":")[0])
+            and not Path(source.partition(":")[0]).expanduser().exists()
             and not Path(source).suffix[1:].isalpha()
-        ):  # fmt: skip
-            found.append(f"{which} {plain(source)} (not fetched yet)")
+        ):
+            found.append(f"{which} {make_printable(source)} (not fetched yet)")
             whole = False
             continue
         try:
-            left(rows_of(source, f"data.{which}", data)[0], data.without)
+            without_rows(load_rows(source, f"data.{which}", data)[0], data.without)
         except ZoedgeError as e:
             faults.append(e)
             whole = False
     if not whole:
         return found
-    from ..scoring.rows.sets import sets
-    from ..scoring.texts import texts
+    from ..scoring.rows.sets import load_sets
+    from ..scoring.texts import load_datasets
 
     try:
         if tokenizer is None:
-            main, parts, _ = sets(data, recipe.task.fields())
+            main, parts, _ = load_sets(data, recipe.task.fields())
             sizes = {"train": len(main), **{k: len(v) for k, v in parts.items()}}
         else:
-            made = texts(recipe, tokenizer, limit)
+            made = load_datasets(recipe, tokenizer, limit)
             sizes = {k: len(v) for k in ("train", "valid", "test") if (v := getattr(made, k)) is not None}
     except ZoedgeError as e:
         faults.append(e)

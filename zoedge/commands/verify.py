@@ -11,15 +11,15 @@ import numpy as np
 
 from ..core import digests, engine
 from ..core import run as core_run
-from ..core.exact import dithered
+from ..core.exact import round_stochastic
 from ..core.types import Leaf
-from ..errors import DamagedError, IdentityError, ReplayError, plain
+from ..errors import DamagedError, IdentityError, ReplayError, make_printable
 from ..log.log import Log
 from ..recipe.recipe import Recipe
 from ..run import auto, identity, replay, setup
 
 
-def integrity(log: Log) -> list[str]:
+def check_integrity(log: Log) -> list[str]:
     """Level 1, the log alone. Opening it has checked the chain and every slot; here, what else it must hold."""
     every, state = log.header.hash_every, log.state
     missing = [s for s in range(every, len(log) + 1, every) if s not in state.hashes]
@@ -33,20 +33,22 @@ def integrity(log: Log) -> list[str]:
         said.append("the file ends in an unfinished write (torn tail): the steps before it are whole")
     if state.rewinds:
         said.append(f"{state.rewinds} rewinds")
-    if (parent := identity.parent_of(log.header))["step"]:
-        said.append(f"a branch: its first {parent['step']:,} steps are those of {plain(parent['fingerprint'])}")
+    if (parent := identity.parent_from_header(log.header))["step"]:
+        said.append(
+            f"a branch: its first {parent['step']:,} steps are those of {make_printable(parent['fingerprint'])}"
+        )
     said.append(
         "finished" if state.end is not None else "incomplete: no END record (stopped, or cut at a record's boundary)"
     )
     return said
 
 
-def inputs(log: Log, recipe: Recipe) -> list[str]:
+def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     """Level 2: base, tokenizer, data, recipe, tensors, arithmetic, and each step's batch, made anew from `recipe`."""
-    bench = setup.Bench.build(auto.from_log(recipe, log.header))
-    if found := identity.differences(log.header, bench.header()):
+    bench = setup.Bench.build(auto.fill_from_log(recipe, log.header))
+    if found := identity.identity_differences(log.header, bench.header()):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
-    parents = identity.parent_of(log.header)["step"]  # whose data may be others
+    parents = identity.parent_from_header(log.header)["step"]  # whose data may be others
     for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
         if (check := bench.task.batch(record.step).check) != record.check:
             raise IdentityError(
@@ -57,24 +59,24 @@ def inputs(log: Log, recipe: Recipe) -> list[str]:
     ]
 
 
-def states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:
+def check_states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:
     """Level 3: replay, every logged hash compared. ReplayError names the first step that differs.
 
     base: where the base is, if not where the recipe says, for a space that starts from its weights.
     """
-    run = replay.replayer(log, device, base)
+    run = replay.build_replay_run(log, device, base)
     try:
         for _ in engine.play(run, len(log)):
             pass
     except ReplayError as e:
-        raise ReplayError(f"{e}\n{bisect(log, device, base)}") from None
+        raise ReplayError(f"{e}\n{find_difference(log, device, base)}") from None
     found = digests.digest(run.space)
     if log.state.end is not None and log.state.end != found[:24]:
         raise ReplayError(f"{log.path}: all hashes agree, and the final state is not the one that END says.")
     return run, [f"replayed {len(log):,} steps: {len(log.state.hashes)} state hashes agree, state {found.hex()[:16]}"]
 
 
-class Arrays:
+class NumpySpace:
     """A space's leaves as numpy arrays: the second implementation, with no line of torch in noise, rule or update."""
 
     width, lean = 1, True
@@ -91,11 +93,11 @@ class Arrays:
             np.multiply(value, np.float32(decay), out=value)
         np.add(value, delta, out=value)
         if bits is not None:
-            value[:] = dithered(value, bits(leaf), leaf.storage)
+            value[:] = round_stochastic(value, bits(leaf), leaf.storage)
         np.maximum(value, np.float32(leaf.least), out=value)
 
 
-class Unchecked:
+class UncheckedLog:
     """A log's records without its hashes."""
 
     def __init__(self, log: Any):
@@ -111,13 +113,13 @@ class Unchecked:
         pass
 
 
-def bisect(log: Any, device: str = "cpu", base: str | None = None) -> str:
+def find_difference(log: Any, device: str = "cpu", base: str | None = None) -> str:
     """Which step, tensor and element differ first between torch here and numpy; else, in which window the log is off."""
-    first = replay.replayer(log, device, base)
-    records: Any = Unchecked(log)
+    first = replay.build_replay_run(log, device, base)
+    records: Any = UncheckedLog(log)
     runs_ = [
         core_run.Run(first.seed, first.steps, records, space, first.noise, first.rule, bits=first.bits)
-        for space in (first.space, Arrays(first.space))
+        for space in (first.space, NumpySpace(first.space))
     ]
     last = 0
     steps: Iterator[tuple[Any, Any]] = zip(*(engine.play(run, len(records)) for run in runs_))
@@ -139,15 +141,15 @@ def bisect(log: Any, device: str = "cpu", base: str | None = None) -> str:
     return "torch and numpy agree here at every step."
 
 
-def adapter(run: core_run.Run, log: Log, folder: Path, base: str | None = None) -> list[str]:
+def check_adapter(run: core_run.Run, log: Log, folder: Path, base: str | None = None) -> list[str]:
     """Level 4: an exported adapter's tensors are the replayed ones, bit for bit."""
     from .export import folder as export_folder
     from .export import peft
 
     space: Any = run.space
-    whole = space if space.complete else replay.over_base(run, log, base)
+    whole = space if space.complete else replay.attach_replayed(run, log, base)
     count = 0
-    for name, member in export_folder.members(whole):
+    for name, member in export_folder.list_members(whole):
         tensors = peft.load_adapter(folder / name, member, log.header.base, log.fingerprint)
         for key, value in member.tensors():
             if value.cpu().numpy().tobytes() != tensors[key].float().numpy().tobytes():

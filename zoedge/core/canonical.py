@@ -9,7 +9,7 @@ from typing import Any
 HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-][0-9]+")
 
 
-def canonical(value: Any) -> bytes:
+def encode_canonical(value: Any) -> bytes:
     """JSON with sorted keys and floats as hexadecimal strings: the same bytes on every machine."""
 
     def plain(v: Any) -> Any:
@@ -22,7 +22,7 @@ def canonical(value: Any) -> bytes:
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def uncanonical(block: bytes) -> Any:
+def decode_canonical(block: bytes) -> Any:
     """The inverse of `canonical`: strings that are hexadecimal floats, as it writes them, become floats again."""
 
     def rich(v: Any) -> Any:

@@ -13,7 +13,7 @@ def digest(space: Space) -> bytes:
     """SHA-256 over the trained values' bytes as they are stored, in manifest order."""
     whole = hashlib.sha256()
     for leaf in space.leaves():
-        whole.update(host(leaf.value))
+        whole.update(host_bytes(leaf.value))
     return whole.digest()
 
 
@@ -30,15 +30,15 @@ def selftest(noise: AbstractNoise, rule: AbstractRule, zeros: Any) -> bytes:
         if not noises:
             continue
         for z in noises:
-            whole.update(host(z))
+            whole.update(host_bytes(z))
         along = Direction(rule.direction(slots, *noises), noises)
         record = Record(step, step, bits16(1e-3), (bits16((-1) ** step * 0.7310585 / (step + 1)),), ())
         value = value * rule.decay(record.lr) + rule.update(slots, [along], record)
-        whole.update(host(value))
+        whole.update(host_bytes(value))
     return whole.digest()
 
 
-def host(array: Any) -> memoryview:
+def host_bytes(array: Any) -> memoryview:
     """The bytes of a tensor or an array. numpy has no bfloat16: 16-bit tensors are seen as integers."""
     if hasattr(array, "cpu"):
         array = array.cpu()

@@ -10,14 +10,14 @@ from functools import partial
 
 from ..errors import DivergedError
 from .digests import digest
-from .exact import HALVES, bits16
-from .oracle import Scorer
+from .exact import HALF_FORMATS, bits16
+from .oracle import StepOracle
 from .run import Run
-from .storage import point
-from .types import ROUND, SKIPPED, SPLIT, Key, Record
-from .watchdog import PATIENCE, limit, promise, skips
+from .storage import reach_failpoint
+from .types import MICRO_BATCHED, ROUNDING_STREAM, SKIPPED, Key, Record
+from .watchdog import NONFINITE_PATIENCE, clip_limit, count_nonfinite, trust_limit
 
-LARGEST = 2.0**64  # a weight beyond it is no estimate, and would leave float32
+LARGEST_WEIGHT = 2.0**64  # a weight beyond it is no estimate, and would leave float32
 
 
 def measure(run: Run, step: int) -> Record:
@@ -27,19 +27,19 @@ def measure(run: Run, step: int) -> Record:
     lr = run.rule.rate(step, run.steps)
     if run.watchdog is not None:
         lr = bits16(lr / 2**run.log.state.rewinds)
-    oracle = Scorer(run, batch, step, run.steps, run.log.next_seq, lr)
+    oracle = StepOracle(run, batch, step, run.steps, run.log.next_seq, lr)
     g = run.estimator.measure(oracle, run.log)  # type: ignore[arg-type]
     try:
         weights = tuple(bits16(w * oracle.gain(query)) for query, w in enumerate(g))
         if run.watchdog is not None:
             options, loss = run.watchdog.options, min(filter(math.isfinite, oracle.asked), default=math.inf)
-            most = promise(options.trust, loss, lr)
-            limits = (min(most, limit(options.clip, run.log, step, q)) for q in range(len(weights)))
+            most = trust_limit(options.trust, loss, lr)
+            limits = (min(most, clip_limit(options.clip, run.log, step, q)) for q in range(len(weights)))
             weights = tuple(bits16(oracle.clip(w, x)) for w, x in zip(weights, limits))
     except (ValueError, OverflowError):
         weights = (math.inf,)
-    if any(abs(w) > LARGEST for w in weights):
-        weights, oracle.flags = (0.0,) * len(g), oracle.flags & SPLIT | SKIPPED
+    if any(abs(w) > LARGEST_WEIGHT for w in weights):
+        weights, oracle.flags = (0.0,) * len(g), oracle.flags & MICRO_BATCHED | SKIPPED
     return Record(step, oracle.seq, lr, weights, tuple(oracle.asked), oracle.flags, batch.check, run.rule.decay(lr))
 
 
@@ -52,10 +52,10 @@ def advance(run: Run, record: Record) -> None:
         here = record._replace(g=tuple(g for d, g in zip(found, record.g) if d is not None))
         if here.g:  # else the leaf rests
             delta = run.rule.update(run.slots[leaf.name], [d for d in found if d is not None], here)
-            point("apply.mid")
-            if leaf.storage in HALVES:
+            reach_failpoint("apply.mid")
+            if leaf.storage in HALF_FORMATS:
                 assert run.bits is not None
-                bits = partial(run.bits, Key(run.seed, record.seq, 0, ROUND))
+                bits = partial(run.bits, Key(run.seed, record.seq, 0, ROUNDING_STREAM))
                 run.space.add(leaf, delta, record.decay, bits)
             else:
                 run.space.add(leaf, delta, record.decay)
@@ -69,7 +69,7 @@ def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
     step, trains = start, run.estimator is not None and run.log.writable
     while True:
         here = step == len(run.log)
-        if here and trains and (back := judge(run)) is not None:
+        if here and trains and (back := check_divergence(run)) is not None:
             run.log.rewind(back)
             run.restart()
             for _ in play(run, back):
@@ -80,20 +80,20 @@ def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
             return
         record = run.log.append(measure(run, step)) if here else run.log[step]
         advance(run, record)
-        run.log.seal(step + 1, partial(agreed, run))
+        run.log.seal(step + 1, partial(agree_on_digest, run))
         yield record
         step += 1
 
 
-def judge(run: Run) -> int | None:
+def check_divergence(run: Run) -> int | None:
     """The step that the run must go back to; None: go on. DivergedError: it went back often enough, or may not."""
-    done, lost = len(run.log), skips(run.log)
+    done, lost = len(run.log), count_nonfinite(run.log)
     over = run.watchdog.look(run.log) if run.watchdog is not None else 0
-    if lost < PATIENCE and (run.watchdog is None or over < run.watchdog.options.patience):
+    if lost < NONFINITE_PATIENCE and (run.watchdog is None or over < run.watchdog.options.patience):
         return None
     if run.watchdog is not None and run.log.state.rewinds < run.watchdog.options.rewinds:
         return run.watchdog.target(run.log, max(lost, over))
-    what = "not finite" if lost >= min(max(over, 1), PATIENCE) else "far over its best"
+    what = "not finite" if lost >= min(max(over, 1), NONFINITE_PATIENCE) else "far over its best"
     tried = f", after {run.log.state.rewinds} rewinds with half the lr" if run.watchdog is not None else ""
     radius = "rho" if hasattr(run.estimator, "rho") else "eps"
     raise DivergedError(
@@ -102,7 +102,7 @@ def judge(run: Run) -> int | None:
     )
 
 
-def agreed(run: Run) -> bytes:
+def agree_on_digest(run: Run) -> bytes:
     """The state's digest, which every worker has arrived at."""
     found = digest(run.space)
     return found if run.workers is None else run.workers.agree(found)

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-HALVES = {"bfloat16": (16, 0.0), "float16": (13, 2.0**-14)}  # float32 bits that storing drops; least normal, if higher
+HALF_FORMATS = {
+    "bfloat16": (16, 0.0),
+    "float16": (13, 2.0**-14),
+}  # float32 bits that storing drops; least normal, if higher
 
 PI_128 = 0x3243F6A8885A308D313198A2E03707344  # pi * 2**128
 
@@ -51,30 +54,30 @@ def cospi(x: Fraction) -> float:
     return total / one
 
 
-def root(x: Any) -> Any:
+def exact_sqrt(x: Any) -> Any:
     """Elementwise sqrt of float32 through float64: float32's own is one ulp off in 17-20 % of values on some CPUs."""
     if hasattr(x, "double"):
         return x.double().sqrt().float()
     return (x.astype("f8") ** 0.5).astype("f4")
 
 
-def signs(x: Any) -> Any:
+def elementwise_sign(x: Any) -> Any:
     """Elementwise -1, 0 or +1."""
     return x.sign() if hasattr(x, "sign") else (x > 0).astype("f4") - (x < 0).astype("f4")
 
 
-def dithered(x: Any, bits: Any, storage: str) -> Any:
+def round_stochastic(x: Any, bits: Any, storage: str) -> Any:
     """Float32 `x` on the grid of a 16-bit `storage`, rounded up or down by chance so that the mean is x (in float32).
 
     bits: int32 in 0 .. 65535, random, an element; torch or numpy. Integer additions alone: a magnitude's dropped bits plus
     random ones carry with probability dropped / 2**n. float16's subnormals lie on the grid of 2**-14 .. 2**-13, where
     they are moved first: what that addition rounds is below 2**-14 of a unit.
     """
-    drop, least = HALVES[storage]
+    drop, least = HALF_FORMATS[storage]
     mask = (1 << drop) - 1
     if not least:
         found = x.view(bits.dtype) + bits
         found &= ~mask
         return found.view(x.dtype)
-    shift = (abs(x) < least) * signs(x) * least
+    shift = (abs(x) < least) * elementwise_sign(x) * least
     return (((x + shift).view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype) - shift

@@ -9,7 +9,7 @@ from .types import Record
 
 
 @dataclass
-class Memory:
+class MemoryLog:
     """A log that is a list."""
 
     state = None  # nothing but the records is known

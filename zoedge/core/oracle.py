@@ -10,14 +10,14 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from ..errors import DataError, exhausted
+from ..errors import DataError, is_out_of_memory
 from .exact import mean
 from .run import Run
-from .types import CLIPPED, SPLIT, AbstractRule, Batch, Estimator, Key, Leaf, Point, Shift
+from .types import CLIPPED, MICRO_BATCHED, AbstractRule, Batch, Estimator, Key, Leaf, Perturbation, Point
 
 
 @dataclass
-class Scorer:
+class StepOracle:
     """The oracle of one step: turns points into losses of the step's batch, as many points in a forward as fit."""
 
     run: Run
@@ -53,14 +53,14 @@ class Scorer:
         while left := points[len(found) :][:held]:
             some, parts = left, 1
             if len(left) * tokens > self.run.most:
-                self.flags |= SPLIT
+                self.flags |= MICRO_BATCHED
                 some = left[: max(1, int(self.run.most // tokens))]
                 parts = math.ceil(tokens / self.run.most)
             try:
                 found += self._forward(some, batch, parts)
                 continue
             except (MemoryError, RuntimeError) as e:
-                if not exhausted(e):
+                if not is_out_of_memory(e):
                     raise
             # outside of `except`, whose traceback holds what the forward had allocated
             if len(some) == 1 and parts >= len(batch):
@@ -105,12 +105,12 @@ class Scorer:
         pairs = ((self.run.direction(self.seq, q, leaf) for q in (a, b)) for leaf in self.run.space.leaves())
         return math.fsum(float((x.z * y.z).sum(dtype=x.z.dtype)) for x, y in pairs if x is not None and y is not None)
 
-    def _shift(self, point: Point) -> Shift:
+    def _shift(self, point: Point) -> Perturbation:
         delta, rule = partial(self._delta, point), self.run.rule
         if len(point) != 1 or rule.draws != 1 or type(rule).direction is not AbstractRule.direction:
-            return Shift(delta)
+            return Perturbation(delta)
         ((c, query),) = point
-        return Shift(delta, (self.run.noise, Key(self.run.seed, self.seq, query), c * self.gain(query)))
+        return Perturbation(delta, (self.run.noise, Key(self.run.seed, self.seq, query), c * self.gain(query)))
 
     def _delta(self, point: Point, leaf: Leaf) -> Any:
         delta = None
@@ -121,7 +121,7 @@ class Scorer:
         return delta
 
 
-def demand(estimator: Estimator, steps: int) -> tuple[int, int]:
+def count_evaluations(estimator: Estimator, steps: int) -> tuple[int, int]:
     """(weights, forward passes) of a step, found by asking the estimator on an oracle of zeros."""
 
     class Zeros:
@@ -145,7 +145,7 @@ def demand(estimator: Estimator, steps: int) -> tuple[int, int]:
     return len(estimator.measure(zeros, [])), zeros.asked
 
 
-def capacity(estimator: Estimator, steps: int) -> int:
+def slot_capacity(estimator: Estimator, steps: int) -> int:
     """Directions that a log slot must hold: each has room for a weight and two losses. The smallest slot holds two."""
-    weights, passes = demand(estimator, steps)
+    weights, passes = count_evaluations(estimator, steps)
     return max(2, weights, -(-passes // 2))

@@ -7,7 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .types import AbstractNoise, AbstractRule, Direction, Estimator, Journal, Key, Leaf, Slots, Space, Task, Workers
+from .types import (
+    AbstractNoise,
+    AbstractRule,
+    Direction,
+    Estimator,
+    Journal,
+    Key,
+    Leaf,
+    RuleSlots,
+    Space,
+    Task,
+    Workers,
+)
 from .watchdog import Watchdog
 
 
@@ -30,7 +42,7 @@ class Run:
     watchdog: Watchdog | None = None
     rewound: Callable[[], Any] | None = None  # puts the space to its value at step 0
     workers: Workers | None = None  # the processes that share the steps
-    slots: dict[str, Slots] = field(default_factory=dict)
+    slots: dict[str, RuleSlots] = field(default_factory=dict)
     _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

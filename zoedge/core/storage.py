@@ -23,10 +23,21 @@ from pathlib import Path
 
 from ..errors import StorageError
 
-POINTS = (
-    "append.before", "append.mid", "append.after", "sync.before", "sync.after", "apply.mid", "hash.before", "hash.after",
-    "file.mid", "export.begin", "export.marker", "export.swap", "export.end",
-)  # fmt: skip
+FAILPOINTS = (
+    "append.before",
+    "append.mid",
+    "append.after",
+    "sync.before",
+    "sync.after",
+    "apply.mid",
+    "hash.before",
+    "hash.after",
+    "file.mid",
+    "export.begin",
+    "export.marker",
+    "export.swap",
+    "export.end",
+)
 
 
 class Disk:
@@ -90,28 +101,28 @@ class Failpoint:
     action: str = "kill"
 
 
-armed = Failpoint()
+armed_failpoint = Failpoint()
 
 
-def arm(spec: str) -> None:
+def arm_failpoint(spec: str) -> None:
     """name:count:action, or '' for none. ValueError: no such point or action."""
     name, count, action = spec.split(":") if spec else ("", "0", "kill")
-    if (spec and name not in POINTS) or not (action == "kill" or hasattr(errno, action)):
-        raise ValueError(f"ZOEDGE_FAILPOINT: {spec!r} is not name:count:action with a name of {', '.join(POINTS)}")
-    armed.name, armed.left, armed.action = name, int(count), action
+    if (spec and name not in FAILPOINTS) or not (action == "kill" or hasattr(errno, action)):
+        raise ValueError(f"ZOEDGE_FAILPOINT: {spec!r} is not name:count:action with a name of {', '.join(FAILPOINTS)}")
+    armed_failpoint.name, armed_failpoint.left, armed_failpoint.action = name, int(count), action
 
 
-arm(os.environ.get("ZOEDGE_FAILPOINT", ""))
+arm_failpoint(os.environ.get("ZOEDGE_FAILPOINT", ""))
 
 
-def point(name: str) -> None:
+def reach_failpoint(name: str) -> None:
     """A failpoint."""
-    if name == armed.name:
-        armed.left -= 1
-        if armed.left == 0:
-            if armed.action == "kill":
+    if name == armed_failpoint.name:
+        armed_failpoint.left -= 1
+        if armed_failpoint.left == 0:
+            if armed_failpoint.action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(getattr(errno, armed.action), f"injected {armed.action}")
+            raise OSError(getattr(errno, armed_failpoint.action), f"injected {armed_failpoint.action}")
 
 
 # -- files
@@ -119,7 +130,7 @@ def point(name: str) -> None:
 
 def write_all(fd: int, data: bytes, middle: str) -> None:
     """All of `data`. middle: the failpoint halfway; only if it is armed are there two writes."""
-    half = len(data) // 2 if middle == armed.name else 0
+    half = len(data) // 2 if middle == armed_failpoint.name else 0
     for part in (data[:half], data[half:]):
         view = memoryview(part)
         while view:
@@ -127,11 +138,11 @@ def write_all(fd: int, data: bytes, middle: str) -> None:
                 raise OSError(errno.EIO, "a write made no progress")
             view = view[written:]
         if half:
-            point(middle)
+            reach_failpoint(middle)
             half = 0
 
 
-def publish(path: Path, data: bytes, replace: bool = True, ready: Callable[[int], None] = lambda fd: None) -> int:
+def publish_file(path: Path, data: bytes, replace: bool = True, ready: Callable[[int], None] = lambda fd: None) -> int:
     """All of `data` at `path`, durably, or nothing: its open descriptor. FileExistsError: it is there, and not `replace`.
 
     ready: what to do with the descriptor before anything is written.
@@ -145,7 +156,7 @@ def publish(path: Path, data: bytes, replace: bool = True, ready: Callable[[int]
         if replace:
             disk.rename(temporary, path)
         else:
-            rename_new(temporary, path)
+            rename_exclusive(temporary, path)
         disk.sync_directory(path.parent)
     except BaseException:
         os.close(fd)
@@ -155,7 +166,7 @@ def publish(path: Path, data: bytes, replace: bool = True, ready: Callable[[int]
     return fd
 
 
-def rename_new(old: Path, new: Path) -> None:
+def rename_exclusive(old: Path, new: Path) -> None:
     """FileExistsError rather than replace: atomic by a second name, where the file system has them (FAT has not)."""
     try:
         disk.link(old, new)
@@ -172,18 +183,39 @@ def rename_new(old: Path, new: Path) -> None:
 def write_durably(path: Path, data: bytes) -> None:
     """All of `data` at `path`, or what was there before. StorageError: the disk."""
     try:
-        os.close(publish(path, data))
+        os.close(publish_file(path, data))
     except OSError as e:
         raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
 
 
-NETWORKS = {
-    "nfs", "nfs3", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "afpfs", "ceph", "lustre", "beegfs", "gpfs",
-    "davfs", "webdav", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
-}  # fmt: skip
+NETWORK_FILESYSTEMS = {
+    "nfs",
+    "nfs3",
+    "nfs4",
+    "cifs",
+    "smb",
+    "smb2",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "afpfs",
+    "ceph",
+    "lustre",
+    "beegfs",
+    "gpfs",
+    "davfs",
+    "webdav",
+    "fuse.sshfs",
+    "fuse.glusterfs",
+    "fuse.ceph-fuse",
+    "fuse.s3fs",
+    "fuse.gcsfuse",
+    "fuse.rclone",
+}
 
 
-def network(path: Path) -> str:
+def network_filesystem(path: Path) -> str:
     """The type of the file system that `path` lies on if other hosts may write there too, such as nfs4; else ''.
 
     flock(2): over NFS and SMB a lock may be this host's alone (`local_lock`, `nobrl`).
@@ -196,14 +228,14 @@ def network(path: Path) -> str:
     }  # of two on one point the later is on top
     below = [p for p in kinds if (here + os.sep).startswith(p.rstrip(os.sep) + os.sep)]
     kind = kinds[max(below, key=len)] if below else ""
-    return kind if kind in NETWORKS else ""
+    return kind if kind in NETWORK_FILESYSTEMS else ""
 
 
 # -- folders
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """A draft beside `folder` that takes its place if the block succeeds: a folder whole, the former one, or none.
 
     StorageError: the disk.
@@ -211,9 +243,9 @@ def replaced(folder: Path) -> Iterator[Path]:
     draft, former = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep(folder, "tmp")
+        remove_leftovers(folder, "tmp")
         disk.mkdir(draft)
-        point("export.begin")
+        reach_failpoint("export.begin")
     except OSError as e:
         raise StorageError(f"{folder}: cannot write there: {e.strerror}. Name another folder.") from e
     try:
@@ -223,22 +255,22 @@ def replaced(folder: Path) -> Iterator[Path]:
                 disk.rmtree(former)  # of one that was stopped after its swap; in a container the pid repeats
                 disk.rename(folder, former)
             try:
-                point("export.swap")
+                reach_failpoint("export.swap")
                 disk.rename(draft, folder)
             except OSError:
                 if former.exists():
                     disk.rename(former, folder)
                 raise
-            point("export.end")
+            reach_failpoint("export.end")
             disk.sync_directory(folder.parent)
         except OSError as e:
             raise StorageError(f"{folder}: cannot put the export in its place: {e.strerror}.") from e
-        sweep(folder, "old")
+        remove_leftovers(folder, "old")
     finally:
         disk.rmtree(draft)
 
 
-def sweep(folder: Path, what: str) -> None:
+def remove_leftovers(folder: Path, what: str) -> None:
     """Remove what this process, or one that died, left beside `folder`."""
     pattern = re.compile(rf"\.{re.escape(folder.name)}\.{what}-([0-9]{{1,9}})")
     for path in folder.parent.iterdir():

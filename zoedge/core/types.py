@@ -23,19 +23,23 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 from annotated_types import Ge, Gt
 
-from .exact import HALVES, bits16
+from .exact import HALF_FORMATS, bits16
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SKIPPED, CLIPPED, SPLIT = 1, 2, 4  # Record.flags: non-finite losses, clipped g, micro-batched after out-of-memory
+SKIPPED, CLIPPED, MICRO_BATCHED = (
+    1,
+    2,
+    4,
+)  # Record.flags: non-finite losses, clipped g, micro-batched after out-of-memory
 
 Positive = Annotated[float, Gt(0)]
 
 Natural = Annotated[int, Ge(1)]
 
 # Key.stream: steps' directions, initial values, ..., bits of stochastic rounding; they never overlap
-PROBE, INIT, MASK, FACTOR, TRACK, ROUND = range(6)
+PROBE_STREAM, INIT_STREAM, MASK_STREAM, FACTOR_STREAM, CURVATURE_STREAM, ROUNDING_STREAM = range(6)
 
 
 class Key(NamedTuple):
@@ -44,7 +48,7 @@ class Key(NamedTuple):
     seed: int
     seq: int
     query: int
-    stream: int = PROBE
+    stream: int = PROBE_STREAM
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Leaf:
     def zeros(self) -> Any:
         """[n] zeros in the type that rules compute in, wherever `value` lies."""
         zeros: Any = self.value * 0.0
-        return zeros.float() if self.storage in HALVES and hasattr(zeros, "float") else zeros
+        return zeros.float() if self.storage in HALF_FORMATS and hasattr(zeros, "float") else zeros
 
 
 class Part(NamedTuple):
@@ -106,11 +110,11 @@ class Direction(NamedTuple):
 
 Point = Sequence[tuple[float, int]]  # theta + sum c * z[query]; () is theta itself
 
-Slots = dict[str, Any]
+RuleSlots = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shift:
+class Perturbation:
     """A point as a space sees it: leaf -> what is added there (None: nothing).
 
     term: (noise, key, c) where that is c * noise.draw(key, leaf) and nothing else, so that a kernel may draw by itself.
@@ -208,16 +212,16 @@ class AbstractRule(ABC):
     def check(self, steps: int) -> None:  # noqa: B027 - for rules with schedules of their own
         """ValueError("option: why") if a schedule of the rule's has no value somewhere in a run of `steps`."""
 
-    def slots(self, leaf: Leaf, steps: int) -> Slots:
+    def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         """The rule's own state for a leaf, at step 0 of a run of `steps`."""
         return {}
 
-    def direction(self, slots: Slots, *noise: Tensor) -> Tensor:
+    def direction(self, slots: RuleSlots, *noise: Tensor) -> Tensor:
         """What `draws` draws of noise stand for: probed and moved along. Changes nothing."""
         return noise[0]
 
     @abstractmethod
-    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+    def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         """What to add to the leaf: [n] float32; may change `slots`. directions: one a query, drawn when asked for."""
 
 

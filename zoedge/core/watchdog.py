@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 
 from .types import SKIPPED, Journal, Record
 
-LAST = 200  # steps whose |g| the median is of
-SETTLED = 10  # steps before there is a median, or a best loss: of fewer, one lucky batch decides
-PATIENCE = 8  # non-finite steps in a row before a run is given up
+CLIP_WINDOW = 200  # steps whose |g| the median is of
+MIN_STEPS = 10  # steps before there is a median, or a best loss: of fewer, one lucky batch decides
+NONFINITE_PATIENCE = 8  # non-finite steps in a row before a run is given up
 
 
-def limit(clip: float, past: Journal, step: int, query: int) -> float:
+def clip_limit(clip: float, past: Journal, step: int, query: int) -> float:
     """The most that |g| of a query may be at `step`."""
-    some = (past[i].g for i in range(max(0, step - LAST), step))
+    some = (past[i].g for i in range(max(0, step - CLIP_WINDOW), step))
     sizes = [abs(g[query]) for g in some if len(g) > query and g[query]]
-    return clip * median(sizes) if clip and len(sizes) >= SETTLED else math.inf
+    return clip * median(sizes) if clip and len(sizes) >= MIN_STEPS else math.inf
 
 
-def promise(trust: float | None, loss: float, lr: float) -> float:
+def trust_limit(trust: float | None, loss: float, lr: float) -> float:
     """The most that |g| may be for a step not to promise more of its loss than that share: lr g^2 <= trust * loss.
 
     Of the slope g along z, a step of lr g takes lr g^2 off the loss, if the loss were linear. A direction in many tells
@@ -36,19 +36,19 @@ def promise(trust: float | None, loss: float, lr: float) -> float:
     return math.sqrt(trust * loss / lr) if trust and lr and 0 < loss < math.inf else math.inf
 
 
-def skips(past: Journal) -> int:
+def count_nonfinite(past: Journal) -> int:
     """How many of the newest steps in a row were not finite; at most PATIENCE are counted."""
     end = len(past)
-    newest = range(end - 1, max(-1, end - 1 - PATIENCE), -1)
+    newest = range(end - 1, max(-1, end - 1 - NONFINITE_PATIENCE), -1)
     return next((end - 1 - i for i in newest if not past[i].flags & SKIPPED), len(newest))
 
 
-def level(record: Record) -> float:
+def lowest_loss(record: Record) -> float:
     """The lowest loss of a step: others may be of trial steps that were not taken."""
     return min((x for x in record.losses if math.isfinite(x)), default=math.inf)
 
 
-class Seen(NamedTuple):
+class LossTrend(NamedTuple):
     """After a step. mean: of the newest losses. best: the lowest such mean so far. over: steps in a row too high."""
 
     loss: float
@@ -62,22 +62,22 @@ class Watchdog:
     """options: recipe.Watchdog. seen: one a record of the log, kept because a run asks at every step."""
 
     options: Any
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[LossTrend] = field(default_factory=list)
 
     def look(self, past: Journal) -> int:
         """How many of the newest steps in a row were over factor times the best loss before them."""
         o, seen = self.options, self.seen
         del seen[len(past) :]  # after a rewind
         while len(seen) < len(past):
-            loss, last = level(past[len(seen)]), seen[-1] if seen else Seen(0.0, 0.0, math.inf, 0)
+            loss, last = lowest_loss(past[len(seen)]), seen[-1] if seen else LossTrend(0.0, 0.0, math.inf, 0)
             newest = [x.loss for x in seen[max(0, len(seen) + 1 - o.patience) :]] + [loss]
             mean = math.fsum(newest) / len(newest)
-            best = min(last.best, mean) if len(newest) >= min(SETTLED, o.patience) else last.best
+            best = min(last.best, mean) if len(newest) >= min(MIN_STEPS, o.patience) else last.best
             high = 0 < o.factor * last.best < loss  # a goal may be 0 or less: nothing to multiply
             over = last.over + 1 if high else 0
             if o.rise and len(newest) == o.patience and past.state.rewinds < o.rewinds:
                 over = o.patience if 0 < o.rise * last.best < mean else over
-            seen.append(Seen(loss, mean, best, over))
+            seen.append(LossTrend(loss, mean, best, over))
         return seen[-1].over if seen else 0
 
     def target(self, log: Any, bad: int) -> int:

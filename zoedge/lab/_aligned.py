@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import MASK, AbstractNoise, Key, Leaf
-from ..methods.noise._philox import words_numpy
+from ..core.types import MASK_STREAM, AbstractNoise, Key, Leaf
+from ..methods.noise._philox import philox_numpy
 from ..methods.noise.normal import Normal
 
 
@@ -33,9 +33,9 @@ class Aligned(AbstractNoise):
         if length == 0:
             return x
         unit = a / length
-        return x + (sign(key) - unit @ x) * unit
+        return x + (draw_sign(key) - unit @ x) * unit
 
 
-def sign(key: Key) -> float:
+def draw_sign(key: Key) -> float:
     """-1 or +1 with equal chance: the lowest bit of a block that no direction uses."""
-    return 1.0 if words_numpy(key._replace(stream=MASK), 0, 1)[0, 0] & 1 else -1.0
+    return 1.0 if philox_numpy(key._replace(stream=MASK_STREAM), 0, 1)[0, 0] & 1 else -1.0

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core.engine import play
-from ..core.memory import Memory
+from ..core.memory import MemoryLog
 from ..core.run import Run
 from ..core.types import AbstractNoise, AbstractRule, Estimator, Leaf, Part, Record
 
@@ -33,7 +33,7 @@ class Outcome:
     draw: Callable[[], Any]
 
 
-def axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Any, list[Any]]:
+def create_axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Any, list[Any]]:
     """(figure, `count` axes with labels) without a display; ids in the SVG are the same in every run."""
     import matplotlib
 
@@ -53,7 +53,7 @@ def axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Any, list[Any]]:
     return figure, list(grid.flat)[:count]
 
 
-class Space:
+class ArraySpace:
     """theta is one 1-D numpy float64 array (or torch tensor); `points` are those being visited, [copies, d]."""
 
     lean = False
@@ -86,7 +86,7 @@ class Space:
             self.points = None
 
 
-class Problem(NamedTuple):
+class FunctionTask(NamedTuple):
     """A task from f: [copies, d] -> [copies] losses (or, with batches, f(points, step)); every step sees all of it."""
 
     f: Callable[..., Any]
@@ -95,7 +95,7 @@ class Problem(NamedTuple):
     def batch(self, step: int) -> Any:
         return _Batch(step)
 
-    def score(self, model: Space, batch: Any, copies: int) -> Any:
+    def score(self, model: ArraySpace, batch: Any, copies: int) -> Any:
         losses = self.f(model.points, batch.check) if self.stochastic else self.f(model.points)
         return losses.reshape(copies, 1)
 
@@ -106,7 +106,7 @@ class _Batch(NamedTuple):
 
 
 def descend(
-    space: Space, task: Any, noise: AbstractNoise, estimator: Estimator, rule: AbstractRule, steps: int, seed: int
+    space: ArraySpace, task: Any, noise: AbstractNoise, estimator: Estimator, rule: AbstractRule, steps: int, seed: int
 ) -> Iterator[Record]:
     """The engine's loop on a small problem: each record is applied to `space` before it is yielded."""
-    return play(Run(seed, steps, Memory(), space, noise, rule, estimator, task, space), steps)  # type: ignore[arg-type]
+    return play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, space), steps)  # type: ignore[arg-type]

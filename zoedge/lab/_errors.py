@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.engine import measure
-from ..core.memory import Memory
+from ..core.memory import MemoryLog
 from ..core.run import Run
 from ..core.types import AbstractNoise, Estimator
 from ..methods.estimators.dap import Dap
@@ -18,12 +18,12 @@ from ..methods.noise.rademacher import Rademacher
 from ..methods.noise.sphere import Sphere
 from ..methods.rules.sgd import Sgd
 from ._aligned import Aligned
-from ._bench import Problem, Space
+from ._bench import ArraySpace, FunctionTask
 
-KINDS = "gauss", "sphere", "rademacher", "DAP exact", "DAP estimated", "DAP second"
+DIRECTION_KINDS = "gauss", "sphere", "rademacher", "DAP exact", "DAP estimated", "DAP second"
 
 
-class Function(NamedTuple):
+class ToyFunction(NamedTuple):
     """high: where the partial derivative is above the paper's threshold."""
 
     at: np.ndarray
@@ -36,7 +36,7 @@ class Function(NamedTuple):
         return np.abs(self.gradient(self.at)) >= self.threshold
 
 
-def product() -> Function:
+def make_product() -> ToyFunction:
     """f = prod x_i, n = 16, at a point whose first element is 0: one partial derivative is not zero."""
     at = np.random.RandomState(42).randn(16)
     at[0] = 0.0
@@ -44,39 +44,42 @@ def product() -> Function:
     def gradient(x: np.ndarray) -> np.ndarray:
         return np.array([np.prod(np.delete(x, i)) for i in range(len(x))])
 
-    return Function(at, lambda points: points.prod(1), gradient, 1e-4)
+    return ToyFunction(at, lambda points: points.prod(1), gradient, 1e-4)
 
 
-def quadratic() -> Function:
+def make_quadratic() -> ToyFunction:
     """f = x'W x, n = 8, W diagonal and indefinite, half of x zero; drawn in the notebook's order."""
     rng = np.random.RandomState(42)
     rng.uniform(-1, 1, (8, 8))  # drawn by the notebook and not used
     w = rng.uniform(-1, 1, 8)
     at = rng.normal(0, 10, 8)
     at[rng.choice(8, 4, replace=False)] = 0.0
-    return Function(at, lambda points: (points**2 * w).sum(1), lambda x: 2 * w * x, 0.01)
+    return ToyFunction(at, lambda points: (points**2 * w).sum(1), lambda x: 2 * w * x, 0.01)
 
 
-class Error(NamedTuple):
+class MeanError(NamedTuple):
     """Means over trials (total, high, low), and their standard errors."""
 
     mean: list[float]
     se: list[float]
 
 
-def setup(kind: str, function: Function, batch: int, eps: float) -> tuple[AbstractNoise, Estimator]:
+def make_parts(kind: str, function: ToyFunction, batch: int, eps: float) -> tuple[AbstractNoise, Estimator]:
     """`batch` directions of a kind; an estimated gradient takes half of them."""
     if kind == "DAP estimated":
         return Sphere(), Dap(eps=eps, first=batch // 2, second=batch - batch // 2)
     if kind == "DAP second":
         return Sphere(), Dap(eps=eps, first=batch // 2, second=batch - batch // 2, combine="second")
     noises: dict[str, AbstractNoise] = {
-        "gauss": Normal(), "sphere": Sphere(), "rademacher": Rademacher(), "DAP exact": Aligned(function.gradient)
-    }  # fmt: skip
+        "gauss": Normal(),
+        "sphere": Sphere(),
+        "rademacher": Rademacher(),
+        "DAP exact": Aligned(function.gradient),
+    }
     return noises[kind], OneSided(eps=eps, queries=batch)
 
 
-def estimate(run: Run, trial: int) -> np.ndarray:
+def estimate_gradient(run: Run, trial: int) -> np.ndarray:
     """The gradient estimate of one step."""
     leaf, record = run.space.leaves()[0], measure(run, trial)
     total = np.zeros(len(leaf.value))
@@ -87,12 +90,12 @@ def estimate(run: Run, trial: int) -> np.ndarray:
     return total
 
 
-def error(kind: str, function: Function, batch: int, trials: int, eps: float, seed: int) -> Error:
-    noise, estimator = setup(kind, function, batch, eps)
-    space = Space(function.at)
-    task: Any = Problem(function.f)
-    run = Run(seed, trials, Memory(), space, noise, Sgd(), estimator, task, space)
+def measure_error(kind: str, function: ToyFunction, batch: int, trials: int, eps: float, seed: int) -> MeanError:
+    noise, estimator = make_parts(kind, function, batch, eps)
+    space = ArraySpace(function.at)
+    task: Any = FunctionTask(function.f)
+    run = Run(seed, trials, MemoryLog(), space, noise, Sgd(), estimator, task, space)
     truth, high = function.gradient(function.at), function.high
-    squares = np.stack([(estimate(run, trial) - truth) ** 2 for trial in range(trials)])
+    squares = np.stack([(estimate_gradient(run, trial) - truth) ** 2 for trial in range(trials)])
     parts = np.stack([squares.mean(1), squares[:, high].mean(1), squares[:, ~high].mean(1)])
-    return Error(parts.mean(1).tolist(), (parts.std(1) / np.sqrt(trials)).tolist())
+    return MeanError(parts.mean(1).tolist(), (parts.std(1) / np.sqrt(trials)).tolist())

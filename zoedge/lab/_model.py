@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.engine import play
-from ..core.memory import Memory
+from ..core.memory import MemoryLog
 from ..core.run import Run
 from ..core.types import AbstractNoise, AbstractRule, Estimator, Record
 from ..methods.noise.normal import Normal
@@ -15,7 +15,7 @@ from ..run.evaluate import Score, evaluate
 from ..run.setup import Bench
 
 
-class Model:
+class SharedModel:
     """A recipe's base, rows and space. folder: for the lower layers' outputs, computed once."""
 
     def __init__(self, recipe: Recipe, folder: Path):
@@ -37,7 +37,7 @@ class Model:
         recipe, space = self.recipe, self.bench.space
         space.value.copy_(recipe.space.blank(space.describe(), seed, Normal()).value)
         task = recipe.task.over(self.bench.texts.train, seed, recipe.train.batch)
-        yield from play(Run(seed, steps, Memory(), space, noise, rule, estimator, task, self.bench.base), steps)  # type: ignore[arg-type]
+        yield from play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, self.bench.base), steps)  # type: ignore[arg-type]
 
     def score(self) -> Score:
         """On the test rows, where the last trial ended."""

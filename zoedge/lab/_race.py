@@ -21,9 +21,9 @@ from ..methods.estimators.two_sided import TwoSided
 from ..methods.noise.normal import Normal
 from ..methods.noise.rademacher import Rademacher
 from ..methods.rules.sgd import Sgd
-from ._bench import axes
+from ._bench import create_axes
 
-SHARES = 1.0, 0.75, 0.5, 0.25  # of the baseline's budget
+BUDGET_SHARES = 1.0, 0.75, 0.5, 0.25  # of the baseline's budget
 BASELINE = "GA constant"
 
 Parts = tuple[AbstractNoise, Estimator, AbstractRule]
@@ -37,7 +37,7 @@ class Method(NamedTuple):
     grid: Sequence[float]
 
 
-class Curve(NamedTuple):
+class LossCurve(NamedTuple):
     """Smoothed losses, and the forward passes after which each was known."""
 
     passes: np.ndarray
@@ -54,16 +54,16 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Racer:
+class RaceResult:
     size: float
     edge: bool  # the size is the grid's first or last: a wider grid might find a better one
-    curves: list[Curve]  # a seed
+    curves: list[LossCurve]  # a seed
 
     def final(self) -> list[float]:
         return [float(curve.losses[-1]) for curve in self.curves]
 
 
-def contenders(
+def make_methods(
     eps: float, eta_b: float, ga: Sequence[float], stp: Sequence[float], rho: Sequence[float]
 ) -> dict[str, Method]:
     """The paper's six. ga, stp, rho: grids of lr, of alpha_0, and of AS2P's rho_0, which sizes its steps."""
@@ -84,29 +84,29 @@ def contenders(
     }
 
 
-def split(seed: int, tune: int, seeds: int) -> tuple[range, range]:
+def split_seeds(seed: int, tune: int, seeds: int) -> tuple[range, range]:
     """(seeds that choose a step size, seeds that count): others for every seed of an experiment."""
     first = seed * (tune + seeds)
     return range(first, first + tune), range(first + tune, first + tune + seeds)
 
 
-def race(
+def run_race(
     methods: dict[str, Method], trial: Trial, passes: int, window: float, tune: Sequence[int], seeds: Sequence[int]
-) -> dict[str, Racer]:
+) -> dict[str, RaceResult]:
     """Every method on every seed, with the size of the lowest final loss over the seeds of `tune` (median)."""
     found = {}
     for name, (make, grid) in methods.items():
 
-        def curve(size: float, seed: int) -> Curve:
-            return measured(make(size), trial, passes, window, seed)
+        def curve(size: float, seed: int) -> LossCurve:
+            return measure_curve(make(size), trial, passes, window, seed)
 
         ends = [float(np.median([curve(size, seed).losses[-1] for seed in tune])) for size in grid]
         best = int(np.argmin(ends))
-        found[name] = Racer(grid[best], best in (0, len(grid) - 1), [curve(grid[best], seed) for seed in seeds])
+        found[name] = RaceResult(grid[best], best in (0, len(grid) - 1), [curve(grid[best], seed) for seed in seeds])
     return found
 
 
-def measured(parts: Parts, trial: Trial, passes: int, window: float, seed: int) -> Curve:
+def measure_curve(parts: Parts, trial: Trial, passes: int, window: float, seed: int) -> LossCurve:
     """A run of `passes` forward passes; window: the share of it that a smoothed loss is the mean of."""
     each = len(next(trial(parts, 1, seed)).losses)
     steps = passes // each
@@ -116,51 +116,60 @@ def measured(parts: Parts, trial: Trial, passes: int, window: float, seed: int) 
             losses[record.step] = np.mean(record.losses[:2])
     except DivergedError:
         pass
-    return smooth(losses, max(1, round(window * steps)), each)
+    return smooth_losses(losses, max(1, round(window * steps)), each)
 
 
-def smooth(losses: np.ndarray, window: int, each: int) -> Curve:
+def smooth_losses(losses: np.ndarray, window: int, each: int) -> LossCurve:
     """Means of the last `window` losses, from where there are so many; a loss that is not finite counts as inf."""
     plain = np.where(np.isfinite(losses), losses, np.inf)
     means = np.lib.stride_tricks.sliding_window_view(plain, window).mean(1)
-    return Curve(each * np.arange(window, len(losses) + 1), means)
+    return LossCurve(each * np.arange(window, len(losses) + 1), means)
 
 
-def ratios(curves: dict[str, Curve], baseline: str) -> dict[str, list[float]]:
+def compute_cost_ratios(curves: dict[str, LossCurve], baseline: str) -> dict[str, list[float]]:
     """A method's passes to the loss that the baseline reaches in each of SHARES, over the baseline's. inf: never."""
     base = curves[baseline]
-    losses = [base.after(share) for share in SHARES]
+    losses = [base.after(share) for share in BUDGET_SHARES]
     return {name: [curve.cost(loss) / base.cost(loss) for loss in losses] for name, curve in curves.items()}
 
 
-def costs(racers: dict[str, Racer], baseline: str = BASELINE) -> dict[str, list[float]]:
+def compute_median_costs(racers: dict[str, RaceResult], baseline: str = BASELINE) -> dict[str, list[float]]:
     """The median over the seeds of `ratios`, each seed against the baseline's run on the same seed and batches."""
     count = len(racers[baseline].curves)
-    each = [ratios({name: racer.curves[i] for name, racer in racers.items()}, baseline) for i in range(count)]
+    each = [
+        compute_cost_ratios({name: racer.curves[i] for name, racer in racers.items()}, baseline) for i in range(count)
+    ]
     return {name: [float(m) for m in np.median([found[name] for found in each], axis=0)] for name in racers}
 
 
-def plain(values: Sequence[float]) -> list[float | None]:
+def encode_infinite(values: Sequence[float]) -> list[float | None]:
     """As JSON has it: null for never."""
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def numbers(racers: dict[str, Racer], baselines: Sequence[str] = (BASELINE, "GA cosine")) -> dict[str, Any]:
-    found: dict[str, Any] = {"shares": list(SHARES)}
-    tables = {baseline: costs(racers, baseline) for baseline in baselines}
+def collect_numbers(
+    racers: dict[str, RaceResult], baselines: Sequence[str] = (BASELINE, "GA cosine")
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"shares": list(BUDGET_SHARES)}
+    tables = {baseline: compute_median_costs(racers, baseline) for baseline in baselines}
     for name, racer in racers.items():
-        cost = {f"cost against {baseline}": plain(table[name]) for baseline, table in tables.items()}
-        found[name] = {"size": racer.size, "edge of grid": racer.edge, "final loss": plain(racer.final()), **cost}
+        cost = {f"cost against {baseline}": encode_infinite(table[name]) for baseline, table in tables.items()}
+        found[name] = {
+            "size": racer.size,
+            "edge of grid": racer.edge,
+            "final loss": encode_infinite(racer.final()),
+            **cost,
+        }
     return found
 
 
-def text(values: Sequence[float]) -> str:
+def format_ratios(values: Sequence[float]) -> str:
     return "/".join(f"{value:.2f}" if np.isfinite(value) else "never" for value in values)
 
 
-def draw(racers: dict[str, Racer], title: str) -> Any:
+def draw_race(racers: dict[str, RaceResult], title: str) -> Any:
     """The median over the seeds, and a band from the lowest to the highest."""
-    figure, (ax,) = axes(1, "forward passes", "training loss, smoothed")
+    figure, (ax,) = create_axes(1, "forward passes", "training loss, smoothed")
     for i, (name, racer) in enumerate(racers.items()):
         losses = np.array([curve.losses for curve in racer.curves])
         passes = racer.curves[0].passes

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 
-class Grid:
+class TriangleGrid:
     """n x n squares of two triangles each; points are complex numbers. Meshes share triangles, so sparsity is known."""
 
     def __init__(self, n: int):
@@ -21,8 +21,10 @@ class Grid:
         place = np.full(len(self.vertices), -1)
         place[self.inner] = np.arange(len(self.inner))
         rows, columns = np.broadcast_arrays(place[self.triangles][:, None], place[self.triangles][None])
-        self.stiffness = scatter(np.where((rows >= 0) & (columns >= 0), rows * len(self.inner) + columns, -1).ravel())
-        self.load = scatter(place[self.triangles].ravel())
+        self.stiffness = build_scatter_matrix(
+            np.where((rows >= 0) & (columns >= 0), rows * len(self.inner) + columns, -1).ravel()
+        )
+        self.load = build_scatter_matrix(place[self.triangles].ravel())
 
     def meshes(self, free: np.ndarray) -> np.ndarray:
         """[copies, vertices] from x and y of the inner vertices in turn, [copies, 2 * inner]."""
@@ -38,7 +40,7 @@ class Grid:
         """u at all vertices, [copies, vertices]; every triangle's area must be positive."""
         copies, size = len(meshes), len(self.inner)
         corners = self.corners(meshes)
-        area = areas(corners)
+        area = compute_areas(corners)
         edges = np.roll(corners, 1, axis=0) - np.roll(corners, -1, axis=0)  # |grad| of a corner's hat: edge / (2 area)
         blocks = (edges[:, None].conj() * edges[None]).real / (4 * area)
         matrix = self.stiffness @ blocks.transpose(0, 1, 3, 2).reshape(-1, copies)
@@ -48,24 +50,24 @@ class Grid:
         return u
 
 
-def scatter(places: np.ndarray) -> Any:
+def build_scatter_matrix(places: np.ndarray) -> Any:
     """The 0-1 matrix that sums values into these places; -1 is nowhere."""
     kept = np.flatnonzero(places >= 0)
     shape = places.max() + 1, len(places)
     return sparse.csr_array((np.ones(len(kept)), (places[kept], kept)), shape=shape)
 
 
-def areas(corners: np.ndarray) -> np.ndarray:
+def compute_areas(corners: np.ndarray) -> np.ndarray:
     """Signed, of [3, ...] corners."""
-    return cross(corners[1] - corners[0], corners[2] - corners[0]) / 2
+    return cross_product(corners[1] - corners[0], corners[2] - corners[0]) / 2
 
 
-def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def cross_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a.conj() * b).imag
 
 
-def weights(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
+def barycentric_weights(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Barycentric coordinates [3, ...] of points in triangles."""
     a, b, c = corners - points
-    parts = np.stack([cross(b, c), cross(c, a), cross(a, b)])
+    parts = np.stack([cross_product(b, c), cross_product(c, a), cross_product(a, b)])
     return parts / parts.sum(0)

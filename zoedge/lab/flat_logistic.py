@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.types import Natural, Positive
 from ._bench import Outcome
-from ._flat import Phi, Settings, compare
+from ._flat import DescentSettings, MarginLoss, compare_descents
 
 
 def sigmoid(m: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def sigmoid(m: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -m))
 
 
-PHI = Phi(lambda m: np.logaddexp(0, -m), lambda m: -sigmoid(-m), lambda m: sigmoid(m) * sigmoid(-m))
+LOGISTIC_LOSS = MarginLoss(lambda m: np.logaddexp(0, -m), lambda m: -sigmoid(-m), lambda m: sigmoid(m) * sigmoid(-m))
 
 
 @dataclass(frozen=True)
@@ -38,4 +38,6 @@ class FlatLogistic:
     points: Natural = 200
 
     def run(self, seed: int) -> Outcome:
-        return compare(PHI, Settings(self.lr, self.eps, self.features, self.steps, self.points), seed)
+        return compare_descents(
+            LOGISTIC_LOSS, DescentSettings(self.lr, self.eps, self.features, self.steps, self.points), seed
+        )

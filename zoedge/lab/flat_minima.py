@@ -17,36 +17,43 @@ from ..core.types import AbstractNoise, Key, Leaf, Natural
 from ..methods.estimators.two_sided import TwoSided
 from ..methods.noise.normal import Normal
 from ..methods.rules.sgd import Sgd
-from ._bench import Claim, Outcome, Problem, Space, axes, descend
+from ._bench import ArraySpace, Claim, FunctionTask, Outcome, create_axes, descend
 
-HALF = 100
-RUNS = {"DD": 1e-5, "lambda 0.1": 0.1, "lambda 0.05": 0.05, "lambda 0.01": 0.01}  # DD: in float64 1e-5 is the limit
-GOLDEN = {  # trace of H after 1,000, 10,000, 50,000 and 100,000 steps of the paper's script, measured with numpy 2.4.6
-    "GD": (180.142, 180.142, 180.142, 180.142), "DD": (219.503, 219.503, 219.503, 219.503),
-    "lambda 0.1": (215.208, 189.259, 94.506, 37.973), "lambda 0.05": (218.283, 210.158, 173.472, 135.162),
+VECTOR_SIZE = 100
+RUN_RADII = {
+    "DD": 1e-5,
+    "lambda 0.1": 0.1,
+    "lambda 0.05": 0.05,
+    "lambda 0.01": 0.01,
+}  # DD: in float64 1e-5 is the limit
+GOLDEN_TRACES = {  # trace of H after 1,000, 10,000, 50,000 and 100,000 steps of the paper's script, measured with numpy 2.4.6
+    "GD": (180.142, 180.142, 180.142, 180.142),
+    "DD": (219.503, 219.503, 219.503, 219.503),
+    "lambda 0.1": (215.208, 189.259, 94.506, 37.973),
+    "lambda 0.05": (218.283, 210.158, 173.472, 135.162),
     "lambda 0.01": (219.452, 219.103, 217.376, 215.137),
-}  # fmt: skip
-MARKS = 1_000, 10_000, 50_000, 100_000
+}
+GOLDEN_STEPS = 1_000, 10_000, 50_000, 100_000
 
 
 @dataclass(frozen=True)
-class Paper(AbstractNoise):
+class PaperNoise(AbstractNoise):
     """The paper's own draws: numpy's legacy generator, u_y then u_z a step. A stream: it only goes forward."""
 
     rng: np.random.RandomState
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
-        return self.rng.randn(2 * HALF)
+        return self.rng.randn(2 * VECTOR_SIZE)
 
 
 def loss(points: np.ndarray) -> np.ndarray:
-    return 0.5 * ((points[:, :HALF] * points[:, HALF:]).sum(1) - 1.0) ** 2
+    return 0.5 * ((points[:, :VECTOR_SIZE] * points[:, VECTOR_SIZE:]).sum(1) - 1.0) ** 2
 
 
-def descent(theta: np.ndarray, steps: int) -> Iterator[np.ndarray]:
+def gradient_descent(theta: np.ndarray, steps: int) -> Iterator[np.ndarray]:
     """Gradient descent, lr 0.01."""
     for _ in range(steps):
-        y, z = theta[:HALF], theta[HALF:]
+        y, z = theta[:VECTOR_SIZE], theta[VECTOR_SIZE:]
         theta = theta - 0.01 * (y @ z - 1.0) * np.concatenate([z, y])
         yield theta
 
@@ -60,17 +67,17 @@ class FlatMinima:
 
     def run(self, seed: int) -> Outcome:
         rng = np.random.RandomState(17)
-        start = np.concatenate([rng.randn(HALF), rng.randn(HALF)])
+        start = np.concatenate([rng.randn(VECTOR_SIZE), rng.randn(VECTOR_SIZE)])
         after = rng.get_state()
         traces, losses = {}, {}
-        for name, points in {"GD": descent(start, self.steps)}.items():
+        for name, points in {"GD": gradient_descent(start, self.steps)}.items():
             traces[name], losses[name] = self.watch(points)
-        for name, eps in RUNS.items():
+        for name, eps in RUN_RADII.items():
             for suffix in ("", ", zoedge's noise"):
                 rng.set_state(after)
-                noise = Normal() if suffix else Paper(rng)
-                space = Space(start)
-                records = descend(space, Problem(loss), noise, TwoSided(eps=eps), Sgd(lr=1e-3), self.steps, seed)
+                noise = Normal() if suffix else PaperNoise(rng)
+                space = ArraySpace(start)
+                records = descend(space, FunctionTask(loss), noise, TwoSided(eps=eps), Sgd(lr=1e-3), self.steps, seed)
                 traces[name + suffix], losses[name + suffix] = self.watch(space.value for _ in records)
         claims = self.claims(traces, float(start @ start))
         numbers = {"start": float(start @ start), "every": self.every, "trace": traces, "mean loss of the end": losses}
@@ -88,14 +95,14 @@ class FlatMinima:
 
     def claims(self, traces: dict[str, list[float]], start: float) -> list[Claim]:
         found = []
-        for name, golden in GOLDEN.items():
-            pairs = [(traces[name][m // self.every - 1], g) for m, g in zip(MARKS, golden) if m <= self.steps]
+        for name, golden in GOLDEN_TRACES.items():
+            pairs = [(traces[name][m // self.every - 1], g) for m, g in zip(GOLDEN_STEPS, golden) if m <= self.steps]
             if pairs:
                 worst = max(abs(t / g - 1) for t, g in pairs)
                 seen = ", ".join(f"{t:.3f}" for t, _ in pairs)
                 paper = f"{name}: tr H = {', '.join(f'{g:.3f}' for _, g in pairs)} after {self.marks(len(pairs))} steps"
                 found.append(Claim(paper, f"{seen} (the paper's draws; off by {worst:.1e} at most)", worst < 0.01))
-        end = {name: traces[f"{name}, zoedge's noise"][-1] for name in RUNS}
+        end = {name: traces[f"{name}, zoedge's noise"][-1] for name in RUN_RADII}
         falls = end["lambda 0.1"] < end["lambda 0.05"] < end["lambda 0.01"] < end["DD"] * 1.001
         still = abs(end["DD"] / traces["DD, zoedge's noise"][0] - 1) < 0.01
         seen = ", ".join(f"{name} {value:.1f}" for name, value in end.items())
@@ -103,11 +110,11 @@ class FlatMinima:
         return found
 
     def marks(self, count: int) -> str:
-        return ", ".join(f"{m:,}" for m in MARKS[:count])
+        return ", ".join(f"{m:,}" for m in GOLDEN_STEPS[:count])
 
     def draw(self, traces: dict[str, list[float]]) -> Any:
-        figure, (ax,) = axes(1, "steps", "trace of the Hessian")
-        for i, name in enumerate(GOLDEN):
+        figure, (ax,) = create_axes(1, "steps", "trace of the Hessian")
+        for i, name in enumerate(GOLDEN_TRACES):
             for suffix, style in (("", "-"), (", zoedge's noise", "--")):
                 if name + suffix in traces:
                     ys = traces[name + suffix]

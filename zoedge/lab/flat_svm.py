@@ -16,9 +16,11 @@ import numpy as np
 
 from ..core.types import Natural, Positive
 from ._bench import Outcome
-from ._flat import Phi, Settings, compare
+from ._flat import DescentSettings, MarginLoss, compare_descents
 
-PHI = Phi(lambda m: np.maximum(0, 1 - m) ** 2, lambda m: -2 * np.maximum(0, 1 - m), lambda m: 2.0 * (m < 1))
+SQUARED_HINGE_LOSS = MarginLoss(
+    lambda m: np.maximum(0, 1 - m) ** 2, lambda m: -2 * np.maximum(0, 1 - m), lambda m: 2.0 * (m < 1)
+)
 
 
 @dataclass(frozen=True)
@@ -32,4 +34,6 @@ class FlatSvm:
     points: Natural = 200
 
     def run(self, seed: int) -> Outcome:
-        return compare(PHI, Settings(self.lr, self.eps, self.features, self.steps, self.points), seed)
+        return compare_descents(
+            SQUARED_HINGE_LOSS, DescentSettings(self.lr, self.eps, self.features, self.steps, self.points), seed
+        )

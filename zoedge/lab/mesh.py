@@ -30,17 +30,19 @@ from ..methods.noise.normal import Normal
 from ..methods.noise.rademacher import Rademacher
 from ..methods.noise.sphere import Sphere
 from ..methods.rules.sgd import Sgd
-from ._bench import Claim, Outcome, Problem, Space, axes, descend
-from ._triangles import Grid, areas, weights
+from ._bench import ArraySpace, Claim, FunctionTask, Outcome, create_axes, descend
+from ._triangles import TriangleGrid, barycentric_weights, compute_areas
 
-SLACK = 0.02  # of barycentric coordinates: a batch's meshes differ by amplitude * |z|, 1e-3 of a triangle's height
+BARYCENTRIC_SLACK = (
+    0.02  # of barycentric coordinates: a batch's meshes differ by amplitude * |z|, 1e-3 of a triangle's height
+)
 
 
-class Objective:
+class MeshObjective:
     """The coarse mesh's error against the fine mesh's solution, for many coarse meshes that lie close together."""
 
     def __init__(self, coarse: int, fine: int):
-        self.grid, reference = Grid(coarse), Grid(fine)
+        self.grid, reference = TriangleGrid(coarse), TriangleGrid(fine)
         self.count, self.points = len(reference.vertices), reference.vertices[reference.inner]  # both are 0 on the edge
         self.truth = reference.solve(reference.vertices[None])[0, reference.inner]
         inner = self.grid.vertices[self.grid.inner]
@@ -49,7 +51,7 @@ class Objective:
     def losses(self, free: np.ndarray) -> np.ndarray:
         """[copies, d] -> [copies]; a mesh with a triangle turned over has no solution: inf, which the engine skips."""
         meshes = self.grid.meshes(free)
-        valid = (areas(self.grid.corners(meshes)) > 0).all(1)
+        valid = (compute_areas(self.grid.corners(meshes)) > 0).all(1)
         found = np.full(len(free), np.inf)
         if valid.any():
             found[valid] = self.errors(meshes[valid])
@@ -57,26 +59,29 @@ class Objective:
 
     def errors(self, meshes: np.ndarray) -> np.ndarray:
         u, points = self.grid.solve(meshes), self.points[:, None]
-        depth = weights(self.grid.corners(meshes[:1]), points).min(0)
-        near = (depth > -SLACK).sum(1).max()  # six triangles meet where a point is a vertex
+        depth = barycentric_weights(self.grid.corners(meshes[:1]), points).min(0)
+        near = (depth > -BARYCENTRIC_SLACK).sum(1).max()  # six triangles meet where a point is a vertex
         ids = self.grid.triangles[:, np.argpartition(-depth, near - 1, axis=1)[:, :near]]
-        inside = weights(np.stack([meshes[:, i] for i in ids]), points)
+        inside = barycentric_weights(np.stack([meshes[:, i] for i in ids]), points)
         best = inside.min(0).argmax(-1)[..., None]  # the triangle that the point lies in
         values = sum(weight * u[:, i] for weight, i in zip(inside, ids))
         off = np.take_along_axis(np.asarray(values), best, axis=2)[..., 0] - self.truth
         return np.sqrt((off**2).sum(1) / self.count)
 
 
-def methods(queries: int, eps: float) -> dict[str, tuple[AbstractNoise, Estimator]]:
+def make_directions(queries: int, eps: float) -> dict[str, tuple[AbstractNoise, Estimator]]:
     """`queries` directions of each kind; DAP estimates the gradient with half of them."""
     plain = OneSided(eps=eps, queries=queries)
     return {
-        "gauss": (Normal(), plain), "sphere": (Sphere(), plain), "rademacher": (Rademacher(), plain),
-        "coordinate": (Coordinate(), plain), "DAP": (Sphere(), Dap(eps=eps, first=queries // 2, second=queries // 2)),
-    }  # fmt: skip
+        "gauss": (Normal(), plain),
+        "sphere": (Sphere(), plain),
+        "rademacher": (Rademacher(), plain),
+        "coordinate": (Coordinate(), plain),
+        "DAP": (Sphere(), Dap(eps=eps, first=queries // 2, second=queries // 2)),
+    }
 
 
-class Runs(NamedTuple):
+class RepeatedRuns(NamedTuple):
     """Of one kind of direction, a row a repeat: the objective before each step, after the last, and the mesh then."""
 
     curves: list[list[float]]
@@ -97,14 +102,14 @@ class Mesh:
     fine: Annotated[int, Ge(2)] = 20
 
     def run(self, seed: int) -> Outcome:
-        objective = Objective(self.coarse, self.fine)
+        objective = MeshObjective(self.coarse, self.fine)
         found = {}
-        for name, (noise, estimator) in methods(self.queries, self.eps).items():
-            runs = Runs([], [], [])
+        for name, (noise, estimator) in make_directions(self.queries, self.eps).items():
+            runs = RepeatedRuns([], [], [])
             for repeat in range(self.repeats):
-                space, rule = Space(objective.start), Sgd(lr=self.lr)
+                space, rule = ArraySpace(objective.start), Sgd(lr=self.lr)
                 own = seed * self.repeats + repeat
-                records = descend(space, Problem(objective.losses), noise, estimator, rule, self.steps, own)
+                records = descend(space, FunctionTask(objective.losses), noise, estimator, rule, self.steps, own)
                 runs.curves.append([record.losses[0] for record in records])
                 runs.ends.append(float(objective.losses(space.value[None])[0]))
                 if not math.isfinite(runs.ends[-1]):
@@ -112,19 +117,22 @@ class Mesh:
                 runs.meshes.append(objective.grid.meshes(space.value[None]))
             found[name] = runs
         ends = {name: runs.ends for name, runs in found.items()}
-        least = {name: flattest(objective.grid, runs.meshes) for name, runs in found.items()}
+        least = {name: find_smallest_area(objective.grid, runs.meshes) for name, runs in found.items()}
         curves = {name: np.mean(runs.curves, axis=0).tolist() for name, runs in found.items()}
         start = float(objective.losses(objective.start[None])[0])
         numbers = {"start": start, "ends": ends, "mean curves": curves, "smallest area, of its first": least}
-        return Outcome(numbers, claims(start, ends), lambda: draw(objective.grid, found))
+        return Outcome(numbers, make_claims(start, ends), lambda: draw_meshes(objective.grid, found))
 
 
-def flattest(grid: Grid, meshes: list[np.ndarray]) -> float:
-    return min(float((areas(grid.corners(mesh)) / areas(grid.corners(grid.vertices[None]))).min()) for mesh in meshes)
+def find_smallest_area(grid: TriangleGrid, meshes: list[np.ndarray]) -> float:
+    return min(
+        float((compute_areas(grid.corners(mesh)) / compute_areas(grid.corners(grid.vertices[None]))).min())
+        for mesh in meshes
+    )
 
 
-def claims(start: float, ends: dict[str, list[float]]) -> list[Claim]:
-    text = ", ".join(f"{name} {np.mean(e):.4e} +- {sd(e):.0e}" for name, e in ends.items())
+def make_claims(start: float, ends: dict[str, list[float]]) -> list[Claim]:
+    text = ", ".join(f"{name} {np.mean(e):.4e} +- {standard_deviation(e):.0e}" for name, e in ends.items())
     fall = max(max(e) for e in ends.values()) < start
     made = [
         Claim("zeroth-order steps lower the mesh's error", f"from {start:.4e} to (mean, sd of repeats) {text}", fall)
@@ -138,18 +146,20 @@ def claims(start: float, ends: dict[str, list[float]]) -> list[Claim]:
     others = {name: e for name, e in ends.items() if name != "DAP"}
     best = min(others, key=lambda name: float(np.mean(others[name])))
     less = float(np.mean(others[best]) - np.mean(ends["DAP"]))
-    error = float(np.hypot(sd(ends["DAP"]), sd(others[best])) / np.sqrt(len(ends["DAP"])))
+    error = float(
+        np.hypot(standard_deviation(ends["DAP"]), standard_deviation(others[best])) / np.sqrt(len(ends["DAP"]))
+    )
     here = f"below the best other ({best}) by {less:.1e} +- {error:.0e} (standard error)"
     made.append(Claim("DAP's mesh is better than that of every other direction", here, less > 2 * error))
     return made
 
 
-def sd(values: list[float]) -> float:
+def standard_deviation(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def draw(grid: Grid, found: dict[str, Runs]) -> Any:
-    figure, (left, middle, right) = axes(3, "steps", "error of the coarse mesh")
+def draw_meshes(grid: TriangleGrid, found: dict[str, RepeatedRuns]) -> Any:
+    figure, (left, middle, right) = create_axes(3, "steps", "error of the coarse mesh")
     for i, (name, runs) in enumerate(found.items()):
         curves = np.asarray(runs.curves)
         left.plot(curves.mean(0), color=f"C{i}", label=name)

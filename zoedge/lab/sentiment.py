@@ -22,13 +22,13 @@ from ..methods.noise.normal import Normal
 from ..methods.rules.sgd import Sgd
 from . import _race
 from ._bench import Claim, Outcome
-from ._race import BASELINE, Method, Parts, Racer, contenders, text
+from ._race import BASELINE, Method, Parts, RaceResult, format_ratios, make_methods
 
 if TYPE_CHECKING:
     from ..run.evaluate import Score
 
-GRIDS = {"ga": (5e-4, 1e-3, 2e-3, 4e-3), "stp": (2e-3, 4e-3, 8e-3, 1.6e-2), "rho": (1e-2, 3e-2, 6e-2, 1e-1)}
-WIDE = (5e-2, 1e-1, 2e-1, 4e-1)  # rho_0 with eta_b 50
+STEP_SIZE_GRIDS = {"ga": (5e-4, 1e-3, 2e-3, 4e-3), "stp": (2e-3, 4e-3, 8e-3, 1.6e-2), "rho": (1e-2, 3e-2, 6e-2, 1e-1)}
+LARGE_RHO_GRID = (5e-2, 1e-1, 2e-1, 4e-1)  # rho_0 with eta_b 50
 
 
 @dataclass(frozen=True)
@@ -43,52 +43,54 @@ class Sentiment:
     seeds: Natural = 3
 
     def run(self, seed: int) -> Outcome:
-        from ..recipe.reading import read
-        from ._model import Model
+        from ..recipe.reading import read_recipe
+        from ._model import SharedModel
 
-        tune, seeds = _race.split(seed, self.tune, self.seeds)
-        methods = contenders(self.eps, 5.0, **GRIDS)
-        methods["AS2P, eta_b 50"] = Method(lambda rho: (Normal(), As2p(rho=rho, rho_end=rho / 10), Sgd(lr=1.0)), WIDE)
+        tune, seeds = _race.split_seeds(seed, self.tune, self.seeds)
+        methods = make_methods(self.eps, 5.0, **STEP_SIZE_GRIDS)
+        methods["AS2P, eta_b 50"] = Method(
+            lambda rho: (Normal(), As2p(rho=rho, rho_end=rho / 10), Sgd(lr=1.0)), LARGE_RHO_GRID
+        )
         scores: dict[tuple[Parts, int], Score] = {}
         with tempfile.TemporaryDirectory() as folder:
-            model = Model(read(self.recipe, []), Path(folder))
+            model = SharedModel(read_recipe(self.recipe, []), Path(folder))
 
             def trial(parts: Parts, steps: int, seed: int) -> Iterator[Record]:
                 yield from model.trial(*parts, steps, seed)
                 if seed in seeds and steps > 1:
                     scores[parts, seed] = model.score()
 
-            racers = _race.race(methods, trial, self.passes, self.window, tune, seeds)
-        numbers = {"trained": model.trained, **_race.numbers(racers)}
+            racers = _race.run_race(methods, trial, self.passes, self.window, tune, seeds)
+        numbers = {"trained": model.trained, **_race.collect_numbers(racers)}
         for name, racer in racers.items():
             parts = methods[name].make(racer.size)
             numbers[name] |= {"accuracy": [scores[parts, s].accuracy for s in seeds if (parts, s) in scores]}
             numbers[name] |= {"calibrated": [scores[parts, s].calibrated for s in seeds if (parts, s) in scores]}
         title = f"{self.recipe}: {model.trained:,} trained, {self.seeds} seeds"
-        return Outcome(numbers, claims(racers), lambda: _race.draw(racers, title))
+        return Outcome(numbers, make_claims(racers), lambda: _race.draw_race(racers, title))
 
 
-def claims(racers: dict[str, Racer]) -> list[Claim]:
-    constant, cosine = _race.costs(racers), _race.costs(racers, "GA cosine")
-    shares = "/".join(f"{100 * share:.0f}" for share in _race.SHARES)
+def make_claims(racers: dict[str, RaceResult]) -> list[Claim]:
+    constant, cosine = _race.compute_median_costs(racers), _race.compute_median_costs(racers, "GA cosine")
+    shares = "/".join(f"{100 * share:.0f}" for share in _race.BUDGET_SHARES)
     names = ("AS2P", "AS2P_sign", "AS2P, eta_b 50")
     best = min(names, key=lambda name: sum(constant[name]))
     return [
         Claim(
             "AS2P reaches GA's losses in half the forward passes or fewer (0.03 to 0.17 of GA cosine's)",
             f"for the losses after {shares} % of the run, of {BASELINE}'s passes: "
-            + "; ".join(f"{name} {text(constant[name])}" for name in names)
-            + f"; {best} of GA cosine's: {text(cosine[best])}",
+            + "; ".join(f"{name} {format_ratios(constant[name])}" for name in names)
+            + f"; {best} of GA cosine's: {format_ratios(cosine[best])}",
             max(constant[best]) <= 0.5,
         ),
         Claim(
             "AS2P needs fewer forward passes than STP (in five of six tasks)",
-            f"{best} {text(constant[best])}, STP {text(constant['STP'])} of {BASELINE}'s",
+            f"{best} {format_ratios(constant[best])}, STP {format_ratios(constant['STP'])} of {BASELINE}'s",
             all(a < b for a, b in zip(constant[best], constant["STP"])),
         ),
         Claim(
             "GA constant needs fewer forward passes than GA cosine (0.23 to 0.50 of its on SST-2)",
-            f"{text(cosine[BASELINE])}",
+            f"{format_ratios(cosine[BASELINE])}",
             max(cosine[BASELINE]) < 1,
         ),
     ]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.parts import part, words
+from ..core.parts import list_words, load_part
 from ..core.types import AbstractNoise, Key, Leaf, Natural, Positive
 from ..errors import DivergedError
 from ..methods.estimators.as2p import As2p
@@ -28,58 +28,58 @@ from ..methods.estimators.s2p import S2p
 from ..methods.estimators.stp import Stp
 from ..methods.noise.normal import Normal
 from ..methods.rules.sgd import Sgd
-from ._bench import Claim, Outcome, Problem, Space, descend
-from ._functions import FUNCTIONS, Function, draw
+from ._bench import ArraySpace, Claim, FunctionTask, Outcome, descend
+from ._functions import FUNCTIONS, PlaneFunction, draw_paths
 
-GRID = tuple(10.0 ** (k / 2) for k in range(-8, 0))  # 1e-4 to 0.32, two a decade
-LEAF = Leaf("theta", 0, np.zeros(2), (), 2)
-EXTRA = {"adamu": lambda steps: {"warm": steps // 20}, "hizoo": lambda steps: {"a": 1e-3}}
-NAMES = {"sgd": "MeZO", "adamu": "ZO-AdaMU"}
+STEP_SIZES = tuple(10.0 ** (k / 2) for k in range(-8, 0))  # 1e-4 to 0.32, two a decade
+PLANE_LEAF = Leaf("theta", 0, np.zeros(2), (), 2)
+RULE_OPTIONS = {"adamu": lambda steps: {"warm": steps // 20}, "hizoo": lambda steps: {"a": 1e-3}}
+RULE_NAMES = {"sgd": "MeZO", "adamu": "ZO-AdaMU"}
 
 
 @dataclass(frozen=True)
-class Once(AbstractNoise):
+class CachedNoise(AbstractNoise):
     """Every draw of `of` is made once for all runs of a seed: drawing is most of a step."""
 
     of: AbstractNoise
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
-        return drawn(self.of, key)
+        return draw_once(self.of, key)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
         return self.of.gain(elements, square)
 
 
 @lru_cache(maxsize=1 << 17)
-def drawn(noise: AbstractNoise, key: Key) -> Any:
-    z = noise.draw(key, LEAF)
+def draw_once(noise: AbstractNoise, key: Key) -> Any:
+    z = noise.draw(key, PLANE_LEAF)
     if z is not None:
         z.flags.writeable = False
     return z
 
 
-Make = Callable[[float, int], tuple[AbstractNoise, Any, Any]]  # a run's parts by step size and number of steps
+MakeParts = Callable[[float, int], tuple[AbstractNoise, Any, Any]]  # a run's parts by step size and number of steps
 
 
-def methods(eps: float, schedule: Any) -> dict[str, Make]:
-    def chosen(made: Callable[[float], Any]) -> Make:
-        return lambda lr, steps: (Once(Normal()), made(lr), Sgd(lr=lr, schedule=schedule))
+def make_methods(eps: float, schedule: Any) -> dict[str, MakeParts]:
+    def chosen(made: Callable[[float], Any]) -> MakeParts:
+        return lambda lr, steps: (CachedNoise(Normal()), made(lr), Sgd(lr=lr, schedule=schedule))
 
-    found = {NAMES.get(word, word): ruled(word, eps, schedule) for word in words("methods.rules")}
-    adaptive = lambda lr, steps: (Once(Normal()), As2p(rho=10 * lr, rho_end=lr, eta_b=5.0), Sgd(lr=1.0))
+    found = {RULE_NAMES.get(word, word): make_rule_method(word, eps, schedule) for word in list_words("methods.rules")}
+    adaptive = lambda lr, steps: (CachedNoise(Normal()), As2p(rho=10 * lr, rho_end=lr, eta_b=5.0), Sgd(lr=1.0))
     return {**found, "STP": chosen(lambda lr: Stp()), "S2P": chosen(lambda lr: S2p()), "AS2P": adaptive}
 
 
-def ruled(word: str, eps: float, schedule: Any) -> Make:
+def make_rule_method(word: str, eps: float, schedule: Any) -> MakeParts:
     """A rule with two-sided differences and normal noise, or with what it goes with."""
-    rule = part("rule", word)
+    rule = load_part("rule", word)
     mates = getattr(rule, "only_with", {})
     noises, estimators = mates.get("noise", ("normal",)), mates.get("estimator", ("two_sided",))
-    noise = part("noise", "normal" if "normal" in noises else noises[0])
-    estimator = part("estimator", estimators[0])
+    noise = load_part("noise", "normal" if "normal" in noises else noises[0])
+    estimator = load_part("estimator", estimators[0])
     radius = {"eps": eps} if "eps" in {f.name for f in fields(estimator)} else {}
-    extra = EXTRA.get(word, lambda steps: {})
-    return lambda lr, steps: (Once(noise()), estimator(**radius), rule(lr=lr, schedule=schedule, **extra(steps)))
+    extra = RULE_OPTIONS.get(word, lambda steps: {})
+    return lambda lr, steps: (CachedNoise(noise()), estimator(**radius), rule(lr=lr, schedule=schedule, **extra(steps)))
 
 
 @dataclass(frozen=True)
@@ -99,39 +99,39 @@ class Testfunctions:
     def run(self, seed: int) -> Outcome:
         numbers: dict[str, Any] = {name: {} for name in FUNCTIONS}
         paths: dict[str, dict[str, np.ndarray]] = {name: {} for name in FUNCTIONS}
-        for method, make in methods(self.eps, self.schedule).items():
-            each = cost(make)
+        for method, make in make_methods(self.eps, self.schedule).items():
+            each = count_passes(make)
             for name, function in FUNCTIONS.items():
                 size, walks = self.best(function, make, self.passes // each, seed)
                 paths[name][method] = walks[0]
                 numbers[name][method] = {"size": size, "passes a step": each, **self.measured(function, walks, each)}
-        return Outcome(numbers, self.claims(numbers), lambda: draw(paths))
+        return Outcome(numbers, self.claims(numbers), lambda: draw_paths(paths))
 
-    def best(self, function: Function, make: Any, steps: int, seed: int) -> tuple[float, list[np.ndarray]]:
+    def best(self, function: PlaneFunction, make: Any, steps: int, seed: int) -> tuple[float, list[np.ndarray]]:
         """The step size that the tuning seeds choose, and the other seeds' paths with it."""
         first = seed * (self.tune + self.seeds)  # of the engine's seeds
         ends = {
-            size: [final(function, walk(function, make, size, steps, first + i)) for i in range(self.tune)]
-            for size in GRID
+            size: [final_loss(function, trace_path(function, make, size, steps, first + i)) for i in range(self.tune)]
+            for size in STEP_SIZES
         }
-        size = min(GRID, key=lambda size: max(ends[size]))
-        return size, [walk(function, make, size, steps, first + self.tune + i) for i in range(self.seeds)]
+        size = min(STEP_SIZES, key=lambda size: max(ends[size]))
+        return size, [trace_path(function, make, size, steps, first + self.tune + i) for i in range(self.seeds)]
 
-    def measured(self, function: Function, walks: list[np.ndarray], each: int) -> dict[str, Any]:
-        finals = [final(function, path) for path in walks]
+    def measured(self, function: PlaneFunction, walks: list[np.ndarray], each: int) -> dict[str, Any]:
+        finals = [final_loss(function, path) for path in walks]
         with np.errstate(all="ignore"):
-            firsts = [hit(function(path) <= self.reach) * each for path in walks]
-        return {"final loss": summary(finals), "passes to reach": summary(firsts)}
+            firsts = [find_first(function(path) <= self.reach) * each for path in walks]
+        return {"final loss": summarize_values(finals), "passes to reach": summarize_values(firsts)}
 
     def claims(self, numbers: dict[str, Any]) -> list[Claim]:
         def all_of(method: str, key: str) -> list[float]:
-            return [inf(numbers[name][method][key]["median"]) for name in FUNCTIONS]
+            return [missing_to_infinity(numbers[name][method][key]["median"]) for name in FUNCTIONS]
 
         ends = all_of("ZO-AdaMU", "final loss")
         ours, mezo = all_of("ZO-AdaMU", "passes to reach"), all_of("MeZO", "passes to reach")
         fewer = [a < b for a, b in zip(ours, mezo)]
         labels = list(FUNCTIONS)
-        seen = ", ".join(f"{n} {count(a)} against {count(b)}" for n, a, b in zip(labels, ours, mezo))
+        seen = ", ".join(f"{n} {format_count(a)} against {format_count(b)}" for n, a, b in zip(labels, ours, mezo))
         return [
             Claim(
                 "ZO-AdaMU converges on all six functions",
@@ -146,42 +146,44 @@ class Testfunctions:
         ]
 
 
-def cost(make: Any) -> int:
+def count_passes(make: Any) -> int:
     """Forward passes a step."""
-    return len(next(descend(Space(np.ones(2)), Problem(FUNCTIONS["c"]), *make(GRID[0], 1), 1, 0)).losses)
+    return len(
+        next(descend(ArraySpace(np.ones(2)), FunctionTask(FUNCTIONS["c"]), *make(STEP_SIZES[0], 1), 1, 0)).losses
+    )
 
 
-def walk(function: Function, make: Any, size: float, steps: int, seed: int) -> np.ndarray:
+def trace_path(function: PlaneFunction, make: Any, size: float, steps: int, seed: int) -> np.ndarray:
     """[steps + 1, 2]: where theta was. It ends early where the losses do."""
-    space = Space(np.array(function.start, float))
+    space = ArraySpace(np.array(function.start, float))
     path = [space.value.copy()]
     with np.errstate(all="ignore"):
         try:
-            for _ in descend(space, Problem(function), *make(size, steps), steps, seed):
+            for _ in descend(space, FunctionTask(function), *make(size, steps), steps, seed):
                 path.append(space.value.copy())
         except DivergedError:
             path.append(np.full(2, np.nan))
     return np.array(path)
 
 
-def final(function: Function, path: np.ndarray) -> float:
+def final_loss(function: PlaneFunction, path: np.ndarray) -> float:
     with np.errstate(all="ignore"):
-        return inf(float(function(path[-1])))
+        return missing_to_infinity(float(function(path[-1])))
 
 
-def inf(x: float | None) -> float:
+def missing_to_infinity(x: float | None) -> float:
     return x if x is not None and np.isfinite(x) else np.inf
 
 
-def hit(reached: np.ndarray) -> float:
+def find_first(reached: np.ndarray) -> float:
     return float(np.argmax(reached)) if reached.any() else np.inf
 
 
-def count(x: float) -> str:
+def format_count(x: float) -> str:
     return f"{x:.0f}" if np.isfinite(x) else "never"
 
 
-def summary(values: Iterable[float]) -> dict[str, Any]:
+def summarize_values(values: Iterable[float]) -> dict[str, Any]:
     """The median and all; null: never, or not finite."""
     values = list(values)
     plain = lambda x: float(x) if np.isfinite(x) else None

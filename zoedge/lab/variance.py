@@ -19,22 +19,37 @@ from typing import Any
 import numpy as np
 
 from ..core.types import Natural, Positive
-from ._bench import Claim, Outcome, axes
-from ._errors import KINDS, Error, error, product, quadratic
+from ._bench import Claim, Outcome, create_axes
+from ._errors import DIRECTION_KINDS, MeanError, make_product, make_quadratic, measure_error
 
-PARTS = "total", "high", "low"
+ERROR_PARTS = "total", "high", "low"
 # error at `batch` directions, measured with numpy's draws (500 trials of the product, 300 of the quadratic)
-GOLDEN: dict[str, tuple[int, dict[str, tuple[float, float, float]]]] = {
-    "product": (8, {
-        "gauss": (6.5e-9, 1.1e-8, 6.2e-9), "sphere": (5.6e-9, 9.6e-9, 5.3e-9), "rademacher": (5.9e-9, 9e-19, 6.3e-9),
-        "DAP exact": (5.8e-9, 8e-19, 6.2e-9), "DAP estimated": (6.0e-9, 1.0e-8, 5.7e-9),
-    }),
-    "quadratic": (128, {
-        "gauss": (5.1, 5.4, 4.8), "sphere": (4.0, 4.4, 3.6), "DAP exact": (3.8, 3.3, 4.4), "DAP estimated": (4.0, 4.0, 4.0),
-    }),
-}  # fmt: skip
-FUNCTIONS = {"product": (product, (2, 8, 32)), "quadratic": (quadratic, (8, 32, 128))}  # and the batches measured
-Table = dict[str, dict[str, dict[int, Error]]]  # of functions, directions, batches
+GOLDEN_ERRORS: dict[str, tuple[int, dict[str, tuple[float, float, float]]]] = {
+    "product": (
+        8,
+        {
+            "gauss": (6.5e-9, 1.1e-8, 6.2e-9),
+            "sphere": (5.6e-9, 9.6e-9, 5.3e-9),
+            "rademacher": (5.9e-9, 9e-19, 6.3e-9),
+            "DAP exact": (5.8e-9, 8e-19, 6.2e-9),
+            "DAP estimated": (6.0e-9, 1.0e-8, 5.7e-9),
+        },
+    ),
+    "quadratic": (
+        128,
+        {
+            "gauss": (5.1, 5.4, 4.8),
+            "sphere": (4.0, 4.4, 3.6),
+            "DAP exact": (3.8, 3.3, 4.4),
+            "DAP estimated": (4.0, 4.0, 4.0),
+        },
+    ),
+}
+FUNCTIONS = {
+    "product": (make_product, (2, 8, 32)),
+    "quadratic": (make_quadratic, (8, 32, 128)),
+}  # and the batches measured
+ErrorTable = dict[str, dict[str, dict[int, MeanError]]]  # of functions, directions, batches
 
 
 @dataclass(frozen=True)
@@ -46,40 +61,46 @@ class Variance:
     eps: Positive = 1e-6
 
     def run(self, seed: int) -> Outcome:
-        found: Table = {}
+        found: ErrorTable = {}
         for name, (make, batches) in FUNCTIONS.items():
             sizes = [b for b in batches if b <= self.most]
-            errors = {k: {b: error(k, make(), b, self.trials, self.eps, seed) for b in sizes} for k in KINDS}
+            errors = {
+                k: {b: measure_error(k, make(), b, self.trials, self.eps, seed) for b in sizes} for k in DIRECTION_KINDS
+            }
             found[name] = {k: rows for k, rows in errors.items() if rows}
-        return Outcome({"parts": PARTS, "errors": plain(found)}, claims(found), lambda: draw(found))
+        return Outcome(
+            {"parts": ERROR_PARTS, "errors": encode_errors(found)}, make_claims(found), lambda: draw_errors(found)
+        )
 
 
-def plain(found: Table) -> dict[str, Any]:
+def encode_errors(found: ErrorTable) -> dict[str, Any]:
     return {
         name: {kind: {str(b): e._asdict() for b, e in rows.items()} for kind, rows in kinds.items()}
         for name, kinds in found.items()
     }
 
 
-def claims(found: Table) -> list[Claim]:
+def make_claims(found: ErrorTable) -> list[Claim]:
     """At the golden table's batch of each function, where that was measured."""
-    tables = {name: {k: rows[b] for k, rows in found[name].items() if b in rows} for name, (b, _) in GOLDEN.items()}
+    tables = {
+        name: {k: rows[b] for k, rows in found[name].items() if b in rows} for name, (b, _) in GOLDEN_ERRORS.items()
+    }
     tables = {name: table for name, table in tables.items() if table}
-    made = [claim for name, table in tables.items() for claim in (golden(name, table), bound(name, table))]
+    made = [claim for name, table in tables.items() for claim in (claim_golden(name, table), claim_bound(name, table))]
     if "product" in tables:
-        made.append(aligned(tables["product"]))
+        made.append(claim_aligned(tables["product"]))
     if "quadratic" in tables:
-        made.append(quadratic_high(tables["quadratic"]))
-    return made + [claim for name, table in tables.items() for claim in estimated(name, table)]
+        made.append(claim_quadratic(tables["quadratic"]))
+    return made + [claim for name, table in tables.items() for claim in claim_estimated(name, table)]
 
 
-def golden(name: str, table: dict[str, Error]) -> Claim:
+def claim_golden(name: str, table: dict[str, MeanError]) -> Claim:
     """Golden numbers have two digits (5 % at worst) and about these standard errors themselves."""
-    batch, wanted = GOLDEN[name]
+    batch, wanted = GOLDEN_ERRORS[name]
     off = {
         (kind, part): (abs(m - g) - 0.05 * g) / (s * 2**0.5)
         for kind, row in wanted.items()
-        for part, g, m, s in zip(PARTS, row, table[kind].mean, table[kind].se)
+        for part, g, m, s in zip(ERROR_PARTS, row, table[kind].mean, table[kind].se)
     }
     (kind, part), worst = max(off.items(), key=lambda item: item[1])
     paper = f"{name}, {batch} directions: the errors that numpy's draws gave (total | high | low)"
@@ -87,9 +108,9 @@ def golden(name: str, table: dict[str, Error]) -> Claim:
     return Claim(paper, f"{text}; furthest off: {kind}, {part}, by {worst:.1f} standard errors", worst < 4)
 
 
-def bound(name: str, table: dict[str, Error]) -> Claim:
+def claim_bound(name: str, table: dict[str, MeanError]) -> Claim:
     """The mean over n coordinates of the theory's (n - 1) / b |a|^2, or (n + 1) / b |a|^2."""
-    n, unit = size(name), scale(name) / GOLDEN[name][0]
+    n, unit = count_dimensions(name), mean_square_gradient(name) / GOLDEN_ERRORS[name][0]
     wanted = {"gauss": n + 1, "sphere": n - 1, "rademacher": n - 1, "DAP exact": n - 1}
     factors = {kind: (table[kind].mean[0] / unit, table[kind].se[0] / unit) for kind in wanted}
     text = ", ".join(f"{kind} {m:.1f} +- {s:.1f}" for kind, (m, s) in factors.items())
@@ -98,62 +119,64 @@ def bound(name: str, table: dict[str, Error]) -> Claim:
     return Claim(f"{paper}, n = {n}", f"in units of |a|^2 / b: {text}", holds)
 
 
-def size(name: str) -> int:
+def count_dimensions(name: str) -> int:
     return len(FUNCTIONS[name][0]().at)
 
 
-def scale(name: str) -> float:
+def mean_square_gradient(name: str) -> float:
     """|a|^2 / n: what errors are proportional to."""
     function = FUNCTIONS[name][0]()
     return float((function.gradient(function.at) ** 2).mean())
 
 
-def aligned(table: dict[str, Error]) -> Claim:
+def claim_aligned(table: dict[str, MeanError]) -> Claim:
     high = {kind: table[kind].mean[1] for kind in ("gauss", "sphere", "rademacher", "DAP exact")}
     text = ", ".join(f"{kind} {value:.1e}" for kind, value in high.items())
     holds = max(high["rademacher"], high["DAP exact"]) < 1e-6 * min(high["gauss"], high["sphere"])
     return Claim("product: Rademacher and DAP have no error at the coordinate that matters", text, holds)
 
 
-def quadratic_high(table: dict[str, Error]) -> Claim:
-    text = f"high coordinates: DAP exact {spread(table['DAP exact'], 1)}, sphere {spread(table['sphere'], 1)}"
-    holds = below(table["DAP exact"], table["sphere"], 1)
+def claim_quadratic(table: dict[str, MeanError]) -> Claim:
+    text = (
+        f"high coordinates: DAP exact {format_error(table['DAP exact'], 1)}, sphere {format_error(table['sphere'], 1)}"
+    )
+    holds = is_below(table["DAP exact"], table["sphere"], 1)
     return Claim("quadratic: DAP with the exact gradient beats the sphere where it matters", text, holds)
 
 
-def estimated(name: str, table: dict[str, Error]) -> list[Claim]:
+def claim_estimated(name: str, table: dict[str, MeanError]) -> list[Claim]:
     made = []
     for i, part in ((0, "in total"), (1, "at the high coordinates")):
         kinds = ("DAP estimated", "DAP second", "sphere")
-        text = ", ".join(f"{kind} {spread(table[kind], i)}" for kind in kinds)
+        text = ", ".join(f"{kind} {format_error(table[kind], i)}" for kind in kinds)
         paper = f"{name}: DAP with an estimated gradient beats the sphere at as many directions, {part}"
-        made.append(Claim(paper, text, below(table["DAP estimated"], table["sphere"], i)))
+        made.append(Claim(paper, text, is_below(table["DAP estimated"], table["sphere"], i)))
     return made
 
 
-def spread(e: Error, part: int) -> str:
+def format_error(e: MeanError, part: int) -> str:
     return f"{e.mean[part]:.3g} +- {e.se[part]:.1g}"
 
 
-def below(a: Error, b: Error, part: int) -> bool:
+def is_below(a: MeanError, b: MeanError, part: int) -> bool:
     """By more than two standard errors of the difference."""
     return a.mean[part] < b.mean[part] - 2 * float(np.hypot(a.se[part], b.se[part]))
 
 
-def draw(found: Table) -> Any:
-    figure, grid = axes(6, "directions b", "mean square error, of |a|^2 / (n b)")
+def draw_errors(found: ErrorTable) -> Any:
+    figure, grid = create_axes(6, "directions b", "mean square error, of |a|^2 / (n b)")
     pairs = [(name, i) for name in found for i in range(3)]
     for ax, (name, i) in zip(grid, pairs):
         for kind, rows in found[name].items():
             style = "--" if kind in ("DAP estimated", "DAP second") else "-"
-            units = {b: scale(name) / b for b in rows}
+            units = {b: mean_square_gradient(name) / b for b in rows}
             means, errors = ([getattr(e, part)[i] / units[b] for b, e in rows.items()] for part in ("mean", "se"))
             ax.errorbar(list(rows), means, errors, label=kind, linestyle=style)
-        if PARTS[i] == "total":
-            for theory in (size(name) - 1, size(name) + 1):
+        if ERROR_PARTS[i] == "total":
+            for theory in (count_dimensions(name) - 1, count_dimensions(name) + 1):
                 ax.axhline(theory, color="grey", linewidth=0.8, linestyle=":")
         ax.set_xscale("log", base=2)
         ax.set_ylim(-0.03 * ax.get_ylim()[1])  # or the curves at 0 would lie under the axis
-        ax.set_title(f"{name}, n = {size(name)}: {PARTS[i]}")
+        ax.set_title(f"{name}, n = {count_dimensions(name)}: {ERROR_PARTS[i]}")
     grid[0].legend(frameon=False, fontsize="small", ncols=2, loc="lower left")
     return figure

@@ -22,17 +22,17 @@ from torch.nn import functional as F
 
 from ..core.types import Natural, Positive, Record
 from . import _race
-from ._bench import Claim, Outcome, Problem, Space, descend
-from ._race import Parts, Racer, contenders, text
+from ._bench import ArraySpace, Claim, FunctionTask, Outcome, descend
+from ._race import Parts, RaceResult, format_ratios, make_methods
 
-CLASSES = 10
-GROUPS = 2
-PLACES = 16  # 4x4, after the second block
-GRIDS = {"ga": (5e-4, 1e-3, 2e-3, 4e-3), "stp": (5e-3, 1e-2, 2e-2, 4e-2), "rho": (1e-2, 2e-2, 4e-2, 8e-2)}
-CLOSE = 1.25  # cost ratios up to which two methods count as equal
+CLASS_COUNT = 10
+NORM_GROUPS = 2
+PLACE_COUNT = 16  # 4x4, after the second block
+STEP_SIZE_GRIDS = {"ga": (5e-4, 1e-3, 2e-3, 4e-3), "stp": (5e-3, 1e-2, 2e-2, 4e-2), "rho": (1e-2, 2e-2, 4e-2, 8e-2)}
+MAX_EQUAL_RATIO = 1.25  # cost ratios up to which two methods count as equal
 
 
-class Network:
+class ResidualNetwork:
     """Stem, a block, a block of half the resolution, a linear head; `logits` takes many copies of the weights at once.
 
     A copy is a group of a grouped convolution.
@@ -41,10 +41,19 @@ class Network:
     def __init__(self, width: int):
         w = width
         self.shapes = {
-            "stem": (w, 1, 3, 3), "stem.norm": (2, w), "1.a": (w, w, 3, 3), "1.a.norm": (2, w), "1.b": (w, w, 3, 3),
-            "1.b.norm": (2, w), "2.a": (2 * w, w, 3, 3), "2.a.norm": (2, 2 * w), "2.b": (2 * w, 2 * w, 3, 3),
-            "2.b.norm": (2, 2 * w), "2.skip": (2 * w, w, 1, 1), "head": (CLASSES, PLACES * 2 * w + 1),
-        }  # fmt: skip
+            "stem": (w, 1, 3, 3),
+            "stem.norm": (2, w),
+            "1.a": (w, w, 3, 3),
+            "1.a.norm": (2, w),
+            "1.b": (w, w, 3, 3),
+            "1.b.norm": (2, w),
+            "2.a": (2 * w, w, 3, 3),
+            "2.a.norm": (2, 2 * w),
+            "2.b": (2 * w, 2 * w, 3, 3),
+            "2.b.norm": (2, 2 * w),
+            "2.skip": (2 * w, w, 1, 1),
+            "head": (CLASS_COUNT, PLACE_COUNT * 2 * w + 1),
+        }
 
     def start(self) -> Tensor:
         """He's for convolutions, 1 and 0 for norms, 0 for the head: all classes are equally likely."""
@@ -72,7 +81,7 @@ class Network:
 
         def layer(x: Tensor, name: str, stride: int = 1) -> Tensor:
             scale, shift = (p[f"{name}.norm"][:, i].flatten() for i in (0, 1))
-            return F.group_norm(conv(x, name, stride), GROUPS * copies, scale, shift)
+            return F.group_norm(conv(x, name, stride), NORM_GROUPS * copies, scale, shift)
 
         x = images[:, None].expand(-1, copies, -1, -1)
         x = F.relu(layer(x, "stem"))
@@ -100,7 +109,7 @@ class Vision:
         digits = load_digits()
         images = torch.tensor(digits.images / 16.0, dtype=torch.float32)
         labels = torch.tensor(digits.target)
-        network = Network(self.width)
+        network = ResidualNetwork(self.width)
         start = network.start()
 
         def trial(parts: Parts, steps: int, seed: int) -> Iterator[Record]:
@@ -111,39 +120,44 @@ class Vision:
                 wanted = labels[chosen].expand(len(points), -1)
                 return F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").mean(1)
 
-            return descend(Space(start), Problem(loss, stochastic=True), *parts, steps, seed)
+            return descend(ArraySpace(start), FunctionTask(loss, stochastic=True), *parts, steps, seed)
 
-        tune, seeds = _race.split(seed, self.tune, self.seeds)
-        racers = _race.race(contenders(self.eps, 5.0, **GRIDS), trial, self.passes, self.window, tune, seeds)
-        numbers = {"weights": len(start), **_race.numbers(racers)}
-        return Outcome(numbers, claims(racers), lambda: _race.draw(racers, f"digits, {len(start):,} weights"))
+        tune, seeds = _race.split_seeds(seed, self.tune, self.seeds)
+        racers = _race.run_race(
+            make_methods(self.eps, 5.0, **STEP_SIZE_GRIDS), trial, self.passes, self.window, tune, seeds
+        )
+        numbers = {"weights": len(start), **_race.collect_numbers(racers)}
+        return Outcome(numbers, make_claims(racers), lambda: _race.draw_race(racers, f"digits, {len(start):,} weights"))
 
 
-def claims(racers: dict[str, Racer]) -> list[Claim]:
-    constant, cosine = _race.costs(racers), _race.costs(racers, "GA cosine")
-    pairs = {"AS2P_sign": _race.costs(racers, "AS2P")["AS2P_sign"], "GA_sign": constant["GA_sign"]}
-    shares = "/".join(f"{100 * share:.0f}" for share in _race.SHARES)
+def make_claims(racers: dict[str, RaceResult]) -> list[Claim]:
+    constant, cosine = _race.compute_median_costs(racers), _race.compute_median_costs(racers, "GA cosine")
+    pairs = {"AS2P_sign": _race.compute_median_costs(racers, "AS2P")["AS2P_sign"], "GA_sign": constant["GA_sign"]}
+    shares = "/".join(f"{100 * share:.0f}" for share in _race.BUDGET_SHARES)
     return [
         Claim(
             "AS2P reaches GA's losses in fewer forward passes",
-            f"{text(constant['AS2P'])} of GA constant's passes ({text(cosine['AS2P'])} of GA cosine's), for its losses "
+            f"{format_ratios(constant['AS2P'])} of GA constant's passes ({format_ratios(cosine['AS2P'])} of GA "
+            "cosine's), for its losses "
             f"after {shares} % of the run",
             max(constant["AS2P"]) < 1,
         ),
         Claim(
             "AS2P needs fewer forward passes than STP",
-            f"AS2P {text(constant['AS2P'])}, STP {text(constant['STP'])} of GA constant's (never for both is a tie)",
+            f"AS2P {format_ratios(constant['AS2P'])}, STP {format_ratios(constant['STP'])} of GA constant's "
+            "(never for both is a tie)",
             constant["AS2P"] != constant["STP"]
             and all(a < b or a == b == math.inf for a, b in zip(constant["AS2P"], constant["STP"])),
         ),
         Claim(
             "GA constant needs fewer forward passes than GA cosine",
-            f"{text(cosine['GA constant'])} of GA cosine's",
+            f"{format_ratios(cosine['GA constant'])} of GA cosine's",
             max(cosine["GA constant"]) < 1,
         ),
         Claim(
             "Rademacher noise does as well as normal noise",
-            f"AS2P_sign {text(pairs['AS2P_sign'])} of AS2P's, GA_sign {text(pairs['GA_sign'])} of GA constant's",
-            all(1 / CLOSE <= ratio <= CLOSE for found in pairs.values() for ratio in found),
+            f"AS2P_sign {format_ratios(pairs['AS2P_sign'])} of AS2P's, GA_sign "
+            f"{format_ratios(pairs['GA_sign'])} of GA constant's",
+            all(1 / MAX_EQUAL_RATIO <= ratio <= MAX_EQUAL_RATIO for found in pairs.values() for ratio in found),
         ),
     ]

@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..core.canonical import canonical, uncanonical
+from ..core.canonical import decode_canonical, encode_canonical
 from ..errors import DamagedError, UsageError
 
 MAGIC = b"\x89ZOE\r\n\x1a\n"
@@ -18,9 +18,9 @@ BLOCK_LIMIT = 1 << 20
 
 SLOT_SIZES = (64, 128, 256, 512, 1024)
 
-_FIXED = struct.Struct("<8sHHIIHHII16sQQII24x32s32s32s32s32s32s32s160x")
+_HEADER_STRUCT = struct.Struct("<8sHHIIHHII16sQQII24x32s32s32s32s32s32s32s160x")
 
-DIGESTS = ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest")
+DIGEST_FIELDS = ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest")
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,10 @@ class Header:
     def about(self) -> dict[str, Any]:
         """The block, decoded: the resolved recipe, the space's description, the model's source."""
         try:
-            value = uncanonical(self.block)
-            if isinstance(value, dict) and canonical(value) == self.block:  # no duplicate keys, no NaN, one reading
+            value = decode_canonical(self.block)
+            if (
+                isinstance(value, dict) and encode_canonical(value) == self.block
+            ):  # no duplicate keys, no NaN, one reading
                 return value
             what = "not one object of canonical JSON"
         except (ValueError, OverflowError, RecursionError) as e:
@@ -76,11 +78,23 @@ class Header:
         """The header's bytes. What could not be read back as itself is not written: ValueError, or a ZoedgeError."""
         try:
             whole = replace(self, run_id=self.run_id or self.identity())
-            fixed = _FIXED.pack(
-                MAGIC, MAJOR, self.minor, self.length, len(self.block), self.slot_size, self.directions, self.noise,
-                self.rule, whole.run_id, self.seed, self.elements, self.hash_every, self.sync_every,
-                *(getattr(self, name) for name in DIGESTS),
-            )  # fmt: skip
+            fixed = _HEADER_STRUCT.pack(
+                MAGIC,
+                MAJOR,
+                self.minor,
+                self.length,
+                len(self.block),
+                self.slot_size,
+                self.directions,
+                self.noise,
+                self.rule,
+                whole.run_id,
+                self.seed,
+                self.elements,
+                self.hash_every,
+                self.sync_every,
+                *(getattr(self, name) for name in DIGEST_FIELDS),
+            )
         except struct.error as e:
             raise ValueError(f"a number of the header does not fit its field: {e}") from None
         raw = (fixed + hashlib.sha256(fixed + self.block).digest() + self.block).ljust(self.length, b"\0")
@@ -91,7 +105,7 @@ class Header:
     def identity(self) -> bytes:
         """The run id: what is trained, on what, from where. Two runs of one recipe on one machine write one log."""
         whole = hashlib.sha256(struct.pack("<QQ", self.seed, self.elements))
-        for name in DIGESTS[:-1]:
+        for name in DIGEST_FIELDS[:-1]:
             whole.update(getattr(self, name))
         return whole.digest()[:16]
 
@@ -106,7 +120,7 @@ class Header:
         require(len(raw) >= 512, f"{len(raw)} bytes are too few for a header (a run cut at its start? Then delete it)")
         require(raw[:8] == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
         (_, major, minor, length, block_len, slot, k, noise, rule, run_id, seed, n, every, sync, *digests) = (
-            _FIXED.unpack(raw[:480])
+            _HEADER_STRUCT.unpack(raw[:480])
         )
         require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
         require(block_len <= BLOCK_LIMIT, f"a block of {block_len} bytes")
@@ -118,7 +132,7 @@ class Header:
         require(not any(raw[72:96]) and not any(raw[320:480]), "reserved bytes are not zero")
         require(k >= 1 and slot in SLOT_SIZES and 40 + 12 * k <= slot, f"{k} directions in slots of {slot} bytes")
         require(1 <= sync <= 4096 and every >= 1, f"sync_every {sync}, hash_every {every}")
-        named = dict(zip(DIGESTS, digests), run_id=run_id)
+        named = dict(zip(DIGEST_FIELDS, digests), run_id=run_id)
         header = cls(block, k, noise, rule, seed, n, every, sync, minor=minor, where=where, **named)
         require(header.slot_size == slot, f"slots of {slot} bytes for {k} directions")
         return header, length

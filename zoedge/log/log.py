@@ -55,18 +55,30 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core import storage
-from ..core.storage import open_file, point
+from ..core.storage import open_file, reach_failpoint
 from ..core.types import Record
 from ..errors import DamagedError, LockedError, StorageError
 from .header import BLOCK_LIMIT, MINOR, Header
-from .slots import END, HASH, REWIND, SESSION, STEP, Slot, State, agree, chain, decode_slot, encode_slot
+from .slots import (
+    END,
+    HASH,
+    REWIND,
+    SESSION,
+    STEP,
+    LogState,
+    Slot,
+    chain_value,
+    check_state_hash,
+    decode_slot,
+    encode_slot,
+)
 
-SECTOR = 512  # what a disk writes whole or not at all; only slots of 1024 bytes straddle two
+SECTOR_SIZE = 512  # what a disk writes whole or not at all; only slots of 1024 bytes straddle two
 
 
-def unfinished(raw: bytes) -> bool:
+def is_unfinished(raw: bytes) -> bool:
     """Is a sector of this slot still zero? In a whole slot the first has its kind and the last its chain value."""
-    return not all(any(raw[i : i + SECTOR]) for i in range(0, len(raw), SECTOR))
+    return not all(any(raw[i : i + SECTOR_SIZE]) for i in range(0, len(raw), SECTOR_SIZE))
 
 
 class Log:
@@ -74,7 +86,7 @@ class Log:
 
     def __init__(self, path: Path, header: Header, fd: int, writable: bool):
         self.path, self.header, self._fd, self.writable = path, header, fd, writable
-        self.state = State()
+        self.state = LogState()
         self.seq = 0
         self.torn = 0  # bytes of an unfinished write after the last whole slot; `resume` has cut them off
         self.wrong = ""  # what is wrong with slot `seq`, if it is damaged
@@ -89,7 +101,9 @@ class Log:
         raw = header.encode()
         log = cls(path, header, -1, True)
         try:
-            log._fd = storage.publish(path, raw, replace=False, ready=log._lock)  # nobody sees it unlocked, or in part
+            log._fd = storage.publish_file(
+                path, raw, replace=False, ready=log._lock
+            )  # nobody sees it unlocked, or in part
         except FileExistsError:
             raise
         except OSError as e:
@@ -153,9 +167,9 @@ class Log:
             file.seek(offset)
             # `end` is fixed: another process may be writing this run
             while end - offset >= size and len(raw := file.read(size)) == size:
-                value, wrong = chain(self._chain, raw[:-16]), ""
+                value, wrong = chain_value(self._chain, raw[:-16]), ""
                 if value != raw[-16:]:
-                    if unfinished(raw) and -(-(end - offset) // size) <= self.header.sync_every:
+                    if is_unfinished(raw) and -(-(end - offset) // size) <= self.header.sync_every:
                         break
                     wrong = "its chain value does not match"
                 else:
@@ -192,16 +206,18 @@ class Log:
 
     def _hold(self) -> None:
         """Say beside the log who has it. Only for the sentence of who does not get it: the lock is the kernel's."""
-        _held.add(self)
+        _locked_logs.add(self)
         with suppress(OSError):
             fd = storage.Disk().open(self._lockfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with os.fdopen(fd, "w") as file:
-                file.write(f"{os.getpid()} {platform.node()} {boot()}\n")
+                file.write(f"{os.getpid()} {platform.node()} {read_boot_id()}\n")
 
     def _holder(self) -> str:
         with suppress(OSError, ValueError, StorageError), os.fdopen(open_file(self._lockfile), "rb") as file:
             found = re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})(?: ([\w-]{1,64}))?\n", file.read(400).decode())
-            if found and not (found[2] == platform.node() and found[3] and found[3] != boot()):  # before a reboot
+            if found and not (
+                found[2] == platform.node() and found[3] and found[3] != read_boot_id()
+            ):  # before a reboot
                 return f" (pid {found[1]} on {found[2]})"
         return ""
 
@@ -256,11 +272,11 @@ class Log:
         """`digest()` is the SHA-256 of the state after `step` steps: logged if it is due, compared if it is known."""
         due = self.writable and step == len(self) and step % self.header.hash_every == 0
         if (known := self.state.hashes.get(step)) is not None:
-            agree(self.path, step, known, digest)
+            check_state_hash(self.path, step, known, digest)
         elif due:
-            point("hash.before")
+            reach_failpoint("hash.before")
             self._put(HASH, step, digest=digest())
-            point("hash.after")
+            reach_failpoint("hash.after")
 
     def session(self, digest: bytes) -> bool:
         """Record the environment if it is another than the last; an unchanged one leaves no trace, so that a run that
@@ -277,7 +293,7 @@ class Log:
     def finish(self, digest: bytes) -> None:
         """END: the final state's SHA-256. Nothing can follow. ReplayError: the log says another state."""
         if (known := self.state.hashes.get(len(self))) is not None:
-            agree(self.path, len(self), known, lambda: digest)
+            check_state_hash(self.path, len(self), known, lambda: digest)
         if self.state.end is None:
             self._put(END, len(self), digest=digest)
 
@@ -293,12 +309,12 @@ class Log:
         slot, wrong = decode_slot(body + bytes(16), self.header.directions)
         if wrong := wrong or self.state.refuse(slot):
             raise ValueError(f"refusing to log slot {self.seq}: {wrong}")
-        value = chain(self._chain, body)
+        value = chain_value(self._chain, body)
         self.writable = False  # whatever interrupts from here on, Ctrl-C too, leaves a tail that nothing may follow
         try:
-            point("append.before")
+            reach_failpoint("append.before")
             storage.write_all(self._fd, body + value, "append.mid")
-            point("append.after")
+            reach_failpoint("append.after")
         except OSError as e:
             raise StorageError(
                 f"{self.path}: the log could not be written at step {step}: {e.strerror}. What was synced is safe; "
@@ -315,9 +331,9 @@ class Log:
         """Make all that was appended durable. After a failed sync nothing is tried again: the page may be dropped."""
         writable, self.writable = self.writable, False
         try:
-            point("sync.before")
+            reach_failpoint("sync.before")
             storage.disk.datasync(self._fd)
-            point("sync.after")
+            reach_failpoint("sync.after")
         except OSError as e:
             raise StorageError(
                 f"{self.path}: the log could not be synced: {e.strerror}. What was synced before is safe; mend the "
@@ -332,8 +348,8 @@ class Log:
                 if self.writable and self._unsynced:
                     self.sync()
             finally:
-                if self in _held:
-                    _held.remove(self)
+                if self in _locked_logs:
+                    _locked_logs.remove(self)
                     with suppress(OSError):
                         self._lockfile.unlink()
                 self.writable = False
@@ -347,22 +363,22 @@ class Log:
         self.close()
 
 
-def boot() -> str:
+def read_boot_id() -> str:
     """Which start of this machine it is: after a reboot a pid is somebody else's. Linux; elsewhere '-'."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return "-"
 
 
-_held: weakref.WeakSet[Log] = weakref.WeakSet()
+_locked_logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
-def _forked() -> None:
+def _release_after_fork() -> None:
     """In a forked child: its copy of the descriptor would keep the lock after the owner's death, and could append."""
-    for log in list(_held):
+    for log in list(_locked_logs):
         os.close(log._fd)
         log._fd, log.writable = -1, False
-    _held.clear()
+    _locked_logs.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+os.register_at_fork(after_in_child=_release_after_fork)

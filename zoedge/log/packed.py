@@ -44,65 +44,75 @@ from ..core.types import Record
 from ..errors import DamagedError, ReplayError, StorageError
 from .header import BLOCK_LIMIT, Header
 from .log import Log
-from .slots import agree, unfit
+from .slots import check_state_hash, find_record_fault
 
 MAGIC = b"\x89ZPK\r\n\x1a\n"
 MAJOR, MINOR = 1, 0
-_FIXED = struct.Struct("<8sHHIIIIIIB11s16s")
+_HEADER_STRUCT = struct.Struct("<8sHHIIIIIIB11s16s")
 
 
-def planes(values: Any, width: int) -> bytes:
+def encode_planes(values: Any, width: int) -> bytes:
     """Differences of unsigned integers, byte plane by byte plane."""
     differences = np.diff(np.asarray(values, "<u4"), prepend=np.zeros(1, "<u4"))
     return differences.astype("<u4").view("u1").reshape(-1, 4)[:, :width].T.tobytes()
 
 
-def unplanes(raw: bytes, width: int) -> Any:
+def decode_planes(raw: bytes, width: int) -> Any:
     """The inverse of `planes`, as uint32."""
     whole = np.zeros((len(raw) // width, 4), "u1")
     whole[:, :width] = np.frombuffer(raw, "u1").reshape(width, -1).T
     return (np.cumsum(whole.view("<u4")[:, 0], dtype="u8") & (256**width - 1)).astype("<u4")
 
 
-def bits(values: Any) -> Any:
+def float_bits(values: Any) -> Any:
     """float32 patterns as uint32."""
     return np.asarray(values, "<f4").view("<u4")
 
 
-def pack(log: Log) -> bytes:
+def pack_log(log: Log) -> bytes:
     """A log as a packed one."""
     records, known = list(log), sorted(log.state.hashes.items())
     header = log.header.encode()
     body = b"".join(
         (
             header,
-            planes([r.seq for r in records], 4),
-            planes(bits([r.lr for r in records]) >> 8, 3),
-            planes(bits([r.decay for r in records]), 4),
+            encode_planes([r.seq for r in records], 4),
+            encode_planes(float_bits([r.lr for r in records]) >> 8, 3),
+            encode_planes(float_bits([r.decay for r in records]), 4),
             bytes(r.flags for r in records),
             bytes(len(r.g) for r in records),
-            planes([step for step, _ in known], 4),
+            encode_planes([step for step, _ in known], 4),
             *(digest for _, digest in known),
         )
     )
-    weights = bits([g for r in records for g in r.g])
+    weights = float_bits([g for r in records for g in r.g])
     stream = zlib.compress(body, 9)
-    fixed = _FIXED.pack(
-        MAGIC, MAJOR, MINOR, len(header), len(records), len(weights), log.next_seq, len(known), len(stream),
-        log.state.end is not None, b"", bytes.fromhex(log.fingerprint),
-    )  # fmt: skip
+    fixed = _HEADER_STRUCT.pack(
+        MAGIC,
+        MAJOR,
+        MINOR,
+        len(header),
+        len(records),
+        len(weights),
+        log.next_seq,
+        len(known),
+        len(stream),
+        log.state.end is not None,
+        b"",
+        bytes.fromhex(log.fingerprint),
+    )
     raw: bytes = fixed + stream + weights.view("u1").reshape(-1, 4)[:, 1:].tobytes()
     return raw + hashlib.sha256(raw).digest()
 
 
-class Known(NamedTuple):
+class KnownStates(NamedTuple):
     """What a packed log knows of the states: first 24 bytes of their SHA-256 after so many steps; the final one."""
 
     hashes: dict[int, bytes]
     end: bytes | None
 
 
-class Packed:
+class PackedLog:
     """A packed log, open for reading: a `Journal` whose records have only what is applied (no losses, check 0)."""
 
     writable = False
@@ -115,7 +125,7 @@ class Packed:
                 raise DamagedError(f"{path}: not a readable packed log: {what}.")
 
         require(len(raw) >= 96, f"{len(raw)} bytes are too few")
-        magic, major, minor, length, n, d, slots, h, z, ended, zero, last = _FIXED.unpack_from(raw)
+        magic, major, minor, length, n, d, slots, h, z, ended, zero, last = _HEADER_STRUCT.unpack_from(raw)
         require(magic == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
         require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
         require(len(raw) == 96 + z + 3 * d, f"it is {len(raw)} bytes and says {96 + z + 3 * d}")
@@ -138,26 +148,26 @@ class Packed:
         for width in (4 * n, 3 * n, 4 * n, n, n, 4 * h, 24 * h):
             columns.append(body[at : at + width])
             at += width
-        self._seq = unplanes(columns[0], 4)
-        self._lr = (unplanes(columns[1], 3) << 8).view("<f4")
-        self._decay = unplanes(columns[2], 4).view("<f4")
+        self._seq = decode_planes(columns[0], 4)
+        self._lr = (decode_planes(columns[1], 3) << 8).view("<f4")
+        self._decay = decode_planes(columns[2], 4).view("<f4")
         self._flags, directions = columns[3], np.frombuffer(columns[4], "u1")
         self._ends = np.cumsum(directions, dtype="i8")
         g = np.zeros((d, 4), "u1")
         g[:, 1:] = np.frombuffer(raw, "u1", 3 * d, 64 + z).reshape(-1, 3)
         self._g = g.view("<f4")[:, 0]
-        after = unplanes(columns[5], 4).tolist()
+        after = decode_planes(columns[5], 4).tolist()
         digests = [columns[6][i : i + 24] for i in range(0, 24 * h, 24)]
         require(directions.sum(dtype="i8") == d, "its directions are not as many as it says")
         require(np.all(self._seq[1:] > self._seq[:-1]) and (n == 0 or self._seq[-1] < slots), "its slots do not rise")
         require(after == sorted(set(after)) and (h == 0 or after[-1] <= n), "its known states do not rise")
         require(not ended or (h and after[-1] == n), "its final state is not known")
-        self.state = Known(dict(zip(after, digests)), digests[-1] if ended else None)
+        self.state = KnownStates(dict(zip(after, digests)), digests[-1] if ended else None)
         for record in self:
-            require(not (wrong := unfit(record, self.header.directions)), f"step {record.step}: {wrong}")
+            require(not (wrong := find_record_fault(record, self.header.directions)), f"step {record.step}: {wrong}")
 
     @classmethod
-    def open(cls, path: Path) -> Packed:
+    def open(cls, path: Path) -> PackedLog:
         """DamagedError if any byte is not what `pack` wrote."""
         with os.fdopen(open_file(path), "rb") as file:
             try:
@@ -189,4 +199,4 @@ class Packed:
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
         """Compare the state after `step` steps, if the log knows it."""
         if (known := self.state.hashes.get(step)) is not None:
-            agree(self.path, step, known, digest)
+            check_state_hash(self.path, step, known, digest)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core import storage
 from ..errors import DamagedError, StorageError, UsageError
 from .log import Log
-from .slots import chain
+from .slots import chain_value
 
 
 def repair(path: Path) -> list[str]:
@@ -29,16 +29,16 @@ def repair(path: Path) -> list[str]:
             tail = " Its end is an unfinished write, which `zoedge resume` cuts off by itself." if log.torn else ""
             raise UsageError(f"{path}: nothing is damaged in its {len(log):,} steps.{tail}")
         try:
-            return mend(log, path)
+            return repair_in_place(log, path)
         except OSError as e:
             raise StorageError(f"{path}: cannot repair: {e.strerror}.") from e
 
 
-def mend(log: Log, path: Path) -> list[str]:
+def repair_in_place(log: Log, path: Path) -> list[str]:
     """The log's file, changed in place, after a copy of it is durable. A crash on the way leaves it as damaged, or less."""
     fd, size, said = log._fd, log.header.slot_size, []
-    kept = keep(path, os.pread(fd, os.fstat(fd).st_size, 0))
-    while log.wrong and (found := one_byte(bytes.fromhex(log.fingerprint), os.pread(fd, size, log.size))):
+    kept = save_damaged_copy(path, os.pread(fd, os.fstat(fd).st_size, 0))
+    while log.wrong and (found := find_wrong_byte(bytes.fromhex(log.fingerprint), os.pread(fd, size, log.size))):
         at, slot = found
         os.lseek(fd, log.size, os.SEEK_SET)
         said.append(
@@ -54,24 +54,24 @@ def mend(log: Log, path: Path) -> list[str]:
     return [*said, f"{len(log):,} steps survive. As it was: {kept}."]
 
 
-def keep(path: Path, raw: bytes) -> Path:
+def save_damaged_copy(path: Path, raw: bytes) -> Path:
     """A copy beside `path` under a name that nothing has yet."""
     for number in count(1):
         kept = path.with_suffix(f".damaged-{number}")
         try:
-            os.close(storage.publish(kept, raw, replace=False))
+            os.close(storage.publish_file(kept, raw, replace=False))
             break
         except FileExistsError:
             continue
     return kept
 
 
-def one_byte(previous: bytes, raw: bytes) -> tuple[int, bytes] | None:
+def find_wrong_byte(previous: bytes, raw: bytes) -> tuple[int, bytes] | None:
     """(place, the slot) if changing one byte puts a slot on the chain; 12,000 SHA-256 for 64 bytes, 10 ms.
 
     By chance one of them would once in 2**114 slots.
     """
-    body, said, value = raw[:-16], raw[-16:], chain(previous, raw[:-16])
+    body, said, value = raw[:-16], raw[-16:], chain_value(previous, raw[:-16])
     wrong = [i for i in range(16) if value[i] != said[i]]
     if not wrong:
         return None  # not the bytes are wrong: they say what no writer writes

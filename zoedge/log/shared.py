@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedError
-from .packed import Packed
+from .packed import PackedLog
 
 MAGIC = b"\x89ZFT\r\n\x1a\n"
 
 MAJOR, MINOR = 1, 0
 
-_HEAD = struct.Struct("<8sHHI16s32s")
+_HEADER_STRUCT = struct.Struct("<8sHHI16s32s")
 
 
-class Shared(Packed):
+class SharedLog(PackedLog):
     """A .zoe, open for reading: its packed log, and what it delivers. delivers: steps; delivered: the state's SHA-256."""
 
     def __init__(self, path: Path, raw: bytes):
@@ -28,7 +28,7 @@ class Shared(Packed):
                 raise DamagedError(f"{path}: not a readable shared fine-tune: {what}.")
 
         require(len(raw) >= 64 + 96 + 32, f"{len(raw)} bytes are too few")
-        magic, major, minor, steps, zero, state = _HEAD.unpack_from(raw)
+        magic, major, minor, steps, zero, state = _HEADER_STRUCT.unpack_from(raw)
         require(magic == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
         require(major == MAJOR, f"format {major}.{minor} is not one that this version reads ({MAJOR}.x)")
         require(hashlib.sha256(raw[:-32]).digest() == raw[-32:], "its digest does not match")

@@ -15,9 +15,9 @@ from ..errors import ReplayError
 
 STEP, HASH, SESSION, REWIND, END, NOTE = range(1, 7)
 
-_SLOT = struct.Struct("<BBBBIIIff")
+_SLOT_STRUCT = struct.Struct("<BBBBIIIff")
 
-FLOAT32 = 2.0**128 - 2.0**103  # what rounds to infinity in float32
+FLOAT32_LIMIT = 2.0**128 - 2.0**103  # what rounds to infinity in float32
 
 
 class Slot(NamedTuple):
@@ -29,7 +29,7 @@ class Slot(NamedTuple):
 
 
 @dataclass
-class State:
+class LogState:
     """The log's slots folded into what they mean: an effective record a step, and what is known of the state."""
 
     records: list[Record] = field(default_factory=list)
@@ -74,18 +74,18 @@ class State:
 def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None = None, digest: bytes = b"") -> bytes:
     """A slot without its chain value: size - 16 bytes. Losses beyond float32 become infinite, as by a cast."""
     if record is None:
-        head = _SLOT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
+        head = _SLOT_STRUCT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
         return (head + digest[:24]).ljust(size - 16, b"\0")
     n, m = len(record.g), len(record.losses)
-    head = _SLOT.pack(kind, record.flags, n, m, seq, step, record.check, record.decay, record.lr)
+    head = _SLOT_STRUCT.pack(kind, record.flags, n, m, seq, step, record.check, record.decay, record.lr)
     triples = [0.0] * (3 * max(n, -(-m // 2)))
     triples[: 3 * n : 3] = record.g
     for i, loss in enumerate(record.losses):
-        triples[3 * (i // 2) + 1 + i % 2] = loss if abs(loss) < FLOAT32 else loss * math.inf
+        triples[3 * (i // 2) + 1 + i % 2] = loss if abs(loss) < FLOAT32_LIMIT else loss * math.inf
     return (head + struct.pack(f"<{len(triples)}f", *triples)).ljust(size - 16, b"\0")
 
 
-def unfit(record: Record, k: int) -> str:
+def find_record_fault(record: Record, k: int) -> str:
     """What is wrong with a step's numbers in slots for `k` directions, or ''."""
     if not 1 <= len(record.g) <= k:
         return f"{len(record.g)} directions are not 1..{k}"
@@ -100,7 +100,7 @@ def unfit(record: Record, k: int) -> str:
 
 def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
     """A slot from its bytes (chain already checked), and what is wrong with it, or ''."""
-    kind, flags, n, m, seq, step, check, decay, lr = _SLOT.unpack_from(raw)
+    kind, flags, n, m, seq, step, check, decay, lr = _SLOT_STRUCT.unpack_from(raw)
     if kind not in (STEP, HASH, SESSION, REWIND, END, NOTE):
         return Slot(kind, seq, step, None, b""), f"unknown kind {kind}"
     if kind != STEP:
@@ -112,7 +112,7 @@ def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
     words = struct.unpack_from(f"<{3 * count}f", raw, 24)
     losses = [words[3 * (i // 2) + 1 + i % 2] for i in range(m)]
     record = Record(step, seq, lr, words[0 : 3 * n : 3], tuple(losses), flags, check, decay)
-    wrong = unfit(record, k)
+    wrong = find_record_fault(record, k)
     absent = [
         *range(24 + 12 * n, 24 + 12 * count, 12),
         *(28 + 12 * (i // 2) + 4 * (i % 2) for i in range(m, 2 * count)),
@@ -122,11 +122,11 @@ def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
     return Slot(kind, seq, step, record, b""), wrong
 
 
-def chain(previous: bytes, body: bytes) -> bytes:
+def chain_value(previous: bytes, body: bytes) -> bytes:
     return hashlib.sha256(previous + body).digest()[:16]
 
 
-def agree(where: object, step: int, known: bytes, digest: Callable[[], bytes]) -> None:
+def check_state_hash(where: object, step: int, known: bytes, digest: Callable[[], bytes]) -> None:
     """ReplayError unless `digest()`, the SHA-256 of the state after `step` steps, begins with what the log says."""
     if known != (found := digest()[:24]):
         raise ReplayError(

@@ -13,71 +13,79 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..core.parts import FOLDERS
-from ..errors import UsageError, ZoedgeError, listed
-from .parts import build_part, schema, unmatched
-from .recipe import WATCHDOG, Recipe, word_of
-from .sections import DEFAULTS, REQUIRED, SECTIONS, Curvature, Name, Seed, Split, Watchdog
-from .sentences import ABSENT, ENOUGH, UNKNOWN, dotted, mistakes, shown, unknown
-from .strict_yaml import DEPTH, Marks, Path_, Place
+from ..core.parts import PART_FOLDERS
+from ..errors import UsageError, ZoedgeError, format_faults
+from .parts import build_section, incompatible_parts, parse_part
+from .recipe import WATCHDOG_KEY, Recipe, part_name
+from .sections import DEFAULT_PARTS, REQUIRED_KEYS, SECTIONS, Curvature, RunName, Seed, Split, WatchdogOptions
+from .sentences import (
+    MAX_FAULTS,
+    MISSING_KEY,
+    UNKNOWN_KEY,
+    describe_errors,
+    describe_unknown_key,
+    format_path,
+    format_value,
+)
+from .strict_yaml import MAX_DEPTH, KeyPath, Position, Positions
 
-GUARD = Watchdog(rise=1.5, rewinds=8)
+AUTO_WATCHDOG = WatchdogOptions(rise=1.5, rewinds=8)
 
-TRUST = 0.03  # docs/auto.md says what it was chosen by
+AUTO_TRUST = 0.03  # docs/auto.md says what it was chosen by
 
 
-def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str] = ()) -> Recipe:
+def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection[str] = ()) -> Recipe:
     """The recipe of a table; every mistake is collected, beside those in `wrong`, before one UsageError is raised."""
-    if not isinstance(table, dict) or odd(table):  # a log's recipe has not come through read_yaml
-        raise UsageError(f"{where}: not a table of keys and values, at most {DEPTH} deep, without NUL characters.")
-    found: list[tuple[Place, str]] = [((0, 0), text) for text in wrong]
+    if not isinstance(table, dict) or is_malformed(table):  # a log's recipe has not come through read_yaml
+        raise UsageError(f"{where}: not a table of keys and values, at most {MAX_DEPTH} deep, without NUL characters.")
+    found: list[tuple[Position, str]] = [((0, 0), text) for text in wrong]
     given = {key: value for key, value in table.items() if value is not None}
 
-    def fault(path: Path_, what: str) -> None:
+    def fault(path: KeyPath, what: str) -> None:
         place = next((marks[path[:i]] for i in range(len(path), -1, -1) if path[:i] in marks), (0, 0))
         at = f"{where}:{place[0]}:{place[1]}" if place[0] else f"{where} (key=value)" if marks else where
         found.append((place, f"{at}: {what}" + ("" if what.endswith(("?", ".")) else ".")))
-        if len(found) > ENOUGH:
-            raise UsageError(listed([text for _, text in sorted(found)]))
+        if len(found) > MAX_FAULTS:
+            raise UsageError(format_faults([text for _, text in sorted(found)]))
 
     parts: dict[str, Any] = {}
     auto: set[str] = set()
-    classes = {key: build_part(key, given.get(key, DEFAULTS[key]), fault, (key,)) for key in FOLDERS}
+    classes = {key: parse_part(key, given.get(key, DEFAULT_PARTS[key]), fault, (key,)) for key in PART_FOLDERS}
     names = {key: list(section.model_fields) for key, section in SECTIONS.items()}
-    names |= {key: ["name", *(schema(made).model_fields if made else ())] for key, (made, _) in classes.items()}
+    names |= {key: ["name", *(build_section(made).model_fields if made else ())] for key, (made, _) in classes.items()}
     names |= {
         "eval.curvature": list(Curvature.model_fields),
-        "train.watchdog": list(Watchdog.model_fields),
+        "train.watchdog": list(WatchdogOptions.model_fields),
         "data.valid": list(Split.model_fields),
         "data.test": list(Split.model_fields),
     }
-    names[""] = ["version", "name", "seed", *SECTIONS, *FOLDERS]
+    names[""] = ["version", "name", "seed", *SECTIONS, *PART_FOLDERS]
 
-    def validated(kind: Any, value: Any, path: Path_) -> Any:
+    def validated(kind: Any, value: Any, path: KeyPath) -> Any:
         try:  # as JSON, whose lists pydantic also takes for tuples
             return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
         except ValidationError as e:
-            for place, what in mistakes(e, value):
+            for place, what in describe_errors(e, value):
                 place = (*path, *place)
-                if what == UNKNOWN:
-                    fault(place, unknown(place, names))
-                elif what == ABSENT and len(place) == 2 and path[0] in REQUIRED:
-                    fault(place, f"{dotted(place)}: missing - such as '{REQUIRED[path[0]]}'")
+                if what == UNKNOWN_KEY:
+                    fault(place, describe_unknown_key(place, names))
+                elif what == MISSING_KEY and len(place) == 2 and path[0] in REQUIRED_KEYS:
+                    fault(place, f"{format_path(place)}: missing - such as '{REQUIRED_KEYS[path[0]]}'")
                 else:
-                    fault(place, f"{dotted(place)}: {what}")
+                    fault(place, f"{format_path(place)}: {what}")
         return None
 
-    def made_of(made: Any, options: dict[str, Any], path: Path_) -> Any:
+    def made_of(made: Any, options: dict[str, Any], path: KeyPath) -> Any:
         """The part of a class and its options, parts within it first; None: it has faults."""
-        if made is None or (checked := validated(schema(made), options, path)) is None:
+        if made is None or (checked := validated(build_section(made), options, path)) is None:
             return None
         values = vars(checked)
         for option, kind in getattr(made, "nested", {}).items():
             inner = {}
             for word, some in values[option].items():
                 here = (*path, option, word)
-                found, _ = build_part(kind, word, fault, here)
-                names[dotted(here)] = list(schema(found).model_fields) if found else []
+                found, _ = parse_part(kind, word, fault, here)
+                names[format_path(here)] = list(build_section(found).model_fields) if found else []
                 inner[word] = made_of(found, {} if some is None else some, here)
             if None in inner.values():
                 return None
@@ -85,25 +93,27 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         for option in getattr(made, "auto", ()):
             if values[option] == "auto":
                 values = {**values, option: getattr(made, option)}
-                auto.add(dotted((*path, option)))
+                auto.add(format_path((*path, option)))
         try:
             return made(**values)
         except (ValueError, ZoedgeError) as e:
-            fault((*path, *str(e).partition(":")[0].split(".")), f"{dotted(path)}.{e}")
+            fault((*path, *str(e).partition(":")[0].split(".")), f"{format_path(path)}.{e}")
             return None
 
     for key in table:
         if key not in names[""]:
-            fault((key,), unknown((key,), names))
-    for key, example in REQUIRED.items():
+            fault((key,), describe_unknown_key((key,), names))
+    for key, example in REQUIRED_KEYS.items():
         if key not in given:
             fault((), f"{key}: missing - write '{example}'")
     if "version" in given and (given["version"] != 1 or type(given["version"]) is not int):
-        fault(("version",), f"version: {shown(given['version'])} is not read by this zoedge - write 'version: 1'")
-    parts["name"] = validated(Name, given.get("name", "run"), ("name",))
+        fault(
+            ("version",), f"version: {format_value(given['version'])} is not read by this zoedge - write 'version: 1'"
+        )
+    parts["name"] = validated(RunName, given.get("name", "run"), ("name",))
     parts["seed"] = validated(Seed, given.get("seed", 0), ("seed",))
     for key, section in SECTIONS.items():
-        if key in given or key not in REQUIRED:
+        if key in given or key not in REQUIRED_KEYS:
             parts[key] = validated(section, given.get(key, {}), (key,))
     for key, (made, options) in classes.items():
         parts[key] = made_of(made, options, (key,))
@@ -121,7 +131,7 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         home = "lm" if parts["data"].format == "text" else "chat"
         fault(
             ("data", "format"),
-            f"data.format: {parts['data'].format} goes with task: {home}, not {word_of(parts['task'])}",
+            f"data.format: {parts['data'].format} goes with task: {home}, not {part_name(parts['task'])}",
         )
     if parts.get("rule") and parts.get("train"):
         try:
@@ -135,29 +145,29 @@ def check(table: dict[str, Any], marks: Marks, where: str, wrong: Collection[str
         if (only := next((a for a in allowed if a), None)) and parts.get(kind) is not None:
             parts[kind] = replace(parts[kind], **{option: only[0]})
             auto.discard(f"{kind}.{option}")
-    for key, other, those, found_there in unmatched(parts):
-        fault((key,), f"{key}: {word_of(parts[key])} goes only with {other}: {those}, not {found_there}")
+    for key, other, those, found_there in incompatible_parts(parts):
+        fault((key,), f"{key}: {part_name(parts[key])} goes only with {other}: {those}, not {found_there}")
     if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
         parts["rule"] = replace(parts["rule"], schedule="linear")
     if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
-        slope = getattr(parts.get("estimator"), "slope", False) and word_of(parts["rule"]) == "sgd"
-        guard = GUARD.model_copy(update={"trust": TRUST}) if slope else GUARD
+        slope = getattr(parts.get("estimator"), "slope", False) and part_name(parts["rule"]) == "sgd"
+        guard = AUTO_WATCHDOG.model_copy(update={"trust": AUTO_TRUST}) if slope else AUTO_WATCHDOG
         parts["train"] = parts["train"].model_copy(update={"watchdog": guard})
-        auto.add(WATCHDOG)
+        auto.add(WATCHDOG_KEY)
     output = parts.get("output")
     if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):
         parts["output"] = output.model_copy(update={"export": [x for x in output.export if x != "peft"]})
         if "export" in given.get("output", {}):
-            what = f"space {word_of(parts['space'])} has no adapter, and PEFT no format for it"
+            what = f"space {part_name(parts['space'])} has no adapter, and PEFT no format for it"
             fault(("output", "export"), f"output.export: {what} - write [merged], or []")
     if found:
-        raise UsageError(listed([text for _, text in sorted(found)]))
+        raise UsageError(format_faults([text for _, text in sorted(found)]))
     return Recipe(**parts, auto=frozenset(auto))
 
 
-def odd(value: Any, left: int = DEPTH) -> bool:
+def is_malformed(value: Any, left: int = MAX_DEPTH) -> bool:
     """Is it too deep, or is there a NUL, which no name of a file can hold?"""
     if isinstance(value, str):
         return "\0" in value
     inner = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return left < 0 or any(odd(v, left - 1) for v in inner)
+    return left < 0 or any(is_malformed(v, left - 1) for v in inner)

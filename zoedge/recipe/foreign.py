@@ -6,7 +6,7 @@ From the documented keys of mlx-lm, axolotl, LLaMA-Factory, Unsloth, PEFT, TRL a
 # ruff: noqa: E501 - tables
 from __future__ import annotations
 
-FOREIGN = {  # at whatever level they are written
+FOREIGN_KEYS = {  # at whatever level they are written
     "learning_rate": "rule.lr", "lr_scheduler": "rule.schedule", "lr_scheduler_type": "rule.schedule",
     "lr_schedule": "rule.schedule", "scheduler": "rule.schedule", "optimizer": "rule", "optim": "rule",
     "zo_eps": "estimator.eps", "epsilon": "estimator.eps", "num_perturbations": "estimator.queries",
@@ -55,7 +55,7 @@ FOREIGN = {  # at whatever level they are written
     "quantization_config": "model.quantization", "max_prompt_length": "data.max_length",
 }  # fmt: skip
 
-REASONS = {  # why a key has no place in a recipe -> the keys
+KEYS_BY_REASON = {  # why a key has no place in a recipe -> the keys
     "nothing is kept for a backward pass, so there is nothing to save by computing it again": (
         "gradient_checkpointing", "gradient_checkpointing_kwargs", "grad_checkpoint", "use_gradient_checkpointing",
         "disable_gradient_checkpointing", "use_reentrant_gc", "use_unsloth_gc", "activation_offloading",
@@ -162,4 +162,4 @@ REASONS = {  # why a key has no place in a recipe -> the keys
     ),
     "there is no such switch": ("strict", "debug", "unfrozen_parameters", "inference_mode"),
 }  # fmt: skip
-WHY = {key: reason for reason, keys in REASONS.items() for key in keys}
+REASON_BY_KEY = {key: reason for reason, keys in KEYS_BY_REASON.items() for key in keys}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..core.parts import FOLDERS
-from ..errors import UsageError, plain
-from .strict_yaml import DEPTH, Marks, Place, read_yaml
+from ..core.parts import PART_FOLDERS
+from ..errors import UsageError, make_printable
+from .strict_yaml import MAX_DEPTH, Position, Positions, read_yaml
 
 
-def overridden(
-    table: dict[str, Any], marks: Marks, where: str, overrides: list[str], stem: str
-) -> tuple[dict[str, Any], Marks, str, list[str]]:
+def merge_overrides(
+    table: dict[str, Any], marks: Positions, where: str, overrides: list[str], stem: str
+) -> tuple[dict[str, Any], Positions, str, list[str]]:
     wrong: list[str] = []
     for override in overrides:
         try:
-            apply(table, marks, override)
+            apply_override(table, marks, override)
         except UsageError as e:
             wrong.append(f"{where} (key=value): {e}")
     if table.get("name") is None:
@@ -24,31 +24,31 @@ def overridden(
     return table, marks, where, wrong
 
 
-def apply(table: dict[str, Any], marks: Marks, override: str) -> None:
+def apply_override(table: dict[str, Any], marks: Positions, override: str) -> None:
     """Set `a.b=value`; the value is YAML. A bare word is turned into a table where a key of it is set."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
-    if not equals or not all(path) or len(path) > DEPTH:
-        raise UsageError(f"'{plain(override)}' is not key=value, such as rule.lr=1e-3.")
+    if not equals or not all(path) or len(path) > MAX_DEPTH:
+        raise UsageError(f"'{make_printable(override)}' is not key=value, such as rule.lr=1e-3.")
     try:
-        value, _ = read_yaml(text, plain(override))
+        value, _ = read_yaml(text, make_printable(override))
     except UsageError as e:
-        raise UsageError(f"{e} Quotes make it a text: {plain(key)}='\"...\"'.") from None
-    put(table, marks, path, value, f"'{plain(override)}': ")
+        raise UsageError(f"{e} Quotes make it a text: {make_printable(key)}='\"...\"'.") from None
+    set_value(table, marks, path, value, f"'{make_printable(override)}': ")
 
 
-def put(
-    table: dict[str, Any], marks: Marks, path: tuple[str, ...], value: Any, said: str = "", place: Place = (0, 0)
+def set_value(
+    table: dict[str, Any], marks: Positions, path: tuple[str, ...], value: Any, said: str = "", place: Position = (0, 0)
 ) -> None:
     """Set a value that stands at `place`. UsageError, beginning with `said`: a value stands where a table should."""
     for i, word in enumerate(path[:-1]):
         inner = table.get(word)
-        if isinstance(inner, str) and word in FOLDERS and i == 0:
+        if isinstance(inner, str) and word in PART_FOLDERS and i == 0:
             inner = {"name": inner}
         elif inner is None:
             inner = {}
         elif not isinstance(inner, dict):
-            raise UsageError(f"{said}{plain('.'.join(path[: i + 1]))} is not a table of keys.")
+            raise UsageError(f"{said}{make_printable('.'.join(path[: i + 1]))} is not a table of keys.")
         table[word] = inner
         table = inner
     table[path[-1]] = value

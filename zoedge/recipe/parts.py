@@ -10,68 +10,73 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError, create_model
 
-from ..core.parts import FOLDERS, part
+from ..core.parts import PART_FOLDERS, load_part
 from ..errors import UsageError, ZoedgeError
-from .foreign import FOREIGN, WHY
-from .overrides import apply
-from .recipe import word_of
-from .sections import DEFAULTS, Section
-from .sentences import UNKNOWN, Fault, dotted, mistakes, shown, unknown
-from .strict_yaml import Path_
+from .foreign import FOREIGN_KEYS, REASON_BY_KEY
+from .overrides import apply_override
+from .recipe import part_name
+from .sections import DEFAULT_PARTS, Section
+from .sentences import UNKNOWN_KEY, FaultReporter, describe_errors, describe_unknown_key, format_path, format_value
+from .strict_yaml import KeyPath
 
 
-def unmatched(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
+def incompatible_parts(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
     """(a part, what it goes only with, the words allowed there, the one found) of each pair that makes no sense."""
-    for key in FOLDERS:
+    for key in PART_FOLDERS:
         for other, allowed in getattr(parts.get(key), "only_with", {}).items():
             kind, _, option = other.partition(".")
             if parts.get(kind) is None:
                 continue
-            found = getattr(parts[kind], option, allowed[0]) if option else word_of(parts[kind])
+            found = getattr(parts[kind], option, allowed[0]) if option else part_name(parts[kind])
             if found not in allowed:
                 yield key, other, " or ".join(map(str, allowed)), found
 
 
-def build_part(kind: str, value: Any, fault: Fault, path: Path_) -> tuple[Any, dict[str, Any]]:
+def parse_part(kind: str, value: Any, fault: FaultReporter, path: KeyPath) -> tuple[Any, dict[str, Any]]:
     """(class or None, options) of a part from `word` or `{name: word, ...options}`."""
     options = {"name": value} if isinstance(value, str) else value
-    if not isinstance(options, dict) or not isinstance(word := options.get("name", DEFAULTS[kind]), str):
-        fault(path, f"{dotted(path)}: {shown(value)} is not a word, or a table such as {{name: {DEFAULTS[kind]}, ...}}")
+    if not isinstance(options, dict) or not isinstance(word := options.get("name", DEFAULT_PARTS[kind]), str):
+        fault(
+            path,
+            f"{format_path(path)}: {format_value(value)} is not a word, or a table such as "
+            f"{{name: {DEFAULT_PARTS[kind]}, ...}}",
+        )
         return None, {}
     try:
-        return part(kind, word), {k: v for k, v in options.items() if k != "name"}
+        return load_part(kind, word), {k: v for k, v in options.items() if k != "name"}
     except ZoedgeError as e:
         fault((*path, "name"), str(e))
         for key in options:
-            if key in FOREIGN or key in WHY:
-                fault((*path, key), unknown((*path, key), {}))
+            if key in FOREIGN_KEYS or key in REASON_BY_KEY:
+                fault((*path, key), describe_unknown_key((*path, key), {}))
         return None, {}
 
 
-def options(made: type[Any], overrides: list[str]) -> Any:
+def parse_options(made: type[Any], overrides: list[str]) -> Any:
     """An object of frozen-dataclass `made` from key=value texts. UsageError: every mistake, a sentence each."""
     table: dict[str, Any] = {}
     for override in overrides:
-        apply(table, {}, override)
+        apply_override(table, {}, override)
     try:
-        return made(**vars(TypeAdapter(schema(made, False)).validate_json(json.dumps(table), strict=True)))
+        return made(**vars(TypeAdapter(build_section(made, False)).validate_json(json.dumps(table), strict=True)))
     except ValidationError as e:
-        names = {"": list(schema(made, False).model_fields)}
+        names = {"": list(build_section(made, False).model_fields)}
         found = [
-            unknown(path, names) if what == UNKNOWN else f"{dotted(path)}: {what}." for path, what in mistakes(e, table)
+            describe_unknown_key(path, names) if what == UNKNOWN_KEY else f"{format_path(path)}: {what}."
+            for path, what in describe_errors(e, table)
         ]
         raise UsageError("\n".join(found)) from None
 
 
-def rebuilt(kind: str, table: dict[str, Any]) -> Any:
+def restore_part(kind: str, table: dict[str, Any]) -> Any:
     """A part from what `Recipe.resolved` says of it. ValueError or ZoedgeError: it is not one."""
-    made = part(kind, table["name"])
+    made = load_part(kind, table["name"])
     given = json.dumps({key: value for key, value in table.items() if key != "name"})
-    return made(**vars(TypeAdapter(schema(made, False)).validate_json(given, strict=True)))
+    return made(**vars(TypeAdapter(build_section(made, False)).validate_json(given, strict=True)))
 
 
 @lru_cache
-def schema(made: type[Any], auto: bool = True) -> type[Section]:
+def build_section(made: type[Any], auto: bool = True) -> type[Section]:
     """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances.
 
     auto: those in the class's `auto` may be 'auto', and are, if not told: the class's number is where the search begins.

@@ -5,29 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, nearest, plain
+from ..errors import UsageError, make_printable, suggest_nearest
 from .check import check
-from .overrides import overridden
+from .overrides import merge_overrides
 from .recipe import Recipe
-from .strict_yaml import Marks, read_yaml, text_of
+from .strict_yaml import Positions, read_text_file, read_yaml
 
 # -- from YAML to a recipe
 
 
-def find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
     """A recipe's file: a path, else a shipped recipe's name."""
     if Path(name).is_file():
         return Path(name)
-    known = {p.stem: p for p in shipped()}
+    known = {p.stem: p for p in list_shipped()}
     if (stem := name.removesuffix(".yaml")) in known:
         return known[stem]
     raise UsageError(
-        f"No recipe '{plain(name)}': no such file, and not a shipped one ({', '.join(known)})"
-        f"{nearest(Path(stem).name, known) or '.'}"
+        f"No recipe '{make_printable(name)}': no such file, and not a shipped one ({', '.join(known)})"
+        f"{suggest_nearest(Path(stem).name, known) or '.'}"
     )
 
 
-def shipped() -> list[Path]:
+def list_shipped() -> list[Path]:
     """The recipes that come with zoedge: beside the package in a checkout, inside it once installed."""
     here = Path(__file__).parents[1]
     for folder in (here / "recipes", here.parent / "recipes"):
@@ -36,21 +36,23 @@ def shipped() -> list[Path]:
     return []
 
 
-def read(name: str, overrides: list[str] | None = None) -> Recipe:
+def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """A recipe from a file (or a shipped name) and `key=value` overrides. UsageError lists every mistake at once."""
-    return check(*tabled(name, overrides))
+    return check(*read_table(name, overrides))
 
 
-def tabled(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any], Marks, str, list[str]]:
+def read_table(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any], Positions, str, list[str]]:
     """What `check` takes: a recipe's table as it is written, where its keys stand, its file, and faults so far."""
-    path = find(name)
-    text = text_of(path)
+    path = find_recipe(name)
+    text = read_text_file(path)
     table, marks = read_yaml(text, str(path))
     if not isinstance(table, dict):
         raise UsageError(f"{path}: a recipe is a table of keys and values; see `zoedge recipes show quickstart`.")
-    return overridden(table, marks, str(path), overrides or [], path.stem)
+    return merge_overrides(table, marks, str(path), overrides or [], path.stem)
 
 
-def made(table: dict[str, Any], marks: Marks, where: str, overrides: list[str], stem: str = "run") -> Recipe:
+def build_recipe(
+    table: dict[str, Any], marks: Positions, where: str, overrides: list[str], stem: str = "run"
+) -> Recipe:
     """The recipe of a table and `key=value` overrides, named after `stem`. UsageError lists every mistake at once."""
-    return check(*overridden(table, marks, where, overrides, stem))
+    return check(*merge_overrides(table, marks, where, overrides, stem))

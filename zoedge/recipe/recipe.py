@@ -7,16 +7,22 @@ from typing import Any
 
 import yaml
 
-from .sections import Data, Eval, LogOptions, Model, Output, Section, Train, without
-from .strict_yaml import Writer
+from .sections import Data, Eval, LogOptions, Model, Output, Section, Train, without_values
+from .strict_yaml import StrictDumper
 
-WATCHDOG = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
+WATCHDOG_KEY = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
 
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
-LATER = {
-    "watchdog": None, "rise": None, "trust": None, "format": "auto", "report": False, "trackers": [], "timeout": None,
+ADDED_LATER = {
+    "watchdog": None,
+    "rise": None,
+    "trust": None,
+    "format": "auto",
+    "report": False,
+    "trackers": [],
+    "timeout": None,
     "max_memory": None,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,10 @@ class Recipe:
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
-                table[key] = without(value.model_dump(), LATER)
+                table[key] = without_values(value.model_dump(), ADDED_LATER)
             elif is_dataclass(value) and not isinstance(value, type):
-                table[key] = {"name": word_of(value), **asdict(value)}
-        for section, key in (path.split(".") for path in self.auto - {WATCHDOG}):
+                table[key] = {"name": part_name(value), **asdict(value)}
+        for section, key in (path.split(".") for path in self.auto - {WATCHDOG_KEY}):
             table[section][key] = "auto"
         return table
 
@@ -79,11 +85,11 @@ class Recipe:
         return table
 
 
-def word_of(value: Any) -> str:
+def part_name(value: Any) -> str:
     """The recipe's word for a part: its file's name."""
     return type(value).__module__.rpartition(".")[2]
 
 
-def dump(recipe: Recipe) -> str:
+def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `read` reads back to the same recipe."""
-    return yaml.dump(recipe.resolved(), Dumper=Writer, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe.resolved(), Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120)

@@ -8,19 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
-def folder_name(value: str) -> str:
+def check_folder_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
         raise ValueError("a name: letters, digits, '.', '_' and '-', at most 64, a letter or a digit first")
     return value
 
 
-def rows_or_share(value: int | float) -> int | float:
+def check_split_size(value: int | float) -> int | float:
     if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
         raise ValueError("a number of rows (200) or a share of them (0.1)")
     return value
 
 
-Name = Annotated[str, AfterValidator(folder_name)]
+RunName = Annotated[str, AfterValidator(check_folder_name)]
 
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
@@ -31,12 +31,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-SIZE = re.compile(r"[0-9]+(\.[0-9]+)? ?[KMG]i?B")
+SIZE_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)? ?[KMG]i?B")
 
 
-def sizes(value: dict[str, str] | None) -> dict[str, str] | None:
+def check_max_memory(value: dict[str, str] | None) -> dict[str, str] | None:
     for device, size in (value or {}).items():
-        if device not in ("cuda", "cpu") or not SIZE.fullmatch(size):
+        if device not in ("cuda", "cpu") or not SIZE_PATTERN.fullmatch(size):
             raise ValueError("how much of the weights a device may hold: {cpu: 2GB}, or {cuda: 6GB, cpu: 16GB}")
     return value
 
@@ -58,7 +58,7 @@ class Model(Section):
     compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1, le=1024)
-    max_memory: Annotated[dict[str, str] | None, AfterValidator(sizes)] = None
+    max_memory: Annotated[dict[str, str] | None, AfterValidator(check_max_memory)] = None
 
     @model_validator(mode="after")
     def whole(self) -> Model:
@@ -75,7 +75,7 @@ class Split(Section):
     split: a number of rows (200) or a share of them (0.1).
     """
 
-    split: Annotated[int | float, AfterValidator(rows_or_share)]
+    split: Annotated[int | float, AfterValidator(check_split_size)]
 
 
 class Data(Section):
@@ -102,7 +102,7 @@ class Data(Section):
     skip_bad_lines: bool = False
 
 
-class Watchdog(Section):
+class WatchdogOptions(Section):
     """What guards a run. clip: |g| is at most so many times the median of its last 200; 0: no limit.
 
     factor, patience, rewinds: where the loss is over factor times its best (means of `patience` steps) for `patience` steps
@@ -134,7 +134,7 @@ class Train(Section):
     batch: int = Field(16, ge=1)
     rows: int = Field(2048, ge=1)
     threads: int | None = Field(None, ge=1, le=1024)
-    watchdog: Watchdog | None = None
+    watchdog: WatchdogOptions | None = None
     timeout: float | None = Field(None, gt=0)
 
 
@@ -166,7 +166,7 @@ class Eval(Section):
     curvature: Curvature | None = None
 
 
-Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+TrackerName = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 
 
 class LogOptions(Section):
@@ -176,7 +176,7 @@ class LogOptions(Section):
 
     sync_every: int = Field(1, ge=1, le=4096)
     hash_every: int = Field(100, ge=1, lt=2**32)
-    trackers: list[Tracker] = []
+    trackers: list[TrackerName] = []
 
 
 class Output(Section):
@@ -190,19 +190,24 @@ class Output(Section):
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "model": Model, "data": Data, "train": Train, "eval": Eval, "log": LogOptions, "output": Output,
-}  # fmt: skip
+    "model": Model,
+    "data": Data,
+    "train": Train,
+    "eval": Eval,
+    "log": LogOptions,
+    "output": Output,
+}
 
-REQUIRED = {  # and an example of each
+REQUIRED_KEYS = {  # and an example of each
     "version": "version: 1",
     "model": "model: {source: smollm2-135m-instruct}",
     "data": "data: {train: rows.jsonl}",
 }
 
-DEFAULTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "space": "lora", "task": "classify"}
+DEFAULT_PARTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd", "space": "lora", "task": "classify"}
 
 
-def without(table: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def without_values(table: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """A table, and those in it, without some keys where they have some values."""
     kept = {k: v for k, v in table.items() if k not in values or v != values[k]}
-    return {k: without(v, values) if isinstance(v, dict) else v for k, v in kept.items()}
+    return {k: without_values(v, values) if isinstance(v, dict) else v for k, v in kept.items()}

@@ -9,100 +9,113 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ..errors import nearest, plain
-from .foreign import FOREIGN, WHY
-from .strict_yaml import LIMIT, Path_, Writer
+from ..errors import make_printable, suggest_nearest
+from .foreign import FOREIGN_KEYS, REASON_BY_KEY
+from .strict_yaml import MAX_FILE_BYTES, KeyPath, StrictDumper
 
-ENOUGH = 100  # faults that are looked for: 30,000 in 60 KiB would take 44 s
+MAX_FAULTS = 100  # faults that are looked for: 30,000 in 60 KiB would take 44 s
 
-Fault = Callable[[Path_, str], None]
+FaultReporter = Callable[[KeyPath, str], None]
 
 
 # -- sentences
 
-UNKNOWN, ABSENT = "extra_forbidden", "missing"
+UNKNOWN_KEY, MISSING_KEY = "extra_forbidden", "missing"
 
-WANTED = {  # pydantic's kinds of error: "VALUE is not ..."
-    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-    "finite_number": "a finite number", "bool_type": "true or false", "string_type": "a text", "list_type": "a list",
-    "tuple_type": "a list", "dict_type": "a table of keys", "model_type": "a table of keys",
-    "greater_than": "greater than {gt}", "greater_than_equal": "at least {ge}", "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}", "literal_error": "{expected}", "value_error": "{error}",
-}  # fmt: skip
+ERROR_PHRASES = {  # pydantic's kinds of error: "VALUE is not ..."
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a table of keys",
+    "model_type": "a table of keys",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "value_error": "{error}",
+}
 
 
-def dotted(path: Path_) -> str:
-    return plain(".".join(map(str, path)))
+def format_path(path: KeyPath) -> str:
+    return make_printable(".".join(map(str, path)))
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as the recipe would write it."""
     if isinstance(value, str):
-        return f"'{plain(value, 60)}'"
-    text: str = yaml.dump(value, Dumper=Writer, default_flow_style=True, width=LIMIT)
-    return plain(text.strip().removesuffix("\n..."), 60)
+        return f"'{make_printable(value, 60)}'"
+    text: str = yaml.dump(value, Dumper=StrictDumper, default_flow_style=True, width=MAX_FILE_BYTES)
+    return make_printable(text.strip().removesuffix("\n..."), 60)
 
 
-def mistakes(e: ValidationError, value: Any) -> Iterator[tuple[Path_, str]]:
+def describe_errors(e: ValidationError, value: Any) -> Iterator[tuple[KeyPath, str]]:
     """(path, sentence) of pydantic's errors; those of the branches of one union as one."""
-    groups: dict[Path_, list[Any]] = {}
-    for error in e.errors(include_url=False)[: 2 * ENOUGH]:
+    groups: dict[KeyPath, list[Any]] = {}
+    for error in e.errors(include_url=False)[: 2 * MAX_FAULTS]:
         place, at = [], value
         for word in error["loc"]:  # also names branches of unions, which are no keys of the user's
             if (isinstance(at, dict) and word in at) or (isinstance(at, list) and isinstance(word, int)):
                 at = at[word]  # type: ignore[index]
                 place.append(word)
-        if error["type"] == ABSENT:
+        if error["type"] == MISSING_KEY:
             place.append(error["loc"][-1])
         groups.setdefault(tuple(place), []).append(error)
     for path, errors in groups.items():
         if any(len(other) > len(path) and other[: len(path)] == path for other in groups):
             continue  # the branch that was meant has the answer
         kinds = [error["type"] for error in errors]
-        if UNKNOWN in kinds:
-            yield path, UNKNOWN
-        elif ABSENT in kinds:
-            yield path, ABSENT
+        if UNKNOWN_KEY in kinds:
+            yield path, UNKNOWN_KEY
+        elif MISSING_KEY in kinds:
+            yield path, MISSING_KEY
         else:
-            yield path, f"{shown(errors[0]['input'])} {wanted(errors)}"
+            yield path, f"{format_value(errors[0]['input'])} {describe_expected(errors)}"
 
 
-def wanted(errors: list[Any]) -> str:
+def describe_expected(errors: list[Any]) -> str:
     """is not ... or ..., of the branches' errors about one value."""
     value, phrases, choices = errors[0]["input"], [], []
     for error in errors:
-        kind, context = error["type"], {k: bound(v) for k, v in error.get("ctx", {}).items()}
-        phrases.append(WANTED[kind].format(**context) if kind in WANTED else f"as wanted ({error['msg']})")
+        kind, context = error["type"], {k: format_bound(v) for k, v in error.get("ctx", {}).items()}
+        phrases.append(
+            ERROR_PHRASES[kind].format(**context) if kind in ERROR_PHRASES else f"as wanted ({error['msg']})"
+        )
         if kind == "literal_error":
             choices += re.findall(r"'([^']*)'", context["expected"])
     text = "is not " + " or ".join(dict.fromkeys(phrases))
-    if isinstance(value, str) and (near := nearest(value, choices)):
+    if isinstance(value, str) and (near := suggest_nearest(value, choices)):
         return text + near
-    if isinstance(value, str) and WANTED["list_type"] in phrases:
-        return f"{text} - write [{plain(value)}]"
-    if isinstance(value, float) and value.is_integer() and phrases == [WANTED["int_type"]]:
+    if isinstance(value, str) and ERROR_PHRASES["list_type"] in phrases:
+        return f"{text} - write [{make_printable(value)}]"
+    if isinstance(value, float) and value.is_integer() and phrases == [ERROR_PHRASES["int_type"]]:
         return f"{text} - write {int(value)}"
     return text
 
 
-def bound(value: Any) -> str:
+def format_bound(value: Any) -> str:
     """A limit as people write it: 0 for 0.0, 2**64 for its twenty digits."""
     if isinstance(value, int) and value > 2**32 and value & (value - 1) == 0:
         return f"2**{value.bit_length() - 1}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def unknown(path: Path_, names: dict[str, list[str]]) -> str:
+def describe_unknown_key(path: KeyPath, names: dict[str, list[str]]) -> str:
     """An unknown key's sentence: another tool's name is answered with ours, a typo with the nearest."""
-    full, key = dotted(path), str(path[-1])
+    full, key = format_path(path), str(path[-1])
     word = key.lower().replace("-", "_")
-    ours = FOREIGN.get(full) or FOREIGN.get(word)
+    ours = FOREIGN_KEYS.get(full) or FOREIGN_KEYS.get(word)
     if ours and ours.partition(":")[0] != full:
         return f"{full}: unknown key - zoedge calls this '{ours}'"
-    if word in WHY:
-        return f"{full}: unknown key - {WHY[word]}"
-    here = names.get(dotted(path[:-1]), [])
-    near = nearest(key, here)
+    if word in REASON_BY_KEY:
+        return f"{full}: unknown key - {REASON_BY_KEY[word]}"
+    here = names.get(format_path(path[:-1]), [])
+    near = suggest_nearest(key, here)
     if not near:  # the right word in the wrong place
         homes = [f"{section}.{key}".lstrip(".") for section, keys in names.items() if word in keys and word != "name"]
         near = f" - did you mean '{homes[0]}'?" if len(homes) == 1 else ""

@@ -8,21 +8,21 @@ from typing import Any
 
 import yaml
 
-from ..errors import UsageError, plain
+from ..errors import UsageError, make_printable
 
-LIMIT, DEPTH = 64 << 10, 16
+MAX_FILE_BYTES, MAX_DEPTH = 64 << 10, 16
 
-Place = tuple[int, int]  # line, column, from 1; (0, 0) is a key=value
+Position = tuple[int, int]  # line, column, from 1; (0, 0) is a key=value
 
-Path_ = tuple[Any, ...]
+KeyPath = tuple[Any, ...]
 
-Marks = dict[Path_, Place]
+Positions = dict[KeyPath, Position]
 
 
 # -- YAML, strictly
 
 
-class Strict(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML 1.2's floats and booleans; no anchors, aliases or tags; at most DEPTH deep."""
 
     def __init__(self, text: str, where: str):
@@ -35,16 +35,16 @@ class Strict(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise UsageError(f"{at}: anchors and aliases are not read. Write the value out.")
         if getattr(event, "tag", None):
-            raise UsageError(f"{at}: the tag {plain(event.tag)} is not read. Remove it.")
+            raise UsageError(f"{at}: the tag {make_printable(event.tag)} is not read. Remove it.")
         self.depth += 1
-        if self.depth > DEPTH:
-            raise UsageError(f"{at}: nested more than {DEPTH} deep.")
+        if self.depth > MAX_DEPTH:
+            raise UsageError(f"{at}: nested more than {MAX_DEPTH} deep.")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
-class Writer(yaml.SafeDumper):
+class StrictDumper(yaml.SafeDumper):
     """Quotes what Strict would read as something else than a text, and never writes an anchor."""
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -54,86 +54,88 @@ class Writer(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
-Writer.add_representer(str, Writer.represent_str)  # PyYAML writes U+0085 and U+2028 in quotes that read them as a space
+StrictDumper.add_representer(
+    str, StrictDumper.represent_str
+)  # PyYAML writes U+0085 and U+2028 in quotes that read them as a space
 
 
-NULL, BOOL, INT, FLOAT = (f"tag:yaml.org,2002:{word}" for word in ("null", "bool", "int", "float"))
+NULL_TAG, BOOL_TAG, INT_TAG, FLOAT_TAG = (f"tag:yaml.org,2002:{word}" for word in ("null", "bool", "int", "float"))
 
-SCALARS = (  # 012 is neither octal nor a number: it is a text, and is refused where a number is wanted
-    (NULL, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    (BOOL, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    (INT, r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    (FLOAT, r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+0123456789.")),
-    (FLOAT, r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+SCALAR_PATTERNS = (  # 012 is neither octal nor a number: it is a text, and is refused where a number is wanted
+    (NULL_TAG, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (BOOL_TAG, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (INT_TAG, r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    (FLOAT_TAG, r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+0123456789.")),
+    (FLOAT_TAG, r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
 )
-Strict.yaml_implicit_resolvers = {}
-for tag, regexp, first in SCALARS:
-    for kind in (Strict, Writer):
+StrictLoader.yaml_implicit_resolvers = {}
+for tag, regexp, first in SCALAR_PATTERNS:
+    for kind in (StrictLoader, StrictDumper):
         kind.add_implicit_resolver(tag, re.compile(f"^(?:{regexp})$"), first)
 
 
-def read_yaml(text: str, where: str) -> tuple[Any, Marks]:
+def read_yaml(text: str, where: str) -> tuple[Any, Positions]:
     """(value, path -> place) of strict YAML. UsageError with file:line:column."""
-    marks: Marks = {}
+    marks: Positions = {}
     try:
-        loader = Strict(text, where)
+        loader = StrictLoader(text, where)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as e:
         mark, what = e.problem_mark or e.context_mark, e.problem or e.context or "?"
         what = f"{e.context} {what}" if what.startswith("but ") else what
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise UsageError(f"{where}{at}: not valid YAML: {plain(what)}.") from None
+        raise UsageError(f"{where}{at}: not valid YAML: {make_printable(what)}.") from None
     except yaml.reader.ReaderError as e:
         line, column = text.count("\n", 0, e.position) + 1, e.position - text.rfind("\n", 0, e.position)
         raise UsageError(f"{where}:{line}:{column}: the character U+{ord(text[e.position]):04X} is not read.") from None
-    return (build(node, (), marks, where) if node is not None else None), marks
+    return (construct_value(node, (), marks, where) if node is not None else None), marks
 
 
-def build(node: Any, path: Path_, marks: Marks, where: str) -> Any:
+def construct_value(node: Any, path: KeyPath, marks: Positions, where: str) -> Any:
     here = (node.start_mark.line + 1, node.start_mark.column + 1)
     marks.setdefault(path, here)
     if isinstance(node, yaml.SequenceNode):
-        return [build(n, (*path, i), marks, where) for i, n in enumerate(node.value)]
+        return [construct_value(n, (*path, i), marks, where) for i, n in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         table: dict[str, Any] = {}
         for k, v in node.value:
             at = (k.start_mark.line + 1, k.start_mark.column + 1)
             if not isinstance(k, yaml.ScalarNode):
                 raise UsageError(f"{where}:{at[0]}:{at[1]}: a key must be a word.")
-            whole(k.value, where, at)
+            check_surrogates(k.value, where, at)
             if k.value in table:
-                raise UsageError(f"{where}:{at[0]}:{at[1]}: '{plain(k.value)}' stands twice. Remove one.")
+                raise UsageError(f"{where}:{at[0]}:{at[1]}: '{make_printable(k.value)}' stands twice. Remove one.")
             marks[(*path, k.value)] = at
-            table[k.value] = build(v, (*path, k.value), marks, where)
+            table[k.value] = construct_value(v, (*path, k.value), marks, where)
         return table
     value: str = node.value
-    if node.tag == NULL:
+    if node.tag == NULL_TAG:
         return None
-    if node.tag == BOOL:
+    if node.tag == BOOL_TAG:
         return value.lower() == "true"
-    if node.tag == INT and len(value) < 1000:  # Python refuses to read (and to print) much longer ones
+    if node.tag == INT_TAG and len(value) < 1000:  # Python refuses to read (and to print) much longer ones
         return int(value)
-    if node.tag in (INT, FLOAT):
+    if node.tag in (INT_TAG, FLOAT_TAG):
         return float(value.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return whole(value, where, here)
+    return check_surrogates(value, where, here)
 
 
-def whole(text: str, where: str, at: Place) -> str:
+def check_surrogates(text: str, where: str, at: Position) -> str:
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise UsageError(f"{where}:{at[0]}:{at[1]}: half a character (a lone surrogate). Write it whole.")
     return text
 
 
-def text_of(path: Path) -> str:
+def read_text_file(path: Path) -> str:
     """A recipe's text, read with a limit and strictly."""
     try:
         with path.open("rb") as file:
-            raw = file.read(LIMIT + 1)
-        text = raw.decode("utf-8-sig") if len(raw) <= LIMIT else ""
+            raw = file.read(MAX_FILE_BYTES + 1)
+        text = raw.decode("utf-8-sig") if len(raw) <= MAX_FILE_BYTES else ""
     except OSError as e:
         raise UsageError(f"{path}: cannot be read: {e.strerror}.") from None
     except UnicodeDecodeError as e:
         raise UsageError(f"{path}:{raw.count(10, 0, e.start) + 1}: not UTF-8 text (byte {e.start}).") from None
-    if len(raw) > LIMIT:
-        raise UsageError(f"{path}: larger than {LIMIT >> 10} KiB: not a recipe.")
+    if len(raw) > MAX_FILE_BYTES:
+        raise UsageError(f"{path}: larger than {MAX_FILE_BYTES >> 10} KiB: not a recipe.")
     return text

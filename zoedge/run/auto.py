@@ -18,35 +18,46 @@ from typing import Any
 
 from ..core import digests, engine
 from ..core import oracle as core_oracle
-from ..core.watchdog import level
+from ..core.watchdog import lowest_loss
 from ..errors import DamagedError, DivergedError, LockedError
 from ..log.header import Header
 from ..log.log import Log
-from ..recipe.recipe import WATCHDOG, Recipe
+from ..recipe.recipe import WATCHDOG_KEY, Recipe
 from . import folder as run_folder
 from . import identity, setup
 from .display import Plain
-from .setup import keep
+from .setup import cache_trunk
 
-SEARCH = "search"  # the trials' logs, in the run's folder
+SEARCH_FOLDER = "search"  # the trials' logs, in the run's folder
 
 PROBE_SEQ = 2**32 - 1  # of the directions that slopes are measured along: no step of a run reaches it
 
-LADDER = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+EPS_LADDER = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
-WIDER, STABLE, DIRECTIONS = 1.25, 0.1, 4  # slopes of four directions differ by less than a tenth of their size
+WIDENING_FACTOR, MAX_SLOPE_NOISE, SLOPE_DIRECTIONS = (
+    1.25,
+    0.1,
+    4,
+)  # slopes of four directions differ by less than a tenth of their size
 
-TRIALS, SHARE, LEAST = 12, 0.01, 40  # at most; steps of each, as a share of the run's; at least so many
+MAX_TRIALS, TRIAL_SHARE, MIN_TRIAL_STEPS = (
+    12,
+    0.01,
+    40,
+)  # at most; steps of each, as a share of the run's; at least so many
 
-JUDGED = 16  # batches, those after a trial's own, on which its end is judged
+JUDGING_BATCHES = 16  # batches, those after a trial's own, on which its end is judged
 
-SETTLED, FAR = 8, 2.0  # a trial whose loss over so many steps is so many times that of its first ones has diverged
+SETTLING_STEPS, DIVERGENCE_RATIO = (
+    8,
+    2.0,
+)  # a trial whose loss over so many steps is so many times that of its first ones has diverged
 
-CAUTION = 3.0  # a short run bears a longer step than a long one
+CAUTION_FACTOR = 3.0  # a short run bears a longer step than a long one
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A value, and what it was chosen by. tried: candidate -> noise over signal (eps) or loss (lr); passes: of a sample."""
 
     value: float
@@ -54,7 +65,7 @@ class Found:
     passes: int
 
 
-def from_log(recipe: Recipe, header: Header) -> Recipe:
+def fill_from_log(recipe: Recipe, header: Header) -> Recipe:
     """The recipe with the numbers that a run of it has begun with, for what it leaves to be found."""
     about = header.about.get("recipe")
     found: dict[str, Any] = {}
@@ -64,32 +75,36 @@ def from_log(recipe: Recipe, header: Header) -> Recipe:
         if isinstance(there, dict) and isinstance(value := there.get(key), float):
             found[path] = value
         elif path == "train.watchdog" and isinstance(there, dict):
-            found[path] = identity.recipe_of(header, header.where).train.watchdog
+            found[path] = identity.recipe_from_header(header, header.where).train.watchdog
     return recipe.with_numbers(found)
 
 
-def resolve(bench: setup.Bench, folder: Path, say: Callable[[str], None]) -> Recipe:
+def resolve_numbers(bench: setup.Bench, folder: Path, say: Callable[[str], None]) -> Recipe:
     """The bench's recipe with numbers in the place of every `auto`; the space is left at the bits that it had."""
     recipe = bench.recipe
     if "estimator.eps" in recipe.auto:
-        found = radius(bench)
+        found = find_radius(bench)
         recipe = bench.recipe = recipe.with_numbers({"estimator.eps": found.value})
         say(f"eps auto: {found.value:g} ({found.passes:,} forward passes of a sample)")
-        run_folder.note(folder, event="auto", key="estimator.eps", **told(found))
+        run_folder.append_metric(folder, event="auto", key="estimator.eps", **format_result(found))
     if "rule.lr" in recipe.auto:
-        found = rate(bench, folder / SEARCH)
+        found = find_learning_rate(bench, folder / SEARCH_FOLDER)
         recipe = bench.recipe = recipe.with_numbers({"rule.lr": found.value})
-        run = recipe.train.steps * recipe.train.batch * core_oracle.demand(recipe.estimator, recipe.train.steps)[1]
+        run = (
+            recipe.train.steps
+            * recipe.train.batch
+            * core_oracle.count_evaluations(recipe.estimator, recipe.train.steps)[1]
+        )
         say(
             f"lr auto: {found.value:g} ({len(found.tried)} trials, {found.passes:,} forward passes of a sample, "
             f"{found.passes / run:.1%} of the run's)"
         )
-        run_folder.note(folder, event="auto", key="rule.lr", **told(found))
+        run_folder.append_metric(folder, event="auto", key="rule.lr", **format_result(found))
     recipe = bench.recipe = replace(recipe, auto=frozenset())
     return recipe
 
 
-def told(found: Found) -> dict[str, Any]:
+def format_result(found: SearchResult) -> dict[str, Any]:
     """As a line of metrics.jsonl: JSON has no infinity."""
     tried = {f"{key:g}": value if math.isfinite(value) else None for key, value in sorted(found.tried.items())}
     return {"value": found.value, "tried": tried, "passes": found.passes}
@@ -98,36 +113,41 @@ def told(found: Found) -> dict[str, Any]:
 # -- eps
 
 
-def slopes(bench: setup.Bench, eps: float, directions: int) -> list[float]:
+def measure_slopes(bench: setup.Bench, eps: float, directions: int) -> list[float]:
     """(f(theta + eps z) - f(theta - eps z)) / 2 eps along some directions, on the first batch."""
     run = bench.run(None)  # type: ignore[arg-type]
-    oracle = core_oracle.Scorer(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
+    oracle = core_oracle.StepOracle(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
     losses = oracle.losses([((sign * eps, q),) for q in range(directions) for sign in (1.0, -1.0)])
     return [(up - down) / (2 * eps) for up, down in zip(losses[::2], losses[1::2])]
 
 
-def radius(bench: setup.Bench) -> Found:
+def find_radius(bench: setup.Bench) -> SearchResult:
     """The smallest radius of LADDER whose slopes are STABLE, else the one whose slopes are most so.
 
     Rounding is another at a slightly wider radius, and shows as a difference, as does a slope that bends.
     """
     tried: dict[float, float] = {}
     passes = 0
-    for eps in LADDER:
-        here, wider = slopes(bench, eps, DIRECTIONS), slopes(bench, eps * WIDER, DIRECTIONS)
-        passes += 4 * DIRECTIONS * len(bench.task.batch(0))
+    for eps in EPS_LADDER:
+        here, wider = (
+            measure_slopes(bench, eps, SLOPE_DIRECTIONS),
+            measure_slopes(bench, eps * WIDENING_FACTOR, SLOPE_DIRECTIONS),
+        )
+        passes += 4 * SLOPE_DIRECTIONS * len(bench.task.batch(0))
         signal = math.sqrt(math.fsum(x * x for x in (*here, *wider)) / 2)
         noise = math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(here, wider)))
         tried[eps] = noise / signal if 0 < signal < math.inf else math.inf
-        if tried[eps] < STABLE:
+        if tried[eps] < MAX_SLOPE_NOISE:
             break
-    return Found(min(tried, key=lambda eps: (tried[eps], -eps)), tried, passes)  # of none with a slope, the widest
+    return SearchResult(
+        min(tried, key=lambda eps: (tried[eps], -eps)), tried, passes
+    )  # of none with a slope, the widest
 
 
-def numerics(bench: setup.Bench, name: str) -> str:
+def diagnose_radius(bench: setup.Bench, name: str) -> str:
     """What is wrong with the radius of the recipe, if its slope is another at half of it; or ''."""
     radius = getattr(bench.recipe.estimator, name)
-    (whole,), (half,) = slopes(bench, radius, 1), slopes(bench, radius / 2, 1)
+    (whole,), (half,) = measure_slopes(bench, radius, 1), measure_slopes(bench, radius / 2, 1)
     if 0.5 <= (half / whole if whole else 0.0) <= 2.0:
         return ""
     return (
@@ -139,12 +159,12 @@ def numerics(bench: setup.Bench, name: str) -> str:
 # -- lr
 
 
-def rung(start: float, k: int) -> float:
+def ladder_rung(start: float, k: int) -> float:
     """start * 1, 3, 10, 30, ... and downwards, as people write it."""
     return float(f"{start * 10 ** (k // 2) * (3 if k % 2 else 1):.6g}")
 
 
-def bracket(start: float, trial: Callable[[float], float], most: int) -> dict[float, float]:
+def bracket_minimum(start: float, trial: Callable[[float], float], most: int) -> dict[float, float]:
     """{candidate: loss} of rungs tried until the best stands between two others; infinite: it diverged."""
     found: dict[int, float] = {0: trial(start)}
     while len(found) < most:
@@ -152,27 +172,27 @@ def bracket(start: float, trial: Callable[[float], float], most: int) -> dict[fl
         ways = (best + 1, best - 1) if math.isfinite(found[best]) else (best - 1,)
         if (k := next((k for k in ways if k not in found), None)) is None:
             break
-        found[k] = trial(rung(start, k))
-    return {rung(start, k): loss for k, loss in found.items()}
+        found[k] = trial(ladder_rung(start, k))
+    return {ladder_rung(start, k): loss for k, loss in found.items()}
 
 
-def rate(bench: setup.Bench, folder: Path) -> Found:
+def find_learning_rate(bench: setup.Bench, folder: Path) -> SearchResult:
     """The step size whose trial ends at the lowest loss, divided by CAUTION. DivergedError: none ends anywhere."""
     recipe = bench.recipe
-    steps = max(LEAST, math.ceil(recipe.train.steps * SHARE))
+    steps = max(MIN_TRIAL_STEPS, math.ceil(recipe.train.steps * TRIAL_SHARE))
     folder.mkdir(exist_ok=True)
     passes = 0
-    with Start(bench.space, folder) as start:
+    with SavedStart(bench.space, folder) as start:
 
         def trial(lr: float) -> float:
             nonlocal passes
-            loss, asked = attempt(bench, candidate(recipe, lr, steps), folder / f"lr-{lr:g}.zlog")
+            loss, asked = run_trial(bench, trial_recipe(recipe, lr, steps), folder / f"lr-{lr:g}.zlog")
             start.restore()
             passes += asked
             return loss
 
         try:
-            tried = bracket(recipe.rule.lr, trial, TRIALS)
+            tried = bracket_minimum(recipe.rule.lr, trial, MAX_TRIALS)
         finally:
             bench.recipe = recipe
             start.restore()
@@ -182,10 +202,10 @@ def rate(bench: setup.Bench, folder: Path) -> Found:
             f"rule.lr: auto: every trial from {max(tried):g} down to {best:g} diverged. Write a smaller number, or raise "
             "train.batch; if the losses are not finite, set model.compute_dtype: fp32."
         )
-    return Found(float(f"{best / CAUTION:.2g}"), tried, passes)
+    return SearchResult(float(f"{best / CAUTION_FACTOR:.2g}"), tried, passes)
 
 
-def candidate(recipe: Recipe, lr: float, steps: int) -> Recipe:
+def trial_recipe(recipe: Recipe, lr: float, steps: int) -> Recipe:
     """The recipe of a trial: so many steps with that lr throughout, unguarded."""
     return replace(
         recipe,
@@ -196,43 +216,45 @@ def candidate(recipe: Recipe, lr: float, steps: int) -> Recipe:
     )
 
 
-def attempt(bench: setup.Bench, recipe: Recipe, path: Path) -> tuple[float, int]:
+def run_trial(bench: setup.Bench, recipe: Recipe, path: Path) -> tuple[float, int]:
     """(loss where the trial ends, infinite if it diverged; forward passes of a sample). Goes on where its log ends."""
     bench.recipe = recipe
-    with begun(path, bench.header()) as log:
+    with open_trial_log(path, bench.header()) as log:
         run, asked = bench.run(log), 0
         try:
             for record in engine.play(run, recipe.train.steps):
                 asked += len(record.losses) * recipe.train.batch
-                if diverges(log):
+                if has_diverged(log):
                     return math.inf, asked
         except DivergedError:
             return math.inf, asked
         if log.state.end is None:
             log.finish(digests.digest(bench.space))
         found = []
-        for step in range(recipe.train.steps, recipe.train.steps + JUDGED):
+        for step in range(recipe.train.steps, recipe.train.steps + JUDGING_BATCHES):
             batch = bench.task.batch(step)
-            found += core_oracle.Scorer(run, batch, step, run.steps, PROBE_SEQ).losses([()])
+            found += core_oracle.StepOracle(run, batch, step, run.steps, PROBE_SEQ).losses([()])
             asked += len(batch)
-    loss = math.fsum(found) / JUDGED
+    loss = math.fsum(found) / JUDGING_BATCHES
     return loss if math.isfinite(loss) else math.inf, asked
 
 
-def diverges(log: Sequence[Any]) -> bool:
+def has_diverged(log: Sequence[Any]) -> bool:
     """Is the mean loss of a log's newest steps FAR over that of its first ones, or not finite?"""
-    if len(log) < 2 * SETTLED:
+    if len(log) < 2 * SETTLING_STEPS:
         return False
-    first, newest = (math.fsum(level(log[i + at]) for i in range(SETTLED)) for at in (0, len(log) - SETTLED))
-    return not newest < max(FAR * first, first + SETTLED)
+    first, newest = (
+        math.fsum(lowest_loss(log[i + at]) for i in range(SETTLING_STEPS)) for at in (0, len(log) - SETTLING_STEPS)
+    )
+    return not newest < max(DIVERGENCE_RATIO * first, first + SETTLING_STEPS)
 
 
-def begun(path: Path, header: Header) -> Log:
+def open_trial_log(path: Path, header: Header) -> Log:
     """The trial's log, to go on with; one of another recipe, base or data, or a damaged one, is begun anew."""
     if path.exists():
         with suppress(DamagedError):
             log = Log.resume(path)
-            if not identity.differences(log.header, header):
+            if not identity.identity_differences(log.header, header):
                 return log
             log.close()
         path.unlink()
@@ -244,14 +266,14 @@ def begun(path: Path, header: Header) -> Log:
         ) from None
 
 
-class Start:
+class SavedStart:
     """Where a space begins, kept on disk: of all weights, another copy would not fit in memory."""
 
     def __init__(self, space: Any, folder: Path):
         self.space, self.file = space, tempfile.TemporaryFile(dir=folder)
         self.kept = list(getattr(space, "kept", ()))
         for leaf in space.leaves():
-            self.file.write(digests.host(leaf.value))
+            self.file.write(digests.host_bytes(leaf.value))
 
     def restore(self) -> None:
         import torch
@@ -263,15 +285,15 @@ class Start:
         if self.kept:
             self.space.kept[:] = self.kept
 
-    def __enter__(self) -> Start:
+    def __enter__(self) -> SavedStart:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
 
-def found(bench: setup.Bench, folder: Path, show: Plain) -> Recipe:
+def search_auto(bench: setup.Bench, folder: Path, show: Plain) -> Recipe:
     """The recipe with every number that it leaves to be found."""
-    keep(bench, folder, show)
-    with show.phase(f"looking for {' and '.join(sorted(bench.recipe.auto - {WATCHDOG}))}"):
-        return resolve(bench, folder, show.say)
+    cache_trunk(bench, folder, show)
+    with show.phase(f"looking for {' and '.join(sorted(bench.recipe.auto - {WATCHDOG_KEY}))}"):
+        return resolve_numbers(bench, folder, show.say)

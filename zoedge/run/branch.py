@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core import digests, engine
-from ..core.canonical import canonical
-from ..core.storage import publish
+from ..core.canonical import encode_canonical
+from ..core.storage import publish_file
 from ..core.types import Record
 from ..errors import IdentityError, LockedError, StorageError, UsageError
 from ..log.header import Header
 from ..log.log import Log
-from ..log.slots import HASH, NOTE, STEP, chain, encode_slot
+from ..log.slots import HASH, NOTE, STEP, chain_value, encode_slot
 from ..recipe.recipe import Recipe
 from . import identity, replay
 
 # what a record says itself (lr, decay), or what only measuring needs; all else must be the parent's, or its steps would
 # not give its states
-FREE = (
+BRANCH_MAY_CHANGE = (
     "model",
     "data",
     "task",
@@ -49,25 +49,25 @@ class Parent(NamedTuple):
         return {"fingerprint": self.log.fingerprint, "step": self.steps}
 
 
-def same(header: Header, parent: Parent, folder: Path) -> None:
+def check_same_parent(header: Header, parent: Parent, folder: Path) -> None:
     """IdentityError: the run in `folder` is no branch of it."""
-    if identity.parent_of(header) != parent.about():
+    if identity.parent_from_header(header) != parent.about():
         raise IdentityError(
             f"{folder} holds a run that did not begin as {parent.log.path}@{parent.steps}. Choose another name, or --run-dir."
         )
 
 
-def check(parent: Parent, header: Header, recipe: Recipe) -> None:
+def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
     """IdentityError: under this recipe the parent's steps would lead elsewhere. UsageError: nothing is left to train."""
     theirs, ours, where = parent.log.header, header, f"{parent.log.path}@{parent.steps}"
-    old = identity.recipe_of(theirs, str(parent.log.path))
+    old = identity.recipe_from_header(theirs, str(parent.log.path))
     if not 0 < parent.steps < recipe.train.steps:
         raise UsageError(
             f"--from {where}: train.steps counts the parent's steps too, and is {recipe.train.steps:,}. Raise it, or take "
             "at least one step and fewer than that."
         )
-    found = list(identity.changed(old.resolved(), recipe.resolved()))
-    wrong = [f"{path} {a} -> {b}" for path, a, b in found if not free(path)]
+    found = list(identity.recipe_changes(old.resolved(), recipe.resolved()))
+    wrong = [f"{path} {a} -> {b}" for path, a, b in found if not can_change(path)]
     for part, word, sections in (
         (recipe.estimator, "reads the past", ("estimator", "train.steps")),
         (recipe.rule, "has schedules of the run's length", ("train.steps",)),
@@ -80,47 +80,47 @@ def check(parent: Parent, header: Header, recipe: Recipe) -> None:
         wrong.append("a packed log has no losses for the estimator to read")
     # `replayer` asks for the parent's self-test, and ours is another where weight_decay is
     asked = replace(theirs, recipe=ours.recipe, data=ours.data, selftest=ours.selftest)
-    wrong += identity.differences(asked, ours)
+    wrong += identity.identity_differences(asked, ours)
     if wrong:
         raise IdentityError(f"Cannot branch from {where}: its steps are not replayed under: {', '.join(wrong)}.")
 
 
-def free(path: str) -> bool:
-    return any(path == word or path.startswith(f"{word}.") for word in FREE)
+def can_change(path: str) -> bool:
+    return any(path == word or path.startswith(f"{word}.") for word in BRANCH_MAY_CHANGE)
 
 
-def begin(parent: Parent, header: Header, recipe: Recipe, path: Path) -> None:
+def begin_branch(parent: Parent, header: Header, recipe: Recipe, path: Path) -> None:
     """The branch's log at `path`, whole or not at all. ReplayError: the parent is not what it says."""
-    check(parent, header, recipe)
-    elsewhere = identity.recipe_of(parent.log.header, str(parent.log.path)).model.source != recipe.model.source
-    run = replay.replayer(parent.log, base=recipe.model.source if elsewhere else None)
+    check_parent(parent, header, recipe)
+    elsewhere = identity.recipe_from_header(parent.log.header, str(parent.log.path)).model.source != recipe.model.source
+    run = replay.build_replay_run(parent.log, base=recipe.model.source if elsewhere else None)
     for _ in engine.play(run, parent.steps):
         pass
-    own = header.identity() + canonical(parent.about())
+    own = header.identity() + encode_canonical(parent.about())
     whole = replace(
         header,
-        block=canonical({**header.about, "parent": parent.about()}),
+        block=encode_canonical({**header.about, "parent": parent.about()}),
         directions=max(header.directions, parent.log.header.directions),
         run_id=hashlib.sha256(own).digest()[:16],
     )
     try:
-        os.close(publish(path, graft(parent, whole, digests.digest(run.space)), replace=False))
+        os.close(publish_file(path, encode_branch(parent, whole, digests.digest(run.space)), replace=False))
     except FileExistsError:
         raise LockedError(f"{path}: another zoedge process has begun this run.") from None
     except OSError as e:
         raise StorageError(f"{path}: cannot create the log: {e.strerror}.") from e
 
 
-def graft(parent: Parent, header: Header, state: bytes) -> bytes:
+def encode_branch(parent: Parent, header: Header, state: bytes) -> bytes:
     """The bytes of a log that begins with the parent's steps, and `state` after them."""
     raw = header.encode()
     out, link, known = [raw], raw[480:496], parent.log.state.hashes
-    origin = hashlib.sha256(canonical(parent.about())).digest()
+    origin = hashlib.sha256(encode_canonical(parent.about())).digest()
 
     def put(kind: int, step: int, record: Record | None = None, digest: bytes = b"") -> None:
         nonlocal link
         body = encode_slot(header.slot_size, kind, len(out) - 1, step, record, digest)
-        link = chain(link, body)
+        link = chain_value(link, body)
         out.append(body + link)
 
     for step in range(parent.steps):

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..core.types import TRACK, Key, Leaf
+from ..core.types import CURVATURE_STREAM, Key, Leaf
 from ..methods.noise.normal import Normal
 from ..recipe.sections import Curvature
 
-TOKENS = 2048  # token rows of a forward
+FORWARD_TOKENS = 2048  # token rows of a forward
 
 
 @dataclass(frozen=True)
-class Trace:
+class HessianTrace:
     """trace: of the Hessian over all that is trained. error: its standard error over the directions. loss: f(x)."""
 
     trace: float
@@ -28,10 +28,14 @@ class Trace:
     loss: float
 
 
-def trace(space: Any, task: Any, model: Any, examples: Any, options: Curvature, seed: int, step: int) -> Trace:
+def estimate_trace(
+    space: Any, task: Any, model: Any, examples: Any, options: Curvature, seed: int, step: int
+) -> HessianTrace:
     """tr H of the mean loss of the first `options.rows` examples: 1 + 2 (paper: 1) forward passes a direction of them."""
     count = min(options.rows, len(examples))
-    batches = examples.sorted_batches(max(1, TOKENS // (2 * max(map(len, examples.tokens)) * examples.per)), count)
+    batches = examples.sorted_batches(
+        max(1, FORWARD_TOKENS // (2 * max(map(len, examples.tokens)) * examples.per)), count
+    )
     signs = (1.0, -1.0) if options.estimator == "antithetic" else (1.0,)
 
     def losses(points: list[Any]) -> list[float]:
@@ -48,9 +52,9 @@ def trace(space: Any, task: Any, model: Any, examples: Any, options: Curvature, 
     (here,) = losses([lambda leaf: None])
     found = []
     for query in range(options.directions):
-        key = Key(seed, step, query, TRACK)
+        key = Key(seed, step, query, CURVATURE_STREAM)
         there = losses([partial(delta, key=key, size=sign * options.delta) for sign in signs])
         found.append((math.fsum(there) - len(there) * here) * 2 / (len(there) * options.delta**2))
     mean = math.fsum(found) / len(found)
     spread = math.sqrt(math.fsum((x - mean) ** 2 for x in found) / max(1, len(found) - 1))
-    return Trace(abs(mean) if options.estimator == "paper" else mean, spread / math.sqrt(len(found)), here)
+    return HessianTrace(abs(mean) if options.estimator == "paper" else mean, spread / math.sqrt(len(found)), here)

@@ -17,26 +17,28 @@ from typing import Any
 from ..core.types import SKIPPED, Record
 from .evaluate import Score
 
-BARS = "▁▂▃▄▅▆▇█"
-KEPT = 0.98  # of the running mean of loss and |gamma|, a step
+SPARKLINE_BARS = "▁▂▃▄▅▆▇█"
+MEAN_DECAY = 0.98  # of the running mean of loss and |gamma|, a step
 
 
-def sparkline(values: Iterable[float], width: int = 40) -> str:
+def draw_sparkline(values: Iterable[float], width: int = 40) -> str:
     """The last values as a line of blocks, lowest to highest."""
     some = list(values)[-width:]
     if not some:
         return ""
     low, high = min(some), max(some)
-    return "".join(BARS[int((v - low) / (high - low) * 7.999)] if high > low else BARS[3] for v in some)
+    return "".join(
+        SPARKLINE_BARS[int((v - low) / (high - low) * 7.999)] if high > low else SPARKLINE_BARS[3] for v in some
+    )
 
 
-def clock(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     minutes, left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
 
 
-def peak() -> int:
+def read_peak_memory() -> int:
     """The most memory that this process has had at once, in bytes: resident, without a GPU's."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
@@ -79,7 +81,7 @@ class Plain:
         for size in sizes:
             done += size
         if done:
-            self.say(f"{text}: {done:,} of {total:,} in {clock(time.monotonic() - began)}")
+            self.say(f"{text}: {done:,} of {total:,} in {format_seconds(time.monotonic() - began)}")
 
     def step(self, record: Record) -> None:
         if self.first < 0:
@@ -89,8 +91,8 @@ class Plain:
             mean = sum(record.losses) / len(record.losses)
             size = sum(map(abs, record.g)) / len(record.g)
             fresh = not self.losses
-            self.loss = mean if fresh else KEPT * self.loss + (1 - KEPT) * mean
-            self.gamma = size if fresh else KEPT * self.gamma + (1 - KEPT) * size
+            self.loss = mean if fresh else MEAN_DECAY * self.loss + (1 - MEAN_DECAY) * mean
+            self.gamma = size if fresh else MEAN_DECAY * self.gamma + (1 - MEAN_DECAY) * size
             self.losses.append(self.loss)
         self.show(record)
 
@@ -100,17 +102,23 @@ class Plain:
         rate = done / passed if done else 0.0
         left = (self.steps - record.step - 1) / rate if rate else 0.0
         return {
-            "step": record.step + 1, "steps": self.steps, "steps_per_s": round(rate, 2), "left_s": round(left),
-            "loss": round(self.loss, 4), "gamma": round(self.gamma, 4), "lr": record.lr,
-            "passes_per_s": round(self.passes / passed, 1), "peak_bytes": peak(),
-        }  # fmt: skip
+            "step": record.step + 1,
+            "steps": self.steps,
+            "steps_per_s": round(rate, 2),
+            "left_s": round(left),
+            "loss": round(self.loss, 4),
+            "gamma": round(self.gamma, 4),
+            "lr": record.lr,
+            "passes_per_s": round(self.passes / passed, 1),
+            "peak_bytes": read_peak_memory(),
+        }
 
     def show(self, record: Record) -> None:
         if (record.step + 1) % self.every == 0 or record.step + 1 == self.steps:
             f = self.figures(record)
             self.say(
                 f"step {f['step']:,}/{self.steps:,}  loss {f['loss']:.4f}  |gamma| {f['gamma']:.3f}  lr {f['lr']:.2e}  "
-                f"{f['steps_per_s']:.1f} steps/s  {clock(f['left_s'])} left"
+                f"{f['steps_per_s']:.1f} steps/s  {format_seconds(f['left_s'])} left"
             )
 
     def score(self, step: int, score: Score, rows: str) -> None:
@@ -147,7 +155,7 @@ class Json(Plain):
         self.put("score", step=step, rows=rows, **vars(score))
 
 
-def marked(score: Score, before: Score | None) -> list[str]:
+def format_changes(score: Score, before: Score | None) -> list[str]:
     """A score's columns, each with an arrow in the direction that it went since `before`, if that is of as many rows."""
     now, then = score.columns(), before.columns() if before is not None and before.count == score.count else {}
     found = []
@@ -196,7 +204,7 @@ class Live(Plain):
         with self.console.status(text):
             began = time.monotonic()
             yield
-        self.say(f"[dim]{text}: {clock(time.monotonic() - began)}[/]")
+        self.say(f"[dim]{text}: {format_seconds(time.monotonic() - began)}[/]")
 
     def track(self, sizes: Iterable[int], total: int, text: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -227,20 +235,20 @@ class Live(Plain):
         top = Table.grid(expand=True, padding=(0, 1))
         top.add_column(ratio=1)
         top.add_column(justify="right", no_wrap=True)
-        counts = f"{f['step']:,}/{self.steps:,}  {f['steps_per_s']:.1f} steps/s  {clock(f['left_s'])} left"
+        counts = f"{f['step']:,}/{self.steps:,}  {f['steps_per_s']:.1f} steps/s  {format_seconds(f['left_s'])} left"
         top.add_row(ProgressBar(total=self.steps, completed=f["step"]), counts)
         numbers = f"loss [bold]{f['loss']:.4f}[/]   |gamma| [bold]{f['gamma']:.3f}[/]   lr {f['lr']:.2e}"
         middle = Table.grid(expand=True)
         middle.add_column()
         middle.add_column(justify="right", no_wrap=True)
         middle.add_row(numbers, f"[dim]{f['passes_per_s']:.0f} passes/s   peak {f['peak_bytes'] / 1e9:.2f} GB[/]")
-        parts: list[Any] = [top, middle, f"[cyan]{sparkline(self.losses)}[/]"]
+        parts: list[Any] = [top, middle, f"[cyan]{draw_sparkline(self.losses)}[/]"]
         if self.scored:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             for name in ("step", *self.scored[-1][1].columns()):
                 table.add_column(name, justify="right")
             for i, (step, s) in enumerate(self.scored[-4:], max(0, len(self.scored) - 4)):
-                table.add_row(f"{step:,}", *marked(s, self.scored[i - 1][1] if i else None))
+                table.add_row(f"{step:,}", *format_changes(s, self.scored[i - 1][1] if i else None))
             parts.append(table)
         return Panel(Group(*parts), title=Text(self.title), title_align="left", box=box.ROUNDED)
 
@@ -257,7 +265,7 @@ class Live(Plain):
             self.opened = False
 
 
-def display(style: str) -> Plain:
+def make_display(style: str) -> Plain:
     """auto, plain, quiet or json; auto is the panel on a terminal and plain lines elsewhere."""
     if style == "auto":
         return Live() if sys.stdout.isatty() else Plain()

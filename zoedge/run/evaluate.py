@@ -38,7 +38,7 @@ class Score:
             "F1": self.f1,
             "exact match": self.exact_match,
         }
-        found = {name: percent(x) for name, x in shares.items() if x is not None}
+        found = {name: format_percent(x) for name, x in shares.items() if x is not None}
         numbers = {"reward": self.reward, "loss": self.loss}
         return found | {name: f"{x:.4f}" for name, x in numbers.items() if x is not None}
 
@@ -46,27 +46,30 @@ class Score:
         """What applies, on one line."""
         named = [f"{name} {text}" for name, text in self.columns().items()]
         if self.calibrated is not None:
-            named[:2] = [f"accuracy {percent(self.accuracy or 0.0)} raw", f"{percent(self.calibrated)} calibrated"]
+            named[:2] = [
+                f"accuracy {format_percent(self.accuracy or 0.0)} raw",
+                f"{format_percent(self.calibrated)} calibrated",
+            ]
         if self.majority is not None:
-            named.insert(1 if self.calibrated is None else 2, f"{percent(self.majority)} by the commonest label")
+            named.insert(1 if self.calibrated is None else 2, f"{format_percent(self.majority)} by the commonest label")
         return ", ".join(named)
 
 
-def percent(x: float) -> str:
+def format_percent(x: float) -> str:
     return f"{100 * x:.1f} %"
 
 
-def table(scores: dict[str, Score | None], rows: str) -> list[str]:
+def format_scores(scores: dict[str, Score | None], rows: str) -> list[str]:
     """Scores of the same rows under one another, by what they are of, and what the commonest label gives."""
     some = {name: score for name, score in scores.items() if score is not None}
     last = next(reversed(some.values()))
     lines = [f"{'':22}" + "".join(f"{name:>12}" for name in last.columns())]
     lines += [f"{name:22}" + "".join(f"{text:>12}" for text in s.columns().values()) for name, s in some.items()]
-    common = "" if last.majority is None else f"; always the commonest label: {percent(last.majority)}"
+    common = "" if last.majority is None else f"; always the commonest label: {format_percent(last.majority)}"
     return [*lines, f"on {last.count:,} {rows}{common}"]
 
 
-class Bare:
+class EmptySpace:
     """In the place of a space: the base alone, without what the space starts from (virtual tokens)."""
 
     @contextmanager

@@ -9,13 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from ..log.log import Log
-from . import curvature, evaluate, setup, trackers
-from . import folder as run_folder
+from . import curvature, evaluate, folder, setup, trackers
 from .display import Plain
 from .evaluate import Score
 
 
-class Took:
+class Stopwatch:
     """seconds: by part of a run."""
 
     def __init__(self) -> None:
@@ -39,10 +38,10 @@ class Took:
             yield item
 
 
-SAMPLES = 6  # held-out rows whose answers are noted before and after
+SAMPLE_COUNT = 6  # held-out rows whose answers are noted before and after
 
 
-class Looker:
+class Evaluator:
     """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
 
     def __init__(
@@ -50,11 +49,11 @@ class Looker:
         bench: setup.Bench,
         log: Log,
         show: Plain,
-        took: Took | None = None,
+        took: Stopwatch | None = None,
         follow: trackers.Trackers | None = None,
     ):
         self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
-        self.took, self.follow = took or Took(), follow
+        self.took, self.follow = took or Stopwatch(), follow
         self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
         self.rows = "test" if bench.texts.test is not None else "validation"
 
@@ -62,7 +61,7 @@ class Looker:
         b = self.bench
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
-        run_folder.note(self.folder, **fields, **asdict(score))
+        folder.append_metric(self.folder, **fields, **asdict(score))
         if self.follow is not None:
             on_test = fields["event"] != "valid" and self.rows == "test"
             self.follow.score(fields["step"], "test" if on_test else "valid", score)
@@ -72,25 +71,25 @@ class Looker:
         """The score of the base alone: zero-shot, also when a run is resumed."""
         if self.last is None or not self.bench.recipe.eval.at_start:
             return None
-        for line in run_folder.notes(self.folder):
+        for line in folder.read_metrics(self.folder):
             if line.get("event") == "before":
                 return Score.of(line)
-        score = self.look(evaluate.Bare(), self.last, event="before", step=0)
-        self.samples(evaluate.Bare(), 0)
+        score = self.look(evaluate.EmptySpace(), self.last, event="before", step=0)
+        self.samples(evaluate.EmptySpace(), 0)
         self.show.score(0, score, self.rows)
         return score
 
     def samples(self, space: Any, step: int) -> None:
         """What the model answers to the first held-out rows, noted for people to read."""
         b = self.bench
-        some = self.last.head(SAMPLES)
+        some = self.last.head(SAMPLE_COUNT)
         with space.visit([lambda leaf: None]):
             replies = b.task.replies(b.base, some)
         if replies:
             prompts = [some.tokens[i * some.per][: some.rows[i * some.per][0] + 1] for i in range(len(some))]
             texts = b.base.tokenizer.batch_decode(prompts, skip_special_tokens=True)
             found = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
-            run_folder.note(self.folder, event="samples", step=step, rows=self.rows, samples=found)
+            folder.append_metric(self.folder, event="samples", step=step, rows=self.rows, samples=found)
 
     def due(self, step: int) -> bool:
         """Of the last step, `after` tells what there is to know, unless the validation rows are to choose."""
@@ -102,7 +101,7 @@ class Looker:
         """Whether a step that was taken before still lacks a look that `best` may need, or the last a look at all: a
         kill came between."""
         wanted = (self.bench.recipe.eval.select == "best" or step == last) and self.due(step)
-        return wanted and step not in run_folder.looks(self.folder, self.log)
+        return wanted and step not in folder.validation_losses(self.folder, self.log)
 
     def at(self, step: int) -> None:
         if self.due(step):
@@ -113,8 +112,10 @@ class Looker:
     def curvature(self, step: int) -> None:
         b, options = self.bench, self.bench.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
-            found = curvature.trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
-            run_folder.note(self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(found))
+            found = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
+            folder.append_metric(
+                self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(found)
+            )
             self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
 
     def after(self, step: int) -> Score | None:

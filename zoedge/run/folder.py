@@ -16,51 +16,51 @@ from typing import Any
 
 from ..core import storage
 from ..core.storage import open_file
-from ..errors import StorageError, UsageError, nearest, plain
+from ..errors import StorageError, UsageError, make_printable, suggest_nearest
 from ..log.log import Log
 from ..log.packed import MAGIC as PACKED
-from ..log.packed import Packed
-from ..log.shared import MAGIC, Shared
+from ..log.packed import PackedLog
+from ..log.shared import MAGIC, SharedLog
 from ..recipe.recipe import Recipe
-from .identity import of_optimizer, recipe_of
+from .identity import is_optimizer_log, recipe_from_header
 
 
-def opened(run: str) -> Any:
+def open_any_log(run: str) -> Any:
     """The log of a run: raw, packed or shared. UsageError: there is none. DamagedError: it is not what was written."""
-    from .folder import log_of
+    from .folder import find_log
 
-    path = log_of(run)
+    path = find_log(run)
     with os.fdopen(open_file(path), "rb") as file:  # a pipe would make us wait
         try:
             magic = file.read(len(MAGIC))
         except OSError as e:
             raise StorageError(f"{path}: cannot read the log: {e.strerror}.") from e
-    return {PACKED: Packed, MAGIC: Shared}.get(magic, Log).open(path)
+    return {PACKED: PackedLog, MAGIC: SharedLog}.get(magic, Log).open(path)
 
 
-LOG, RECIPE, METRICS, ADAPTER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
+LOG_FILE, RECIPE_FILE, METRICS_FILE, ADAPTER_FOLDER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
 
 
 # -- folders
 
 
-def log_of(run: str) -> Path:
+def find_log(run: str) -> Path:
     """The log that a user means by a run's folder, a log's path, or a run's name under runs/."""
     for path in (Path(run), Path("runs") / run) if run else ():
-        if path.is_dir() and (path / LOG).exists():
-            return path / LOG
+        if path.is_dir() and (path / LOG_FILE).exists():
+            return path / LOG_FILE
         if path.is_file():
             return path
-    there = [path.parent.name for path in sorted(Path("runs").glob(f"*/{LOG}"))]
-    way_out = nearest(run, there) or (f". Under runs/: {plain(', '.join(there))}." if there else ".")
-    raise UsageError(f"No run '{plain(run)}': no such log, and no folder with a {LOG}{way_out}")
+    there = [path.parent.name for path in sorted(Path("runs").glob(f"*/{LOG_FILE}"))]
+    way_out = suggest_nearest(run, there) or (f". Under runs/: {make_printable(', '.join(there))}." if there else ".")
+    raise UsageError(f"No run '{make_printable(run)}': no such log, and no folder with a {LOG_FILE}{way_out}")
 
 
-def folder_of(recipe: Recipe) -> Path:
+def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.output.dir) / recipe.name
 
 
-def claim(folder: Path) -> list[str]:
+def claim_folder(folder: Path) -> list[str]:
     """Make a run's folder, and prove that it and its log can be written, before anything slow begins.
 
     Returns what the user should know of them, a sentence each. StorageError: the disk. LockedError: another process is
@@ -75,13 +75,13 @@ def claim(folder: Path) -> list[str]:
     except OSError as e:
         raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
     said = []
-    if kind := storage.network(folder):
+    if kind := storage.network_filesystem(folder):
         said.append(
             f"{folder} is on a network file system ({kind}), where a lock may hold on one host alone: do not write one run "
             "from two hosts."
         )
-    if os.path.lexists(folder / LOG):
-        with Log.resume(folder / LOG) as log:
+    if os.path.lexists(folder / LOG_FILE):
+        with Log.resume(folder / LOG_FILE) as log:
             if log.torn:
                 said.append(
                     f"the log ended in an unfinished write: its {log.torn:,} bytes were cut off and kept as "
@@ -90,9 +90,9 @@ def claim(folder: Path) -> list[str]:
     return said
 
 
-def note(folder: Path, **fields: Any) -> None:
+def append_metric(folder: Path, **fields: Any) -> None:
     """A line of metrics.jsonl. Losing one loses nothing. StorageError: the disk."""
-    path, line = folder / METRICS, (json.dumps(fields) + "\n").encode()
+    path, line = folder / METRICS_FILE, (json.dumps(fields) + "\n").encode()
     try:
         fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         with os.fdopen(fd, "rb") as file:
@@ -103,10 +103,10 @@ def note(folder: Path, **fields: Any) -> None:
         raise StorageError(f"{path}: cannot write: {e.strerror}.") from e
 
 
-def notes(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     found = []
-    if (folder / METRICS).is_file():
-        for line in (folder / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
+    if (folder / METRICS_FILE).is_file():
+        for line in (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
@@ -119,13 +119,13 @@ def notes(folder: Path) -> list[dict[str, Any]]:
 # -- which step
 
 
-def looks(folder: Path, log: Any) -> dict[int, float]:
+def validation_losses(folder: Path, log: Any) -> dict[int, float]:
     """The validation losses noted of a log's steps; a step that was looked at again has the later one.
 
     A look notes the slot of its step's record: what the log went back over does not count.
     """
     found = {}
-    for line in notes(folder):
+    for line in read_metrics(folder):
         step, loss = line.get("step"), line.get("loss")
         good = line.get("event") == "valid" and isinstance(step, int) and isinstance(loss, float)
         if (
@@ -138,7 +138,7 @@ def looks(folder: Path, log: Any) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def step_of(log: Any, at: str | None) -> int:
+def resolve_step(log: Any, at: str | None) -> int:
     """How many steps of a log are meant by a number, `last` or `best`, the lowest validation loss noted beside it.
 
     None: as the log's own recipe says. UsageError: no such step, or nothing is noted.
@@ -146,11 +146,11 @@ def step_of(log: Any, at: str | None) -> int:
     steps, shared = len(log), getattr(log, "delivers", None)
     if at is None and shared is not None:
         return int(shared)
-    at = at or ("last" if of_optimizer(log.header) else recipe_of(log.header, str(log.path)).eval.select)
+    at = at or ("last" if is_optimizer_log(log.header) else recipe_from_header(log.header, str(log.path)).eval.select)
     if at == "best":
-        if not (losses := looks(log.path.parent, log)):
+        if not (losses := validation_losses(log.path.parent, log)):
             raise UsageError(
-                f"{log.path}: no validation loss is noted beside it ({METRICS}), so no step is the best. Train with "
+                f"{log.path}: no validation loss is noted beside it ({METRICS_FILE}), so no step is the best. Train with "
                 f"data.valid, or name a step: --at last, or a number up to {steps:,}."
             )
         return min(losses, key=losses.__getitem__)
@@ -158,4 +158,4 @@ def step_of(log: Any, at: str | None) -> int:
         return steps
     if at.isdecimal() and len(at) < 12 and int(at) <= steps:
         return int(at)
-    raise UsageError(f"--at {plain(at)}: not last, best or a number of steps; the log has {steps:,}.")
+    raise UsageError(f"--at {make_printable(at)}: not last, best or a number of steps; the log has {steps:,}.")

@@ -11,17 +11,17 @@ from ..recipe.recipe import Recipe
 from . import auto, identity, setup
 from . import folder as run_folder
 from .display import Quiet
-from .setup import keep
-from .signals import signals
+from .setup import cache_trunk
+from .signals import handle_signals
 from .workers import Workers
 
 
-def follow(recipe: Recipe | None, folder: Path, workers: Workers) -> None:
+def follow_leader(recipe: Recipe | None, folder: Path, workers: Workers) -> None:
     """Take a share of worker 0's steps. Its log comes to `folder`, and is replayed: what was learnt is never sent.
 
     recipe: None, as the log says. IdentityError: the base, the data or the arithmetic here is another.
     """
-    path = folder / run_folder.LOG
+    path = folder / run_folder.LOG_FILE
 
     def received() -> bool:
         handed = workers.share(None)  # nothing: the run was finished already
@@ -29,19 +29,19 @@ def follow(recipe: Recipe | None, folder: Path, workers: Workers) -> None:
             write_durably(path, handed)
         return bool(handed)
 
-    with signals(folder, Quiet(), workers) as stop:
+    with handle_signals(folder, Quiet(), workers) as stop:
         if recipe is None:
             if not received():
                 return
             with Log.open(path) as log:
-                recipe = identity.recipe_of(log.header, "worker 0's log")
+                recipe = identity.recipe_from_header(log.header, "worker 0's log")
         bench = setup.Bench.build(recipe)
         if not path.exists() and not received():
             return
         with Log.resume(path) as log:
-            bench.recipe = auto.from_log(recipe, log.header)
-            identity.same(log.header, bench.header(), folder)
+            bench.recipe = auto.fill_from_log(recipe, log.header)
+            identity.check_same_run(log.header, bench.header(), folder)
             bench.texts.valid = bench.texts.test = None  # worker 0 looks, tells and delivers
-            keep(bench, folder, Quiet())
+            cache_trunk(bench, folder, Quiet())
             for _ in stop.between(engine.play(bench.run(log, workers), bench.recipe.train.steps)):
                 pass

@@ -7,97 +7,100 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..core.canonical import canonical
+from ..core.canonical import encode_canonical
 from ..core.digests import digest, selftest
-from ..core.parts import by_id
-from ..errors import DamagedError, IdentityError, UsageError, plain
-from ..log.header import DIGESTS, Header
+from ..core.parts import find_word_by_id
+from ..errors import DamagedError, IdentityError, UsageError, make_printable
+from ..log.header import DIGEST_FIELDS, Header
 from ..log.log import Log
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
 
 
-def manifest(space: Any) -> bytes:
+def manifest_digest(space: Any) -> bytes:
     """SHA-256 over the ordered (name, offset, shape, dtype) of everything trained."""
     rows = [[p.name, p.offset, list(p.shape), leaf.storage] for leaf in space.leaves() for p in leaf.parts]
-    return hashlib.sha256(canonical(rows)).digest()
+    return hashlib.sha256(encode_canonical(rows)).digest()
 
 
 def recipe_digest(recipe: Recipe) -> bytes:
-    return hashlib.sha256(canonical(recipe.semantic())).digest()
+    return hashlib.sha256(encode_canonical(recipe.semantic())).digest()
 
 
-def same_recipe(log: Header, recipe: Recipe, run: Path) -> None:
+def check_same_recipe(log: Header, recipe: Recipe, run: Path) -> None:
     """IdentityError unless the log was begun by a recipe that decides the same numbers; no model is needed to tell."""
     if log.recipe != recipe_digest(recipe):
-        refuse(run, settings(log.about.get("recipe"), recipe.resolved()))
+        refuse_resume(run, describe_changes(log.about.get("recipe"), recipe.resolved()))
 
 
-def differences(log: Header, now: Header) -> list[str]:
+def identity_differences(log: Header, now: Header) -> list[str]:
     """What of a run's identity is another now, in words that name the field."""
     found = []
     if log.recipe != now.recipe:
-        found += settings(log.about.get("recipe"), now.about.get("recipe"))
+        found += describe_changes(log.about.get("recipe"), now.about.get("recipe"))
     words = {
-        "base": "the base model (model.source, quantization)", "tokenizer": "the tokenizer",
-        "data": "data.train content", "manifest": "the trained tensors", "initial": "their initial values",
+        "base": "the base model (model.source, quantization)",
+        "tokenizer": "the tokenizer",
+        "data": "data.train content",
+        "manifest": "the trained tensors",
+        "initial": "their initial values",
         "selftest": "this device's arithmetic (self-test)",
-    }  # fmt: skip
-    for name in DIGESTS[1:]:
+    }
+    for name in DIGEST_FIELDS[1:]:
         a, b = getattr(log, name), getattr(now, name)
         if a != b:
             found.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
     return found
 
 
-def settings(old: Any, new: Any) -> list[str]:
+def describe_changes(old: Any, new: Any) -> list[str]:
     """What two recipes differ in; nothing of them is trusted, a log may be anyone's."""
-    return [plain(f"{path} {a} -> {b}".strip()) for path, a, b in changed(old, new)] or ["the recipe"]
+    return [make_printable(f"{path} {a} -> {b}".strip()) for path, a, b in recipe_changes(old, new)] or ["the recipe"]
 
 
-def changed(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def recipe_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if path + key not in ("name", "output", "eval"):
-                yield from changed(
+                yield from recipe_changes(
                     old.get(key), new.get(key), f"{path}{key}." if isinstance(old.get(key), dict) else path + key
                 )
     elif old != new:
         yield path, old, new
 
 
-def same(log: Header, now: Header, run: Path) -> None:
+def check_same_run(log: Header, now: Header, run: Path) -> None:
     """IdentityError unless the log is of this base, tokenizer, data, recipe and arithmetic."""
-    if found := differences(log, now):
-        refuse(run, found)
+    if found := identity_differences(log, now):
+        refuse_resume(run, found)
 
 
-def refuse(run: Path, found: list[str]) -> None:
+def refuse_resume(run: Path, found: list[str]) -> None:
     raise IdentityError(
         f"Cannot resume {run}: what was trained on changed: {', '.join(found)}. Undo the change, or start a new run "
         "(another name, or --run-dir)."
     )
 
 
-def same_base(log: Header, now: Header, run: str) -> None:
+def check_same_base(log: Header, now: Header, run: str) -> None:
     """IdentityError unless a trained state means on this base what it meant when it was trained."""
     off = [
         w
-        for w in differences(log, now)
+        for w in identity_differences(log, now)
         if w.startswith(("the base", "the tokenizer", "the trained", "their", "this dev"))
     ]
     if off:
         raise IdentityError(f"{run} does not belong to what is here now: {', '.join(off)}.")
 
 
-def of_optimizer(header: Header) -> bool:
+def is_optimizer_log(header: Header) -> bool:
     """Is it the log of a zoedge.optim.ZerothOrder? Then no recipe is in it."""
     return isinstance(header.about.get("optimizer"), dict)
 
 
-def recipe_of(header: Header, where: str) -> Recipe:
+def recipe_from_header(header: Header, where: str) -> Recipe:
     """The recipe inside a log, checked as strictly as a user's. UsageError: there is none, it is an optimiser's."""
-    if of_optimizer(header):
+    if is_optimizer_log(header):
         raise UsageError(
             f"{where} is the log of a zoedge.optim.ZerothOrder: no recipe made it, and only its own program has the loss. "
             "`zoedge replay` and `verify --replay` read it, with --base FILE.safetensors: the values it began with."
@@ -109,7 +112,7 @@ def recipe_of(header: Header, where: str) -> Recipe:
     return check(table, {}, f"{where} (its recipe)")
 
 
-def parent_of(header: Header) -> dict[str, Any]:
+def parent_from_header(header: Header) -> dict[str, Any]:
     """Of a branch, the parent's fingerprint and how many of its steps came first; else an empty fingerprint and 0."""
     found = header.about.get("parent", {"fingerprint": "", "step": 0})
     match found:
@@ -118,7 +121,7 @@ def parent_of(header: Header) -> dict[str, Any]:
     raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
 
 
-def numbered(log: Log, noise: Any, rule: Any) -> None:
+def check_part_ids(log: Log, noise: Any, rule: Any) -> None:
     """IdentityError: the header's frozen numbers of noise and rule are not those of its settings."""
     header = log.header
     for kind, attribute, number, made in (
@@ -127,15 +130,15 @@ def numbered(log: Log, noise: Any, rule: Any) -> None:
     ):
         if getattr(made, attribute) != number:
             raise IdentityError(
-                f"{log.path}: the header says {by_id(kind, attribute, number)}, its recipe another {kind}."
+                f"{log.path}: the header says {find_word_by_id(kind, attribute, number)}, its recipe another {kind}."
             )
 
 
-def proven(log: Log, space: Any, noise: Any, rule: Any) -> None:
+def check_replayable(log: Log, space: Any, noise: Any, rule: Any) -> None:
     """IdentityError: this space, at its start, or this device's arithmetic would not replay the log's bits."""
     header, first = log.header, space.leaves()[0].value
     for what, ours, theirs in (
-        ("trained tensors", manifest(space), header.manifest),
+        ("trained tensors", manifest_digest(space), header.manifest),
         ("initial values", digest(space), header.initial),
         ("arithmetic (self-test)", selftest(noise, rule, first[:1].float().new_zeros(1024)), header.selftest),
     ):

@@ -31,18 +31,18 @@ class Outcome:
     better: int | None
 
 
-def better(folder: Path, at: int, log: Log) -> int | None:
+def find_better_step(folder: Path, at: int, log: Log) -> int | None:
     """The step of the lowest validation loss, if it is before `at` and two later looks or more found a higher one."""
-    losses = run_folder.looks(folder, log)
+    losses = run_folder.validation_losses(folder, log)
     best = min(losses, key=losses.__getitem__, default=at)
     return best if best < at and sum(step > best and losses[step] > losses[best] for step in losses) >= 2 else None
 
 
-def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
+def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
     """The outcome of a run that this very recipe has finished in `folder`. IdentityError: another recipe has begun one."""
     with Log.open(path) as log:
-        identity.same_recipe(log.header, recipe, folder)
-        lines = {str(line.get("event")): line for line in run_folder.notes(folder)}
+        identity.check_same_recipe(log.header, recipe, folder)
+        lines = {str(line.get("event")): line for line in run_folder.read_metrics(folder)}
         if log.state.end is None or "finished" not in lines:
             return None
         if lines["finished"].get("select", "last") != recipe.eval.select:
@@ -51,7 +51,7 @@ def done_before(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
             scores = [Score.of(lines[event]) if event in lines else None for event in ("before", "after")]
             last = lines["finished"]
             adapter, at = Path(last["adapter"]) if last["adapter"] else None, int(last.get("at", len(log)))
-            chosen = (at, better(folder, at, log))
+            chosen = (at, find_better_step(folder, at, log))
             return Outcome(
                 folder, log.fingerprint, log.size, len(log), *scores, float(last["seconds"]), adapter, *chosen
             )

@@ -10,18 +10,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core import run
-from ..errors import DamagedError, DataError, IdentityError, UsageError, ZoedgeError, nearest, plain
-from ..methods.spaces._parameters import Parameters, kind
-from ..recipe.parts import rebuilt
-from . import identity as run_identity
+from ..errors import DamagedError, DataError, IdentityError, UsageError, ZoedgeError, make_printable, suggest_nearest
+from ..methods.spaces._parameters import ParameterSpace, dtype_name
+from ..recipe.parts import restore_part
+from . import identity
 
-ENDLESS = 2**31 - 1  # steps of a run that does not say how many
+UNBOUNDED_STEPS = 2**31 - 1  # steps of a run that does not say how many
 
 
 # -- replay
 
 
-def replayer(log: Any, device: str, start: Any) -> run.Run:
+def make_replay_run(log: Any, device: str, start: Any) -> run.Run:
     """A run that needs no closure: the log, from the parameters' values at its start.
 
     start: those, by name (a state_dict, a module, a .safetensors file), or in the log's order. DataError: none, or they
@@ -30,9 +30,9 @@ def replayer(log: Any, device: str, start: Any) -> run.Run:
     about = log.header.about
     try:
         settings = about["optimizer"]
-        made = {key: rebuilt(key, settings[key]) for key in ("noise", "estimator", "rule")}
+        made = {key: restore_part(key, settings[key]) for key in ("noise", "estimator", "rule")}
         wanted = {name: (kind, tuple(shape)) for name, kind, *shape in about["space"]["shapes"]}
-        steps = ENDLESS if settings["steps"] is None else int(settings["steps"])
+        steps = UNBOUNDED_STEPS if settings["steps"] is None else int(settings["steps"])
     except (KeyError, TypeError, ValueError, ZoedgeError) as e:
         raise DamagedError(
             f"{log.path}: what its header says of the optimiser cannot be read ({type(e).__name__})."
@@ -42,25 +42,28 @@ def replayer(log: Any, device: str, start: Any) -> run.Run:
             f"{log.path} is the log of a zoedge.optim.ZerothOrder: replay begins with the values that its parameters had "
             "before the first step. Give them: base=state_dict, or --base FILE.safetensors."
         )
-    there = values(start, list(wanted))
+    there = tensors_by_name(start, list(wanted))
     found = []
     for name, (type_, shape) in wanted.items():
         if name not in there:
-            raise IdentityError(f"{log.path}: the values at its start lack '{plain(name)}'{nearest(name, there)}.")
-        p = there[name]
-        if (kind(p), tuple(p.shape)) != (type_, shape):
             raise IdentityError(
-                f"{log.path}: at its start '{plain(name)}' was {plain(str(type_))} {list(shape)}, not {kind(p)} "
+                f"{log.path}: the values at its start lack '{make_printable(name)}'{suggest_nearest(name, there)}."
+            )
+        p = there[name]
+        if (dtype_name(p), tuple(p.shape)) != (type_, shape):
+            raise IdentityError(
+                f"{log.path}: at its start '{make_printable(name)}' was {make_printable(str(type_))} "
+                f"{list(shape)}, not {dtype_name(p)} "
                 f"{list(p.shape)}."
             )
         found.append((name, p.detach().to(device, copy=True).contiguous()))
-    space = Parameters(found)
-    run_identity.numbered(log, made["noise"], made["rule"])
-    run_identity.proven(log, space, made["noise"], made["rule"])
+    space = ParameterSpace(found)
+    identity.check_part_ids(log, made["noise"], made["rule"])
+    identity.check_replayable(log, space, made["noise"], made["rule"])
     return run.Run(log.header.seed, steps, log, space, made["noise"], made["rule"])
 
 
-def values(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
+def tensors_by_name(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
     """Tensors by name, of whatever holds them."""
     if isinstance(start, nn.Module):
         return dict(chain(start.named_parameters(), start.named_buffers()))
@@ -70,7 +73,9 @@ def values(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
         try:
             return safetensors.torch.load_file(start)
         except (OSError, safetensors.SafetensorError, ValueError) as e:
-            raise DataError(f"{plain(str(start))}: not a readable .safetensors file ({plain(str(e))}).") from None
+            raise DataError(
+                f"{make_printable(str(start))}: not a readable .safetensors file ({make_printable(str(e))})."
+            ) from None
     found = start if isinstance(start, Mapping) else dict(zip(names, start))
     if not all(isinstance(p, Tensor) for p in found.values()):
         raise UsageError("base: tensors by name are wanted, such as module.state_dict().")

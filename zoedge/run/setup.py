@@ -14,21 +14,21 @@ from typing import Any
 
 import torch
 
-from ..core.canonical import canonical
+from ..core.canonical import encode_canonical
 from ..core.digests import digest, selftest
-from ..core.oracle import capacity
+from ..core.oracle import slot_capacity
 from ..core.run import Run
 from ..core.storage import write_durably
 from ..core.watchdog import Watchdog
 from ..errors import LockedError
 from ..log.header import Header
 from ..log.log import Log
-from ..recipe.recipe import Recipe, dump, word_of
-from ..scoring.texts import Texts, texts
+from ..recipe.recipe import Recipe, dump_recipe, part_name
+from ..scoring.texts import Datasets, load_datasets
 from .display import Plain
-from .folder import LOG, RECIPE
-from .identity import manifest, recipe_digest
-from .replay import bits, initial, move, replayer
+from .folder import LOG_FILE, RECIPE_FILE
+from .identity import manifest_digest, recipe_digest
+from .replay import build_replay_run, copy_values, initial_noise, rounding_bits
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Bench:
 
     recipe: Recipe
     base: Any
-    texts: Texts
+    texts: Datasets
     task: Any
     space: Any
 
@@ -48,13 +48,15 @@ class Bench:
 
     @classmethod
     def build(cls, recipe: Recipe) -> Bench:
-        from ..scoring.models.families import suits
-        from ..scoring.models.loading import load
+        from ..scoring.models.families import check_head
+        from ..scoring.models.loading import load_base
 
-        base = load(recipe.model)
-        suits(word_of(recipe.task), getattr(recipe.task, "head", "CausalLM"), base.facts)
-        space = recipe.space.attach(base, recipe.seed, initial(recipe.noise))  # virtual tokens take of the context
-        found = texts(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
+        base = load_base(recipe.model)
+        check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), base.facts)
+        space = recipe.space.attach(
+            base, recipe.seed, initial_noise(recipe.noise)
+        )  # virtual tokens take of the context
+        found = load_datasets(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
         task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
         return cls(recipe, base, found, task, space)
 
@@ -64,8 +66,8 @@ class Bench:
         recipe = self.recipe
         first = self.space.leaves()[0].value
         return Header(
-            block=canonical({"recipe": recipe.resolved(), "space": self.space.describe()}),
-            directions=capacity(recipe.estimator, recipe.train.steps),
+            block=encode_canonical({"recipe": recipe.resolved(), "space": self.space.describe()}),
+            directions=slot_capacity(recipe.estimator, recipe.train.steps),
             noise=recipe.noise.scheme,
             rule=recipe.rule.rule,
             seed=recipe.seed,
@@ -76,7 +78,7 @@ class Bench:
             base=self.base.digest,
             tokenizer=tokenizer_digest(self.base.tokenizer),
             data=self.texts.train.digest(),
-            manifest=manifest(self.space),
+            manifest=manifest_digest(self.space),
             initial=digest(self.space),
             selftest=selftest(recipe.noise, recipe.rule, first[:1].float().new_zeros(1024)),
         )
@@ -94,14 +96,14 @@ class Bench:
             self.task,
             self.base,
             r.train.rows,
-            bits(),
+            rounding_bits(),
             watchdog=Watchdog(r.train.watchdog) if r.train.watchdog else None,
-            rewound=lambda: move(self.space, replayer(log).space),
+            rewound=lambda: copy_values(self.space, build_replay_run(log).space),
             workers=workers,
         )
 
 
-def environment(base: Any) -> dict[str, Any]:
+def describe_environment(base: Any) -> dict[str, Any]:
     """What the forward's bits may depend on; its digest is the log's SESSION record."""
     import platform
 
@@ -112,19 +114,25 @@ def environment(base: Any) -> dict[str, Any]:
     from ..methods.noise import _fused
 
     device = torch.cuda.get_device_name(0) if base.device.type == "cuda" else platform.processor() or platform.machine()
-    own = {"kernel": _fused.about()} if base.device.type == "cuda" else {}
+    own = {"kernel": _fused.triton_version()} if base.device.type == "cuda" else {}
     return {
-        "torch": torch.__version__, "transformers": transformers.__version__, "bitsandbytes": bitsandbytes.__version__,
-        "device": f"{base.device.type} {device}", "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "compute": str(base.dtype), "linear": "train mode, others eval, dropout 0",
-        "attention": base.model.config._attn_implementation, **own,
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "bitsandbytes": bitsandbytes.__version__,
+        "device": f"{base.device.type} {device}",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "compute": str(base.dtype),
+        "linear": "train mode, others eval, dropout 0",
+        "attention": base.model.config._attn_implementation,
+        **own,
+    }
 
 
 # -- opening
 
 
-def begin(bench: Bench, folder: Path, parent: Any = None) -> Log:
+def begin_run(bench: Bench, folder: Path, parent: Any = None) -> Log:
     """A new run: recipe.yaml and the log's header, both durable; of a branch, with the parent's steps.
 
     LockedError: another process was faster.
@@ -132,17 +140,17 @@ def begin(bench: Bench, folder: Path, parent: Any = None) -> Log:
     from . import branch
 
     if parent is not None:
-        branch.begin(parent, bench.header(), bench.recipe, folder / LOG)
-    write_durably(folder / RECIPE, dump(bench.recipe).encode())
+        branch.begin_branch(parent, bench.header(), bench.recipe, folder / LOG_FILE)
+    write_durably(folder / RECIPE_FILE, dump_recipe(bench.recipe).encode())
     try:
-        return Log.create(folder / LOG, bench.header()) if parent is None else Log.resume(folder / LOG)
+        return Log.create(folder / LOG_FILE, bench.header()) if parent is None else Log.resume(folder / LOG_FILE)
     except FileExistsError:
         raise LockedError(
-            f"{folder / LOG}: another zoedge process has just begun this run. Wait for it, or stop it."
+            f"{folder / LOG_FILE}: another zoedge process has just begun this run. Wait for it, or stop it."
         ) from None
 
 
-def keep(bench: Bench, folder: Path, show: Plain) -> None:
+def cache_trunk(bench: Bench, folder: Path, show: Plain) -> None:
     """What is computed once, on all threads; what follows takes those that the recipe wants."""
     texts, threads = bench.texts, bench.recipe.train.threads
     for which, examples in {"train": texts.train, "valid": texts.valid, "test": texts.test}.items():

@@ -30,7 +30,7 @@ class Interrupt(BaseException):
 
 
 @dataclass
-class Signals:
+class SignalHandler:
     """SIGINT and SIGTERM. A step is finished first; anything else is left where it is: the log is written ahead, files
     are written whole, and looks are taken again. A second signal exits at once, whatever is going on."""
 
@@ -69,9 +69,9 @@ class Signals:
 
 
 @contextmanager
-def signals(folder: Path, show: Plain, workers: Any = None) -> Iterator[Signals]:
+def handle_signals(folder: Path, show: Plain, workers: Any = None) -> Iterator[SignalHandler]:
     """While open, a signal ends in Stopped, which says how to go on."""
-    here = Signals(workers=workers)
+    here = SignalHandler(workers=workers)
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, `&`
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # Python lets no other thread handle them
@@ -80,7 +80,7 @@ def signals(folder: Path, show: Plain, workers: Any = None) -> Iterator[Signals]
         yield here
     except Interrupt:
         show.close()
-        path = folder / run_folder.LOG
+        path = folder / run_folder.LOG_FILE
         if workers and workers.index:
             raise Stopped("Stopped with worker 0.", here.seen) from None
         if not path.exists():

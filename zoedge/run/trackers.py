@@ -11,35 +11,39 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError, plain
+from ..errors import UsageError, make_printable
 
 if TYPE_CHECKING:
     from ..core.types import Record
     from ..recipe.recipe import Recipe
     from .evaluate import Score
 
-EVERY = 10  # steps: their means are logged. A step may take 15 ms, and a tracker flushes or sends at each call
-FOLDER = "trackers"  # in the run's, for those that write files
-MODULES = {"tensorboard": ("tensorboard", "tensorboardX")}  # what a word's package is imported as, if not as the word
-PIP = {"comet_ml": "comet-ml"}
+LOGGING_INTERVAL = (
+    10  # steps: their means are logged. A step may take 15 ms, and a tracker flushes or sends at each call
+)
+TRACKERS_FOLDER = "trackers"  # in the run's, for those that write files
+PACKAGE_MODULES = {
+    "tensorboard": ("tensorboard", "tensorboardX")
+}  # what a word's package is imported as, if not as the word
+PIP_NAMES = {"comet_ml": "comet-ml"}
 
 
-def demand(words: Sequence[str]) -> None:
+def check_packages(words: Sequence[str]) -> None:
     """UsageError unless the package of each word is there. Asked before anything is loaded."""
-    missing = [word for word in words if not any(map(find_spec, MODULES.get(word, (word,))))]
+    missing = [word for word in words if not any(map(find_spec, PACKAGE_MODULES.get(word, (word,))))]
     if missing:
         raise UsageError(
             f"log.trackers: {', '.join(missing)}: no such package here. Install it: pip install "
-            f"{' '.join(PIP.get(word, word) for word in missing)}; or leave it out."
+            f"{' '.join(PIP_NAMES.get(word, word) for word in missing)}; or leave it out."
         )
 
 
-def flat(table: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flatten_values(table: dict[str, Any], above: str = "") -> dict[str, Any]:
     """A recipe's values under dotted names; lists as texts, as trackers take them."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{above}{key}.")
+            found |= flatten_values(value, f"{above}{key}.")
         else:
             found[above + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return found
@@ -58,10 +62,10 @@ class Trackers:
 
         from ..scoring.sources import resolve as sources  # noqa: F401 - offline first
 
-        config = flat(recipe.resolved())
+        config = flatten_values(recipe.resolved())
         for word in dict.fromkeys(words):
             made = LOGGER_TYPE_TO_CLASS[word]
-            where = {"logging_dir": str(folder / FOLDER)} if made.requires_logging_directory else {}
+            where = {"logging_dir": str(folder / TRACKERS_FOLDER)} if made.requires_logging_directory else {}
 
             def start(made: Any = made, where: Any = where) -> Any:
                 tracker = made(recipe.name, **where)
@@ -82,7 +86,7 @@ class Trackers:
             self.sums[1] += sum(map(abs, record.g)) / len(record.g)
             self.sums[2] += 1
         done = record.step + 1
-        if (done % EVERY == 0 or done == self.steps) and self.sums[2]:
+        if (done % LOGGING_INTERVAL == 0 or done == self.steps) and self.sums[2]:
             loss, gamma, count = self.sums
             self.sums = [0.0, 0.0, 0]
             self._log({"train/loss": loss / count, "train/gamma": gamma / count, "train/lr": record.lr}, done)
@@ -102,7 +106,7 @@ class Trackers:
         except Exception as e:
             self.open.pop(word, None)
             self.warn(
-                f"the tracker {word} has failed and is left out from here on: {type(e).__name__}: {plain(str(e))}"
+                f"the tracker {word} has failed and is left out from here on: {type(e).__name__}: {make_printable(str(e))}"
             )
             return None
 

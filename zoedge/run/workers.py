@@ -18,30 +18,32 @@ from operator import or_
 from typing import Any
 
 from ..core.exact import mean
-from ..errors import LostError, ReplayError, told
+from ..errors import LostError, ReplayError, format_error
 
-Rows = list[list[float]]  # a point, its examples' losses
-TIMEOUT = 1800.0  # seconds to wait for another worker, if train.timeout does not say: the others wait while one looks
+PointLosses = list[list[float]]  # a point, its examples' losses
+DEFAULT_TIMEOUT = (
+    1800.0  # seconds to wait for another worker, if train.timeout does not say: the others wait while one looks
+)
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Has a launcher (accelerate launch, torchrun) started this process as one of several?"""
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
-def follows() -> bool:
+def is_follower() -> bool:
     """Is it one of several, and not the one that has the run's log?"""
-    return launched() and os.environ.get("RANK", "0") != "0"
+    return is_launched() and os.environ.get("RANK", "0") != "0"
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process at once: gloo's threads may abort one that ends by itself once another worker is gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def split(points: int, workers: int) -> tuple[int, int]:
+def split_work(points: int, workers: int) -> tuple[int, int]:
     """(groups of points, groups of rows): as many workers as can divide the points do, and the rest divide the rows.
 
     A share of the points answers with means, 8 bytes each; a share of the rows with a number an example, because the sum
@@ -63,13 +65,13 @@ class Workers:
 
         from ..scoring.sources import resolve as sources  # noqa: F401 - offline first
 
-        wait = timedelta(seconds=timeout or TIMEOUT)
+        wait = timedelta(seconds=timeout or DEFAULT_TIMEOUT)
         try:
             state = PartialState(cpu=not cuda, timeout=wait)
             self._group = distributed.new_group(backend="gloo", timeout=wait) if cuda else None
         except (RuntimeError, ValueError) as e:
             raise LostError(
-                f"The workers did not find each other: {reason(e)}. Start all of them with the same --num_machines (or "
+                f"The workers did not find each other: {format_reason(e)}. Start all of them with the same --num_machines (or "
                 "--nnodes) and address."
             ) from None
         self.index, self.count = state.process_index, state.num_processes
@@ -77,10 +79,10 @@ class Workers:
         self.sent = 0  # bytes of payload, this worker's
 
     def means(
-        self, points: int, rows: int, score: Callable[[slice, slice], tuple[Rows, int]]
+        self, points: int, rows: int, score: Callable[[slice, slice], tuple[PointLosses, int]]
     ) -> tuple[list[float], int]:
         """(mean loss a point, flags) of a batch. score(points, rows) -> (losses, flags) of a share, which is scored here."""
-        groups, parts = split(points, self.count)
+        groups, parts = split_work(points, self.count)
         some, each = math.ceil(points / groups), math.ceil(rows / parts)
 
         def share(index: int) -> tuple[range, range]:
@@ -94,7 +96,7 @@ class Workers:
         heard = self._gather([float(self.wish << 8 | flags), *values, *[0.0] * (room - len(values))])
         words = [int(h[0]) for h in heard]
         self.stop = max(word >> 8 for word in words)
-        losses: Rows = [[] for _ in range(points)]
+        losses: PointLosses = [[] for _ in range(points)]
         for index, (_, *said) in enumerate(heard):  # example order: an index's rows come before the next one's
             which, there = share(index)
             width = 1 if parts == 1 else len(there)
@@ -140,11 +142,11 @@ class Workers:
             getattr(distributed, what)(*args, group=self._group)
         except RuntimeError as e:
             raise LostError(
-                f"Another worker is gone, or did not answer in time ({reason(e)}). The log is safe up to the last step. "
+                f"Another worker is gone, or did not answer in time ({format_reason(e)}). The log is safe up to the last step. "
                 "Go on with as many workers as there are: zoedge resume."
             ) from None
 
 
-def reason(e: Exception) -> str:
+def format_reason(e: Exception) -> str:
     """gloo's words for it, without its source file's name."""
-    return told(str(e).rpartition("] ")[2].splitlines()[0].split(". This may")[0])[:160].rstrip(".")
+    return format_error(str(e).rpartition("] ")[2].splitlines()[0].split(". This may")[0])[:160].rstrip(".")

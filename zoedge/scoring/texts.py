@@ -12,7 +12,7 @@ from ..recipe.sections import Split
 
 
 @dataclass
-class Texts:
+class Datasets:
     """The tokenised rows of a run; dropped and truncated counts by set."""
 
     train: Any
@@ -21,16 +21,16 @@ class Texts:
     counts: dict[str, dict[str, int]]
 
 
-def texts(recipe: Recipe, tokenizer: Any, limit: int) -> Texts:
+def load_datasets(recipe: Recipe, tokenizer: Any, limit: int) -> Datasets:
     """The recipe's rows, tokenised. DataError: whatever is wrong with a file, a row or a label."""
-    from .rows.sets import few, sets
+    from .rows.sets import load_sets, sample_per_class
 
     data = recipe.data
-    rows, parts, more = sets(data, recipe.task.fields())
+    rows, parts, more = load_sets(data, recipe.task.fields())
     found, counts = {}, {}
     for which, some in {"train": rows, **parts}.items():
         if data.per_class and (which == "train" or (which == "valid" and isinstance(data.valid, Split))):
-            some = few(some, data.per_class, recipe.task.label, recipe.seed, which)
+            some = sample_per_class(some, data.per_class, recipe.task.label, recipe.seed, which)
         found[which], counts[which] = recipe.task.encode(some, tokenizer, limit, data.on_overflow)
     counts["train"] |= more
-    return Texts(found["train"], found.get("valid"), found.get("test"), counts)
+    return Datasets(found["train"], found.get("valid"), found.get("test"), counts)

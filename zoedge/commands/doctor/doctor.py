@@ -12,22 +12,28 @@ import numpy as np
 
 from ... import __version__
 from ...core.digests import selftest
-from ...core.parts import FOLDERS, part, words
-from ...scoring.sources.cache import cache
-from ...scoring.sources.catalog import MODELS
+from ...core.parts import PART_FOLDERS, list_words, load_part
+from ...scoring.sources.cache import cache_folder
+from ...scoring.sources.catalog import PACKAGED_MODELS
 
-TESTED = {"torch": "2.13", "transformers": "5.23", "bitsandbytes": "0.50", "peft": "0.21", "safetensors": "0.8"}
+TESTED_VERSIONS = {
+    "torch": "2.13",
+    "transformers": "5.23",
+    "bitsandbytes": "0.50",
+    "peft": "0.21",
+    "safetensors": "0.8",
+}
 # anchors of engine.selftest: the same on every machine, or replay would differ there. Every other pair of noise and rule
 # is held against numpy, which shares no code with torch
-GOLDEN = {"normal sgd": "62fdde3c68e6584d", "rademacher sgd": "3ead505a4c118888"}
+GOLDEN_DIGESTS = {"normal sgd": "62fdde3c68e6584d", "rademacher sgd": "3ead505a4c118888"}
 
 
-def advice(report: dict[str, Any], well: bool) -> list[tuple[str, str]]:
+def advise(report: dict[str, Any], well: bool) -> list[tuple[str, str]]:
     """What `hints` has to say after an examination."""
-    from .hints import gathered, hints
+    from .hints import find_hints, gather_facts
 
     numerics = str(report.get("numerics", "")).endswith("replay is exact here")
-    return hints(gathered(numerics, well or not numerics))
+    return find_hints(gather_facts(numerics, well or not numerics))
 
 
 def examine() -> tuple[dict[str, Any], bool]:
@@ -35,46 +41,51 @@ def examine() -> tuple[dict[str, Any], bool]:
     import psutil
     import torch
 
-    memory, folder = psutil.virtual_memory(), cache()
+    memory, folder = psutil.virtual_memory(), cache_folder()
     report: dict[str, Any] = {
         "zoedge": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
     }
-    for name, tested in TESTED.items():
+    for name, tested in TESTED_VERSIONS.items():
         found = version(name)
         report[name] = found if found.startswith(tested) else f"{found} (tested with {tested})"
     threads = torch.get_num_threads()
     report["cpu"] = f"{os.cpu_count()} cores, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
-    report["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else gpu_absent(torch)
+    report["gpu"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else explain_missing_gpu(torch)
     report["memory"] = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
     report["disk"] = f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free at {folder}"
-    packaged = [name for name in MODELS if (folder / "models" / name).is_dir()]
+    packaged = [name for name in PACKAGED_MODELS if (folder / "models" / name).is_dir()]
     report["cached"] = ", ".join(packaged) or "no model yet"
-    noises, wrong = words(FOLDERS["noise"]), []
+    noises, wrong = list_words(PART_FOLDERS["noise"]), []
     pairs = [
-        (n, r) for r in words(FOLDERS["rule"]) for n in getattr(part("rule", r), "only_with", {}).get("noise", noises)
+        (n, r)
+        for r in list_words(PART_FOLDERS["rule"])
+        for n in getattr(load_part("rule", r), "only_with", {}).get("noise", noises)
     ]
     for noise, rule in pairs:
-        made = part("noise", noise)(), part("rule", rule)()
+        made = load_part("noise", noise)(), load_part("rule", rule)()
         digest, second = selftest(*made, torch.zeros(1024)), selftest(*made, np.zeros(1024, np.float32))
-        if digest != second or GOLDEN.get(f"{noise} {rule}", digest.hex()[:16]) != digest.hex()[:16]:
+        if digest != second or GOLDEN_DIGESTS.get(f"{noise} {rule}", digest.hex()[:16]) != digest.hex()[:16]:
             wrong.append(f"{noise} {rule} gives {digest.hex()[:16]}, and {second.hex()[:16]} in numpy")
     report["numerics"] = (
         "; ".join(wrong) or f"{len(pairs)} pairs of noise and rule give their golden bits: replay is exact here"
     )
-    report["forward"], smooth = forward(torch)
+    report["forward"], smooth = check_nf4_product(torch)
     return report, not wrong and smooth
 
 
-def gpu_absent(torch: Any) -> str:
+def explain_missing_gpu(torch: Any) -> str:
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         return "there is one, but this torch is a CPU-only build"
     return "none"
 
 
-def forward(torch: Any) -> tuple[str, bool]:
+def check_nf4_product(torch: Any) -> tuple[str, bool]:
     """Is a 4-bit product here the same before and after many forwards, and close to its dequantised matrix?"""
-    from ...scoring.models.quantised import tame_linear, weight_of  # before bitsandbytes: it quiets its import
+    from ...scoring.models.quantised import (  # before bitsandbytes: it quiets its import
+        dequantise_weight,
+        make_linear_deterministic,
+    )
 
     import bitsandbytes as bnb  # isort: skip
 
@@ -83,11 +94,11 @@ def forward(torch: Any) -> tuple[str, bool]:
     layer.weight = bnb.nn.Params4bit(torch.randn(64, 128, generator=generator), requires_grad=False, quant_type="nf4")
     layer = layer.to("cpu")
     layer.weight = layer.weight.to("cpu") if layer.weight.quant_state is not None else layer.weight._quantize("cpu")
-    tame_linear(layer, torch.float32)
+    make_linear_deterministic(layer, torch.float32)
     x = torch.randn(8, 128, generator=generator)
     with torch.inference_mode():
         first = layer(x)
         same = all(torch.equal(layer(x), first) for _ in range(3))
-        off = (first - x @ weight_of(layer).T).abs().max().item()
+        off = (first - x @ dequantise_weight(layer).T).abs().max().item()
     well = same and off < 1e-3
     return f"nf4 product {'stable' if same else 'CHANGES between calls'}, {off:.1e} from its matrix", well

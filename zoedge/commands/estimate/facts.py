@@ -11,33 +11,40 @@ from typing import Any
 
 from ...errors import DataError
 
-COLUMNS, TOKENS, PIECE, BLOCK = (
+HEAD_COLUMNS, FORWARD_TOKENS, PIECE_ELEMENTS, QUANTISED_BLOCK = (
     8192,
     2048,
     1 << 19,
     64,
 )  # of models.base, tasks, spaces.full and bitsandbytes: tests compare
 
-LAYERS = 1000  # building more would not end
+MAX_LAYERS = 1000  # building more would not end
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of safetensors
+SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of safetensors
 
-PACKAGED = {  # config.json of a model that is yet to be fetched
+PACKAGED_CONFIGS = {  # config.json of a model that is yet to be fetched
     "smollm2-135m-instruct": {
-        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192,
-        "tie_word_embeddings": True, "dtype": "float16",
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "dtype": "float16",
     }
-}  # fmt: skip
+}
 
 
 # -- facts
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelShape:
     """Of a model, in elements. linears: (name, out, in) of what is quantised; tables: of tokens (a tied head once).
 
     others: norms, biases, positions. kind: the type of the source's files. inner, query, key: widths of a block's
@@ -63,7 +70,7 @@ class Facts:
     @property
     def stored(self) -> int:
         """Bytes an element of the source's files."""
-        return BYTES[self.kind]
+        return TYPE_BYTES[self.kind]
 
     @property
     def elements(self) -> int:
@@ -74,22 +81,22 @@ class Facts:
         return max(out * wide for _, out, wide in self.linears)
 
 
-def folder_of_model(source: str, revision: str | None) -> Path | None:
+def find_config_folder(source: str, revision: str | None) -> Path | None:
     """The folder with config.json of a model; of a hub id, that file alone is fetched. None: a packaged model not yet here.
 
     DataError: no such source.
     """
     from ...scoring.sources import cache, catalog, hub, resolve
 
-    if source in catalog.MODELS:
-        folder = cache.cache("models") / source
+    if source in catalog.PACKAGED_MODELS:
+        folder = cache.cache_folder("models") / source
         return folder if folder.is_dir() else None
-    if hub.HUB_ID.fullmatch(source) and not Path(os.path.expanduser(source)).exists():
-        return hub.hub("model", source, revision, ["config.json"])
+    if hub.HUB_ID_PATTERN.fullmatch(source) and not Path(os.path.expanduser(source)).exists():
+        return hub.download_snapshot("model", source, revision, ["config.json"])
     return resolve.resolve_model(source, revision)
 
 
-def facts_of_model(model: Any) -> Facts:
+def read_model_shape(model: Any) -> ModelShape:
     """The facts of a recipe's model section. DataError: no such source, no or an odd config.json, an unknown family."""
     import torch
     import transformers
@@ -97,29 +104,29 @@ def facts_of_model(model: Any) -> Facts:
 
     from ...scoring.models import base, checkpoint, families, loading
 
-    device = loading.device_of(model)
-    folder = folder_of_model(model.source, model.revision)
+    device = loading.resolve_device(model)
+    folder = find_config_folder(model.source, model.revision)
     if folder is None:
-        table = dict(PACKAGED[model.source])
+        table = dict(PACKAGED_CONFIGS[model.source])
         config: Any = transformers.AutoConfig.for_model(table.pop("model_type"), **table)
     else:
         if any(p.suffix == ".safetensors" for p in folder.iterdir()):  # of a hub id, config.json may be here alone
             checkpoint.check_files(folder)
-        with checkpoint.in_a_sentence(folder):
+        with checkpoint.translate_errors(folder):
             config = transformers.AutoConfig.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-    family = families.facts_of(config)
-    if config.num_hidden_layers > LAYERS:
+    family = families.load_family(config)
+    if config.num_hidden_layers > MAX_LAYERS:
         raise DataError(f"model.source: config.json says {config.num_hidden_layers:,} layers.")
-    with checkpoint.in_a_sentence(folder or Path(model.source)), torch.device("meta"), no_init_weights():
+    with checkpoint.translate_errors(folder or Path(model.source)), torch.device("meta"), no_init_weights():
         empty: Any = getattr(transformers, f"AutoModelFor{family.HEAD}").from_config(config)
         empty.tie_weights()
-    here = base.Base(empty, None, family, loading.dtype_of(model, device), device, b"", folder or Path())
-    return facts_of_base(here, stored_in(folder, config), folder)
+    here = base.Base(empty, None, family, loading.resolve_dtype(model, device), device, b"", folder or Path())
+    return read_base_shape(here, find_stored_type(folder, config), folder)
 
 
-def facts_of_base(base: Any, kind: str, folder: Path | None = None) -> Facts:
+def read_base_shape(base: Any, kind: str, folder: Path | None = None) -> ModelShape:
     """The facts of a model (models.base.Base) whose tensors may be without data."""
     from torch import nn
 
@@ -136,27 +143,37 @@ def facts_of_base(base: Any, kind: str, folder: Path | None = None) -> Facts:
     outside = [size for name, size in inside.items() if not re.search("attn|attention.(self|query|dense)", name)]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return Facts(
-        linears=linears, tables=tables, vocabulary=len(embedding), kind=kind,
+    return ModelShape(
+        linears=linears,
+        tables=tables,
+        vocabulary=len(embedding),
+        kind=kind,
         others=sum(p.numel() for p in model.parameters()) - tables - sum(out * wide for _, out, wide in linears),
-        layers=len(base.blocks), hidden=config.hidden_size, inner=max(outside), query=config.num_attention_heads * size,
-        key=groups * size, gated=any("gate_proj" in name for name in inside), rotary=hasattr(config, "rope_parameters"),
-        context=base.context_length, empty=base, folder=folder,
-    )  # fmt: skip
+        layers=len(base.blocks),
+        hidden=config.hidden_size,
+        inner=max(outside),
+        query=config.num_attention_heads * size,
+        key=groups * size,
+        gated=any("gate_proj" in name for name in inside),
+        rotary=hasattr(config, "rope_parameters"),
+        context=base.context_length,
+        empty=base,
+        folder=folder,
+    )
 
 
-def stored_in(folder: Path | None, config: Any) -> str:
+def find_stored_type(folder: Path | None, config: Any) -> str:
     """The type of a model's files: the commonest in their headers, else what config.json says."""
-    from ...scoring.models.checkpoint import HEADER_LIMIT, header_of
+    from ...scoring.models.checkpoint import HEADER_LIMIT, parse_header
 
     sizes: dict[str, int] = {}
     for path in sorted(folder.glob("*.safetensors")) if folder else ():
         with path.open("rb") as file:
             length = path.stat().st_size
-            header, _ = header_of(file.read(min(length, HEADER_LIMIT + 8)), length)
+            header, _ = parse_header(file.read(min(length, HEADER_LIMIT + 8)), length)
         for name, tensor in header.items():
             if name != "__metadata__":
                 sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
     word = max(sizes, key=sizes.__getitem__) if sizes else str(getattr(config, "dtype", "")).removeprefix("torch.")
-    word = KINDS.get(word, word)
-    return word if word in BYTES else "float16"
+    word = SAFETENSORS_TYPES.get(word, word)
+    return word if word in TYPE_BYTES else "float16"

@@ -10,25 +10,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError, plain
+from ...errors import UsageError, make_printable
 
-UNITS = {"": 1, "b": 1}  # kb and k are 1000, kib 1024
+BYTE_UNITS = {"": 1, "b": 1}  # kb and k are 1000, kib 1024
 for power, letter in enumerate("kmgt", 1):
-    UNITS |= {letter: 1000**power, f"{letter}b": 1000**power, f"{letter}ib": 1024**power}
+    BYTE_UNITS |= {letter: 1000**power, f"{letter}b": 1000**power, f"{letter}ib": 1024**power}
 
-CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUP_ROOT, CGROUP_MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def amount(text: str, option: str) -> int:
+def parse_bytes(text: str, option: str) -> int:
     """Bytes of a text such as 8GB, 7.5GiB or 900MB. UsageError: something else, or nothing."""
     found = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{0,3})\s*", text)
-    count = int(float(found[1]) * UNITS.get(found[2].lower(), 0)) if found else 0
+    count = int(float(found[1]) * BYTE_UNITS.get(found[2].lower(), 0)) if found else 0
     if not count:
-        raise UsageError(f"{option}: '{plain(text)}' is not an amount of memory, such as 8GB, 7.5GiB or 900MB.")
+        raise UsageError(
+            f"{option}: '{make_printable(text)}' is not an amount of memory, such as 8GB, 7.5GiB or 900MB."
+        )
     return count
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes for people: 9.8 GB, 81 MB."""
     for unit, name, digits in ((1e9, "GB", 1), (1e6, "MB", 0), (1e3, "kB", 0)):
         if count >= unit:
@@ -36,14 +38,14 @@ def size(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def resident() -> int:
+def read_resident_memory() -> int:
     """Bytes that this process holds in memory."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
-def peak() -> int:
+def read_peak_memory() -> int:
     """Bytes of memory that this process has held at most, since it began or since `rest_peak`."""
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+([0-9]+) kB", status.read_text())):
@@ -52,14 +54,14 @@ def peak() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def rest_peak() -> None:
+def reset_peak_memory() -> None:
     """The peak begins anew at what is resident now (Linux alone)."""
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")
 
 
-def limits() -> Iterator[tuple[int, str]]:
+def read_available_memory() -> Iterator[tuple[int, str]]:
     """(bytes that this process may still take, what says so): of the machine, its control groups, and ZOEDGE_MEMORY.
 
     Below 0: it holds more than that already.
@@ -67,21 +69,21 @@ def limits() -> Iterator[tuple[int, str]]:
     import psutil
 
     memory = psutil.virtual_memory()
-    yield memory.available, f"this machine ({size(memory.total)})"
-    for most, used in groups():
-        yield most - used, f"this control group ({size(most)})"
+    yield memory.available, f"this machine ({format_bytes(memory.total)})"
+    for most, used in read_cgroup_limits():
+        yield most - used, f"this control group ({format_bytes(most)})"
     if text := os.environ.get("ZOEDGE_MEMORY"):
-        most = amount(text, "ZOEDGE_MEMORY")
-        yield most - resident(), f"ZOEDGE_MEMORY ({size(most)})"
+        most = parse_bytes(text, "ZOEDGE_MEMORY")
+        yield most - read_resident_memory(), f"ZOEDGE_MEMORY ({format_bytes(most)})"
 
 
-def groups() -> Iterator[tuple[int, int]]:
+def read_cgroup_limits() -> Iterator[tuple[int, int]]:
     """(limit, use) of the control groups over this process that have a limit; pages of files give way."""
-    for line in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else ():
+    for line in CGROUP_MEMBERSHIP.read_text().splitlines() if CGROUP_MEMBERSHIP.exists() else ():
         _, names, path = line.split(":", 2)
         if names and "memory" not in names.split(","):
             continue
-        root = CGROUPS / "memory" if names else CGROUPS
+        root = CGROUP_ROOT / "memory" if names else CGROUP_ROOT
         files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if names else ("memory.max", "memory.current")
         here = root / path.lstrip("/")
         for folder in (here, *here.parents):
@@ -97,23 +99,23 @@ def groups() -> Iterator[tuple[int, int]]:
                 yield int(most), int(used) - (int(cold[1]) if cold else 0)
 
 
-def free(cuda: bool) -> tuple[int, str]:
+def read_memory_budget(cuda: bool) -> tuple[int, str]:
     """(bytes for a whole run, where): on a CPU what is free and what this process holds already; the least of the limits."""
     if not cuda:
-        left, where = min(limits())
-        return left + resident(), where
+        left, where = min(read_available_memory())
+        return left + read_resident_memory(), where
     import torch
 
     left, whole = torch.cuda.mem_get_info()
     if text := os.environ.get("ZOEDGE_MEMORY"):
-        left = min(left, amount(text, "ZOEDGE_MEMORY"))
-    return left, f"{torch.cuda.get_device_name(0)} ({size(whole)})"
+        left = min(left, parse_bytes(text, "ZOEDGE_MEMORY"))
+    return left, f"{torch.cuda.get_device_name(0)} ({format_bytes(whole)})"
 
 
-def most(base: Any) -> int:
+def read_run_peak(base: Any) -> int:
     """Bytes that a run over a base (models.base.Base) has held at most, where the base lies."""
     if base.device.type == "cpu":
-        return peak()
+        return read_peak_memory()
     import torch
 
     return int(torch.cuda.max_memory_reserved())

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import ZoedgeError, plain
-from .machine import peak, resident, rest_peak
+from ...errors import ZoedgeError, make_printable
+from .machine import read_peak_memory, read_resident_memory, reset_peak_memory
 
 # -- a step for real
 
 
-def measured(recipe: Any) -> dict[str, dict[str, int]]:
+def measure_in_child(recipe: Any) -> dict[str, dict[str, int]]:
     """{moment: {before, peak}} bytes of a fresh process that loads the base and takes the longest batch's step.
 
     ZoedgeError: what the run itself would say. It leaves nothing behind but the quantised weights in the cache.
@@ -29,13 +29,15 @@ def measured(recipe: Any) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        error = ZoedgeError(f"--measure: the process that took the step ended ({done.returncode}): {plain(last, 300)}")
+        error = ZoedgeError(
+            f"--measure: the process that took the step ended ({done.returncode}): {make_printable(last, 300)}"
+        )
         error.exit_code = 3
         raise error from None
     return found
 
 
-def child(recipe: Any) -> dict[str, dict[str, int]]:
+def measure_own_memory(recipe: Any) -> dict[str, dict[str, int]]:
     """What `measured` says, of this process."""
     import torch
 
@@ -43,18 +45,18 @@ def child(recipe: Any) -> dict[str, dict[str, int]]:
     from ...run import setup
     from ...scoring.models import loading
     from ...scoring.sources import resolve
-    from .work import longest
+    from .work import find_longest_step
 
-    cuda = loading.device_of(recipe.model).type == "cuda"
+    cuda = loading.resolve_device(recipe.model).type == "cuda"
     found: dict[str, dict[str, int]] = {}
 
     def moment(name: str, act: Callable[[], Any]) -> Any:
-        rest_peak()
-        before = torch.cuda.memory_reserved() if cuda else resident()
+        reset_peak_memory()
+        before = torch.cuda.memory_reserved() if cuda else read_resident_memory()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         result = act()
-        most = torch.cuda.max_memory_reserved() if cuda else peak()
+        most = torch.cuda.max_memory_reserved() if cuda else read_peak_memory()
         found[name] = {"before": before, "peak": max(before, most)}  # Linux counts a process's pages in batches
         return result
 
@@ -62,7 +64,7 @@ def child(recipe: Any) -> dict[str, dict[str, int]]:
     import transformers  # noqa: F401
 
     loading.auto_class(resolve.resolve_model(recipe.model.source, recipe.model.revision))
-    moment("loading", lambda: loading.prepare(recipe.model))
+    moment("loading", lambda: loading.prepare_folder(recipe.model))
     bench = moment("base", lambda: setup.Bench.build(recipe))
     with tempfile.TemporaryDirectory() as folder:
         if bench.base.cut:
@@ -72,7 +74,7 @@ def child(recipe: Any) -> dict[str, dict[str, int]]:
                 pass
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
-        run, at = bench.run(Unwritten()), longest(recipe, bench.texts.train)  # type: ignore[arg-type]
+        run, at = bench.run(EmptyLog()), find_longest_step(recipe, bench.texts.train)  # type: ignore[arg-type]
 
         def step() -> None:
             for seq in range(2):
@@ -83,19 +85,19 @@ def child(recipe: Any) -> dict[str, dict[str, int]]:
         for examples in (bench.texts.valid, bench.texts.test):
             if examples is not None and len(examples):
                 few = examples.head(len(examples))
-                moment("look", lambda: look(bench, few))
+                moment("look", lambda: score_longest_batch(bench, few))
     return found
 
 
-def look(bench: Any, examples: Any) -> None:
+def score_longest_batch(bench: Any, examples: Any) -> None:
     """The longest batch of held-out rows, scored."""
-    from ...scoring.tasks._training import batches
+    from ...scoring.tasks._training import evaluation_batches
 
-    longest = list(batches(examples))[-1]
+    longest = list(evaluation_batches(examples))[-1]
     bench.task.score(bench.base, examples.collate(longest), 1)
 
 
-class Unwritten:
+class EmptyLog:
     """A log of no steps: what estimators and rules may ask of one."""
 
     writable, next_seq = True, 0

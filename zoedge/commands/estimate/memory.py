@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from .facts import BLOCK, PIECE, Facts
-from .work import Forward, Work
+from .facts import PIECE_ELEMENTS, QUANTISED_BLOCK, ModelShape
+from .work import ForwardSize, Workload
 
-KEPT = 32 << 20  # glibc gives freed blocks back above 32 MiB; below, about the largest one stays with the process
+HEAP_RETAINED = (
+    32 << 20
+)  # glibc gives freed blocks back above 32 MiB; below, about the largest one stays with the process
 
-WORKSPACE = 64 << 20  # cuBLAS's and the allocator's rounding
+GPU_WORKSPACE = 64 << 20  # cuBLAS's and the allocator's rounding
 
-QUANTISING = 200 << 20  # bytes beyond source and result: found in three runs, of 135 M and 1.2 G weights
+QUANTISING_BYTES = 200 << 20  # bytes beyond source and result: found in three runs, of 135 M and 1.2 G weights
 
 
 # -- memory
 
 
-def quantised(n: int, rows: int, scheme: str, double: bool) -> int:
+def quantised_bytes(n: int, rows: int, scheme: str, double: bool) -> int:
     """Bytes of n quantised weights in so many rows: codes, scales and their tables, as bitsandbytes holds them."""
     if scheme == "int8":
         return n + 4 * rows
-    blocks = -(-n // BLOCK)
+    blocks = -(-n // QUANTISED_BLOCK)
     scales = blocks + 4 * -(-blocks // 256) + 4 * 256 + 4 if double else 4 * blocks
     return -(-n // 2) + scales + 4 * 16
 
 
-def weights(facts: Facts, work: Work) -> tuple[int, int]:
+def weight_bytes(facts: ModelShape, work: Workload) -> tuple[int, int]:
     """(bytes of the matrices, norms and biases; bytes of the tables of tokens)."""
     small = facts.others * work.compute
     if work.quantization == "none":
         return sum(out * wide for _, out, wide in facts.linears) * work.compute + small, facts.tables * work.compute
-    codes = sum(quantised(out * wide, out, work.quantization, work.double) for _, out, wide in facts.linears)
+    codes = sum(quantised_bytes(out * wide, out, work.quantization, work.double) for _, out, wide in facts.linears)
     return codes + small, facts.tables * facts.stored
 
 
-def state(facts: Facts, work: Work) -> int:
+def trained_bytes(facts: ModelShape, work: Workload) -> int:
     """Bytes of what is trained while a forward runs: float32 master, slots, directions, and the points in compute type."""
     if work.full:  # the master is the model; a matrix's points, and a piece's direction
         widest = max(facts.widest, 1)
-        return 2 * widest * work.compute + 4 * work.slots * work.elements + 4 * 4 * PIECE
+        return 2 * widest * work.compute + 4 * work.slots * work.elements + 4 * 4 * PIECE_ELEMENTS
     return work.elements * (4 * (1 + work.slots + work.queries) + work.points * work.compute)
 
 
-def blocks(facts: Facts, work: Work, f: Forward, whole: bool) -> int:
+def block_bytes(facts: ModelShape, work: Workload, f: ForwardSize, whole: bool) -> int:
     """Bytes of hidden states at the fullest moment of a block. whole: of one that computes at all tokens.
 
     The states that enter a block, the residual and the normed ones are alive while the hidden layer is; a quantised
@@ -60,52 +62,54 @@ def blocks(facts: Facts, work: Work, f: Forward, whole: bool) -> int:
     return max(norm, inner, heads, 3 * h + i + h + wide)
 
 
-def logits(facts: Facts, f: Forward) -> int:
+def logit_bytes(facts: ModelShape, f: ForwardSize) -> int:
     """Bytes of float32 logits of a chunk of columns, of their exponentials, and of that part of the head."""
     return 4 * (2 * f.read * f.columns + f.columns * facts.hidden) if f.columns > 1 else 0
 
 
-def moments(facts: Facts, work: Work) -> dict[str, dict[str, int]]:
+def memory_by_moment(facts: ModelShape, work: Workload) -> dict[str, dict[str, int]]:
     """The parts at each moment of a run that can be the fullest."""
-    matrices, tables = weights(facts, work)
+    matrices, tables = weight_bytes(facts, work)
     mapped = not work.cuda and (work.quantization != "none" or work.same)
     tables = int(tables * (work.touched if mapped else 1.0))
     held = {"weights": matrices, "embeddings": tables}
-    trained = held | {"trained": state(facts, work)}
-    found = {"loading": held | {"loader": loader(facts, work)}}
+    trained = held | {"trained": trained_bytes(facts, work)}
+    found = {"loading": held | {"loader": loading_bytes(facts, work)}}
     if work.trunk:
-        found["lower layers"] = trained | {"activations": blocks(facts, work, work.trunk, True)}
+        found["lower layers"] = trained | {"activations": block_bytes(facts, work, work.trunk, True)}
     for name, f, whole in (("step", work.step, work.whole > 0), ("look", work.look, work.whole > 0)):
         if f is not None:
             final = 2 * f.read * facts.hidden * 4
-            found[name] = trained | {"activations": blocks(facts, work, f, whole)}
+            found[name] = trained | {"activations": block_bytes(facts, work, f, whole)}
             if f.columns > 1:
-                found[f"{name}'s logits"] = trained | {"activations": final, "logits": logits(facts, f)}
+                found[f"{name}'s logits"] = trained | {"activations": final, "logits": logit_bytes(facts, f)}
     if not work.full:  # coefficients times directions, and their sum
         found["update"] = held | {"trained": work.elements * 4 * (3 + work.queries + 2 * work.slots)}
     for some in found.values():
-        some["overhead"] = work.overhead + slack(work, some)
+        some["overhead"] = work.overhead + allocator_bytes(work, some)
     return found
 
 
-def slack(work: Work, some: dict[str, int]) -> int:
+def allocator_bytes(work: Workload, some: dict[str, int]) -> int:
     """What the allocator keeps of what was freed: on a GPU its rounding, on a CPU about glibc's largest block."""
     moving = sum(some.get(part, 0) for part in ("activations", "logits", "trained"))
     if work.cuda:
-        return WORKSPACE + moving // 16
-    return min(KEPT, moving // 2)
+        return GPU_WORKSPACE + moving // 16
+    return min(HEAP_RETAINED, moving // 2)
 
 
-def loader(facts: Facts, work: Work) -> int:
+def loading_bytes(facts: ModelShape, work: Workload) -> int:
     """What loading takes beyond what stays: the source's mapped file, and of quantising what it moves."""
     source = facts.elements * facts.stored
     if work.quantization == "none":
         return 0 if work.same else source
     if work.cuda:
         return facts.widest * facts.stored * 2
-    return 0 if work.cached else source - facts.tables * facts.stored + min(QUANTISING, source)  # tables stay mapped
+    return (
+        0 if work.cached else source - facts.tables * facts.stored + min(QUANTISING_BYTES, source)
+    )  # tables stay mapped
 
 
-def parts(facts: Facts, work: Work) -> dict[str, int]:
+def peak_memory_parts(facts: ModelShape, work: Workload) -> dict[str, int]:
     """Bytes by part at the fullest moment; they sum to the peak."""
-    return max(moments(facts, work).values(), key=lambda some: sum(some.values()))
+    return max(memory_by_moment(facts, work).values(), key=lambda some: sum(some.values()))

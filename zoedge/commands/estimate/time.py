@@ -11,23 +11,23 @@ from typing import Any
 from ...core import oracle
 from ...errors import ZoedgeError
 from ...log.header import SLOT_SIZES
-from .facts import TOKENS
-from .fit import Case
-from .measure import child
-from .memory import weights
-from .work import fills_of, sets_of
+from .facts import FORWARD_TOKENS
+from .fit import Plan
+from .measure import measure_own_memory
+from .memory import weight_bytes
+from .work import example_token_rows, list_datasets
 
 # -- disk and time
 
 
-def disk(case: Case) -> dict[str, int]:
+def disk_bytes(case: Plan) -> dict[str, int]:
     """Bytes that a run fetches or makes once, and what it leaves, on the disk."""
     facts, work, recipe = case.facts, case.work, case.recipe
-    k, steps = oracle.capacity(recipe.estimator, recipe.train.steps), recipe.train.steps
+    k, steps = oracle.slot_capacity(recipe.estimator, recipe.train.steps), recipe.train.steps
     slot = next((n for n in SLOT_SIZES if 40 + 12 * k <= n), SLOT_SIZES[-1])
     found = {"source": facts.elements * facts.stored, "quantised cache": 0, "lower layers": work.trunk_disk}
     if recipe.model.quantization != "none":
-        found["quantised cache"] = sum(weights(facts, work))
+        found["quantised cache"] = sum(weight_bytes(facts, work))
     found["log"] = slot * (steps + steps // recipe.log.hash_every)
     if "peft" in recipe.output.export:
         found["adapter"] = 4 * work.elements
@@ -36,7 +36,7 @@ def disk(case: Case) -> dict[str, int]:
     return {what: count for what, count in found.items() if count}
 
 
-def seconds(case: Case) -> dict[str, float]:
+def estimate_seconds(case: Plan) -> dict[str, float]:
     """Seconds of a mean step, and of the run by part, from a fraction of a second of products of this model's shapes here.
 
     An estimate: what else the machine does, attention, norms and activations are not in it.
@@ -58,28 +58,28 @@ def seconds(case: Case) -> dict[str, float]:
     was = torch.get_num_threads()
     if recipe.model.threads:
         torch.set_num_threads(recipe.model.threads)
-    ready = dequantised(work.quantization, base)
-    quick = product(facts.inner, facts.hidden, TOKENS // 4, base)
+    ready = time_dequantising(work.quantization, base)
+    quick = time_product(facts.inner, facts.hidden, FORWARD_TOKENS // 4, base)
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    each = product(facts.inner, facts.hidden, max(1, min(tokens, TOKENS // 4)), base)
-    moved = advanced(recipe, base) * work.queries * work.elements
+    each = time_product(facts.inner, facts.hidden, max(1, min(tokens, FORWARD_TOKENS // 4)), base)
+    moved = time_element_update(recipe, base) * work.queries * work.elements
     torch.set_num_threads(was)
     step = forwards * forward(tokens, read, each) + moved
     found = {"step": step, "steps": step * recipe.train.steps}
-    rows = [sum(fills_of(some)) for some in sets_of(case.texts)]
+    rows = [sum(example_token_rows(some)) for some in list_datasets(case.texts)]
     if work.trunk:
         found["lower layers"] = sum(rows) * block * (facts.layers - work.whole - 1) * quick
     if rows[1:]:
         looks = rows[1] * (recipe.train.steps // recipe.eval.every) + 2 * rows[-1]
-        found["scoring"] = looks * forward(TOKENS, TOKENS * read // tokens, quick) / TOKENS
+        found["scoring"] = looks * forward(FORWARD_TOKENS, FORWARD_TOKENS * read // tokens, quick) / FORWARD_TOKENS
     return found
 
 
 # -- time
 
 
-def once(act: Callable[[], Any], device: Any, budget: float = 0.1) -> float:
+def time_call(act: Callable[[], Any], device: Any, budget: float = 0.1) -> float:
     """Seconds of a call, the least of those that a tenth of a second holds: others may use the machine meanwhile."""
     import torch
 
@@ -94,15 +94,15 @@ def once(act: Callable[[], Any], device: Any, budget: float = 0.1) -> float:
     return min(found)
 
 
-def product(out: int, wide: int, rows: int, base: Any) -> float:
+def time_product(out: int, wide: int, rows: int, base: Any) -> float:
     """Seconds of a multiplication in [rows, wide] x [wide, out], here, in a base's compute type, with the threads as set."""
     import torch
 
     x, w = (torch.ones(n, wide, dtype=base.dtype, device=base.device) for n in (rows, out))
-    return once(lambda: torch.nn.functional.linear(x, w), base.device) / (rows * wide * out)
+    return time_call(lambda: torch.nn.functional.linear(x, w), base.device) / (rows * wide * out)
 
 
-def dequantised(scheme: str, base: Any) -> float:
+def time_dequantising(scheme: str, base: Any) -> float:
     """Seconds of an element of a quantised matrix to be made ready for its product; 0 for `none`."""
     import torch
 
@@ -111,14 +111,14 @@ def dequantised(scheme: str, base: Any) -> float:
         return 0.0
     if scheme == "int8":
         codes, scale = w.to(torch.int8), w[:, :1].float()
-        return once(lambda: (codes.float() * (scale / 127.0)).to(base.dtype), base.device) / w.numel()
+        return time_call(lambda: (codes.float() * (scale / 127.0)).to(base.dtype), base.device) / w.numel()
     import bitsandbytes as bnb
 
     data, quant = bnb.functional.quantize_4bit(w, quant_type=scheme)
-    return once(lambda: bnb.functional.dequantize_4bit(data, quant), base.device) / w.numel()
+    return time_call(lambda: bnb.functional.dequantize_4bit(data, quant), base.device) / w.numel()
 
 
-def advanced(recipe: Any, base: Any) -> float:
+def time_element_update(recipe: Any, base: Any) -> float:
     """Seconds of a trained element in a step: its directions are drawn, its points written, it is moved."""
     import torch
 
@@ -134,14 +134,14 @@ def advanced(recipe: Any, base: Any) -> float:
             torch.add(leaf.value, z * 1e-3), torch.add(leaf.value, z * -1e-3)
             recipe.rule.update(dict(slots), [Direction(z, noise)], Record(0, 0, 1e-3, (1.0,), ()))
 
-    return once(act, base.device) / len(leaf.value)
+    return time_call(act, base.device) / len(leaf.value)
 
 
 if __name__ == "__main__":
     from ...recipe.check import check
 
     try:
-        print(json.dumps(child(check(json.load(sys.stdin), {}, "the recipe"))))
+        print(json.dumps(measure_own_memory(check(json.load(sys.stdin), {}, "the recipe"))))
     except ZoedgeError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 from ...core import oracle
 from ...core.types import Leaf
-from ...recipe.recipe import Recipe, word_of
-from .facts import BLOCK, COLUMNS, TOKENS, Facts
+from ...recipe.recipe import Recipe, part_name
+from .facts import FORWARD_TOKENS, HEAD_COLUMNS, QUANTISED_BLOCK, ModelShape
 
-LOOKED = 4096  # steps among which the longest batch is looked for
+SEARCHED_STEPS = 4096  # steps among which the longest batch is looked for
 
 
 # -- work
 
 
-class Forward(NamedTuple):
+class ForwardSize(NamedTuple):
     """One forward. length: of a sequence; tokens: rows in all; read: rows the loss reads; columns: of the head at a time."""
 
     length: int
@@ -27,14 +27,14 @@ class Forward(NamedTuple):
     read: int
     columns: int
 
-    def copied(self, copies: int, ahead: int) -> Forward:
+    def copied(self, copies: int, ahead: int) -> ForwardSize:
         """So many copies, with virtual tokens ahead of each sequence."""
         more = ahead * (self.tokens // max(1, self.length))
-        return Forward(self.length + ahead, copies * (self.tokens + more), copies * self.read, self.columns)
+        return ForwardSize(self.length + ahead, copies * (self.tokens + more), copies * self.read, self.columns)
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a recipe asks of a model. compute: bytes an element, same: of the
     source's own type; elements: trained; slots: of the rule, an element.
 
@@ -55,9 +55,9 @@ class Work:
     points: int
     queries: int
     passes: int
-    step: Forward
-    look: Forward | None
-    trunk: Forward | None
+    step: ForwardSize
+    look: ForwardSize | None
+    trunk: ForwardSize | None
     whole: int
     touched: float
     cached: bool
@@ -66,87 +66,100 @@ class Work:
     trunk_disk: int
 
 
-def work_of(recipe: Recipe, facts: Facts, texts: Any = None, overhead: int = 0) -> Work:
+def compute_workload(recipe: Recipe, facts: ModelShape, texts: Any = None, overhead: int = 0) -> Workload:
     """What a recipe asks for. texts: runs.Texts, or None where they are not tokenised: then the longest there may be.
 
     overhead: bytes that the process holds without the run. DataError: layers or targets that the model has not.
     """
     base = facts.empty
-    described, ahead = description(recipe.space, facts, recipe.model.quantization)
-    queries, passes = oracle.demand(recipe.estimator, recipe.train.steps)
-    step, look, typical = lengths(recipe, facts, texts)
-    points = max(1, min(width_of(recipe.space), recipe.train.rows // max(1, step.tokens), passes))
+    described, ahead = describe_space(recipe.space, facts, recipe.model.quantization)
+    queries, passes = oracle.count_evaluations(recipe.estimator, recipe.train.steps)
+    step, look, typical = longest_forwards(recipe, facts, texts)
+    points = max(1, min(points_per_forward(recipe.space), recipe.train.rows // max(1, step.tokens), passes))
     limit = min(recipe.data.max_length, facts.context)
     trunk, disk = None, 0
     if base.cut:
-        sequences = [ids for some in sets_of(texts) for ids in some.tokens]
+        sequences = [ids for some in list_datasets(texts) for ids in some.tokens]
         most = max(map(len, sequences), default=limit)
-        trunk = Forward(most, max(most, TOKENS // most * most), 0, 0)
+        trunk = ForwardSize(most, max(most, FORWARD_TOKENS // most * most), 0, 0)
         disk = sum(map(len, sequences)) * facts.hidden * base.dtype.itemsize
-    return Work(
-        cuda=base.device.type == "cuda", quantization=recipe.model.quantization, double=recipe.model.double_quant,
-        compute=base.dtype.itemsize, same=str(base.dtype) == f"torch.{facts.kind}",
-        full=word_of(recipe.space) == "full", elements=recipe.space.elements(described),
-        slots=slots_of(recipe.rule), points=points, queries=queries * recipe.rule.draws, passes=passes,
-        step=step.copied(points, ahead), look=look and look.copied(1, ahead), trunk=trunk,
-        whole=facts.layers - base.cut - 1, touched=1.0, cached=is_cached(recipe),
-        overhead=overhead, typical=typical, trunk_disk=disk,
-    )  # fmt: skip
+    return Workload(
+        cuda=base.device.type == "cuda",
+        quantization=recipe.model.quantization,
+        double=recipe.model.double_quant,
+        compute=base.dtype.itemsize,
+        same=str(base.dtype) == f"torch.{facts.kind}",
+        full=part_name(recipe.space) == "full",
+        elements=recipe.space.elements(described),
+        slots=count_rule_slots(recipe.rule),
+        points=points,
+        queries=queries * recipe.rule.draws,
+        passes=passes,
+        step=step.copied(points, ahead),
+        look=look and look.copied(1, ahead),
+        trunk=trunk,
+        whole=facts.layers - base.cut - 1,
+        touched=1.0,
+        cached=is_cached(recipe),
+        overhead=overhead,
+        typical=typical,
+        trunk_disk=disk,
+    )
 
 
-def sets_of(texts: Any) -> list[Any]:
+def list_datasets(texts: Any) -> list[Any]:
     return [s for s in (texts.train, texts.valid, texts.test) if s is not None] if texts else []
 
 
-def lengths(recipe: Recipe, facts: Facts, texts: Any) -> tuple[Forward, Forward | None, int]:
+def longest_forwards(recipe: Recipe, facts: ModelShape, texts: Any) -> tuple[ForwardSize, ForwardSize | None, int]:
     """(the longest batch, the longest look, each in one copy; token rows of a mean batch). texts None: all of max_length."""
     limit, size = min(recipe.data.max_length, facts.context), recipe.train.batch
     whole = not hasattr(recipe.task, "options")  # the loss reads the whole vocabulary
-    most = min(COLUMNS, facts.vocabulary)
+    most = min(HEAD_COLUMNS, facts.vocabulary)
     if texts is None:
-        step = Forward(limit, size * limit, size * limit if whole else size, most if whole else 1)
+        step = ForwardSize(limit, size * limit, size * limit if whole else size, most if whole else 1)
         return step, None, size * limit
     train = texts.train
     columns = most if whole or train.per > 1 else 1
-    sizes = sizes_of(train, size, recipe.seed, min(recipe.train.steps, LOOKED))
-    batch = recipe.task.over(train, recipe.seed, size).batch(longest(recipe, train))
+    sizes = batch_token_rows(train, size, recipe.seed, min(recipe.train.steps, SEARCHED_STEPS))
+    batch = recipe.task.over(train, recipe.seed, size).batch(find_longest_step(recipe, train))
     flat = batch.flat or batch
-    step = Forward((flat.branches or flat).ids.shape[1], batch.tokens, flat.rows.numel(), columns)
+    step = ForwardSize((flat.branches or flat).ids.shape[1], batch.tokens, flat.rows.numel(), columns)
     looks = []
-    for some in sets_of(texts)[1:]:
-        wide = max(fills_of(some))
-        count = min(len(some), max(1, TOKENS // wide))
-        looks.append(Forward(wide, count * wide, count * some.per * max(map(len, some.rows)), columns))
+    for some in list_datasets(texts)[1:]:
+        wide = max(example_token_rows(some))
+        count = min(len(some), max(1, FORWARD_TOKENS // wide))
+        looks.append(ForwardSize(wide, count * wide, count * some.per * max(map(len, some.rows)), columns))
     return step, max(looks, key=lambda f: f.tokens, default=None), sum(sizes) // len(sizes)
 
 
-def longest(recipe: Recipe, train: Any) -> int:
+def find_longest_step(recipe: Recipe, train: Any) -> int:
     """The step of the longest batch (of token rows), among the first LOOKED."""
-    sizes = sizes_of(train, recipe.train.batch, recipe.seed, min(recipe.train.steps, LOOKED))
+    sizes = batch_token_rows(train, recipe.train.batch, recipe.seed, min(recipe.train.steps, SEARCHED_STEPS))
     return max(range(len(sizes)), key=sizes.__getitem__)
 
 
 @lru_cache(maxsize=64)
-def sizes_of(train: Any, size: int, seed: int, steps: int) -> list[int]:
+def batch_token_rows(train: Any, size: int, seed: int, steps: int) -> list[int]:
     """Token rows of the batches, at most: which examples are in one is a function of seed and step alone."""
-    rows = fills_of(train)
+    rows = example_token_rows(train)
     plans = (train.plan(size, seed, step) for step in range(steps))
     return [len(plan) * max(rows[i] for i in plan) for plan in plans]
 
 
 @lru_cache(maxsize=8)
-def fills_of(examples: Any) -> list[int]:
+def example_token_rows(examples: Any) -> list[int]:
     """Token rows of each example."""
     return [examples.fills(i) for i in range(len(examples))]
 
 
-def description(space: Any, facts: Facts, quantization: str) -> tuple[Any, int]:
+def describe_space(space: Any, facts: ModelShape, quantization: str) -> tuple[Any, int]:
     """(what a space says of itself over this model, virtual tokens ahead of a sequence); the model's cut is set."""
-    base, word = facts.empty, word_of(space)
+    base, word = facts.empty, part_name(space)
     if word == "several":
         found, cuts = {}, []
         for name, one in space.of.items():
-            found[name] = description(one, facts, quantization)
+            found[name] = describe_space(one, facts, quantization)
             cuts.append(base.cut)
         base.cut_at(min(cuts))
         return {name: one for name, (one, _) in found.items()}, sum(ahead for _, ahead in found.values())
@@ -163,19 +176,19 @@ def description(space: Any, facts: Facts, quantization: str) -> tuple[Any, int]:
     shapes = [[name, m.out_features, m.in_features] for name, m in sites.items()]
     if word == "lora":
         return {"shapes": shapes}, 0
-    scales = [[*shape, shape[2] if quantization == "int8" else BLOCK] for shape in shapes]
+    scales = [[*shape, shape[2] if quantization == "int8" else QUANTISED_BLOCK] for shape in shapes]
     vectors = base.vectors(space.layers) if space.vectors else {}
     return {"scales": scales, "vectors": [[name, p.numel()] for name, p in vectors.items()]}, 0
 
 
-def width_of(space: Any) -> int:
+def points_per_forward(space: Any) -> int:
     """Points that a space holds in one forward."""
-    if word_of(space) == "several":
-        return min(map(width_of, space.of.values()))
-    return int(sys.modules[type(space).__module__].Held.width)
+    if part_name(space) == "several":
+        return min(map(points_per_forward, space.of.values()))
+    return int(getattr(sys.modules[type(space).__module__], f"{type(space).__name__}Space").width)
 
 
-def slots_of(rule: Any) -> int:
+def count_rule_slots(rule: Any) -> int:
     """float32 values that a rule keeps an element: asked of the rule itself, for eight."""
     import torch
 
@@ -185,10 +198,10 @@ def slots_of(rule: Any) -> int:
 
 def is_cached(recipe: Recipe) -> bool:
     """Do the model's quantised weights lie in the cache? By their source's name: digests of weights take seconds."""
-    from ...scoring.sources.cache import cache
+    from ...scoring.sources.cache import cache_folder
 
     model = recipe.model
-    for note in cache("quantised").glob(f"*-{model.quantization}/zoedge.json"):
+    for note in cache_folder("quantised").glob(f"*-{model.quantization}/zoedge.json"):
         try:
             source = json.loads(note.read_bytes())["source"]
             scheme = json.loads((note.parent / "config.json").read_bytes())["quantization_config"]

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import plain
-from .folder import HUB_ID, text
+from ...errors import make_printable
+from .folder import HUB_ID, encode_json
 
 
-def tokenizer_files(folder: Path | None) -> Iterator[tuple[str, bytes]]:
+def read_tokenizer_files(folder: Path | None) -> Iterator[tuple[str, bytes]]:
     """The tokenizer's files and chat template."""
     from ...scoring.models.loading import load_tokenizer
 
@@ -23,27 +23,27 @@ def tokenizer_files(folder: Path | None) -> Iterator[tuple[str, bytes]]:
         load_tokenizer(folder).save_pretrained(draft)
         for path in sorted(Path(draft).iterdir()):
             raw = path.read_bytes()
-            yield path.name, text(scrubbed(json.loads(raw))) if path.name == "tokenizer_config.json" else raw
+            yield path.name, encode_json(scrub_config(json.loads(raw))) if path.name == "tokenizer_config.json" else raw
 
 
-def scrubbed(config: dict[str, Any]) -> dict[str, Any]:
+def scrub_config(config: dict[str, Any]) -> dict[str, Any]:
     """Without what it remembers of the machine that wrote it: transformers notes how and whence a file was loaded."""
     here = ("is_local", "local_files_only")
     paths = {k for k, v in config.items() if isinstance(v, str) and os.path.isabs(v) and not k.endswith("_token")}
     return {k: v for k, v in config.items() if k not in paths and k not in here}
 
 
-LOADING = {
+LOADING_ARGUMENTS = {
     "nf4": "load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant={double_quant}",
     "fp4": "load_in_4bit=True, bnb_4bit_quant_type='fp4', bnb_4bit_use_double_quant={double_quant}",
     "int8": "load_in_8bit=True, llm_int8_threshold=0.0",
 }
 
 
-def card(facts: dict[str, Any], dtype: str = "") -> bytes:
+def render_model_card(facts: dict[str, Any], dtype: str = "") -> bytes:
     """The model card: what it is, of which base and log, and how to load it."""
-    source, quantized = facts["source"], facts["quantization"] in LOADING
-    scheme, auto = LOADING.get(facts["quantization"], "").format(**facts), f"AutoModelFor{facts['head']}"
+    source, quantized = facts["source"], facts["quantization"] in LOADING_ARGUMENTS
+    scheme, auto = LOADING_ARGUMENTS.get(facts["quantization"], "").format(**facts), f"AutoModelFor{facts['head']}"
     named = f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""
     if facts["kind"] == "peft":
         title, library = facts["title"], "peft"
@@ -63,7 +63,7 @@ def card(facts: dict[str, Any], dtype: str = "") -> bytes:
         ]
     double = ", double quantisation" if facts["quantization"] in ("nf4", "fp4") and facts["double_quant"] else ""
     rows = [
-        ("base", f"{plain(source)}{' at ' + plain(facts['revision']) if facts['revision'] else ''}"),
+        ("base", f"{make_printable(source)}{' at ' + make_printable(facts['revision']) if facts['revision'] else ''}"),
         ("base sha256", facts["base"]),
         ("quantisation in training", facts["quantization"] + double),
         ("recipe", facts["recipe"]),

@@ -16,96 +16,103 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ...errors import DataError, ZoedgeError, plain
+from ...errors import DataError, ZoedgeError, make_printable
 from ...recipe.sections import Model
-from ...scoring.models.base import COLUMNS, Base
-from .gguf import EXACT
-from .peft import inside
+from ...scoring.models.base import HEAD_COLUMNS, Base
+from .gguf import MAX_DIFFERENCE
+from .peft import find_adapters
 
 # -- the proof
 
 
-def check(kind: str, folder: Path, bench: Any) -> float:
+def check_export(kind: str, folder: Path, bench: Any) -> float:
     """Largest |difference| of logits between an export, loaded in a fresh process, and `bench`'s trained model here.
 
     peft: the base loaded as for training, then PeftModel.from_pretrained. merged: the plain model in float32.
     gguf-lora: `folder` is a file, and the difference is one of weights (export_gguf.difference).
     Two models are in memory meanwhile, one a process. bench: recipe, base, space. DataError: it does not load.
     """
-    return compare([(kind, folder, bench)])[0]
+    return check_exports([(kind, folder, bench)])[0]
 
 
-def compare(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
+def check_exports(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
     """`check` of several exports in one fresh process."""
     with tempfile.TemporaryDirectory() as draft:
         asked = []
         for i, (kind, folder, bench) in enumerate(jobs):
             path = Path(draft) / f"{i}.safetensors"
-            safetensors.torch.save_file(reference_of(kind, bench), path)
+            safetensors.torch.save_file(build_reference(kind, bench), path)
             spec = bench.recipe.model.model_dump()
             asked.append({"kind": kind, "folder": str(folder), "spec": spec, "reference": str(path)})
         path_ = [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")]
         # -P: a torch.py in the user's folder must not be what is imported
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "zoedge.commands.export.folder"], input=json.dumps(asked), capture_output=True,
-            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path_))}, check=False,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "zoedge.commands.export.folder"],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path_))},
+            check=False,
+        )
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise DataError(f"The export does not load in a fresh process: {plain(why, 400)}")
+        raise DataError(f"The export does not load in a fresh process: {make_printable(why, 400)}")
     return [float(x) for x in json.loads(done.stdout.splitlines()[-1])]
 
 
-def reference_of(kind: str, bench: Any) -> dict[str, Tensor]:
+def build_reference(kind: str, bench: Any) -> dict[str, Tensor]:
     """What the fresh process compares with: the trained matrices, of which a GGUF file is; else ids and their logits."""
     if kind == "gguf-lora":
         matrices = {name: value.detach().cpu().clone() for name, value in bench.space.tensors()}
         return {**matrices, "scale": torch.tensor(bench.space.scale, dtype=torch.float64)}
-    ids = probes(bench.base.model.config.vocab_size, bench.base.context_length)
-    return {"ids": ids, "logits": trained(bench.base, bench.space, ids)}
+    ids = make_probe_ids(bench.base.model.config.vocab_size, bench.base.context_length)
+    return {"ids": ids, "logits": compute_logits(bench.base, bench.space, ids)}
 
 
-def probes(vocabulary: int, context: int) -> Tensor:
+def make_probe_ids(vocabulary: int, context: int) -> Tensor:
     """Token ids [2, <= 32], spread over the vocabulary, always the same."""
     length = min(32, context)
     return ((torch.arange(2 * length) * 7919 + 11) % vocabulary).view(2, length)
 
 
 @torch.inference_mode()
-def trained(base: Base, space: Any, ids: Tensor) -> Tensor:
+def compute_logits(base: Base, space: Any, ids: Tensor) -> Tensor:
     """float32 logits [2, T, vocabulary] of the trained model, by the forward that training scores with."""
     everywhere = SimpleNamespace(
-        ids=ids, rows=torch.arange(ids.shape[1]).expand(len(ids), -1), index=range(len(ids)),
-        branches=None, examples=SimpleNamespace(tokens=ids),
-    )  # fmt: skip
+        ids=ids,
+        rows=torch.arange(ids.shape[1]).expand(len(ids), -1),
+        index=range(len(ids)),
+        branches=None,
+        examples=SimpleNamespace(tokens=ids),
+    )
     with space.visit([lambda leaf: None]):
         h = base.hidden(everywhere, 1)
     size = base.model.config.vocab_size
-    parts = [torch.arange(i, min(i + COLUMNS, size)) for i in range(0, size, COLUMNS)]
+    parts = [torch.arange(i, min(i + HEAD_COLUMNS, size)) for i in range(0, size, HEAD_COLUMNS)]
     return torch.cat([base.logits(h, some).cpu() for some in parts], dim=-1)
 
 
 @torch.inference_mode()
-def difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> float:
+def measure_difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> float:
     """The fresh process's half of `check`."""
-    from ...scoring.models.loading import auto_class, load, tame
+    from ...scoring.models.loading import auto_class, load_base, make_deterministic
 
     known = safetensors.torch.load_file(reference)
     if kind == "gguf-lora":
         from . import gguf
 
-        return gguf.difference(folder, spec, known)
+        return gguf.measure_difference(folder, spec, known)
     if kind == "merged":
         device = torch.device("cpu")
         model: Any = auto_class(Path(folder))[0].from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     else:
         from peft import PeftModel
 
-        base = load(Model(**spec))
+        base = load_base(Model(**spec))
         device, model = base.device, base.model
-        for inner in inside(Path(folder)):
+        for inner in find_adapters(Path(folder)):
             model = PeftModel.from_pretrained(model, inner)
-        tame(base.model, base.dtype)  # PEFT has put everything into evaluation mode
+        make_deterministic(base.model, base.dtype)  # PEFT has put everything into evaluation mode
         base.model.get_output_embeddings().float()  # logits in float32, as `trained` has them
         type(model).base_model_torch_dtype = base.dtype  # a prefix is cast to it; it is that of the first parameter
     logits = model(input_ids=known["ids"].to(device)).logits.float().cpu()
@@ -114,7 +121,7 @@ def difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> 
 
 def main() -> int:
     try:
-        print(json.dumps([difference(**job) for job in json.load(sys.stdin)]))
+        print(json.dumps([measure_difference(**job) for job in json.load(sys.stdin)]))
     except ZoedgeError as e:
         print(e, file=sys.stderr)
         return e.exit_code
@@ -125,8 +132,8 @@ if __name__ == "__main__":
     sys.exit(main())
 
 
-def checked(path: Path, bench: Any) -> float:
+def check_gguf(path: Path, bench: Any) -> float:
     """Largest |difference| of a weight, as `difference` finds it in a fresh process. DataError: it is not exact."""
-    if not (found := check("gguf-lora", path, bench)) <= EXACT:
+    if not (found := check_export("gguf-lora", path, bench)) <= MAX_DIFFERENCE:
         raise DataError(f"{path}: its weights differ from the trained ones by up to {found:.3g}.")
     return found

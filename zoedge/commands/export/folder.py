@@ -22,15 +22,20 @@ from typing import Any
 from ...core import storage
 from ...core.digests import digest
 from ...core.storage import write_durably
-from ...errors import DamagedError, DivergedError, ReplayError, UsageError, plain
-from ...methods.spaces.lora import head_of
+from ...errors import DamagedError, DivergedError, ReplayError, UsageError, make_printable
+from ...methods.spaces.lora import infer_head
 from ...recipe.recipe import Recipe
 
-MARKER, CONFIG, WEIGHTS, CARD = "zoedge.json", "adapter_config.json", "adapter_model.safetensors", "README.md"
+MARKER_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = (
+    "zoedge.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "README.md",
+)
 
-TEXT_LIMIT = 8 << 20
+MAX_JSON_BYTES = 8 << 20
 
-NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
+TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -39,48 +44,48 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
     """A draft beside `folder` that takes its place if the block succeeds. UsageError: something else is there."""
     folder = Path(os.path.abspath(folder))
-    replaceable(folder)
-    with storage.replaced(folder) as draft:
+    check_replaceable(folder)
+    with storage.replace_folder(folder) as draft:
         yield draft
 
 
-def replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """UsageError unless nothing of others would be lost: no folder, an empty one, or an export and nothing else."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} is there and is not a folder. Name another one.")
     if not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        known = {*marker(folder)["files"], MARKER}
+        known = {*read_marker(folder)["files"], MARKER_FILE}
     except DamagedError:
         raise UsageError(
-            f"{folder} is there and is not an export of zoedge (no {MARKER}). Name another folder."
+            f"{folder} is there and is not an export of zoedge (no {MARKER_FILE}). Name another folder."
         ) from None
     if foreign := sorted(p.name for p in folder.iterdir() if p.name not in known):
         raise UsageError(
-            f"{folder} holds what zoedge did not write ({plain(foreign[0])}). Move it, or name another folder."
+            f"{folder} holds what zoedge did not write ({make_printable(foreign[0])}). Move it, or name another folder."
         )
 
 
-def text(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def mark(draft: Path, facts: dict[str, Any]) -> None:
+def write_marker(draft: Path, facts: dict[str, Any]) -> None:
     """The last file: an export without it is not complete."""
-    storage.point("export.marker")
-    write_durably(draft / MARKER, text(facts))
+    storage.reach_failpoint("export.marker")
+    write_durably(draft / MARKER_FILE, encode_json(facts))
 
 
-def marker(folder: Path) -> dict[str, Any]:
+def read_marker(folder: Path) -> dict[str, Any]:
     """A complete export's zoedge.json. DamagedError: there is none (export interrupted?), or not one of ours."""
-    path = folder / MARKER
+    path = folder / MARKER_FILE
     if not path.is_file():
-        raise DamagedError(f"{folder}: no {MARKER}: not a complete zoedge export. `zoedge export` writes one.")
-    found = table(path)
+        raise DamagedError(f"{folder}: no {MARKER_FILE}: not a complete zoedge export. `zoedge export` writes one.")
+    found = read_json(path)
     names = found.get("files")
     good = (
         found.get("kind") in ("peft", "merged") and isinstance(names, list) and all(isinstance(n, str) for n in names)
@@ -90,23 +95,23 @@ def marker(folder: Path) -> dict[str, Any]:
     return found
 
 
-def table(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A small JSON file's table. DamagedError if it is none."""
     try:
         with path.open("rb") as file:
-            raw = file.read(TEXT_LIMIT + 1)
-        found = json.loads(raw) if len(raw) <= TEXT_LIMIT else None
+            raw = file.read(MAX_JSON_BYTES + 1)
+        found = json.loads(raw) if len(raw) <= MAX_JSON_BYTES else None
     except (OSError, ValueError, RecursionError) as e:
         raise DamagedError(f"{path}: cannot be read ({type(e).__name__}).") from None
     if not isinstance(found, dict):
-        raise DamagedError(f"{path}: not a table, or larger than {TEXT_LIMIT >> 20} MiB.")
+        raise DamagedError(f"{path}: not a table, or larger than {MAX_JSON_BYTES >> 20} MiB.")
     return found
 
 
 # -- what both kinds say of themselves
 
 
-def public(source: str) -> str:
+def redact_source(source: str) -> str:
     """A source as it may be published: a hub id or a packaged name as it is, of a folder the last component alone."""
     path = Path(os.path.expanduser(source))
     if HUB_ID.fullmatch(source) and not path.is_dir():
@@ -114,7 +119,7 @@ def public(source: str) -> str:
     return os.path.basename(os.path.abspath(path)).rpartition("\\")[2] or "base"
 
 
-def about(kind: str, recipe: Recipe, space: Any, base: bytes, log: Any, steps: int | None) -> dict[str, Any]:
+def describe_export(kind: str, recipe: Recipe, space: Any, base: bytes, log: Any, steps: int | None) -> dict[str, Any]:
     """The marker's fields but payload and files. ReplayError: the log knows another state of step `steps`.
 
     Without `steps`: the last step of which the log knows this state; of a log without an END, its length.
@@ -130,39 +135,47 @@ def about(kind: str, recipe: Recipe, space: Any, base: bytes, log: Any, steps: i
             raise ReplayError(f"The state to be exported is not the one that the log says of step {steps}.")
     spec = recipe.model
     return {
-        "zoedge": 1, "kind": kind, "base": base.hex(), "source": public(spec.source), "revision": spec.revision,
-        "quantization": spec.quantization, "double_quant": spec.double_quant, "recipe": recipe.name, "steps": steps,
-        "head": head_of(p.name for leaf in space.leaves() for p in leaf.parts),
-        "log": fingerprint, "state": state.hex(),
-    }  # fmt: skip
+        "zoedge": 1,
+        "kind": kind,
+        "base": base.hex(),
+        "source": redact_source(spec.source),
+        "revision": spec.revision,
+        "quantization": spec.quantization,
+        "double_quant": spec.double_quant,
+        "recipe": recipe.name,
+        "steps": steps,
+        "head": infer_head(p.name for leaf in space.leaves() for p in leaf.parts),
+        "log": fingerprint,
+        "state": state.hex(),
+    }
 
 
-def exportable(space: Any) -> Any:
+def check_exportable(space: Any) -> Any:
     """The space itself. UsageError: PEFT has no such thing, or the base is missing. DivergedError: not finite."""
-    if not adapts(space):
+    if not has_adapter(space):
         raise UsageError(
-            f"The space '{word(space)}' has no adapter in PEFT's format. Write the whole model: --to merged."
+            f"The space '{get_space_word(space)}' has no adapter in PEFT's format. Write the whole model: --to merged."
         )
     if not space.complete:
         title = space.options.title
         raise UsageError(f"A {title} is a change from values of the base: it is exported where the base is.")
-    return finite(space)
+    return check_finite(space)
 
 
-def members(space: Any) -> list[tuple[str, Any]]:
+def list_members(space: Any) -> list[tuple[str, Any]]:
     """(folder inside the export's, space) of each adapter: of one alone, the export's own."""
     return list(getattr(space, "members", {"": space}).items())
 
 
-def adapts(space: Any) -> bool:
-    return all(hasattr(getattr(member, "options", None), "peft") for _, member in members(space))
+def has_adapter(space: Any) -> bool:
+    return all(hasattr(getattr(member, "options", None), "peft") for _, member in list_members(space))
 
 
-def word(space: Any) -> str:
+def get_space_word(space: Any) -> str:
     return type(space).__module__.rpartition(".")[2]
 
 
-def finite(space: Any) -> Any:
+def check_finite(space: Any) -> Any:
     if not all(bool(value.isfinite().all()) for _, value in space.tensors()):
         raise DivergedError("The trained tensors are not finite: nothing to export. Replay to an earlier step.")
     return space

@@ -24,32 +24,32 @@ from ...errors import DamagedError, StorageError, UsageError
 from ...methods.spaces.lora import Lora
 from ...recipe.recipe import Recipe
 from ...recipe.sections import Model
-from .folder import about, exportable
+from .folder import check_exportable, describe_export
 
-FAMILIES = ("llama", "mistral")
+SUPPORTED_FAMILIES = ("llama", "mistral")
 
-OURS = b"zoedge.state"
+STATE_KEY = b"zoedge.state"
 
-FRONT = 4096  # bytes of a file in which our key stands
+HEADER_BYTES = 4096  # bytes of a file in which our key stands
 
-EXACT = 1e-6  # the largest difference of a weight that a check accepts
+MAX_DIFFERENCE = 1e-6  # the largest difference of a weight that a check accepts
 
 
-def written(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, steps: int | None = None) -> Path:
+def write_gguf(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, steps: int | None = None) -> Path:
     """Write the space at its current value. config: the base model's; log, steps: as in `export.about`.
 
     UsageError: not a LoRA adapter, a family that is stored otherwise, or `path` is something else. StorageError: disk.
     """
     if not isinstance(getattr(space, "options", None), Lora):
         raise UsageError("llama.cpp loads LoRA adapters alone: a run of another space has no GGUF file.")
-    if config.model_type not in FAMILIES:
+    if config.model_type not in SUPPORTED_FAMILIES:
         raise UsageError(
-            f"Model family '{config.model_type}': a GGUF adapter is written for {' and '.join(FAMILIES)} alone. "
+            f"Model family '{config.model_type}': a GGUF adapter is written for {' and '.join(SUPPORTED_FAMILIES)} alone. "
             "Use --to peft."
         )
-    exportable(space)
-    replaceable(path)
-    facts = about("gguf-lora", recipe, space, log.header.base, log, steps)
+    check_exportable(space)
+    check_replaceable(path)
+    facts = describe_export("gguf-lora", recipe, space, log.header.base, log, steps)
     with tempfile.TemporaryDirectory() as draft:
         writer = gguf.GGUFWriter(Path(draft) / "adapter.gguf", "llama")
         for key in ("base", "state", "log"):
@@ -59,10 +59,10 @@ def written(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, steps
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(space.options.alpha))
         matrices = dict(space.tensors())
-        for module, name in names(space.shapes, config).items():
+        for module, name in map_tensor_names(space.shapes, config).items():
             a, b = (matrices[f"{module}.lora_{which}"].detach().cpu() for which in "AB")
             writer.add_tensor(f"{name}.lora_a", a.contiguous().numpy())
-            writer.add_tensor(f"{name}.lora_b", permuted(b, module, config).contiguous().numpy())
+            writer.add_tensor(f"{name}.lora_b", permute_rows(b, module, config).contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -75,18 +75,18 @@ def written(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, steps
     return path
 
 
-def replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """UsageError unless nothing is there, or a file that `written` made."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UsageError(f"{path} is there and is not a file. Name another one.")
     if path.exists():
         with path.open("rb") as file:
-            front = file.read(FRONT)
-        if not front.startswith(b"GGUF") or OURS not in front:
+            front = file.read(HEADER_BYTES)
+        if not front.startswith(b"GGUF") or STATE_KEY not in front:
             raise UsageError(f"{path} is there and is not a GGUF adapter of zoedge. Name another file.")
 
 
-def names(modules: Any, config: Any) -> dict[str, str]:
+def map_tensor_names(modules: Any, config: Any) -> dict[str, str]:
     """llama.cpp's name of every module's weight."""
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     found = {module: known.get_name(f"{module}.weight", (".weight",)) for module in modules}
@@ -95,7 +95,7 @@ def names(modules: Any, config: Any) -> dict[str, str]:
     return found  # type: ignore[return-value]
 
 
-def permuted(rows: Tensor, module: str, config: Any) -> Tensor:
+def permute_rows(rows: Tensor, module: str, config: Any) -> Tensor:
     """A module's rows [out, n] in llama.cpp's order: in each head of q and k, the two halves element by element."""
     which = module.rpartition(".")[2]
     if which not in ("q_proj", "k_proj"):
@@ -105,26 +105,26 @@ def permuted(rows: Tensor, module: str, config: Any) -> Tensor:
 
 
 @torch.inference_mode()
-def difference(path: str, spec: dict[str, Any], known: dict[str, Tensor]) -> float:
+def measure_difference(path: str, spec: dict[str, Any], known: dict[str, Tensor]) -> float:
     """Largest |W' + scale' B' A' - (W + scale B A)'| of all modules, in float64; ' : in llama.cpp's order of rows.
 
     B', A' and scale' are the file's; W is a newly loaded base's; the others, `known`, are of the trained space.
     """
-    from ...scoring.models.loading import load
-    from ...scoring.models.quantised import weight_of
+    from ...scoring.models.loading import load_base
+    from ...scoring.models.quantised import dequantise_weight
 
     reader = gguf.GGUFReader(path)
     alpha = reader.get_field(gguf.Keys.Adapter.LORA_ALPHA)
     stored = {tensor.name: torch.from_numpy(tensor.data.copy()).double() for tensor in reader.tensors}
-    base, scale, largest = load(Model(**spec)), known["scale"], 0.0
+    base, scale, largest = load_base(Model(**spec)), known["scale"], 0.0
     config = base.model.config
-    modules = names([name.removesuffix(".lora_A") for name in known if name.endswith(".lora_A")], config)
+    modules = map_tensor_names([name.removesuffix(".lora_A") for name in known if name.endswith(".lora_A")], config)
     if alpha is None or stored.keys() != {f"{name}.lora_{which}" for name in modules.values() for which in "ab"}:
         raise DamagedError(f"{os.path.basename(path)}: not the tensors that were trained.")
     for module, name in modules.items():
-        weight = weight_of(base.model.get_submodule(module)).double().cpu()
+        weight = dequantise_weight(base.model.get_submodule(module)).double().cpu()
         a, b = (known[f"{module}.lora_{which}"].double() for which in "AB")
         theirs_a, theirs_b = (stored[f"{name}.lora_{which}"] for which in "ab")
-        theirs = permuted(weight, module, config) + alpha.contents() / theirs_b.shape[1] * (theirs_b @ theirs_a)
-        largest = max(largest, float((theirs - permuted(weight + scale * (b @ a), module, config)).abs().max()))
+        theirs = permute_rows(weight, module, config) + alpha.contents() / theirs_b.shape[1] * (theirs_b @ theirs_a)
+        largest = max(largest, float((theirs - permute_rows(weight + scale * (b @ a), module, config)).abs().max()))
     return largest

@@ -14,31 +14,31 @@ from torch import Tensor
 
 from ...core.run import Run
 from ...core.storage import write_durably
-from ...errors import DamagedError, IdentityError, StorageError, ZoedgeError, plain
-from ...recipe.parts import rebuilt
-from ...recipe.recipe import Recipe, word_of
-from .card import card, tokenizer_files
+from ...errors import DamagedError, IdentityError, StorageError, ZoedgeError, make_printable
+from ...recipe.parts import restore_part
+from ...recipe.recipe import Recipe, part_name
+from .card import read_tokenizer_files, render_model_card
 from .folder import (
-    CARD,
-    CONFIG,
-    MARKER,
-    NAME,
-    TEXT_LIMIT,
-    WEIGHTS,
-    about,
-    exportable,
-    mark,
-    marker,
-    members,
-    replacing,
-    table,
-    text,
+    CARD_FILE,
+    CONFIG_FILE,
+    MARKER_FILE,
+    MAX_JSON_BYTES,
+    TENSOR_NAME,
+    WEIGHTS_FILE,
+    check_exportable,
+    describe_export,
+    encode_json,
+    list_members,
+    read_json,
+    read_marker,
+    replace_folder,
+    write_marker,
 )
 
 # -- the adapter
 
 
-def peft(
+def write_peft(
     run: Run, log: Any, recipe: Recipe, folder: Path, tokenizer_from: Path | None = None, steps: int | None = None
 ) -> Path:
     """Write the space at its current value as a PEFT adapter. log: gives base and fingerprint; steps: after how many.
@@ -48,39 +48,44 @@ def peft(
     UsageError: `folder` holds something else, or the space has no such export. DivergedError: not finite.
     StorageError: disk.
     """
-    space = exportable(run.space)
-    facts = about("peft", recipe, space, log.header.base, log, steps)
-    found = members(space)
+    space = check_exportable(run.space)
+    facts = describe_export("peft", recipe, space, log.header.base, log, steps)
+    found = list_members(space)
     for name, member in found:
         several = {"together": [word for word, _ in found]} if len(found) > 1 else {}
-        adapter(member, facts | several, folder / name, log, tokenizer_from)
+        write_adapter(member, facts | several, folder / name, log, tokenizer_from)
     return folder
 
 
-def adapter(space: Any, facts: dict[str, Any], folder: Path, log: Any, tokenizer_from: Path | None) -> None:
+def write_adapter(space: Any, facts: dict[str, Any], folder: Path, log: Any, tokenizer_from: Path | None) -> None:
     """One of PEFT's adapters, as `peft` writes it."""
     options, said = space.options, space.describe()
     tensors = {options.key.format(name): value.detach().cpu().clone() for name, value in space.tensors()}
-    raw, payload = serialised(tensors)
-    data = labelled(raw, payload=payload, log=log.fingerprint)
+    raw, payload = encode_tensors(tensors)
+    data = add_metadata(raw, payload=payload, log=log.fingerprint)
     config = options.peft(said) | {"base_model_name_or_path": facts["source"], "revision": facts["revision"]}
-    readme = card({**facts, "title": options.title})
-    files = {CONFIG: text(config), **dict(tokenizer_files(tokenizer_from)), CARD: readme, WEIGHTS: data}
-    table = {"name": word_of(options), **asdict(options)}
-    with replacing(folder) as draft:
+    readme = render_model_card({**facts, "title": options.title})
+    files = {
+        CONFIG_FILE: encode_json(config),
+        **dict(read_tokenizer_files(tokenizer_from)),
+        CARD_FILE: readme,
+        WEIGHTS_FILE: data,
+    }
+    table = {"name": part_name(options), **asdict(options)}
+    with replace_folder(folder) as draft:
         for name, raw in files.items():
             write_durably(draft / name, raw)
         more = {"space": table, "trained": said, "payload": payload, "files": list(files)}
-        mark(draft, {**facts, **more})
+        write_marker(draft, {**facts, **more})
 
 
-def serialised(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
+def encode_tensors(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
     """(a safetensors file, the SHA-256 of its tensor payload)."""
     raw = safetensors.torch.save(tensors, {"format": "pt"})
     return raw, hashlib.sha256(memoryview(raw)[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
 
 
-def labelled(raw: bytes, **metadata: str) -> bytes:
+def add_metadata(raw: bytes, **metadata: str) -> bytes:
     """A safetensors file with more metadata, in sorted order: the library's own has none (13 orders in 20 calls)."""
     start = 8 + int.from_bytes(raw[:8], "little")
     table = json.loads(raw[8:start])
@@ -99,82 +104,86 @@ def load_adapter(
     would read it must agree with each other, and with space, base (its digest) and log fingerprint where given.
     DamagedError: the files are not what was written. IdentityError: they are, and of something else.
     """
-    facts = marker(folder)
+    facts = read_marker(folder)
     if facts["kind"] != "peft":
         raise IdentityError(f"{folder} is a merged model, not an adapter.")
     for what, wanted in (("base", None if base is None else base.hex()), ("log", fingerprint)):
         if wanted is not None and facts.get(what) != wanted:
             raise IdentityError(
-                f"{folder} is of another {what}: {plain(str(facts.get(what)), 16)}, not {wanted[:16]}..."
+                f"{folder} is of another {what}: {make_printable(str(facts.get(what)), 16)}, not {wanted[:16]}..."
             )
-    options, said = described(facts, folder)
+    options, said = parse_description(facts, folder)
     expected, settings = options.exported(said), options.peft(said)
     if space is not None:
         about = space.describe()
-        agree(folder, space.options.exported(about), expected)
+        check_shapes(folder, space.options.exported(about), expected)
         for key, value in space.options.peft(about).items():
             if settings.get(key) != value:
                 raise IdentityError(f"{folder}: its {key} is {settings.get(key)!r}, not {value!r}.")
-    config = table(folder / CONFIG)
+    config = read_json(folder / CONFIG_FILE)
     for key, value in settings.items():
         if config.get(key) != value:
             raise DamagedError(
-                f"{folder / CONFIG}: {key} is {plain(repr(config.get(key)))}, and was written as {value!r}."
+                f"{folder / CONFIG_FILE}: {key} is {make_printable(repr(config.get(key)))}, and was written as {value!r}."
             )
-    raw = bounded(folder / WEIGHTS, TEXT_LIMIT + 8 + 4 * sum(map(math.prod, expected.values())))
-    header, start = header_of(raw, folder / WEIGHTS)
+    raw = read_bounded(folder / WEIGHTS_FILE, MAX_JSON_BYTES + 8 + 4 * sum(map(math.prod, expected.values())))
+    header, start = parse_header(raw, folder / WEIGHTS_FILE)
     said = header.pop("__metadata__", {})
     payload = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
     if not payload == said.get("payload") == facts.get("payload"):
-        raise DamagedError(f"{folder / WEIGHTS}: its bytes are not what was written (payload sha256 {payload[:16]}..).")
+        raise DamagedError(
+            f"{folder / WEIGHTS_FILE}: its bytes are not what was written (payload sha256 {payload[:16]}..)."
+        )
     if said.get("log") != facts.get("log"):
-        raise DamagedError(f"{folder / WEIGHTS}: it is of another log than its {MARKER} says.")
+        raise DamagedError(f"{folder / WEIGHTS_FILE}: it is of another log than its {MARKER_FILE} says.")
     names = {options.key.format(name): name for name in expected}
-    agree(
+    check_shapes(
         folder, {key: expected[name] for key, name in names.items()}, {k: tuple(v["shape"]) for k, v in header.items()}
     )
     try:
         tensors = safetensors.torch.load(raw)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as e:
-        raise DamagedError(f"{folder / WEIGHTS}: {plain(str(e))}.") from None
+        raise DamagedError(f"{folder / WEIGHTS_FILE}: {make_printable(str(e))}.") from None
     found = {name: tensors[key] for key, name in names.items()}
     for name, value in found.items():
         if not bool(value.isfinite().all()):
-            raise DamagedError(f"{folder / WEIGHTS}: {name} holds values that are not finite.")
+            raise DamagedError(f"{folder / WEIGHTS_FILE}: {name} holds values that are not finite.")
     return found
 
 
-def described(facts: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
+def parse_description(facts: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
     """(the space's options, its description) of a marker, from which everything about an adapter's tensors follows."""
     try:
-        options, said = rebuilt("space", facts["space"]), facts["trained"]
+        options, said = restore_part("space", facts["space"]), facts["trained"]
         sizes = [n for shape in options.exported(said).values() for n in shape]
         good = options.elements(said) > 0 and all(isinstance(n, int) and n > 0 for n in sizes)
-        good = good and all(NAME.fullmatch(name) for name in options.exported(said))
+        good = good and all(TENSOR_NAME.fullmatch(name) for name in options.exported(said))
     except (TypeError, KeyError, ValueError, AttributeError, ZoedgeError):
         good = False
     if not good:
-        raise DamagedError(f"{folder / MARKER}: its description of the adapter cannot be read.")
+        raise DamagedError(f"{folder / MARKER_FILE}: its description of the adapter cannot be read.")
     return options, said
 
 
-def inside(folder: Path) -> list[Path]:
+def find_adapters(folder: Path) -> list[Path]:
     """The adapters of an export: itself, or those of several spaces."""
-    return [folder] if (folder / MARKER).exists() else sorted(p.parent for p in folder.glob(f"*/{MARKER}"))
+    return [folder] if (folder / MARKER_FILE).exists() else sorted(p.parent for p in folder.glob(f"*/{MARKER_FILE}"))
 
 
-def agree(folder: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, Any]) -> None:
+def check_shapes(folder: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, Any]) -> None:
     """IdentityError unless the same names have the same shapes."""
     missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing or extra:
-        parts = [f"{len(s)} {how} ({plain(min(s))})" for s, how in ((missing, "missing"), (extra, "unknown")) if s]
+        parts = [
+            f"{len(s)} {how} ({make_printable(min(s))})" for s, how in ((missing, "missing"), (extra, "unknown")) if s
+        ]
         raise IdentityError(f"{folder} is not an adapter of this space: of {len(wanted)} tensors, {', '.join(parts)}.")
     for name, shape in wanted.items():
         if tuple(found[name]) != shape:
             raise IdentityError(f"{folder}: {name} is {list(found[name])}, not {list(shape)}.")
 
 
-def bounded(path: Path, limit: int) -> bytes:
+def read_bounded(path: Path, limit: int) -> bytes:
     """A file of at most `limit` bytes."""
     try:
         if not path.is_file():
@@ -186,19 +195,19 @@ def bounded(path: Path, limit: int) -> bytes:
         raise StorageError(f"{path}: cannot be read: {e.strerror}.") from e
 
 
-def header_of(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
+def parse_header(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
     """(a safetensors header, where the payload starts), checked for what the library lets pass: names such as ../../x."""
     from ...scoring.models import checkpoint
 
     try:
-        header, start = checkpoint.header_of(raw, len(raw))
+        header, start = checkpoint.parse_header(raw, len(raw))
     except ValueError as e:
         raise DamagedError(f"{path}: {e}.") from None
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if not NAME.fullmatch(name):
-            raise DamagedError(f"{path}: '{plain(name)}' is not a tensor's name.")
+        if not TENSOR_NAME.fullmatch(name):
+            raise DamagedError(f"{path}: '{make_printable(name)}' is not a tensor's name.")
         if not isinstance(entry, dict) or entry.get("dtype") != "F32" or not isinstance(entry.get("shape"), list):
             raise DamagedError(f"{path}: {name} is not a float32 tensor.")
     return header, start

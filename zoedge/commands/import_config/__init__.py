@@ -7,40 +7,88 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError, nearest, plain
-from ...recipe.strict_yaml import Writer, read_yaml, text_of
-from .axolotl import axolotl
-from .llama_factory import llama_factory
-from .mlx_lm import mlx_lm
-from .source import Import, Source
+from ...errors import UsageError, make_printable, suggest_nearest
+from ...recipe.strict_yaml import StrictDumper, read_text_file, read_yaml
+from .axolotl import convert_axolotl
+from .llama_factory import convert_llama_factory
+from .mlx_lm import convert_mlx_lm
+from .source import ConfigConverter, ImportedRecipe
 
-MARKS = {  # keys that only one of the three has
+TOOL_KEYS = {  # keys that only one of the three has
     "mlx-lm": (
-        "iters", "lora_parameters", "fine_tune_type", "adapter_path", "num_layers", "lora_layers", "steps_per_eval",
-        "steps_per_report", "grad_checkpoint", "mask_prompt", "val_batches", "test_batches", "resume_adapter_file", "model",
-        "data", "train", "hf_dataset", "save_every", "lr_schedule",
+        "iters",
+        "lora_parameters",
+        "fine_tune_type",
+        "adapter_path",
+        "num_layers",
+        "lora_layers",
+        "steps_per_eval",
+        "steps_per_report",
+        "grad_checkpoint",
+        "mask_prompt",
+        "val_batches",
+        "test_batches",
+        "resume_adapter_file",
+        "model",
+        "data",
+        "train",
+        "hf_dataset",
+        "save_every",
+        "lr_schedule",
     ),
     "axolotl": (
-        "base_model", "datasets", "sequence_len", "micro_batch_size", "num_epochs", "adapter", "lora_r", "lora_target_linear",
-        "val_set_size", "sample_packing", "dataset_prepared_path", "lora_target_modules", "load_in_4bit", "load_in_8bit",
-        "flash_attention", "tokenizer_type", "model_type", "saves_per_epoch", "evals_per_epoch", "lr_scheduler",
+        "base_model",
+        "datasets",
+        "sequence_len",
+        "micro_batch_size",
+        "num_epochs",
+        "adapter",
+        "lora_r",
+        "lora_target_linear",
+        "val_set_size",
+        "sample_packing",
+        "dataset_prepared_path",
+        "lora_target_modules",
+        "load_in_4bit",
+        "load_in_8bit",
+        "flash_attention",
+        "tokenizer_type",
+        "model_type",
+        "saves_per_epoch",
+        "evals_per_epoch",
+        "lr_scheduler",
     ),
     "llama-factory": (
-        "model_name_or_path", "stage", "finetuning_type", "template", "cutoff_len", "dataset", "dataset_dir", "lora_rank",
-        "lora_target", "val_size", "do_train", "max_samples", "per_device_train_batch_size", "num_train_epochs",
-        "overwrite_cache", "preprocessing_num_workers", "plot_loss", "quantization_bit",
+        "model_name_or_path",
+        "stage",
+        "finetuning_type",
+        "template",
+        "cutoff_len",
+        "dataset",
+        "dataset_dir",
+        "lora_rank",
+        "lora_target",
+        "val_size",
+        "do_train",
+        "max_samples",
+        "per_device_train_batch_size",
+        "num_train_epochs",
+        "overwrite_cache",
+        "preprocessing_num_workers",
+        "plot_loss",
+        "quantization_bit",
     ),
-}  # fmt: skip
+}
 
 
-def load(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A configuration file's table, YAML or JSON. UsageError: it is none."""
-    text = text_of(path)
+    text = read_text_file(path)
     if path.suffix.lower() == ".json":
         try:
             table = json.loads(text)
         except (ValueError, RecursionError) as e:
-            raise UsageError(f"{path}: not valid JSON: {plain(str(e))}.") from None
+            raise UsageError(f"{path}: not valid JSON: {make_printable(str(e))}.") from None
     else:
         table, _ = read_yaml(text, str(path))
     if not isinstance(table, dict) or not table:
@@ -48,40 +96,46 @@ def load(path: Path) -> dict[str, Any]:
     return table
 
 
-def recognised(table: dict[str, Any], where: str) -> str:
+def recognise_tool(table: dict[str, Any], where: str) -> str:
     """The tool whose keys these are. UsageError: none's, or two tools'."""
-    counts = {tool: sum(key in table for key in keys) for tool, keys in MARKS.items()}
+    counts = {tool: sum(key in table for key in keys) for tool, keys in TOOL_KEYS.items()}
     best, second = sorted(counts.values(), reverse=True)[:2]
     if "version" in table and isinstance(table.get("model"), dict):
         raise UsageError(f"{where}: this is a recipe of zoedge's already: zoedge finetune {where}")
     if best < 2 or best == second:
         raise UsageError(
-            f"{where}: cannot tell which tool's this is (keys: {plain(', '.join(map(str, table)))}). Say it: --from "
-            f"{' | '.join(MARKS)}."
+            f"{where}: cannot tell which tool's this is (keys: {make_printable(', '.join(map(str, table)))}). Say it: --from "
+            f"{' | '.join(TOOL_KEYS)}."
         )
     return max(counts, key=counts.__getitem__)
 
 
-def convert(table: dict[str, Any], tool: str, where: str) -> Import:
+def convert_config(table: dict[str, Any], tool: str, where: str) -> ImportedRecipe:
     """The recipe that a tool's configuration comes to. UsageError: it names no base model or no rows."""
-    if tool not in TOOLS:
-        raise UsageError(f"--from: '{plain(tool)}' is not {', '.join(TOOLS)}{nearest(tool, TOOLS) or '.'}")
-    source = Source(table, where, tool)
-    TOOLS[tool](source)
+    if tool not in CONVERTERS:
+        raise UsageError(
+            f"--from: '{make_printable(tool)}' is not {', '.join(CONVERTERS)}{suggest_nearest(tool, CONVERTERS) or '.'}"
+        )
+    source = ConfigConverter(table, where, tool)
+    CONVERTERS[tool](source)
     source.rest()
     return source.out
 
 
-def dump(found: Import, where: str) -> str:
+def dump_imported(found: ImportedRecipe, where: str) -> str:
     """The recipe as YAML; what is not in it is zoedge's default."""
     import yaml
 
-    name = plain(Path(where).name)
+    name = make_printable(Path(where).name)
     head = f"# From {found.tool}'s {name} by `zoedge import-config`; `zoedge schema` has every key.\n"
     text = yaml.dump(
-        found.table, Dumper=Writer, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+        found.table, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
     )
     return head + text
 
 
-TOOLS: dict[str, Callable[[Source], None]] = {"mlx-lm": mlx_lm, "axolotl": axolotl, "llama-factory": llama_factory}
+CONVERTERS: dict[str, Callable[[ConfigConverter], None]] = {
+    "mlx-lm": convert_mlx_lm,
+    "axolotl": convert_axolotl,
+    "llama-factory": convert_llama_factory,
+}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ...errors import plain
-from .source import CUT, Source, template
+from ...errors import make_printable
+from .source import TRUNCATION_NOTE, ConfigConverter, convert_template
 
 
-def axolotl(s: Source) -> None:
+def convert_axolotl(s: ConfigConverter) -> None:
     s.base("base_model")
     s.carry("revision_of_model", "model.revision")
     quantised = "nf4" if s.take("load_in_4bit") else "int8" if s.left.get("load_in_8bit") else "none"
@@ -20,7 +20,7 @@ def axolotl(s: Source) -> None:
     s.put("load_in_4bit", "model.quantization", quantised)
     s.carry("bnb_config_kwargs.bnb_4bit_quant_type", "model.quantization")
     s.carry("bnb_config_kwargs.bnb_4bit_use_double_quant", "model.double_quant")
-    rows_of_axolotl(s)
+    convert_axolotl_rows(s)
     if adapter in ("lora", "qlora"):
         s.put("adapter", "space.name", "lora", given=adapter)
         s.carry("lora_r", "space.rank")
@@ -44,7 +44,7 @@ def axolotl(s: Source) -> None:
     if s.carry("sequence_len", "data.max_length") is not None:
         how = s.take("excess_length_strategy")
         key, cut = "excess_length_strategy" if how else "sequence_len", how == "truncate"
-        s.put(key, "data.on_overflow", "truncate" if cut else "drop", CUT if cut else "")
+        s.put(key, "data.on_overflow", "truncate" if cut else "drop", TRUNCATION_NOTE if cut else "")
     s.holdout("val_set_size")
     s.steps("max_steps", "num_epochs", s.batch("micro_batch_size", "gradient_accumulation_steps"))
     s.carry("seed", "seed")
@@ -60,18 +60,18 @@ def axolotl(s: Source) -> None:
         s.change("train_on_inputs", True, "only the assistant's answers are scored (of plain text, everything)")
     else:
         s.out.carried.append(("train_on_inputs", "the assistant's answers are scored alone"))
-    template(s, "chat_template", "datasets.0.chat_template")
+    convert_template(s, "chat_template", "datasets.0.chat_template")
     if s.take("load_best_model_at_end") and "valid" in s.out.table["data"]:
         s.put("load_best_model_at_end", "eval.select", "best", given=True)
 
 
-def rows_of_axolotl(s: Source) -> None:
+def convert_axolotl_rows(s: ConfigConverter) -> None:
     """The first data set; others are listed."""
     path, files = s.take("datasets.0.path"), s.take("datasets.0.data_files")
     name, split = s.take("datasets.0.name"), s.take("datasets.0.split")
     if files is not None:
         files = files if isinstance(files, list) else [files]
-        s.out.carried.append(("datasets.0.path", f"data.train: {plain(str(files[0]))}"))
+        s.out.carried.append(("datasets.0.path", f"data.train: {make_printable(str(files[0]))}"))
         for extra in files[1:]:
             s.lose("datasets.0.data_files", "one file of rows: join them first", extra)
         path = files[0]
@@ -82,7 +82,7 @@ def rows_of_axolotl(s: Source) -> None:
     s.train("datasets.0.path", path)
     for key, value in (("datasets.0.split", split), ("datasets.0.name", name)):
         if value is not None and (key, value) not in [(k, v) for k, v, _ in s.out.lost]:
-            s.out.carried.append((key, f"data.train: {plain(path)}"))
+            s.out.carried.append((key, f"data.train: {make_printable(path)}"))
     s.kept(["datasets.0.ds_type"], "told by the file's ending")
     kind = s.take("datasets.0.type")
     kind = kind.partition(":")[0].partition(".")[0] if isinstance(kind, str) else None

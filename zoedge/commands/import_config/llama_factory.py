@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...errors import plain
-from ...recipe.foreign import WHY
-from .source import CUT, Source, template
+from ...errors import make_printable
+from ...recipe.foreign import REASON_BY_KEY
+from .source import TRUNCATION_NOTE, ConfigConverter, convert_template
 
 
-def llama_factory(s: Source) -> None:
+def convert_llama_factory(s: ConfigConverter) -> None:
     s.base("model_name_or_path")
     s.carry("model_revision", "model.revision")
     bits = s.take("quantization_bit")
@@ -22,14 +22,14 @@ def llama_factory(s: Source) -> None:
     name, other = (",".join(map(str, x)) if isinstance(x, list) else x for x in (name, other))
     spaced = lambda text: ",".join(part.strip() for part in text.split(","))
     s.train("dataset", f"{folder}:{spaced(name)}" if isinstance(name, str) else None)
-    s.out.carried.append(("dataset_dir", f"data.train: {plain(str(folder))}:..."))
+    s.out.carried.append(("dataset_dir", f"data.train: {make_printable(str(folder))}:..."))
     if isinstance(other, str):
         s.put("eval_dataset", "data.valid", f"{folder}:{spaced(other)}")
     stage = s.take("stage") or "sft"
     s.put("stage", "task", "lm" if stage == "pt" else "chat", given=stage)
     if stage not in ("sft", "pt"):
-        s.change("stage", stage, f"{WHY['rl']}: this is supervised fine-tuning")
-    template(s, "template")
+        s.change("stage", stage, f"{REASON_BY_KEY['rl']}: this is supervised fine-tuning")
+    convert_template(s, "template")
     how = s.take("finetuning_type") or "lora"
     if how == "full":
         s.whole()
@@ -48,7 +48,7 @@ def llama_factory(s: Source) -> None:
         if (names := s.take("lora_target")) is not None:
             s.targets("lora_target", names)
     if (length := s.carry("cutoff_len", "data.max_length")) is not None:
-        s.put("cutoff_len", "data.on_overflow", "truncate", CUT, length)
+        s.put("cutoff_len", "data.on_overflow", "truncate", TRUNCATION_NOTE, length)
     s.carry("max_samples", "data.limit", note="of all rows together, drawn by their content; there, of each data set")
     s.holdout("val_size")
     s.steps("max_steps", "num_train_epochs", s.batch("per_device_train_batch_size", "gradient_accumulation_steps"))
@@ -63,6 +63,6 @@ def llama_factory(s: Source) -> None:
     s.precision()
     for key in ("train_on_prompt", "mask_history"):
         if s.left.get(key) is True:
-            s.change(key, s.take(key), f"{WHY[key]}")
+            s.change(key, s.take(key), f"{REASON_BY_KEY[key]}")
     if s.take("load_best_model_at_end") and "valid" in s.out.table["data"]:
         s.put("load_best_model_at_end", "eval.select", "best", given=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ...recipe.foreign import WHY
-from .source import CUT, STEPS, Source
+from ...recipe.foreign import REASON_BY_KEY
+from .source import STEPS_NOTE, TRUNCATION_NOTE, ConfigConverter
 
 # -- the tools
 
 
-def mlx_lm(s: Source) -> None:
+def convert_mlx_lm(s: ConfigConverter) -> None:
     s.base("model")
     name = s.take("hf_dataset.name", "hf_dataset.path", "hf_dataset.0.name", "hf_dataset.0.path")
     if name is not None:
@@ -56,15 +56,15 @@ def mlx_lm(s: Source) -> None:
         if (keys := s.take("lora_parameters.keys")) is not None:
             s.targets("lora_parameters.keys", keys)
     s.carry("batch_size", "train.batch")
-    s.carry("iters", "train.steps", note=STEPS)
+    s.carry("iters", "train.steps", note=STEPS_NOTE)
     s.carry("seed", "seed")
     if (length := s.carry("max_seq_length", "data.max_length")) is not None:
-        s.put("max_seq_length", "data.on_overflow", "truncate", CUT, length)
+        s.put("max_seq_length", "data.on_overflow", "truncate", TRUNCATION_NOTE, length)
     s.carry("steps_per_eval", "eval.every")
     s.carry("adapter_path", "output.dir", note="runs lie in it, each with its log and its adapter")
     s.first_order("learning_rate", "optimizer")
     s.schedule("lr_schedule.name")
-    s.lose("lr_schedule.arguments", WHY["warmup"])
+    s.lose("lr_schedule.arguments", REASON_BY_KEY["warmup"])
     s.kept(["train"], "zoedge finetune")
     s.kept(["test"], "test.jsonl of the folder is scored at the end, if it is there")
     if (mask := s.take("mask_prompt")) is not True:

@@ -14,25 +14,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError, UsageError, plain
+from ...errors import DataError, UsageError, make_printable
 from ...recipe.check import check
-from ...recipe.foreign import FOREIGN, WHY
-from ...recipe.sentences import shown
+from ...recipe.foreign import FOREIGN_KEYS, REASON_BY_KEY
+from ...recipe.sentences import format_value
 
-TEMPLATES = {"chatml": "chatml", "llama2": "llama2", "empty": "plain", "plain": "plain"}
+CHAT_TEMPLATES = {"chatml": "chatml", "llama2": "llama2", "empty": "plain", "plain": "plain"}
 
-SCHEDULES = {
-    "constant": "constant", "linear": "linear", "cosine": "cosine", "cosine_decay": "cosine", "linear_schedule": "linear",
+SCHEDULE_NAMES = {
+    "constant": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine_decay": "cosine",
+    "linear_schedule": "linear",
     "constant_with_warmup": "constant",
-}  # fmt: skip
+}
 
-CUT = "longer rows are cut from the left, so that the answer stays"
+TRUNCATION_NOTE = "longer rows are cut from the left, so that the answer stays"
 
-STEPS = "a step here is two forward passes and learns less than a step of backpropagation: expect to need more of them"
+STEPS_NOTE = (
+    "a step here is two forward passes and learns less than a step of backpropagation: expect to need more of them"
+)
 
 
 @dataclass
-class Import:
+class ImportedRecipe:
     """carried: (key, where to). changed, lost: (key, its value, what became of it, or why nothing did)."""
 
     tool: str
@@ -44,21 +50,24 @@ class Import:
 
     def report(self) -> list[str]:
         """What became of every key, a line each."""
-        lines = [f"from {self.tool}" + (f"; not set in it: {plain(', '.join(self.unset), 400)}" if self.unset else "")]
+        lines = [
+            f"from {self.tool}"
+            + (f"; not set in it: {make_printable(', '.join(self.unset), 400)}" if self.unset else "")
+        ]
         lines += ["", "carried:", *(f"  {key} -> {to}" for key, to in self.carried)]
         for title, found in (("changed in meaning", self.changed), ("not carried", self.lost)):
             if found:
-                lines += ["", f"{title}:", *(f"  {key}: {shown(value)} - {why}" for key, value, why in found)]
-        return [plain(line, 500) for line in lines]
+                lines += ["", f"{title}:", *(f"  {key}: {format_value(value)} - {why}" for key, value, why in found)]
+        return [make_printable(line, 500) for line in lines]
 
 
-class Source:
+class ConfigConverter:
     """A configuration being read, and the recipe being written."""
 
     def __init__(self, table: dict[str, Any], where: str, tool: str):
-        self.where, self.left = where, dict(flat(table))
+        self.where, self.left = where, dict(flatten_keys(table))
         self.given = set(self.left)
-        self.out = Import(tool, {"version": 1, "model": {"source": "?"}, "data": {"train": "?"}})
+        self.out = ImportedRecipe(tool, {"version": 1, "model": {"source": "?"}, "data": {"train": "?"}})
         for key in [key for key, value in self.left.items() if value is None or value in ("", [], {})]:
             self.out.unset.append(key)
             del self.left[key]
@@ -85,7 +94,7 @@ class Source:
             self.out.lost.append((key, given, f"the recipe does not take it: {why}"))
             return False
         self.out.table = draft
-        self.out.carried.append((key, f"{place}: {shown(value)}"))
+        self.out.carried.append((key, f"{place}: {format_value(value)}"))
         if note:
             self.out.changed.append((key, given, note))
         return True
@@ -108,11 +117,11 @@ class Source:
         for key, value in self.left.items():
             word = re.sub(r"\.\d+", "", key)
             for part in reversed(word.split(".")):
-                if part in WHY:
-                    why = WHY[part]
+                if part in REASON_BY_KEY:
+                    why = REASON_BY_KEY[part]
                     break
             else:
-                ours = FOREIGN.get(word.rpartition(".")[2])
+                ours = FOREIGN_KEYS.get(word.rpartition(".")[2])
                 why = f"near to it is {ours}" if ours else f"not one of {self.out.tool}'s keys that zoedge knows"
             self.out.lost.append((key, value, why))
         self.left = {}
@@ -140,12 +149,12 @@ class Source:
                 "a first-order rate is not a zeroth-order one: rule.lr and estimator.eps are left at zoedge's defaults"
             )
             self.change(rate, value, how)
-        self.lose(optimizer, WHY["optim_args"])
+        self.lose(optimizer, REASON_BY_KEY["optim_args"])
 
     def schedule(self, key: str) -> None:
         if (value := self.take(key)) is not None:
-            if (ours := SCHEDULES.get(value if isinstance(value, str) else "")) is None:
-                self.lose(key, WHY["warmup"], value)
+            if (ours := SCHEDULE_NAMES.get(value if isinstance(value, str) else "")) is None:
+                self.lose(key, REASON_BY_KEY["warmup"], value)
             else:
                 self.put(key, "rule.schedule", ours, "" if ours == value else f"{ours}, without a warm-up", value)
 
@@ -182,7 +191,7 @@ class Source:
         """train.steps: their number, or epochs x rows / batch where the rows are here to be counted."""
         number, times = self.take(steps), self.take(epochs)
         if isinstance(number, int) and number > 0:
-            self.put(steps, "train.steps", number, STEPS)
+            self.put(steps, "train.steps", number, STEPS_NOTE)
             if times is not None:
                 self.change(epochs, times, f"{steps} comes before it, as there")
         elif number is not None:
@@ -195,27 +204,28 @@ class Source:
                     epochs,
                     "train.steps",
                     made,
-                    f"{times:g} epochs of {rows:,} rows in batches of {batch} are {made:,} steps; {STEPS}",
+                    f"{times:g} epochs of {rows:,} rows in batches of {batch} are {made:,} steps; {STEPS_NOTE}",
                     times,
                 )
             else:
                 self.change(
                     epochs,
                     times,
-                    f"train.steps are steps, not epochs (rows x epochs / batch); left at the default: {STEPS}",
+                    f"train.steps are steps, not epochs (rows x epochs / batch); left at the default: {STEPS_NOTE}",
                 )
 
     def rows(self) -> int:
         """How many training rows there are, if they are here."""
         from ...recipe.sections import Data
-        from ...scoring.rows.sets import rows_of
+        from ...scoring.rows.sets import load_rows
 
         data = self.out.table["data"]
         try:
             if not Path(data["train"].partition(":")[0]).expanduser().exists():
                 return 0
             return min(
-                len(rows_of(data["train"], "data.train", Data(**data | {"valid": None}))[0]), data.get("limit") or 2**63
+                len(load_rows(data["train"], "data.train", Data(**data | {"valid": None}))[0]),
+                data.get("limit") or 2**63,
             )
         except DataError:
             return 0
@@ -223,17 +233,17 @@ class Source:
     def alike(self) -> str:
         """The task that the training rows are for, if they are here: lm of texts, else chat."""
         from ...recipe.sections import Data
-        from ...scoring.rows.formats import formats_of
-        from ...scoring.rows.sets import rows_of
+        from ...scoring.rows.formats import matching_formats
+        from ...scoring.rows.sets import load_rows
 
         data = self.out.table["data"]
         try:
-            rows = rows_of(data["train"], "data.train", Data(train=data["train"]))[0] if self.rows() else []
+            rows = load_rows(data["train"], "data.train", Data(train=data["train"]))[0] if self.rows() else []
         except DataError:
             return ""
         if not rows:
             return ""
-        if any(formats_of(row) for row in rows):
+        if any(matching_formats(row) for row in rows):
             return "chat"
         return "lm" if all("text" in row.fields for row in rows) else ""
 
@@ -271,20 +281,20 @@ class Source:
                 self.out.carried.append((key, how))
 
 
-def flat(table: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def flatten_keys(table: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
     """Dotted keys of nested tables, and of tables in lists, with what they hold."""
     for key, value in table.items():
         here = f"{before}{key}"
         if isinstance(value, dict) and value:
-            yield from flat(value, f"{here}.")
+            yield from flatten_keys(value, f"{here}.")
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             for i, item in enumerate(value):
-                yield from flat(item, f"{here}.{i}.")
+                yield from flatten_keys(item, f"{here}.{i}.")
         else:
             yield here, value
 
 
-def template(s: Source, *keys: str) -> None:
+def convert_template(s: ConfigConverter, *keys: str) -> None:
     """The chat template that a name stands for: one that is built in, else the tokenizer's own."""
     for key in keys:
         if (value := s.take(key)) is None:
@@ -293,8 +303,8 @@ def template(s: Source, *keys: str) -> None:
             isinstance(s.out.table.get("task"), dict) and s.out.table["task"]["name"] == "lm"
         ):
             s.lose(key, "plain text has no template", value)
-        elif value in TEMPLATES:
-            s.put(key, "task.format", TEMPLATES[value], given=value)
+        elif value in CHAT_TEMPLATES:
+            s.put(key, "task.format", CHAT_TEMPLATES[value], given=value)
         elif value in ("tokenizer_default", "default"):
             s.out.carried.append((key, "task.format: own"))
         elif value == "jinja":

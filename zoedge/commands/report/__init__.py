@@ -11,39 +11,47 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import UsageError
-from .facts import Facts, about, apart
+from .facts import RunFacts, read_facts, recipe_differences
 
-NAME = "report.html"
+REPORT_FILE = "report.html"
 
 
-def needed(what: str) -> None:
+def require_matplotlib(what: str) -> None:
     """UsageError where matplotlib is not installed. what: that which asks for it."""
     if find_spec("matplotlib") is None:
         raise UsageError(f"{what} draws with matplotlib, which is not installed: pip install 'zoedge[report]'")
 
 
-def page(runs: Sequence[Facts], title: str = "") -> str:
+def render_page(runs: Sequence[RunFacts], title: str = "") -> str:
     """The HTML of one run's report, or of a comparison. title: of a comparison."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from . import figures, words
 
     env = Environment(
-        loader=PackageLoader("zoedge.commands.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("zoedge.commands.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
-    env.filters |= words.FILTERS
+    )
+    env.filters |= words.TEMPLATE_FILTERS
     one = runs[0] if len(runs) == 1 else None
     return env.get_template("page.html.jinja").render(
-        title=one.name if one else title or f"{len(runs)} runs", one=one, runs=runs, figures=figures.of(runs),
-        differences=apart(runs), measures=words.measures(runs), words=words,
-    )  # fmt: skip
+        title=one.name if one else title or f"{len(runs)} runs",
+        one=one,
+        runs=runs,
+        figures=figures.draw_figures(runs),
+        differences=recipe_differences(runs),
+        measures=words.list_measures(runs),
+        words=words,
+    )
 
 
-def write(folders: Sequence[Path], out: Path, title: str = "") -> Path:
+def write_report(folders: Sequence[Path], out: Path, title: str = "") -> Path:
     """The report of the runs whose logs lie at `folders` (or are these files), at `out`. StorageError: the disk."""
     from ...core.storage import write_durably
 
-    needed("A report")
-    write_durably(out, page([about(path) for path in folders], title).encode())
+    require_matplotlib("A report")
+    write_durably(out, render_page([read_facts(path) for path in folders], title).encode())
     return out

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ...core.types import CLIPPED, SKIPPED, SPLIT
-from ...recipe.recipe import Recipe, dump
+from ...core.types import CLIPPED, MICRO_BATCHED, SKIPPED
+from ...recipe.recipe import Recipe, dump_recipe
 from ...run import folder, identity
 from ...run.evaluate import Score
 
-NUMBERS = ("accuracy", "calibrated", "majority", "f1", "exact_match", "reward")
+SCORE_FIELDS = ("accuracy", "calibrated", "majority", "f1", "exact_match", "reward")
 
 
 @dataclass
-class Facts:
+class RunFacts:
     """A run. Arrays have a value a step; scores are (steps done, Score). What is not known is empty or None.
 
     size: |lr g| sqrt(trained), the length of an sgd step along dense noise of unit variance. exact: it is that.
@@ -55,7 +55,7 @@ class Facts:
 
     @property
     def yaml(self) -> str:
-        return dump(self.recipe)
+        return dump_recipe(self.recipe)
 
     @property
     def ends(self) -> list[tuple[int, Score]]:
@@ -69,12 +69,12 @@ class Facts:
         return self.counts["losses"]
 
 
-def about(path: Path) -> Facts:
+def read_facts(path: Path) -> RunFacts:
     """The facts of a log, raw or packed, or of the one in a folder. DamagedError, UsageError: it cannot be read."""
-    from ...cli.logs import opened
+    from ...cli.logs import open_log
 
-    journal = opened(str(path))
-    recipe = identity.recipe_of(journal.header, str(path))
+    journal = open_log(str(path))
+    recipe = identity.recipe_from_header(journal.header, str(path))
     records, elements = list(journal), journal.header.elements
     width = max((len(r.g) for r in records), default=1)
     gamma = np.full((len(records), width), np.nan)
@@ -86,38 +86,49 @@ def about(path: Path) -> Facts:
                 loss[i] = math.fsum(found) / len(found)
     counts = {
         word: sum(bool(r.flags & bit) for r in records)
-        for word, bit in (("not finite", SKIPPED), ("clipped", CLIPPED), ("split to fit memory", SPLIT))
+        for word, bit in (("not finite", SKIPPED), ("clipped", CLIPPED), ("split to fit memory", MICRO_BATCHED))
     }
     counts |= {"rewinds": int(getattr(journal.state, "rewinds", 0)), "losses": sum(len(r.losses) for r in records)}
-    facts = Facts(
-        journal.path, recipe.name, recipe, state_of(journal, recipe), len(records), elements, journal.fingerprint,
-        journal.path.stat().st_size, counts, loss, gamma, lr,
-        lr * np.sqrt(np.nansum(gamma**2, axis=1) * elements), exact(recipe),
-    )  # fmt: skip
-    if journal.path.name == folder.LOG:  # of a packed log, or a copy, what is noted beside it may be another's
-        noted(facts, journal)
+    facts = RunFacts(
+        journal.path,
+        recipe.name,
+        recipe,
+        describe_state(journal, recipe),
+        len(records),
+        elements,
+        journal.fingerprint,
+        journal.path.stat().st_size,
+        counts,
+        loss,
+        gamma,
+        lr,
+        lr * np.sqrt(np.nansum(gamma**2, axis=1) * elements),
+        has_exact_size(recipe),
+    )
+    if journal.path.name == folder.LOG_FILE:  # of a packed log, or a copy, what is noted beside it may be another's
+        add_metrics(facts, journal)
     return facts
 
 
-def state_of(journal: Any, recipe: Recipe) -> str:
+def describe_state(journal: Any, recipe: Recipe) -> str:
     if journal.state.end is not None:
         return "finished"
     return f"stopped after {len(journal):,} of {recipe.train.steps:,} steps"
 
 
-def exact(recipe: Recipe) -> bool:
+def has_exact_size(recipe: Recipe) -> bool:
     """Whether a step moves by lr times g times its noise, and the noise has as many elements of unit variance."""
-    from ...recipe.recipe import word_of
+    from ...recipe.recipe import part_name
 
-    return word_of(recipe.rule) == "sgd" and recipe.noise.dense
+    return part_name(recipe.rule) == "sgd" and recipe.noise.dense
 
 
-def noted(facts: Facts, journal: Any) -> None:
+def add_metrics(facts: RunFacts, journal: Any) -> None:
     """Into `facts`, what metrics.jsonl has; a later line of the same step takes the earlier one's place."""
     valid: dict[int, Score] = {}
     first: dict[int, list[Any]] = {}
-    for line in folder.notes(journal.path.parent):
-        step, score = line.get("step"), scored(line)
+    for line in folder.read_metrics(journal.path.parent):
+        step, score = line.get("step"), parse_score(line)
         whole = isinstance(step, int) and 0 <= step <= len(journal)
         match line.get("event"):
             case "before" if score:
@@ -128,8 +139,8 @@ def noted(facts: Facts, journal: Any) -> None:
                 score and whole and step and line.get("seq", journal[step - 1].seq) == journal[step - 1].seq
             ):
                 valid[step] = score
-            case "curvature" if whole and number(line.get("trace")) is not None:
-                facts.curvature.append((step, float(line["trace"]), number(line.get("error")) or 0.0))
+            case "curvature" if whole and parse_number(line.get("trace")) is not None:
+                facts.curvature.append((step, float(line["trace"]), parse_number(line.get("error")) or 0.0))
             case "session":
                 facts.sessions.append({k: v for k, v in line.items() if k not in ("event", "at", "step")})
             case "rows":
@@ -137,44 +148,44 @@ def noted(facts: Facts, journal: Any) -> None:
             case "samples" if whole and isinstance(line.get("samples"), list):
                 first[step] = line["samples"]
             case "time":
-                facts.times |= parts(line)
+                facts.times |= collect_numbers(line)
             case "memory":
-                facts.predicted = parts(line.get("predicted"))
-                facts.measured = number(line.get("measured")) or facts.measured
+                facts.predicted = collect_numbers(line.get("predicted"))
+                facts.measured = parse_number(line.get("measured")) or facts.measured
             case "finished":
-                facts.seconds = number(line.get("seconds"))
+                facts.seconds = parse_number(line.get("seconds"))
                 at = line.get("at")
                 facts.at = at if isinstance(at, int) else 0
     facts.valid, facts.curvature = sorted(valid.items()), sorted({c[0]: c for c in facts.curvature}.values())
-    facts.samples = list(beside(first))
+    facts.samples = list(pair_samples(first))
 
 
-def number(value: Any) -> float | None:
+def parse_number(value: Any) -> float | None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None
 
 
-def parts(table: Any) -> dict[str, float]:
+def collect_numbers(table: Any) -> dict[str, float]:
     """What of a note is a positive number by name, however deep it was put."""
     found: dict[str, float] = {}
     for key, value in table.items() if isinstance(table, dict) else ():
         if isinstance(value, dict):
-            found |= parts(value)
-        elif key not in ("step", "at", "seq") and (size := number(value)) is not None and size > 0:
+            found |= collect_numbers(value)
+        elif key not in ("step", "at", "seq") and (size := parse_number(value)) is not None and size > 0:
             found[str(key)] = size
     return found
 
 
-def scored(line: dict[str, Any]) -> Score | None:
+def parse_score(line: dict[str, Any]) -> Score | None:
     """The score in a note; None: there is none that could be shown."""
-    if number(line.get("loss")) is None or not isinstance(line.get("count"), int) or line["count"] < 1:
+    if parse_number(line.get("loss")) is None or not isinstance(line.get("count"), int) or line["count"] < 1:
         return None
-    if any(line.get(name) is not None and number(line[name]) is None for name in NUMBERS):
+    if any(line.get(name) is not None and parse_number(line[name]) is None for name in SCORE_FIELDS):
         return None
     return Score.of(line)
 
 
-def beside(noted: dict[int, list[Any]]) -> Iterator[dict[str, Any]]:
+def pair_samples(noted: dict[int, list[Any]]) -> Iterator[dict[str, Any]]:
     """Each sample's text and right answer, and what was answered first and last."""
     if not noted:
         return
@@ -189,24 +200,24 @@ def beside(noted: dict[int, list[Any]]) -> Iterator[dict[str, Any]]:
 # -- several
 
 
-def flat(table: Any, path: str = "") -> dict[str, Any]:
+def flatten_recipe(table: Any, path: str = "") -> dict[str, Any]:
     """A recipe's values by dotted path."""
     if not isinstance(table, dict) or not table:
         return {path: table}
     found: dict[str, Any] = {}
     for key, value in table.items():
-        found |= flat(value, f"{path}.{key}".lstrip("."))
+        found |= flatten_recipe(value, f"{path}.{key}".lstrip("."))
     return found
 
 
-def apart(some: Sequence[Facts]) -> dict[str, list[str]]:
+def recipe_differences(some: Sequence[RunFacts]) -> dict[str, list[str]]:
     """What the recipes differ in, but for names and folders: dotted path -> a text a run."""
-    from ...recipe.sentences import shown
+    from ...recipe.sentences import format_value
 
-    tables = [flat(x.recipe.resolved()) for x in some]
+    tables = [flatten_recipe(x.recipe.resolved()) for x in some]
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for table in tables for key in table):
-        values = [shown(table[key]).strip("'") if key in table else "-" for table in tables]
+        values = [format_value(table[key]).strip("'") if key in table else "-" for table in tables]
         if len(set(values)) > 1 and key.partition(".")[0] not in ("name", "output"):
             found[key] = values
     return found

@@ -15,31 +15,55 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from .facts import Facts
+from .facts import RunFacts
 
-COLOURS = 8  # of runs; those after them are grey
-BINS, STRETCH = 120, 10  # points of a curve at most, and steps of a point: a step's loss is noise, 6,000 are 400 kB
-STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))  # beside colour: not everybody sees it
-INK, LINE = "#010101", "#020202"  # stand-ins; no figure has such a colour by itself
+COLOUR_COUNT = 8  # of runs; those after them are grey
+MAX_BINS, STEPS_PER_BIN = (
+    120,
+    10,
+)  # points of a curve at most, and steps of a point: a step's loss is noise, 6,000 are 400 kB
+LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))  # beside colour: not everybody sees it
+INK_COLOUR, LINE_COLOUR = "#010101", "#020202"  # stand-ins; no figure has such a colour by itself
 
 
-def hue(i: int) -> str:
-    return f"#0300{min(i, COLOURS):02x}"
+def pick_colour(i: int) -> str:
+    return f"#0300{min(i, COLOUR_COUNT):02x}"
 
 
-SETTINGS = {
-    "svg.fonttype": "none", "svg.hashsalt": "zoedge", "font.family": "sans-serif", "font.size": 11,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": LINE, "axes.labelcolor": INK,
-    "axes.linewidth": 1.0, "xtick.color": LINE, "ytick.color": LINE, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "xtick.major.size": 3, "ytick.major.size": 0, "axes.grid": True, "axes.grid.axis": "y", "grid.color": LINE,
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "text.color": INK, "axes.facecolor": "none",
-    "figure.facecolor": "none", "lines.linewidth": 1.7, "lines.solid_capstyle": "round", "axes.xmargin": 0.02,
-    "axes.formatter.useoffset": False, "axes.formatter.limits": (-3, 5),
-}  # fmt: skip
+PLOT_SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "zoedge",
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": LINE_COLOUR,
+    "axes.labelcolor": INK_COLOUR,
+    "axes.linewidth": 1.0,
+    "xtick.color": LINE_COLOUR,
+    "ytick.color": LINE_COLOUR,
+    "xtick.labelcolor": INK_COLOUR,
+    "ytick.labelcolor": INK_COLOUR,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": LINE_COLOUR,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "text.color": INK_COLOUR,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "lines.linewidth": 1.7,
+    "lines.solid_capstyle": "round",
+    "axes.xmargin": 0.02,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+}
 
 
 @dataclass
-class Figure:
+class ReportFigure:
     """name: an id. title, note: HTML text. svg: markup."""
 
     name: str
@@ -48,23 +72,27 @@ class Figure:
     svg: Markup
 
 
-def of(runs: Sequence[Facts]) -> list[Figure]:
+def draw_figures(runs: Sequence[RunFacts]) -> list[ReportFigure]:
     """The figures that these runs have data for."""
     import matplotlib
 
     matplotlib.use("svg")
-    with matplotlib.rc_context(SETTINGS):
-        return [found for make in (losses, scores, gammas, sizes, curvatures) if (found := make(runs)) is not None]
+    with matplotlib.rc_context(PLOT_SETTINGS):
+        return [
+            found
+            for make in (draw_losses, draw_scores, draw_gammas, draw_update_sizes, draw_curvature)
+            if (found := make(runs)) is not None
+        ]
 
 
-def axes(x: str = "step", y: str = "") -> tuple[Any, Any]:
+def create_axes(x: str = "step", y: str = "") -> tuple[Any, Any]:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Canvas(figsize=(400 / 72, 232 / 72), layout="constrained")
     ax = figure.subplots()
     ax.set_xlabel(x, loc="right")
-    ax.set_title(y, loc="left", fontsize=11, color=INK)
+    ax.set_title(y, loc="left", fontsize=11, color=INK_COLOUR)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=x == "step"))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     if x == "step":
@@ -73,13 +101,13 @@ def axes(x: str = "step", y: str = "") -> tuple[Any, Any]:
     return figure, ax
 
 
-def whole(ax: Any, runs: Sequence[Facts]) -> None:
+def show_all_steps(ax: Any, runs: Sequence[RunFacts]) -> None:
     """From the first step to the last of the longest run, whatever was looked at when."""
     last = max(x.steps for x in runs) or 1
     ax.set_xlim(-0.015 * last, 1.03 * last)
 
 
-def drawn(name: str, title: str, note: str, figure: Any) -> Figure:
+def render_figure(name: str, title: str, note: str, figure: Any) -> ReportFigure:
     """The figure as SVG for inside a page: no preamble, ids of its own, the page's colours, its size the column's."""
     raw = io.StringIO()
     figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -87,17 +115,21 @@ def drawn(name: str, title: str, note: str, figure: Any) -> Figure:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{title}" '
-                 r'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', svg)  # fmt: skip
+    svg = re.sub(
+        r'^<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="{title}" '
+        r'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">',
+        svg,
+    )
     svg = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = svg.replace(INK, "currentColor").replace(LINE, "var(--line)")
+    svg = svg.replace(INK_COLOUR, "currentColor").replace(LINE_COLOUR, "var(--line)")
     svg = re.sub(r"#0300([0-9a-f]{2})", lambda m: f"var(--hue-{int(m[1], 16)})", svg)
-    return Figure(name, title, note, Markup(re.sub(r"\n\s*", "\n", svg)))
+    return ReportFigure(name, title, note, Markup(re.sub(r"\n\s*", "\n", svg)))
 
 
-def binned(values: Any) -> tuple[Any, Any, Any, Any]:
+def bin_values(values: Any) -> tuple[Any, Any, Any, Any]:
     """(step, mean, 10th and 90th percentile) of at most BINS stretches of a series, without those of nothing finite."""
-    edges = np.linspace(0, len(values), max(1, min(BINS, len(values) // STRETCH)) + 1).astype(int)
+    edges = np.linspace(0, len(values), max(1, min(MAX_BINS, len(values) // STEPS_PER_BIN)) + 1).astype(int)
     rows = []
     for a, b in pairwise(edges):
         if len(some := values[a:b][np.isfinite(values[a:b])]):
@@ -106,7 +138,7 @@ def binned(values: Any) -> tuple[Any, Any, Any, Any]:
     return found[:, 0], found[:, 1], found[:, 2], found[:, 3]
 
 
-def limit(ax: Any, arrays: Sequence[Any]) -> None:
+def limit_y_axis(ax: Any, arrays: Sequence[Any]) -> None:
     """From what nearly all values are: the first steps of a run, or a spike, must not flatten the rest."""
     some = np.concatenate([a[np.isfinite(a)] for a in arrays])
     if len(some) > 20:
@@ -115,51 +147,60 @@ def limit(ax: Any, arrays: Sequence[Any]) -> None:
             ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def style(i: int) -> dict[str, Any]:
-    return {"color": hue(i), "linestyle": STYLES[i // 2 % len(STYLES)]}
+def pick_line_style(i: int) -> dict[str, Any]:
+    return {"color": pick_colour(i), "linestyle": LINE_STYLES[i // 2 % len(LINE_STYLES)]}
 
 
-def rings(ax: Any, points: list[tuple[int, float]], color: str) -> None:
+def draw_rings(ax: Any, points: list[tuple[int, float]], color: str) -> None:
     """What is of other rows than the curve."""
     ax.plot(*zip(*points), color=color, linestyle="", marker="o", markersize=5.5, markerfacecolor="none", clip_on=False)
 
 
-def marks(looked: Any, ends: Any) -> str:
+def describe_marks(looked: Any, ends: Any) -> str:
     dots = " Dots: validation rows." if looked else ""
     return dots + (
         " Rings: the test rows, before and after." if ends and looked else " Rings: held-out rows." if ends else ""
     )
 
 
-def losses(runs: Sequence[Facts]) -> Figure | None:
-    curves = [(i, *binned(x.loss)) for i, x in enumerate(runs) if np.isfinite(x.loss).any()]
+def draw_losses(runs: Sequence[RunFacts]) -> ReportFigure | None:
+    curves = [(i, *bin_values(x.loss)) for i, x in enumerate(runs) if np.isfinite(x.loss).any()]
     looked = [(i, [(s, v.loss) for s, v in x.valid]) for i, x in enumerate(runs) if x.valid]
     ends = [(i, [(s, v.loss) for s, v in x.ends]) for i, x in enumerate(runs) if x.ends]
     if not curves and not looked and not ends:
         return None
-    figure, ax = axes()
-    draw(ax, curves, band=len(runs) == 1)
+    figure, ax = create_axes()
+    draw_curves(ax, curves, band=len(runs) == 1)
     for i, points in looked:
-        ax.plot(*zip(*points), color=INK if len(runs) == 1 else hue(i), marker="o", markersize=4.5,
-                linewidth=0.9 if len(runs) == 1 else 0, markeredgewidth=0)  # fmt: skip
+        ax.plot(
+            *zip(*points),
+            color=INK_COLOUR if len(runs) == 1 else pick_colour(i),
+            marker="o",
+            markersize=4.5,
+            linewidth=0.9 if len(runs) == 1 else 0,
+            markeredgewidth=0,
+        )
     for i, points in ends:
-        rings(ax, points, INK if len(runs) == 1 else hue(i))
-    whole(ax, runs)
-    limit(ax, [a for _, _, mean, low, high in curves for a in ((low, high) if len(runs) == 1 else (mean,))]
-          + [np.array([v for _, v in points]) for _, points in (*looked, *ends)])  # fmt: skip
+        draw_rings(ax, points, INK_COLOUR if len(runs) == 1 else pick_colour(i))
+    show_all_steps(ax, runs)
+    limit_y_axis(
+        ax,
+        [a for _, _, mean, low, high in curves for a in ((low, high) if len(runs) == 1 else (mean,))]
+        + [np.array([v for _, v in points]) for _, points in (*looked, *ends)],
+    )
     note = "Training batches: the mean of each stretch of steps"
     note += ", and where eight of ten steps are." if len(runs) == 1 else "."
-    note += marks(looked, ends)
-    return drawn("loss", "Loss", note, figure)
+    note += describe_marks(looked, ends)
+    return render_figure("loss", "Loss", note, figure)
 
 
-def scores(runs: Sequence[Facts]) -> Figure | None:
+def draw_scores(runs: Sequence[RunFacts]) -> ReportFigure | None:
     """Shares along the way: calibrated and raw of one run; calibrated (else raw, F1, ...) of several."""
     names = {"calibrated": "calibrated", "accuracy": "raw", "f1": "F1", "exact_match": "exact match"}
     known = [n for n in names if any(getattr(s, n) is not None for x in runs for _, s in (*x.valid, *x.ends))]
     if not known:
         return None
-    figure, ax = axes(y="%")
+    figure, ax = create_axes(y="%")
     named: list[Any] = []
     for name in known if len(runs) == 1 else known[:1]:
         for i, x in enumerate(runs):
@@ -169,86 +210,86 @@ def scores(runs: Sequence[Facts]) -> Figure | None:
                 for some in (x.valid, x.ends)
             )
             if points:
-                ax.plot(*zip(*points), **style(which), marker="o", markersize=4.5, markeredgewidth=0)
+                ax.plot(*zip(*points), **pick_line_style(which), marker="o", markersize=4.5, markeredgewidth=0)
             if ends:
-                rings(ax, ends, hue(which))
+                draw_rings(ax, ends, pick_colour(which))
             if (points or ends) and len(runs) == 1:
-                named.append(((points or ends)[-1], names[name], hue(which)))
+                named.append(((points or ends)[-1], names[name], pick_colour(which)))
     for i, (place, word, color) in enumerate(sorted(named, key=lambda x: -x[0][1])):
         ax.annotate(word, place, (-2, 8 - 23 * i), ha="right", textcoords="offset points", color=color)
     scored = [s for x in runs for _, s in (*x.valid, *x.ends)]
     majority = {s.count: 100 * s.majority for s in scored if s.majority is not None}
     if majority:
-        ax.axhline(majority[max(majority)], color=INK, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
-    whole(ax, runs)
+        ax.axhline(majority[max(majority)], color=INK_COLOUR, linewidth=0.9, linestyle=(0, (1.5, 2.5)))
+    show_all_steps(ax, runs)
     ax.margins(y=0.12)
     first = "" if len(runs) == 1 else f"{names[known[0]].capitalize()}."
-    note = first + marks(any(x.valid for x in runs), any(x.ends for x in runs))
+    note = first + describe_marks(any(x.valid for x in runs), any(x.ends for x in runs))
     note += " Dotted: always the commonest label." if majority else ""
     title = "Accuracy" if known[0] in ("calibrated", "accuracy") else "Score"
-    return drawn("scores", title, note.strip(), figure)
+    return render_figure("scores", title, note.strip(), figure)
 
 
-def gammas(runs: Sequence[Facts]) -> Figure | None:
+def draw_gammas(runs: Sequence[RunFacts]) -> ReportFigure | None:
     found = [(i, g[np.isfinite(g)]) for i, x in enumerate(runs) if len(g := x.gamma.ravel())]
     found = [(i, g) for i, g in found if len(g)]
     if not found or not (reach := max(np.percentile(np.abs(g), 99.5) for _, g in found)):
         return None
-    figure, ax = axes(x="γ")
+    figure, ax = create_axes(x="γ")
     edges = np.linspace(-reach, reach, 62)
     for i, g in found:
         share = np.histogram(g, edges)[0] / len(g) * 100
         if len(runs) == 1:
-            ax.stairs(share, edges, fill=True, color=hue(i), alpha=0.35)
-        ax.stairs(share, edges, color=hue(i), linewidth=1.4)
+            ax.stairs(share, edges, fill=True, color=pick_colour(i), alpha=0.35)
+        ax.stairs(share, edges, color=pick_colour(i), linewidth=1.4)
     ax.set_title("% of steps", loc="left", fontsize=11)
     ax.set_ylim(bottom=0)
     note = "The slope of the loss along each step's direction, as it was logged."
     if len(runs) == 1:
         g = np.abs(found[0][1])
-        note += f" Median of |γ|: {np.median(g):.3g}; it was {zeros(g)}."
-    return drawn("gamma", "Distribution of γ", note, figure)
+        note += f" Median of |γ|: {np.median(g):.3g}; it was {format_zeros(g)}."
+    return render_figure("gamma", "Distribution of γ", note, figure)
 
 
-def zeros(g: Any) -> str:
+def format_zeros(g: Any) -> str:
     return f"0 in {(g == 0).sum():,} of {len(g):,}" if (g == 0).any() else "never 0"
 
 
-def draw(ax: Any, curves: Sequence[Any], band: bool) -> None:
+def draw_curves(ax: Any, curves: Sequence[Any], band: bool) -> None:
     """Curves (which run, x, mean, low, high) as lines; band: also where most of the steps are."""
     for i, x, mean, low, high in curves:
         if band:
-            ax.fill_between(x, low, high, color=hue(i), alpha=0.18, linewidth=0)
-        ax.plot(x, mean, **style(i))
+            ax.fill_between(x, low, high, color=pick_colour(i), alpha=0.18, linewidth=0)
+        ax.plot(x, mean, **pick_line_style(i))
 
 
-def sizes(runs: Sequence[Facts]) -> Figure | None:
-    curves = [(i, *binned(x.size)) for i, x in enumerate(runs) if (x.size > 0).any()]
+def draw_update_sizes(runs: Sequence[RunFacts]) -> ReportFigure | None:
+    curves = [(i, *bin_values(x.size)) for i, x in enumerate(runs) if (x.size > 0).any()]
     if not curves:
         return None
-    figure, ax = axes()
-    draw(ax, curves, band=len(runs) == 1)
-    whole(ax, runs)
+    figure, ax = create_axes()
+    draw_curves(ax, curves, band=len(runs) == 1)
+    show_all_steps(ax, runs)
     ax.set_ylim(bottom=0)
-    limit_top(ax, [c[4] if len(runs) == 1 else c[2] for c in curves])
+    limit_y_top(ax, [c[4] if len(runs) == 1 else c[2] for c in curves])
     note = "‖Δθ‖ a step = lr · |γ| · √(trained parameters)"
     note += "." if all(x.exact for x in runs) else ", before what the rule makes of it, or the noise leaves out."
-    return drawn("size", "Size of an update", note, figure)
+    return render_figure("size", "Size of an update", note, figure)
 
 
-def limit_top(ax: Any, arrays: Sequence[Any]) -> None:
+def limit_y_top(ax: Any, arrays: Sequence[Any]) -> None:
     top = max(float(np.percentile(a, 99)) for a in arrays)
     if top > 0:
         ax.set_ylim(0, 1.08 * top)
 
 
-def curvatures(runs: Sequence[Facts]) -> Figure | None:
+def draw_curvature(runs: Sequence[RunFacts]) -> ReportFigure | None:
     if not any(x.curvature for x in runs):
         return None
-    figure, ax = axes()
+    figure, ax = create_axes()
     for i, x in enumerate(runs):
         if x.curvature:
             steps, trace, error = zip(*x.curvature)
-            ax.errorbar(steps, trace, error, **style(i), marker="o", markersize=4.5, capsize=3, elinewidth=1)
-    whole(ax, runs)
-    return drawn("curvature", "Curvature", "tr H, with its standard error over the directions.", figure)
+            ax.errorbar(steps, trace, error, **pick_line_style(i), marker="o", markersize=4.5, capsize=3, elinewidth=1)
+    show_all_steps(ax, runs)
+    return render_figure("curvature", "Curvature", "tr H, with its standard error over the directions.", figure)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...recipe.recipe import word_of
-from ...run.display import clock
-from ...run.evaluate import Score, percent
-from .facts import Facts
+from ...recipe.recipe import part_name
+from ...run.display import format_seconds
+from ...run.evaluate import Score, format_percent
+from .facts import RunFacts
 
 MEASURES = {  # a score's field -> what it is called, whether it is a share, whether more is better
     "calibrated": ("Calibrated accuracy", True, True),
@@ -21,7 +21,7 @@ MEASURES = {  # a score's field -> what it is called, whether it is a share, whe
 }
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes as people write them."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
@@ -29,7 +29,7 @@ def size(count: float) -> str:
     return f"{count:,.0f} bytes"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """As 3 min 36 s."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -38,13 +38,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
 
 
-def value(name: str, x: float | None) -> str:
+def format_measure(name: str, x: float | None) -> str:
     if x is None:
         return ""
-    return percent(x) if MEASURES[name][1] else f"{x:.4f}"
+    return format_percent(x) if MEASURES[name][1] else f"{x:.4f}"
 
 
-def change(name: str, facts: Facts) -> dict[str, str] | None:
+def describe_change(name: str, facts: RunFacts) -> dict[str, str] | None:
     """What became of a measure: the difference, and whether it is better, worse, or (a share's) within its error."""
     if facts.before is None or facts.after is None:
         return None
@@ -57,23 +57,23 @@ def change(name: str, facts: Facts) -> dict[str, str] | None:
     return {"text": text.replace("-", "−"), "kind": "same" if unclear else "better" if (b > a) == more else "worse"}
 
 
-def spread(score: Score) -> str:
+def format_standard_error(score: Score) -> str:
     """The binomial standard error of a share, in points, where it is one."""
     share = score.calibrated if score.calibrated is not None else score.accuracy
     return "" if share is None else f"{100 * math.sqrt(share * (1 - share) / score.count):.1f}"
 
 
-def measures(some: Sequence[Facts]) -> list[str]:
+def list_measures(some: Sequence[RunFacts]) -> list[str]:
     """The measures that any of the runs has."""
     scores = [s for x in some for s in (x.before, x.after, *(s for _, s in x.valid)) if s is not None]
     return [name for name in MEASURES if any(getattr(s, name) is not None for s in scores)]
 
 
-def trained(facts: Facts) -> str:
+def describe_trained(facts: RunFacts) -> str:
     """What was trained, in a few words."""
     space, recipe = facts.recipe.space, facts.recipe
     kind = {"lora": "LoRA", "prompt": "a prompt", "prefix": "a prefix", "scales": "scales", "full": "all weights"}
-    word = kind.get(word_of(space), word_of(space))
+    word = kind.get(part_name(space), part_name(space))
     more = [f"rank {space.rank}"] if hasattr(space, "rank") else []
     if hasattr(space, "tokens"):
         more.append(f"{space.tokens} virtual tokens")
@@ -85,23 +85,23 @@ def trained(facts: Facts) -> str:
     return f"{base}{share}, {', '.join([word, *more])}: {facts.trained:,} trained parameters"
 
 
-def data(facts: Facts) -> str:
+def describe_data(facts: RunFacts) -> str:
     name = facts.recipe.data.train
     name = Path(name).name if name.count("/") > 1 else name
     return f"{facts.rows['train']:,} rows of {name}" if facts.rows.get("train") else name
 
 
-def method(facts: Facts) -> str:
+def describe_method(facts: RunFacts) -> str:
     """noise x estimator x rule, as the recipe has them."""
-    from ...recipe.recipe import word_of
+    from ...recipe.recipe import part_name
 
     r = facts.recipe
     radius = next((f" ({k} {getattr(r.estimator, k):g})" for k in ("eps", "rho") if hasattr(r.estimator, k)), "")
     schedule = "" if r.rule.schedule == "constant" else f", {r.rule.schedule}"
-    return f"{word_of(r.noise)} × {word_of(r.estimator)}{radius} × {word_of(r.rule)} (lr {r.rule.lr:g}{schedule})"
+    return f"{part_name(r.noise)} × {part_name(r.estimator)}{radius} × {part_name(r.rule)} (lr {r.rule.lr:g}{schedule})"
 
 
-def best(some: Sequence[Facts], name: str) -> int | None:
+def find_best_run(some: Sequence[RunFacts], name: str) -> int | None:
     """Which run ends best by a measure."""
     ends = [(getattr(x.after, name), i) for i, x in enumerate(some) if x.after and getattr(x.after, name) is not None]
     if len(ends) < 2:
@@ -109,10 +109,15 @@ def best(some: Sequence[Facts], name: str) -> int | None:
     return (max if MEASURES[name][2] else min)(ends)[1]
 
 
-def shares(table: dict[str, float]) -> list[tuple[str, float, float]]:
+def rank_shares(table: dict[str, float]) -> list[tuple[str, float, float]]:
     """(name, value, its share of the largest) by size."""
     top = max(table.values(), default=1.0)
     return sorted(((k, v, v / top) for k, v in table.items()), key=lambda row: -row[1])
 
 
-FILTERS = {"bytes": size, "duration": duration, "clock": clock, "value": lambda x, name: value(name, x)}
+TEMPLATE_FILTERS = {
+    "bytes": format_bytes,
+    "duration": format_duration,
+    "clock": format_seconds,
+    "value": lambda x, name: format_measure(name, x),
+}

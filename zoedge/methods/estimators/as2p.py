@@ -15,10 +15,10 @@ from annotated_types import Ge
 
 from ...core.types import Oracle, Positive, Record
 
-SETTLED = 8  # gammas before sigma is taken about the mean; until then it is their root mean square
+MIN_GAMMAS = 8  # gammas before sigma is taken about the mean; until then it is their root mean square
 
 
-def cosine(start: float, end: float, step: int, steps: int) -> float:
+def cosine_schedule(start: float, end: float, step: int, steps: int) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -43,7 +43,7 @@ class As2p:
     full_batch: bool = False
 
     def radius(self, step: int, steps: int) -> float:
-        return self.rho if self.full_batch else cosine(self.rho, self.rho_end, step, steps)
+        return self.rho if self.full_batch else cosine_schedule(self.rho, self.rho_end, step, steps)
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         step, steps = oracle.step, oracle.steps
@@ -55,8 +55,8 @@ class As2p:
         sigma = self.spread([gamma, *self.recent(past, step, steps)])
         if gamma == 0.0 or sigma < 1e-12:
             return [0.0]
-        eta_a = self.eta_a * (1.0 if self.full_batch else cosine(2.0, 1.0, step, steps))
-        reach = rho if self.full_batch else cosine(rho, self.step_decay_end, step, steps)
+        eta_a = self.eta_a * (1.0 if self.full_batch else cosine_schedule(2.0, 1.0, step, steps))
+        reach = rho if self.full_batch else cosine_schedule(rho, self.step_decay_end, step, steps)
         size = reach / (self.eta_b * sigma / abs(gamma) + self.eta_b / eta_a)
         return [math.copysign(size, gamma)]
 
@@ -68,5 +68,5 @@ class As2p:
 
     def spread(self, gammas: list[float]) -> float:
         values = [abs(g) for g in gammas] if self.sigma == "abs" else gammas
-        mean = math.fsum(values) / len(values) if len(values) >= SETTLED else 0.0
+        mean = math.fsum(values) / len(values) if len(values) >= MIN_GAMMAS else 0.0
         return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))

@@ -14,7 +14,9 @@ from typing import Literal
 
 from ...core.types import Natural, Oracle, Positive, Record
 
-FLAT = 1e-20  # |g0|^2 relative to the largest |g0|^2 that its differences allow: below it there is no direction
+MIN_RELATIVE_NORM = (
+    1e-20  # |g0|^2 relative to the largest |g0|^2 that its differences allow: below it there is no direction
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Dap:
         norm2 = math.fsum(g0[i] * g0[j] * gram[min(i, j)][max(i, j)] for i in range(a) for j in range(a))
         most = math.fsum(map(abs, g0)) ** 2 * max(gram[i][i] for i in range(a))
         kappas = [0.0] * b
-        if norm2 > FLAT * most:
+        if norm2 > MIN_RELATIVE_NORM * most:
             for j in range(b):
                 inner = math.fsum(c * oracle.dot(i, a + j) for i, c in enumerate(g0))
                 kappas[j] = -inner / norm2 + oracle.sign(a + j) / math.sqrt(norm2)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 @triton.jit
-def drawn(first, table, low, high, seq, query, stream, BITS: tl.constexpr, GROUP: tl.constexpr):
+def draw_tile(first, table, low, high, seq, query, stream, BITS: tl.constexpr, GROUP: tl.constexpr):
     """z [R, G, GROUP] float32 of the elements first .. first + GROUP - 1, first [R, G, 1] int64: a counter a group."""
     SHIFT: tl.constexpr = 7 if BITS == 1 else 3  # 128 or 8 elements a counter
     seed = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
@@ -22,7 +22,7 @@ def drawn(first, table, low, high, seq, query, stream, BITS: tl.constexpr, GROUP
 
 
 @triton.jit
-def rounded(x, kind: tl.constexpr, INTERPRETED: tl.constexpr):
+def round_to_type(x, kind: tl.constexpr, INTERPRETED: tl.constexpr):
     """float32 x in another type, to nearest even. Triton's interpreter cuts bfloat16 off, and cannot multiply it: there
     the value is rounded by its bits, and stays float32."""
     if INTERPRETED and kind == tl.bfloat16:
@@ -32,11 +32,32 @@ def rounded(x, kind: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["offset", "low", "high", "seq", "query", "stream"])
-def product(
-    x, w, bias, y, table, M, N, K, offset: tl.int64, low: tl.int64, high: tl.int64, seq: tl.int64, query: tl.int64,
-    stream: tl.int64, up, down, TWO: tl.constexpr, BIAS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
+def perturbed_matmul_kernel(
+    x,
+    w,
+    bias,
+    y,
+    table,
+    M,
+    N,
+    K,
+    offset: tl.int64,
+    low: tl.int64,
+    high: tl.int64,
+    seq: tl.int64,
+    query: tl.int64,
+    stream: tl.int64,
+    up,
+    down,
+    TWO: tl.constexpr,
+    BIAS: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
     """y[p] = x[p] (w + c[p] z)' + bias[p]; x [P, M, K], w [N, K], bias [P, N], y [P, M, N], contiguous; c = up, down."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -49,20 +70,20 @@ def product(
         inside = (columns[:, None] < N) & (ks[None, :] < K)
         there = (rows[:, None] < M) & (ks[None, :] < K)
         tile = tl.load(w + columns[:, None].to(tl.int64) * K + ks[None, :], mask=inside, other=0.0).to(tl.float32)
-        z = tl.reshape(drawn(first + k, table, low, high, seq, query, stream, BITS, GROUP), [BN, BK])
+        z = tl.reshape(draw_tile(first + k, table, low, high, seq, query, stream, BITS, GROUP), [BN, BK])
         at = x + rows[:, None].to(tl.int64) * K + ks[None, :]
-        moved = rounded(tile + z * up, w.dtype.element_ty, INTERPRETED)  # as the scratch of the plain path
+        moved = round_to_type(tile + z * up, w.dtype.element_ty, INTERPRETED)  # as the scratch of the plain path
         one = tl.dot(tl.load(at, mask=there, other=0.0).to(moved.dtype), tl.trans(moved), one, input_precision="ieee")
         if TWO:
-            moved = rounded(tile + z * down, w.dtype.element_ty, INTERPRETED)
+            moved = round_to_type(tile + z * down, w.dtype.element_ty, INTERPRETED)
             here = tl.load(at + below * K, mask=there, other=0.0).to(moved.dtype)
             two = tl.dot(here, tl.trans(moved), two, input_precision="ieee")
     to = y + rows[:, None].to(tl.int64) * N + columns[None, :]
     good = (rows[:, None] < M) & (columns[None, :] < N)
     if BIAS:
         one += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    tl.store(to, rounded(one, y.dtype.element_ty, INTERPRETED).to(y.dtype.element_ty), mask=good)
+    tl.store(to, round_to_type(one, y.dtype.element_ty, INTERPRETED).to(y.dtype.element_ty), mask=good)
     if TWO:
         if BIAS:
             two += tl.load(bias + N + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-        tl.store(to + below * N, rounded(two, y.dtype.element_ty, INTERPRETED).to(y.dtype.element_ty), mask=good)
+        tl.store(to + below * N, round_to_type(two, y.dtype.element_ty, INTERPRETED).to(y.dtype.element_ty), mask=good)

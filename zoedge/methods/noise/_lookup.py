@@ -9,36 +9,36 @@ import numpy as np
 import torch
 
 from ...core.types import Key, Leaf
-from ._philox import check, words_numpy, words_torch
+from ._philox import check_counter, philox_numpy, philox_torch
 
-WINDOW = 1 << 14  # counters that are kept: 2 M signs or 131,072 normals, 256 KiB
+WINDOW_COUNTERS = 1 << 14  # counters that are kept: 2 M signs or 131,072 normals, 256 KiB
 
 
 @lru_cache(maxsize=8)
-def _table_torch(table: bytes, width: int, device: torch.device) -> torch.Tensor:
+def _table_tensor(table: bytes, width: int, device: torch.device) -> torch.Tensor:
     """Rows of a table; of width 1 without that dimension, where they are looked up four times as fast."""
     found = torch.frombuffer(bytearray(table), dtype=torch.float32).to(device)
     return found.view(-1, width) if width > 1 else found
 
 
 @lru_cache(maxsize=16)  # a step's queries
-def _window(key: Key, number: int, end: int, device: torch.device) -> torch.Tensor:
+def _window_words(key: Key, number: int, end: int, device: torch.device) -> torch.Tensor:
     """[<= WINDOW, 4] words: a model's matrices are many, and each alone is too short to be worth the calls."""
-    return words_torch(key, number * WINDOW, min(WINDOW, end - number * WINDOW), device)
+    return philox_torch(key, number * WINDOW_COUNTERS, min(WINDOW_COUNTERS, end - number * WINDOW_COUNTERS), device)
 
 
-def _words(key: Key, first: int, count: int, end: int, device: torch.device) -> torch.Tensor:
+def _counter_words(key: Key, first: int, count: int, end: int, device: torch.device) -> torch.Tensor:
     """Counters first .. first + count, of a vector with `end` (0: of one by itself)."""
     if end <= count:
-        return words_torch(key, first, count, device)
-    check(key, first, count)
-    numbers = range(first // WINDOW, (first + count - 1) // WINDOW + 1)
-    found = [_window(key, i, end, device) for i in numbers]
-    start = first - numbers[0] * WINDOW
+        return philox_torch(key, first, count, device)
+    check_counter(key, first, count)
+    numbers = range(first // WINDOW_COUNTERS, (first + count - 1) // WINDOW_COUNTERS + 1)
+    found = [_window_words(key, i, end, device) for i in numbers]
+    start = first - numbers[0] * WINDOW_COUNTERS
     return (found[0] if len(found) == 1 else torch.cat(found))[start : start + count]
 
 
-def lookup(key: Key, leaf: Leaf, bits: int, table: bytes, width: int) -> Any:
+def look_up_noise(key: Key, leaf: Leaf, bits: int, table: bytes, width: int) -> Any:
     """A leaf's elements of a stream in which each `bits` random bits index a row of `table`.
 
     bits: 8 or 16. table: float32 bytes of 2**bits rows of `width` values. Returns [len(leaf.value)] float32, where and of
@@ -49,10 +49,10 @@ def lookup(key: Key, leaf: Leaf, bits: int, table: bytes, width: int) -> Any:
     stop = start + like.shape[0]
     count = -(-stop // block)
     if isinstance(like, np.ndarray):
-        index = words_numpy(key, first, count).reshape(-1).view(f"<u{bits // 8}")
+        index = philox_numpy(key, first, count).reshape(-1).view(f"<u{bits // 8}")
         return np.frombuffer(table, dtype=np.float32).reshape(-1, width)[index].reshape(-1)[start:stop]
-    words = _words(key, first, count, -(-leaf.total // block), like.device)
+    words = _counter_words(key, first, count, -(-leaf.total // block), like.device)
     row = words.reshape(-1).view(torch.uint8 if bits == 8 else torch.int16).to(torch.int32)
     if bits == 16:
         row &= 0xFFFF
-    return _table_torch(table, width, like.device).index_select(0, row).view(-1)[start:stop]
+    return _table_tensor(table, width, like.device).index_select(0, row).view(-1)[start:stop]

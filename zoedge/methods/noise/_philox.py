@@ -17,60 +17,60 @@ from ...core.types import Key
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
-LOW = 0xFFFFFFFF
-LOWER = 0 if sys.byteorder == "little" else 1  # of an int64's two int32
-PIECE = 1 << 15  # counters at a time: their arrays stay in a core's second-level cache
+LOW_32_BITS = 0xFFFFFFFF
+LOW_WORD_INDEX = 0 if sys.byteorder == "little" else 1  # of an int64's two int32
+CHUNK_COUNTERS = 1 << 15  # counters at a time: their arrays stay in a core's second-level cache
 
 
-def _rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
+def _philox_rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
     """Ten rounds on 32-bit words, ints or arrays of 64-bit integers; of an array's result only the low 32 bits count.
 
     What starts as an int stays one for up to three rounds. Products wrap to 64 bits: only what is multiplied is masked.
     """
     for _ in range(10):
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c2 = _mixed(p1 >> 32, c1, k0), _mixed(p0 >> 32, c3, k1)
+        c0, c2 = _mix_words(p1 >> 32, c1, k0), _mix_words(p0 >> 32, c3, k1)
         c1, c3 = p1, p0
-        k0, k1 = (k0 + WEYL[0]) & LOW, (k1 + WEYL[1]) & LOW
+        k0, k1 = (k0 + WEYL[0]) & LOW_32_BITS, (k1 + WEYL[1]) & LOW_32_BITS
     return c0, c1, c2, c3
 
 
-def _mixed(high: Any, c: Any, k: int) -> Any:
+def _mix_words(high: Any, c: Any, k: int) -> Any:
     """(high ^ c ^ k) & LOW; in place where `high` is an array, which is then ours."""
     if isinstance(high, int):
-        return (high ^ c ^ k) & LOW
+        return (high ^ c ^ k) & LOW_32_BITS
     if isinstance(c, int):
-        high ^= (c ^ k) & LOW
+        high ^= (c ^ k) & LOW_32_BITS
     else:
         high ^= c
         high ^= k
-    high &= LOW
+    high &= LOW_32_BITS
     return high
 
 
-def check(key: Key, first: int, count: int) -> None:
+def check_counter(key: Key, first: int, count: int) -> None:
     if not 0 <= first <= first + count <= 2**32:
         raise ValueError(f"noise block {first + count} does not fit in 32 bits")
     if not (0 <= key.seed < 2**64 and 0 <= key.seq < 2**32 and 0 <= key.query < 2**32):
         raise ValueError(f"{key} does not fit in Philox's counter")
 
 
-def words_torch(key: Key, first: int, count: int, device: torch.device) -> torch.Tensor:
+def philox_torch(key: Key, first: int, count: int, device: torch.device) -> torch.Tensor:
     """[count, 4] int32 bit patterns of blocks first .. first + count."""
-    check(key, first, count)
+    check_counter(key, first, count)
     found = torch.empty(count, 4, dtype=torch.int32, device=device)
-    for start in range(0, count, PIECE):
-        some = found[start : start + PIECE]
+    for start in range(0, count, CHUNK_COUNTERS):
+        some = found[start : start + CHUNK_COUNTERS]
         c0 = torch.arange(first + start, first + start + len(some), dtype=torch.int64, device=device)
-        words = _rounds(c0, key.stream, key.query, key.seq, key.seed & LOW, key.seed >> 32)
+        words = _philox_rounds(c0, key.stream, key.query, key.seq, key.seed & LOW_32_BITS, key.seed >> 32)
         for i, word in enumerate(words):
-            some[:, i] = word.view(torch.int32)[LOWER::2]
+            some[:, i] = word.view(torch.int32)[LOW_WORD_INDEX::2]
     return found
 
 
-def words_numpy(key: Key, first: int, count: int) -> np.ndarray:
+def philox_numpy(key: Key, first: int, count: int) -> np.ndarray:
     """[count, 4] uint32, the same bits."""
-    check(key, first, count)
+    check_counter(key, first, count)
     c0 = np.arange(first, first + count, dtype=np.uint64)
-    words = _rounds(c0, key.stream, key.query, key.seq, key.seed & LOW, key.seed >> 32)
-    return (np.stack(words, axis=1) & np.uint64(LOW)).astype("<u4")
+    words = _philox_rounds(c0, key.stream, key.query, key.seq, key.seed & LOW_32_BITS, key.seed >> 32)
+    return (np.stack(words, axis=1) & np.uint64(LOW_32_BITS)).astype("<u4")

@@ -9,34 +9,34 @@ import numpy as np
 import torch
 
 from ...core.types import Key, Leaf
-from ._lookup import lookup
-from ._philox import words_numpy
+from ._lookup import look_up_noise
+from ._philox import philox_numpy
 
-RANKS = np.arange(65536).astype("<f4").tobytes()
-PERIOD = 1 << 18  # elements; 1 MiB of bits
+RANK_TABLE = np.arange(65536).astype("<f4").tobytes()
+TABLE_PERIOD = 1 << 18  # elements; 1 MiB of bits
 
 
-def uniform(key: Key, leaf: Leaf) -> Any:
+def draw_uniform_bits(key: Key, leaf: Leaf) -> Any:
     """[n] int32 in 0 .. 65535, torch or numpy as the leaf's value is; each bit of each element is a bit of Philox."""
-    found = lookup(key, leaf, 16, RANKS, 1)
+    found = look_up_noise(key, leaf, 16, RANK_TABLE, 1)
     return found.astype("<i4") if isinstance(found, np.ndarray) else found.int()
 
 
-def rounding(key: Key, leaf: Leaf) -> Any:
+def draw_rounding_bits(key: Key, leaf: Leaf) -> Any:
     """As `uniform`, at a tenth of its cost where many elements want them: one table of PERIOD elements, again and again,
     each time xor another random word. Any two elements' bits are independent (four may not be).
     """
     numpy, stop = isinstance(leaf.value, np.ndarray), leaf.offset + len(leaf.value)
-    table, found = _table(key, "numpy" if numpy else leaf.value.device), []
-    for period in range(leaf.offset // PERIOD, -(-stop // PERIOD)):
-        first = period * PERIOD
-        word = int(words_numpy(key._replace(query=1), period, 1)[0, 0]) & 0xFFFF
+    table, found = _rounding_table(key, "numpy" if numpy else leaf.value.device), []
+    for period in range(leaf.offset // TABLE_PERIOD, -(-stop // TABLE_PERIOD)):
+        first = period * TABLE_PERIOD
+        word = int(philox_numpy(key._replace(query=1), period, 1)[0, 0]) & 0xFFFF
         found.append(table[max(0, leaf.offset - first) : stop - first] ^ word)
     return found[0] if len(found) == 1 else np.concatenate(found) if numpy else torch.cat(found)
 
 
 @lru_cache(maxsize=2)
-def _table(key: Key, where: Any) -> Any:
+def _rounding_table(key: Key, where: Any) -> Any:
     """[PERIOD] int32 in 0 .. 65535. where: a torch device, or numpy."""
-    blank: Any = np.empty(PERIOD, "<f4") if where == "numpy" else torch.empty(PERIOD, device=where)
-    return uniform(key, Leaf("", 0, blank))
+    blank: Any = np.empty(TABLE_PERIOD, "<f4") if where == "numpy" else torch.empty(TABLE_PERIOD, device=where)
+    return draw_uniform_bits(key, Leaf("", 0, blank))

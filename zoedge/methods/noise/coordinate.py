@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...core.types import AbstractNoise, Key, Leaf
-from ._philox import words_numpy
+from ._philox import philox_numpy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ class Coordinate(AbstractNoise):
     scheme = 7  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
-        word = int.from_bytes(words_numpy(key, 0, 1).tobytes()[:8], "little")
+        word = int.from_bytes(philox_numpy(key, 0, 1).tobytes()[:8], "little")
         place = (word * leaf.total >> 64) - leaf.offset  # 64 bits: the bias is below 2**-30 for 2**34 elements
         if not 0 <= place < len(leaf.value):
             return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le
 
-from ...core.types import FACTOR, MASK, AbstractNoise, Key, Leaf, Natural, Part
+from ...core.types import FACTOR_STREAM, MASK_STREAM, AbstractNoise, Key, Leaf, Natural, Part
 from .rademacher import Rademacher
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class LowRank(AbstractNoise):
     def matrix(self, key: Key, part: Part, here: Any) -> Any:
         """U is the record's, V its window's. Offsets times the rank: a column's U is that much longer than it."""
         rows, columns = part.shape
-        u = self.signs(key._replace(stream=FACTOR), part.offset * self.rank, rows, here)
-        window = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK)
+        u = self.signs(key._replace(stream=FACTOR_STREAM), part.offset * self.rank, rows, here)
+        window = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK_STREAM)
         return (u @ self.signs(window, part.offset * self.rank, columns, here).T).reshape(-1)
 
     def signs(self, key: Key, offset: int, count: int, like: Any) -> Any:

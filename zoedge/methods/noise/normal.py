@@ -15,7 +15,7 @@ import numpy as np
 
 from ...core.types import AbstractNoise, Key, Leaf
 from . import _fused
-from ._lookup import lookup
+from ._lookup import look_up_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=1)
-def quantiles() -> bytes:
+def quantile_table() -> bytes:
     """65,536 float32 values in rising order, as bytes; shipped as the upper half's bfloat16 patterns."""
     half = np.frombuffer(resources.files(__package__).joinpath("normal.u16").read_bytes(), dtype="<u2")
     upper = (half.astype("<u4") << 16).view("<f4")
@@ -37,7 +37,7 @@ class Normal(AbstractNoise):
     dense = True
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf, 16, quantiles(), 1)
+        return look_up_noise(key, leaf, 16, quantile_table(), 1)
 
     def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
-        return _fused.kernel(like, 16, quantiles(), 1)
+        return _fused.find_kernel(like, 16, quantile_table(), 1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...core.types import AbstractNoise, Key, Leaf
 from . import _fused
-from ._lookup import lookup
+from ._lookup import look_up_noise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # row b: the signs of byte b's bits, lowest first, 1 -> +1. A byte a look-up is 8 elements a gather.
-BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-SIGNS = (BITS * 2.0 - 1.0).astype("<f4").tobytes()
+BYTE_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+SIGN_TABLE = (BYTE_BITS * 2.0 - 1.0).astype("<f4").tobytes()
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rademacher(AbstractNoise):
     dense = True
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf, 8, SIGNS, 8)
+        return look_up_noise(key, leaf, 8, SIGN_TABLE, 8)
 
     def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
-        return _fused.kernel(like, 8, SIGNS, 8)
+        return _fused.find_kernel(like, 8, SIGN_TABLE, 8)

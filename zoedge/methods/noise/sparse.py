@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt, Le
 
-from ...core.types import MASK, AbstractNoise, Key, Leaf, Natural
-from ._lookup import lookup
-from ._uniform import RANKS
+from ...core.types import MASK_STREAM, AbstractNoise, Key, Leaf, Natural
+from ._lookup import look_up_noise
+from ._uniform import RANK_TABLE
 from .normal import Normal
 from .rademacher import Rademacher
 
@@ -32,6 +32,6 @@ class Sparse(AbstractNoise):
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         inner = Rademacher() if self.of == "rademacher" else Normal()
-        where = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK)
-        kept = lookup(where, leaf, 16, RANKS, 1) < round(self.density * 65536)
+        where = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK_STREAM)
+        kept = look_up_noise(where, leaf, 16, RANK_TABLE, 1) < round(self.density * 65536)
         return inner.draw(key, leaf) * kept

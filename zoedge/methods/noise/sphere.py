@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...core.types import AbstractNoise, Key, Leaf
-from ._lookup import lookup
-from .normal import quantiles
+from ._lookup import look_up_noise
+from .normal import quantile_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ class Sphere(AbstractNoise):
     scheme = 4  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf, 16, quantiles(), 1)
+        return look_up_noise(key, leaf, 16, quantile_table(), 1)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
         return math.sqrt(elements / square())

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.types import AbstractNoise, Key, Leaf
-from ._lookup import lookup
+from ._lookup import look_up_noise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEVELS = ((2.0 * np.arange(256) - 255.0) / 256.0).astype("<f4").tobytes()  # -255/256 .. 255/256: 8 bits each
+LEVEL_TABLE = ((2.0 * np.arange(256) - 255.0) / 256.0).astype("<f4").tobytes()  # -255/256 .. 255/256: 8 bits each
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Uniform(AbstractNoise):
     scheme = 5  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf, 8, LEVELS, 1)
+        return look_up_noise(key, leaf, 8, LEVEL_TABLE, 1)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
         return math.sqrt(3.0 * 65536.0 / 65535.0)  # the levels' variance is (1 - 2**-16) / 3

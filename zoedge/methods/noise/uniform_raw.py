@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...core.types import AbstractNoise, Key, Leaf
-from ._lookup import lookup
+from ._lookup import look_up_noise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEVELS = ((2.0 * np.arange(256) - 255.0) / 256.0).astype("<f4").tobytes()
+LEVEL_TABLE = ((2.0 * np.arange(256) - 255.0) / 256.0).astype("<f4").tobytes()
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,4 @@ class UniformRaw(AbstractNoise):
     scheme = 6  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
-        return lookup(key, leaf, 8, LEVELS, 1)
+        return look_up_noise(key, leaf, 8, LEVEL_TABLE, 1)

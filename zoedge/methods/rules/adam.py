@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Lt
 
-from ...core.exact import bits16, root
-from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, Slots
+from ...core.exact import bits16, exact_sqrt
+from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, RuleSlots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,15 +29,15 @@ class Adam(AbstractRule):
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     eps: Positive = 1e-8
 
-    def slots(self, leaf: Leaf, steps: int) -> Slots:
+    def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         return {"m": leaf.zeros(), "v": leaf.zeros(), "b1": 1.0, "b2": 1.0}
 
-    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+    def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         first, *rest = (d.z * g for d, g in zip(directions, record.g))
         ghat = sum(rest, first)
         slots["m"] = slots["m"] * self.beta1 + ghat * (1.0 - self.beta1)
         slots["v"] = slots["v"] * self.beta2 + (ghat * ghat) * (1.0 - self.beta2)
         slots["b1"] *= self.beta1
         slots["b2"] *= self.beta2
-        size = root(slots["v"]) * math.sqrt(1.0 / (1.0 - slots["b2"])) + self.eps
+        size = exact_sqrt(slots["v"]) * math.sqrt(1.0 / (1.0 - slots["b2"])) + self.eps
         return slots["m"] / size * bits16(-record.lr / (1.0 - slots["b1"]))

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from ...core.exact import bits16, cospi, root
-from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, Slots
+from ...core.exact import bits16, cospi, exact_sqrt
+from ...core.types import AbstractRule, Direction, Leaf, Positive, Record, RuleSlots
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Share = Annotated[float, Gt(0), Le(1)]
+UnitShare = Annotated[float, Gt(0), Le(1)]
 PHI = Fraction(1, 10), Fraction(1), Fraction(3, 2)  # of a, b1, b2 in Eq. 7, as its Figure 1 needs (the text swaps two)
 
 
@@ -35,11 +35,11 @@ class Adamu(AbstractRule):
     draws = 2
     bound = True  # to the length of the run
     only_with = {"noise": ("normal", "rademacher"), "estimator": ("two_sided", "one_sided"), "estimator.queries": (1,)}
-    a: Share = 0.5
-    b1: Share = 0.1
-    b2: Share = 0.01
+    a: UnitShare = 0.5
+    b1: UnitShare = 0.1
+    b2: UnitShare = 0.01
     warm: Annotated[int, Ge(0)] = 1024
-    settled: Share = 0.8
+    settled: UnitShare = 0.8
     floor: Positive = 1e-8
     signed: bool = True
     anneal: Literal["cosine", "paper_fig1"] = "cosine"
@@ -59,21 +59,21 @@ class Adamu(AbstractRule):
     def check(self, steps: int) -> None:
         self.rates(steps, steps)  # what is divided by falls until the schedules rest
 
-    def slots(self, leaf: Leaf, steps: int) -> Slots:
+    def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         return {"m": leaf.zeros(), "step": 0, "steps": steps, "rates": self.rates(0, steps)}
 
-    def parts(self, slots: Slots, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, slots: RuleSlots, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         a = slots["rates"][0]
         return z1 * bits16(math.sqrt(a)), z2 * bits16(math.sqrt(1.0 - a)) + slots["m"]
 
-    def direction(self, slots: Slots, *noise: Tensor) -> Tensor:
+    def direction(self, slots: RuleSlots, *noise: Tensor) -> Tensor:
         z1, z2 = self.parts(slots, *noise)
         return z1 * slots["rates"][1] + z2 * bits16(1.0 - slots["rates"][1])
 
-    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+    def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         (u, noise), (g,), b2 = next(iter(directions)), record.g, slots["rates"][2]
         z1, z2 = self.parts(slots, *noise)
-        size = root(z1 * z1 * b2 + z2 * z2 * bits16(1.0 - b2) + self.floor)
+        size = exact_sqrt(z1 * z1 * b2 + z2 * z2 * bits16(1.0 - b2) + self.floor)
         slots["step"] += 1
         slots["rates"] = self.rates(slots["step"], slots["steps"])
         if g:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Lt
 
-from ...core.exact import bits16, root
-from ...core.types import AbstractRule, Direction, Leaf, Record, Slots
+from ...core.exact import bits16, exact_sqrt
+from ...core.types import AbstractRule, Direction, Leaf, Record, RuleSlots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,13 +28,13 @@ class Hizoo(AbstractRule):
     a: Annotated[float, Gt(0), Lt(1)] = 1e-6
     least: Annotated[float, Gt(0)] = 1e-4
 
-    def slots(self, leaf: Leaf, steps: int) -> Slots:
+    def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         return {"h": leaf.zeros() + 1.0}
 
-    def direction(self, slots: Slots, *noise: Tensor) -> Tensor:
-        return noise[0] / root(slots["h"])
+    def direction(self, slots: RuleSlots, *noise: Tensor) -> Tensor:
+        return noise[0] / exact_sqrt(slots["h"])
 
-    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+    def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         (u, (z,)), h = next(iter(directions)), slots["h"]
         curve = abs(record.g[1]) if len(record.g) > 1 else 0.0
         h = h * bits16(1.0 - self.a) + h * (z * z) * bits16(self.a * curve)

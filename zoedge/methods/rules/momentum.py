@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Lt
 
-from ...core.types import AbstractRule, Direction, Leaf, Record, Slots
+from ...core.types import AbstractRule, Direction, Leaf, Record, RuleSlots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +21,10 @@ class Momentum(AbstractRule):
     rule = 2  # frozen: the rule id in a log's header
     mu: Annotated[float, Ge(0), Lt(1)] = 0.9
 
-    def slots(self, leaf: Leaf, steps: int) -> Slots:
+    def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         return {"m": leaf.zeros()}
 
-    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+    def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         m = slots["m"] * self.mu
         for d, g in zip(directions, record.g):
             m = m + d.z * g

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...core.types import AbstractRule, Direction, Record, Slots
+from ...core.types import AbstractRule, Direction, Record, RuleSlots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,6 @@ if TYPE_CHECKING:
 class Sgd(AbstractRule):
     rule = 1  # frozen: the rule id in a log's header
 
-    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+    def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         first, *rest = (d.z * c for d, c in zip(directions, record.coefficients))
         return sum(rest, first)

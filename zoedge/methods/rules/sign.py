@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...core.exact import signs
-from ...core.types import AbstractRule, Direction, Record, Slots
+from ...core.exact import elementwise_sign
+from ...core.types import AbstractRule, Direction, Record, RuleSlots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,8 @@ class Sign(AbstractRule):
     rule = 3  # frozen: the rule id in a log's header
     scalar: bool = False
 
-    def update(self, slots: Slots, directions: Iterable[Direction], record: Record) -> Tensor:
+    def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         weights = [math.copysign(1.0, g) if g else 0.0 for g in record.g] if self.scalar else record.g
         first, *rest = (d.z * w for d, w in zip(directions, weights))
         total = sum(rest, first)
-        return (total if self.scalar else signs(total)) * -record.lr
+        return (total if self.scalar else elementwise_sign(total)) * -record.lr

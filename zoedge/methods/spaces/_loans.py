@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Loans:
+class ParameterLoans:
     """lend(module, name): the value that the module's parameter has in the next forward; None: its own."""
 
     def __init__(self, lend: Callable[[nn.Module, str], Tensor | None]):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.types import Leaf, Part
 
 
-def parts_of(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[tuple[Part, ...], int]:
+def lay_out_parts(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[tuple[Part, ...], int]:
     """(parts one after the other from offset 0, elements of all)."""
     parts, offset = [], 0
     for name, shape in shapes:
@@ -21,7 +21,7 @@ def parts_of(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[tuple[Part,
     return tuple(parts), offset
 
 
-class Master:
+class MasterSpace:
     """`value`: [elements] float32, zeros at first; the only leaf. start: what `value` is a change of, if not of zero."""
 
     width = 64  # points in one forward; Run.rows caps it by tokens
@@ -31,7 +31,7 @@ class Master:
     complete = True  # False: `value` is a change of what only a base can give
 
     def __init__(self, name: str, shapes: Sequence[tuple[str, tuple[int, ...]]], device: torch.device):
-        parts, elements = parts_of(shapes)
+        parts, elements = lay_out_parts(shapes)
         self.value = torch.zeros(elements, device=device)
         self._leaves = (Leaf(name, 0, self.value, parts, elements),)
         self._dtype = torch.float32

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from ...core.types import Leaf, Part
 
-LEAN = 1 << 26  # elements: beyond, a step's direction is not kept (256 MiB) but drawn where it is needed, three times
+LEAN_ELEMENTS = (
+    1 << 26
+)  # elements: beyond, a step's direction is not kept (256 MiB) but drawn where it is needed, three times
 
 
-class Parameters:
+class ParameterSpace:
     """Tensors of anybody's as leaves, in the order given: names are theirs.
 
     A contiguous float32 tensor is its own master. Others (16 bits, or strided) have a float32 master beside them, of which
@@ -26,7 +28,7 @@ class Parameters:
     def __init__(self, named: Sequence[tuple[str, Tensor]]):
         self.tensors_ = dict(named)
         total = sum(p.numel() for p in self.tensors_.values())
-        self.lean = total > LEAN
+        self.lean = total > LEAN_ELEMENTS
         self.own: dict[str, bool] = {}
         self._leaves, offset = [], 0
         for name, p in self.tensors_.items():
@@ -40,7 +42,7 @@ class Parameters:
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
-        return {"shapes": [[name, kind(p), *p.shape] for name, p in self.tensors_.items()]}
+        return {"shapes": [[name, dtype_name(p), *p.shape] for name, p in self.tensors_.items()]}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor by name, in its own type."""
@@ -71,5 +73,5 @@ class Parameters:
                 p.data = kept[name]
 
 
-def kind(p: Tensor) -> str:
+def dtype_name(p: Tensor) -> str:
     return str(p.dtype).removeprefix("torch.")

@@ -21,12 +21,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.exact import HALVES, dithered
+from ...core.exact import HALF_FORMATS, round_stochastic
 from ...core.types import AbstractNoise, Leaf, Part
 
-PIECE = 1 << 19  # elements of a leaf: what is made of it stays in a core's cache, and takes no more of a larger model
-CHUNK = 1 << 18  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits
-SAMPLE = 4096  # elements a leaf of which it is seen how much of the update arrives
+LEAF_ELEMENTS = (
+    1 << 19
+)  # elements of a leaf: what is made of it stays in a core's cache, and takes no more of a larger model
+ROUNDING_CHUNK = (
+    1 << 18
+)  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits
+SURVIVAL_SAMPLE = 4096  # elements a leaf of which it is seen how much of the update arrives
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Full:
     own_start: ClassVar[bool] = True  # its first values are the base's: replay loads them
     adapter: ClassVar[bool] = False  # no format of PEFT's holds it
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> FullSpace:
         """The space over a base (models.base.Base), whose modules it hooks. DataError: the base is quantised."""
-        held = Held(base.weights(), base.model.get_input_embeddings(), base.model.get_output_embeddings())
+        held = FullSpace(base.weights(), base.model.get_input_embeddings(), base.model.get_output_embeddings())
         base.cut_at(0)
         held.hook(base)
         return held
@@ -47,14 +51,14 @@ class Full:
     def elements(self, description: Any) -> int:
         """How many elements it trains; -1: not a description of this space."""
         try:
-            known = description["storage"] in ("float32", *HALVES)
+            known = description["storage"] in ("float32", *HALF_FORMATS)
             good = known and all(isinstance(x, int) and x > 0 for _, *shape in description["shapes"] for x in shape)
             return sum(math.prod(shape) for _, *shape in description["shapes"]) if good else -1
         except (TypeError, KeyError, ValueError):
             return -1
 
 
-class Held:
+class FullSpace:
     """The parameters of a model as leaves, each some rows of a tensor.
 
     kept: (applied . intended, nearest . intended, |intended|^2) over samples of all 16-bit updates so far.
@@ -82,7 +86,7 @@ class Held:
     def _cut(self, name: str, p: nn.Parameter, offset: int) -> Iterator[Leaf]:
         """The leaves of a parameter: PIECE elements each, or a row."""
         wide = p[0].numel()
-        rows = max(1, PIECE // wide)
+        rows = max(1, LEAF_ELEMENTS // wide)
         for start in range(0, len(p), rows):
             piece = p.data[start : start + rows]
             title = name if rows >= len(p) else f"{name}[{start}:{start + len(piece)}]"
@@ -120,12 +124,12 @@ class Held:
             return
         start = 0
         while start < len(delta):
-            stop = min(len(delta), start + CHUNK - (leaf.offset + start) % CHUNK)
+            stop = min(len(delta), start + ROUNDING_CHUNK - (leaf.offset + start) % ROUNDING_CHUNK)
             old = leaf.value[start:stop]
             wanted = (old.float() * decay if decay != 1.0 else old.float()).add_(delta[start:stop])
-            new = dithered(wanted, bits(Leaf(leaf.name, leaf.offset + start, old)), self.storage)
+            new = round_stochastic(wanted, bits(Leaf(leaf.name, leaf.offset + start, old)), self.storage)
             if start == 0:
-                self._survival(old[:SAMPLE].float(), wanted[:SAMPLE], new[:SAMPLE])
+                self._survival(old[:SURVIVAL_SAMPLE].float(), wanted[:SURVIVAL_SAMPLE], new[:SURVIVAL_SAMPLE])
             old.copy_(new)
             start = stop
 
@@ -171,8 +175,8 @@ class Held:
                 for i in range(count):
                     for name, values in lent.items():
                         module._parameters[name] = nn.Parameter(values[i], requires_grad=False)
-                    some = {key: share(x, i, count) for key, x in kwargs.items()}
-                    found.append(forward(*(share(x, i, count) for x in args), **some))
+                    some = {key: take_chunk(x, i, count) for key, x in kwargs.items()}
+                    found.append(forward(*(take_chunk(x, i, count) for x in args), **some))
             finally:
                 module._parameters.update(own)
             return torch.cat(found) if count > 1 else found[0] if count else forward(*args, **kwargs)
@@ -238,7 +242,7 @@ class Held:
         for leaf, first, (count, wide) in self._slabs(head) if self._points else ():
             for i, delta in enumerate(self._points):
                 if (moved := delta(leaf)) is not None:
-                    x, there = share(args[0], i, len(self._points)), share(y, i, len(self._points))
+                    x, there = take_chunk(args[0], i, len(self._points)), take_chunk(y, i, len(self._points))
                     there[..., first : first + count] += nn.functional.linear(x.float(), moved.view(count, wide))
         return y
 
@@ -260,6 +264,6 @@ class Held:
                     yield here, i, some
 
 
-def share(x: Any, i: int, count: int) -> Any:
+def take_chunk(x: Any, i: int, count: int) -> Any:
     """The i-th of `count` equal pieces of a tensor's first dimension, a view; anything else as it is."""
     return x.chunk(count)[i] if isinstance(x, Tensor) else x

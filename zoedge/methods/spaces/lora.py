@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core.exact import bits16
-from ...core.types import INIT, AbstractNoise, Key, Leaf, Natural, Part, Positive
-from ._master import Master, parts_of
+from ...core.types import INIT_STREAM, AbstractNoise, Key, Leaf, Natural, Part, Positive
+from ._master import MasterSpace, lay_out_parts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Lora:
     layers: list[int] | str = "last 1"
     train: Literal["both", "b"] = "both"
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> LoraSpace:
         """The space over a base (models.base.Base), whose chosen Linear modules it hooks."""
         sites = base.sites(self.layers, self.targets)
         shapes = [(name, m.out_features, m.in_features) for name, m in sites.items()]
@@ -58,9 +58,9 @@ class Lora:
 
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
-    ) -> Held:
+    ) -> LoraSpace:
         """The same space from a log's description alone: no model."""
-        return Held(self, description["shapes"], seed, noise, torch.device(device))
+        return LoraSpace(self, description["shapes"], seed, noise, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Shapes by name of what `Held.tensors` gives."""
@@ -80,22 +80,33 @@ class Lora:
         found = [(int(p[1]), p[2]) for p in places if p]
         layers, names = sorted({n for n, _ in found}), sorted({w for _, w in found})
         product = len(found) == len(modules) == len(layers) * len(names) == len(set(found))
-        task = "CAUSAL_LM" if head_of(modules) == "CausalLM" else None  # PEFT has no word for masks
+        task = "CAUSAL_LM" if infer_head(modules) == "CausalLM" else None  # PEFT has no word for masks
         return {
-            "peft_type": "LORA", "task_type": task, "inference_mode": True, "r": self.rank,
-            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha, "lora_dropout": 0.0,
-            "target_modules": names if product else modules, "layers_to_transform": layers if product else None,
-            "layers_pattern": "layers" if product else None, "bias": "none", "fan_in_fan_out": False,
-            "use_rslora": False, "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
-        }  # fmt: skip
+            "peft_type": "LORA",
+            "task_type": task,
+            "inference_mode": True,
+            "r": self.rank,
+            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
+            "lora_dropout": 0.0,
+            "target_modules": names if product else modules,
+            "layers_to_transform": layers if product else None,
+            "layers_pattern": "layers" if product else None,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "use_rslora": False,
+            "use_dora": False,
+            "modules_to_save": None,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }
 
 
-def head_of(names: Iterable[str]) -> str:
+def infer_head(names: Iterable[str]) -> str:
     """What follows AutoModelFor in the name of transformers' class, told by the modules' names: no model is at hand."""
     return "MaskedLM" if any(name.startswith("roberta.") for name in names) else "CausalLM"
 
 
-class Held(Master):
+class LoraSpace(MasterSpace):
     """A LoRA space with its master. `value`: [elements] float32, module by module, A [rank, in] then B [out, rank]."""
 
     def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: AbstractNoise, device: torch.device):
@@ -107,7 +118,7 @@ class Held(Master):
             (moving if options.train == "both" else fixed).append((f"{name}.lora_A", (options.rank, wide)))
             moving.append((f"{name}.lora_B", (out, options.rank)))
         super().__init__("lora", moving, device)
-        parts, still = parts_of(fixed)
+        parts, still = lay_out_parts(fixed)
         self.fixed = torch.zeros(still, device=device)
         self._fixed = Leaf("lora_A", 0, self.fixed, parts, still)
         for leaf in (*self._leaves, self._fixed):
@@ -117,7 +128,7 @@ class Held(Master):
 
     def _start(self, leaf: Leaf, seed: int, noise: AbstractNoise) -> None:
         """A ~ noise / sqrt(in), B = 0: the noise's own stream, so a log alone rebuilds it."""
-        z = noise.draw(Key(seed, 0, 0, INIT), leaf) if leaf.value.numel() else None
+        z = noise.draw(Key(seed, 0, 0, INIT_STREAM), leaf) if leaf.value.numel() else None
         for part in leaf.parts:
             if part.name.endswith("lora_A") and z is not None:
                 place = slice(part.offset, part.offset + math.prod(part.shape))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core.types import AbstractNoise, Leaf, Natural
-from ._master import Master
+from ._master import MasterSpace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prefix:
     tokens: Natural = 5
     text: str = ""
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> PrefixSpace:
         """The space over a base (models.base.Base), which gives the initial activations and m positions less."""
         base.reserve(self.tokens)
         start = base.keys_values(base.real_tokens(self.tokens, self.text, seed))
@@ -52,9 +52,9 @@ class Prefix:
 
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
-    ) -> Held:
+    ) -> PrefixSpace:
         """The same space from a log's description alone: no model, and no activations to start from."""
-        return Held(self, description, torch.device(device))
+        return PrefixSpace(self, description, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Shapes by name of what `Held.tensors` gives."""
@@ -66,14 +66,20 @@ class Prefix:
         """adapter_config.json but the base's name; with grouped heads PEFT counts groups, and their sizes together."""
         blocks, groups, size = (description[word] for word in ("blocks", "groups", "size"))
         return {
-            "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
-            "num_virtual_tokens": self.tokens, "token_dim": groups * size, "num_transformer_submodules": 1,
-            "num_attention_heads": groups, "num_layers": blocks, "encoder_hidden_size": groups * size,
+            "peft_type": "PREFIX_TUNING",
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "num_virtual_tokens": self.tokens,
+            "token_dim": groups * size,
+            "num_transformer_submodules": 1,
+            "num_attention_heads": groups,
+            "num_layers": blocks,
+            "encoder_hidden_size": groups * size,
             "prefix_projection": False,
-        }  # fmt: skip
+        }
 
 
-class Held(Master):
+class PrefixSpace(MasterSpace):
     """A prefix's master. `value`: float32, block by block, the changes of the keys [groups, m, D], then of the values."""
 
     complete = False

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core.types import AbstractNoise, Leaf, Natural
-from ._master import Master
+from ._master import MasterSpace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prompt:
     tokens: Natural = 10
     text: str = ""
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> PromptSpace:
         """The space over a base (models.base.Base), which gives the initial embeddings and n positions less."""
         base.reserve(self.tokens)
         start = base.embeddings(base.real_tokens(self.tokens, self.text, seed))
@@ -50,9 +50,9 @@ class Prompt:
 
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
-    ) -> Held:
+    ) -> PromptSpace:
         """The same space from a log's description alone: no model, and no embeddings to start from."""
-        return Held(self, description, torch.device(device))
+        return PromptSpace(self, description, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Shapes by name of what `Held.tensors` gives."""
@@ -61,13 +61,17 @@ class Prompt:
     def peft(self, description: dict[str, Any]) -> dict[str, Any]:
         """adapter_config.json but the base's name."""
         return {
-            "peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
-            "num_virtual_tokens": self.tokens, "token_dim": description["width"], "num_transformer_submodules": 1,
+            "peft_type": "PROMPT_TUNING",
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "num_virtual_tokens": self.tokens,
+            "token_dim": description["width"],
+            "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",
-        }  # fmt: skip
+        }
 
 
-class Held(Master):
+class PromptSpace(MasterSpace):
     """A soft prompt's master. `value`: [n * E] float32, the change of the embeddings [n, E] from `start`."""
 
     complete = False

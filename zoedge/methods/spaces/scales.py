@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.types import AbstractNoise, Leaf, Part
-from ._loans import Loans
+from ._loans import ParameterLoans
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Scales:
     layers: list[int] | str = "all"
     vectors: bool = True
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> ScalesSpace:
         """The space over a base (models.base.Base), whose modules it hooks. DataError: the base is not quantised."""
         sites = base.sites(self.layers, "all")
         scaled = base.scaled(sites)
@@ -45,18 +45,18 @@ class Scales:
         try:
             rows = [row for _, *row in (*description["scales"], *description["vectors"])]
             good = all(isinstance(n, int) and n > 0 for row in rows for n in row)
-            return sum(n for row in _sizes(description) for _, n in row) if good else -1
+            return sum(n for row in _element_counts(description) for _, n in row) if good else -1
         except (TypeError, KeyError, ValueError):
             return -1
 
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
-    ) -> Held:
+    ) -> ScalesSpace:
         """The same space from a log's description alone: no model."""
-        return Held(description, torch.device(device))
+        return ScalesSpace(description, torch.device(device))
 
 
-class Held:
+class ScalesSpace:
     """`value`: [elements] float32, what every scale is moved by, module by module, then every norm and bias."""
 
     width = 1  # a forward has one set of scales
@@ -65,7 +65,7 @@ class Held:
     def __init__(self, description: dict[str, Any], device: torch.device):
         self.description = description
         self.blocks = {name: block for name, _, _, block in description["scales"]}
-        sizes = _sizes(description)
+        sizes = _element_counts(description)
         total, offset, found = sum(n for some in sizes for _, n in some), 0, []
         self.value = torch.zeros(total, device=device)
         for title, some, least in zip(("scales", "vectors"), sizes, (-1.0, Leaf.least)):
@@ -79,7 +79,7 @@ class Held:
         self._point: dict[str, Tensor] | None = None
         self._places: dict[int, str] = {}
         self._scaled: dict[str, Any] = {}
-        self._loans = Loans(self._lend)
+        self._loans = ParameterLoans(self._lend)
 
     def leaves(self) -> Sequence[Leaf]:
         return self._leaves
@@ -90,7 +90,7 @@ class Held:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What every scale, norm and bias is moved by, as views of the master."""
         for leaf in self._leaves:
-            yield from _views(leaf, leaf.value)
+            yield from _part_views(leaf, leaf.value)
 
     def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """(the float32 weight with its scales, norm or bias as moved, how far it is from `value`, the base's)."""
@@ -120,7 +120,7 @@ class Held:
         point: dict[str, Tensor] = {}
         for leaf in self._leaves:
             delta = make(leaf)
-            point |= _views(leaf, leaf.value if delta is None else (leaf.value + delta).clamp_(leaf.least))
+            point |= _part_views(leaf, leaf.value if delta is None else (leaf.value + delta).clamp_(leaf.least))
         self._point = point
         try:
             yield
@@ -157,13 +157,13 @@ class Held:
         return (own.data + self._point[place]).to(own.dtype)
 
 
-def _sizes(description: dict[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def _element_counts(description: dict[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """(name, elements) of every matrix's scales; of every norm and bias."""
     scales = [(f"{name}.scales", -(-out * wide // block)) for name, out, wide, block in description["scales"]]
     return scales, [(name, n) for name, n in description["vectors"]]
 
 
-def _views(leaf: Leaf, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _part_views(leaf: Leaf, values: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Each part of a leaf by name, of values that lie as the leaf's."""
     for name, offset, (n,) in leaf.parts:
         yield name, values[offset - leaf.offset : offset - leaf.offset + n]

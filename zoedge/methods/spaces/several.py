@@ -50,14 +50,14 @@ class Several:
     def merges(self) -> bool:
         return all(getattr(one, "merges", True) for one in self.of.values())
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> Held:
+    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> SeveralSpace:
         """All of them over one base (models.base.Base). DataError: what one of them refuses."""
         found, cuts = {}, []
         for word, one in self.of.items():
             found[word] = one.attach(base, seed, noise)
             cuts.append(base.cut)
         base.cut_at(min(cuts))
-        return Held(self, found)
+        return SeveralSpace(self, found)
 
     def elements(self, description: Any) -> int:
         """How many elements `blank` would train; -1: not a description of these spaces."""
@@ -68,12 +68,14 @@ class Several:
 
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
-    ) -> Held:
+    ) -> SeveralSpace:
         """The same spaces from a log's description alone: no model."""
-        return Held(self, {word: one.blank(description[word], seed, noise, device) for word, one in self.of.items()})
+        return SeveralSpace(
+            self, {word: one.blank(description[word], seed, noise, device) for word, one in self.of.items()}
+        )
 
 
-class Held:
+class SeveralSpace:
     """members: word -> the space. Its leaves are theirs, the same memory, one behind another."""
 
     lean = False

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import DataError, nearest
-from .decode import answers, continued
-from .quantised import Scaled
-from .trunk import Trunk
+from ...errors import DataError, suggest_nearest
+from .decode import generate_answers, generate_greedy
+from .quantised import LinearScales
+from .trunk import TrunkCache
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
+HEAD_COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
 
 
-def project(head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
+def compute_logits(head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
     """float32 logits [..., C] of hidden states [..., H] by some rows [C] of the head, and of its bias if it has one."""
     bias = None if head.bias is None else head.bias[index].float()
     return nn.functional.linear(h.float(), head.weight[index].float(), bias)
@@ -50,11 +50,11 @@ class Base:
     digest: bytes
     path: Path
     cut: int = 0
-    kept: dict[int, Trunk] = field(default_factory=dict)
+    kept: dict[int, TrunkCache] = field(default_factory=dict)
     ahead: int = 0
     prompt: Tensor | None = None
     past: Tensor | None = None
-    project: Callable[[Any, Tensor, Tensor | slice], Tensor] = project
+    project: Callable[[Any, Tensor, Tensor | slice], Tensor] = compute_logits
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -67,7 +67,7 @@ class Base:
 
     def sites(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
         """The Linear modules of some blocks, by full name in the model's order. DataError says which there are."""
-        blocks, chosen = self.blocks, chosen_layers(layers, len(self.blocks))
+        blocks, chosen = self.blocks, select_layers(layers, len(self.blocks))
         known = [n.rpartition(".")[2] for n, m in blocks[0].named_modules() if isinstance(m, nn.Linear)]
         if not targets:
             raise DataError(f"space.targets: empty. {type(self.model).__name__} has: {' '.join(known)}, or write all.")
@@ -75,7 +75,7 @@ class Base:
             if target not in known:
                 raise DataError(
                     f"space.targets: no module named '{target}' in {type(self.model).__name__}. "
-                    f"It has: {' '.join(known)} ({len(blocks)} layers){nearest(target, known)}"
+                    f"It has: {' '.join(known)} ({len(blocks)} layers){suggest_nearest(target, known)}"
                 )
         self.cut_at(0 if self.ahead else min(chosen))
         return {
@@ -138,23 +138,23 @@ class Base:
 
     def weights(self) -> dict[str, nn.Parameter]:
         """Every parameter of a 16 or 32-bit model, tied ones once, in its order. DataError: it is quantised."""
-        if any(map(Scaled.has, self.model.modules())):
+        if any(map(LinearScales.has, self.model.modules())):
             raise DataError("space: full moves 16 or 32-bit weights. Write model.quantization: none, or space: scales.")
         if any(p.is_meta for p in self.model.parameters()):
             raise DataError("space: full moves all weights, and model.max_memory leaves some on the disk. Use LoRA.")
         return dict(self.model.named_parameters())
 
-    def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, Scaled]:
+    def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, LinearScales]:
         """The quantisation scales of some Linear modules. DataError: they are not quantised."""
-        if not all(map(Scaled.has, sites.values())):
+        if not all(map(LinearScales.has, sites.values())):
             raise DataError(
                 "space: scales moves those of a quantised base. Write model.quantization: nf4, or space: full."
             )
-        return {name: Scaled(module) for name, module in sites.items()}
+        return {name: LinearScales(module) for name, module in sites.items()}
 
     def vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
         """Norms and biases of some blocks, and norms after the last block."""
-        blocks = tuple(f"{self.facts.BLOCKS}.{i}." for i in chosen_layers(layers, len(self.blocks)))
+        blocks = tuple(f"{self.facts.BLOCKS}.{i}." for i in select_layers(layers, len(self.blocks)))
         bias = self.facts.head(self.model).bias
         found = ((name, p) for name, p in self.model.named_parameters() if p.dim() == 1 and p is not bias)
         after = ((name, p) for name, p in found if ".embeddings." not in name)
@@ -219,7 +219,7 @@ class Base:
 
     def context(self, h: Tensor, lengths: Tensor, copies: int, tree: Any) -> dict[str, Any]:
         """What every block takes beside the hidden states [copies * S, n + T, H]."""
-        past = None if self.past is None else Past(self.past, len(h) // len(self.past))
+        past = None if self.past is None else PastKeyValues(self.past, len(h) // len(self.past))
         places = self.places(h.shape[1], copies, tree)
         mask = self.mask(h.shape[1], lengths, copies, tree)
         return {"attention_mask": mask, **self.facts.context(self.model, h, places, past)}
@@ -253,8 +253,8 @@ class Base:
         head, targets = self.facts.head(self.model), targets.to(self.device)
         total: Tensor | None = None
         wanted = torch.empty(h.shape[:-1], device=self.device)
-        for start in range(0, head.weight.shape[0], COLUMNS):
-            part = self.project(head, h, slice(start, start + COLUMNS))
+        for start in range(0, head.weight.shape[0], HEAD_COLUMNS):
+            part = self.project(head, h, slice(start, start + HEAD_COLUMNS))
             inside = (targets >= start) & (targets < start + part.shape[-1])
             wanted[inside] = part[inside].gather(-1, (targets[inside] - start)[:, None])[:, 0]
             summed = part.logsumexp(-1)
@@ -277,14 +277,14 @@ class Base:
         ids = self.tokenizer(prompt, add_special_tokens=special, return_tensors="pt").input_ids.to(self.device)
         if ids.shape[1] + tokens > self.context_length:
             raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
-        out = continued(
+        out = generate_greedy(
             self, ids, torch.ones_like(ids), 1, max_new_tokens=tokens, pad_token_id=self.model.config.eos_token_id
         )
         return self.tokenizer.decode(out[0], skip_special_tokens=True)
 
     def answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
         """The first line of the greedy continuation of each prompt: [copies][prompts]."""
-        return answers(self, prompts, copies, tokens)
+        return generate_answers(self, prompts, copies, tokens)
 
     def keep(self, examples: Any, folder: Path) -> Iterator[int]:
         """Compute the trunk of a data set once, on disk in `folder`; yields how many sequences are done.
@@ -293,7 +293,7 @@ class Base:
         """
         if self.cut == 0 or id(examples) in self.kept:
             return
-        trunk = Trunk(examples, self.model.config.hidden_size, self.dtype, self.device, folder)
+        trunk = TrunkCache(examples, self.model.config.hidden_size, self.dtype, self.device, folder)
         for chunk, ids in trunk.chunks():
             trunk.write(chunk, self.trunk(ids, torch.tensor([len(examples.tokens[i]) for i in chunk])))
             yield len(chunk)
@@ -301,7 +301,7 @@ class Base:
 
 
 @dataclass
-class Past:
+class PastKeyValues:
     """Keys and values [copies, blocks, 2, groups, m, D] put before those of every block, as transformers' cache does.
 
     each: sequences a copy.
@@ -315,7 +315,7 @@ class Past:
         return torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
 
 
-def chosen_layers(layers: list[int] | str, count: int) -> list[int]:
+def select_layers(layers: list[int] | str, count: int) -> list[int]:
     """all | 'last k' | [4, 5] as sorted block numbers below `count`."""
     if layers == "all":
         return list(range(count))

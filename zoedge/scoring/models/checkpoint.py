@@ -12,32 +12,40 @@ from typing import Any
 
 import torch
 
-from ...core.canonical import canonical
-from ...errors import DataError, ZoedgeError, plain
+from ...core.canonical import encode_canonical
+from ...errors import DataError, ZoedgeError, make_printable
 from ...recipe.sections import Model
-from ..sources.cache import sha256
-from .families import facts_of
+from ..sources.cache import file_sha256
+from .families import load_family
 
-ALLOWED = (".safetensors",)
+WEIGHT_SUFFIXES = (".safetensors",)
 
-HEADER_LIMIT, TENSORS = 8 << 20, 100_000  # of a safetensors file; 300,000 empty tensors took the library 7 s
+HEADER_LIMIT, TENSOR_LIMIT = 8 << 20, 100_000  # of a safetensors file; 300,000 empty tensors took the library 7 s
 
-PICKLED = (b"PK", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"\x89HDF", b"\x1f\x8b")  # torch.save's, pickle's, ...
+PICKLE_PREFIXES = (
+    b"PK",
+    b"\x80\2",
+    b"\x80\3",
+    b"\x80\4",
+    b"\x80\5",
+    b"\x89HDF",
+    b"\x1f\x8b",
+)  # torch.save's, pickle's, ...
 
 
-def identity(folder: Path, spec: Model) -> bytes:
+def base_identity(folder: Path, spec: Model) -> bytes:
     """SHA-256 over the sorted (name, size, sha256) of configuration and weights, and the quantisation."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in ALLOWED or p.name == "config.json")
-    manifest = [[p.name, p.stat().st_size, sha256(p)] for p in files]
+    files = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES or p.name == "config.json")
+    manifest = [[p.name, p.stat().st_size, file_sha256(p)] for p in files]
     scheme = [spec.quantization, spec.double_quant and spec.quantization in ("nf4", "fp4")]
-    return hashlib.sha256(canonical([manifest, scheme])).digest()
+    return hashlib.sha256(encode_canonical([manifest, scheme])).digest()
 
 
 def tokenizer_digest(tokenizer: Any) -> bytes:
     """What decides the ids: the tokenizer's own file, the special tokens, the chat template."""
     backend = tokenizer.backend_tokenizer.to_str()
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
-    return hashlib.sha256(canonical([backend, special, tokenizer.chat_template or ""])).digest()
+    return hashlib.sha256(encode_canonical([backend, special, tokenizer.chat_template or ""])).digest()
 
 
 def check_files(folder: Path) -> None:
@@ -45,18 +53,19 @@ def check_files(folder: Path) -> None:
     if not (folder / "config.json").exists():
         raise DataError(f"model.source: {folder} has no config.json: not a model folder.")
     for path in folder.iterdir():  # a pipe would make us wait, /dev/zero never ends
-        if path.suffix in (*ALLOWED, ".json", ".txt", ".model", ".jinja") and not path.is_file():
+        if path.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja") and not path.is_file():
             raise DataError(f"model.source: {path} is not a regular file. Use a complete checkpoint.")
     try:
         with (folder / "config.json").open("rb") as file:
             raw = file.read(HEADER_LIMIT + 1)
         config = json.loads(raw) if len(raw) <= HEADER_LIMIT else None
     except (ValueError, RecursionError) as e:
-        raise DataError(f"model.source: {folder}/config.json is not valid JSON: {plain(str(e))}") from None
-    facts_of(SimpleNamespace(model_type=config.get("model_type") if isinstance(config, dict) else None))
+        raise DataError(f"model.source: {folder}/config.json is not valid JSON: {make_printable(str(e))}") from None
+    load_family(SimpleNamespace(model_type=config.get("model_type") if isinstance(config, dict) else None))
     if "Classification" in (made := str(config.get("architectures"))):
         raise DataError(
-            f"model.source: {folder} was saved as {plain(made)}, whose head is of one task's classes. zoedge scores words "
+            f"model.source: {folder} was saved as {make_printable(made)}, whose head is of one task's classes. "
+            "zoedge scores words "
             "with the language model's own head: name the pretrained checkpoint."
         )
     if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
@@ -68,19 +77,19 @@ def check_files(folder: Path) -> None:
 
 def check_weights(folder: Path, config: dict[str, Any]) -> None:
     """The headers of a folder's weights, before a library reads them. DataError: not safetensors, or not as config.json."""
-    tensors, found = 0, sorted(p for p in folder.iterdir() if p.suffix in ALLOWED)
+    tensors, found = 0, sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES)
     if (index := folder / "model.safetensors.index.json").exists():
         try:
             placed = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise DataError(f"model.source: {index} is not an index of shards. Use a complete checkpoint.") from None
         if absent := sorted(placed - {p.name for p in found}):  # or of another folder, which the digest does not see
-            raise DataError(f"model.source: {folder} has no {plain(absent[0])}, which its index names.")
+            raise DataError(f"model.source: {folder} has no {make_printable(absent[0])}, which its index names.")
     for path in found:
         with path.open("rb") as file:
             try:
                 size = path.stat().st_size
-                tensors += len(header_of(file.read(min(size, HEADER_LIMIT + 8)), size)[0])
+                tensors += len(parse_header(file.read(min(size, HEADER_LIMIT + 8)), size)[0])
             except ValueError as e:
                 raise DataError(f"model.source: {path}: {e}. Use a complete checkpoint.") from None
     if isinstance(layers := config.get("num_hidden_layers"), int) and layers > max(
@@ -91,7 +100,7 @@ def check_weights(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def header_of(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
+def parse_header(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
     """(the header of a safetensors file of `size` bytes that begins with `raw`, where the payload starts).
 
     ValueError says what the library lets pass, or takes long over: it keeps the last of duplicate keys, and allows
@@ -104,23 +113,23 @@ def header_of(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
         return found
 
     length = int.from_bytes(raw[:8], "little")
-    if length > HEADER_LIMIT and raw.startswith(PICKLED):
+    if length > HEADER_LIMIT and raw.startswith(PICKLE_PREFIXES):
         raise ValueError("a pickle, an archive or HDF5 under this name, which can run code and is never loaded")
     if length > min(HEADER_LIMIT, len(raw) - 8):
         raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
     try:
         header = json.loads(raw[8 : 8 + length], object_pairs_hook=once)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"its header cannot be read: {plain(str(e))}") from None
+        raise ValueError(f"its header cannot be read: {make_printable(str(e))}") from None
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise ValueError("its header is not a table")
-    if len(header) > TENSORS:
-        raise ValueError(f"{len(header):,} tensors, where at most {TENSORS:,} make sense")
+    if len(header) > TENSOR_LIMIT:
+        raise ValueError(f"{len(header):,} tensors, where at most {TENSOR_LIMIT:,} make sense")
     return header, 8 + length
 
 
 @contextmanager
-def in_a_sentence(folder: Path) -> Iterator[None]:
+def translate_errors(folder: Path) -> Iterator[None]:
     """What the libraries raise over a model's files, in one sentence; running out of memory stays what it is."""
     try:
         yield
@@ -128,4 +137,4 @@ def in_a_sentence(folder: Path) -> Iterator[None]:
         raise
     except Exception as e:  # of any kind: the tokenizers' library raises a bare Exception, odd configurations TypeError
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise DataError(f"model.source: {folder}: {plain(first, 300)}") from e
+        raise DataError(f"model.source: {folder}: {make_printable(first, 300)}") from e

@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=4)
-def stops(tokenizer: Any) -> list[int]:
+def stop_tokens(tokenizer: Any) -> list[int]:
     """The tokens that end an answer: the end of a text, and every token with a line break in it."""
     texts = tokenizer.backend_tokenizer.decode_batch([[i] for i in range(len(tokenizer))], skip_special_tokens=False)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return list(dict.fromkeys(end + [i for i, text in enumerate(texts) if "\n" in text]))
 
 
-def continued(base: Any, ids: Tensor, mask: Tensor, copies: int, **options: Any) -> Tensor:
+def generate_greedy(base: Any, ids: Tensor, mask: Tensor, copies: int, **options: Any) -> Tensor:
     """Greedy new tokens [copies * S, N] after ids [S, T], padded on the left, each copy after its virtual tokens."""
     from transformers import DynamicCache
 
@@ -36,7 +36,7 @@ def continued(base: Any, ids: Tensor, mask: Tensor, copies: int, **options: Any)
 
 
 @torch.inference_mode()
-def answers(base: Any, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
+def generate_answers(base: Any, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
     """The first line, spaces stripped, of at most `tokens` likeliest tokens after each prompt: [copies][prompts].
 
     The batch is tiled as in a forward that scores, copy by copy, so that all points of a step answer in one pass.
@@ -47,8 +47,8 @@ def answers(base: Any, prompts: list[list[int]], copies: int, tokens: int) -> li
     for row, seen, prompt in zip(ids, mask, prompts):  # padded on the left: new tokens follow the prompt at once
         row[longest - len(prompt) :] = torch.tensor(prompt)
         seen[longest - len(prompt) :] = 1
-    ends = stops(base.tokenizer)
-    out = continued(base, ids, mask, copies, max_new_tokens=tokens, eos_token_id=ends, pad_token_id=ends[0])
+    ends = stop_tokens(base.tokenizer)
+    out = generate_greedy(base, ids, mask, copies, max_new_tokens=tokens, eos_token_id=ends, pad_token_id=ends[0])
     texts = base.tokenizer.batch_decode(out, skip_special_tokens=True)
     lines = [text.partition("\n")[0].strip() for text in texts]
     return [lines[i : i + len(prompts)] for i in range(0, len(lines), len(prompts))]

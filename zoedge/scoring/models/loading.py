@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ...core.canonical import canonical
-from ...errors import DataError, plain
-from ..sources.cache import cache, complete, sha256
+from ...core.canonical import encode_canonical
+from ...errors import DataError, make_printable
+from ..sources.cache import cache_folder, create_once, file_sha256
 from ..sources.resolve import resolve_model
 from .base import DTYPES, Base
-from .checkpoint import check_files, identity, in_a_sentence
-from .families import facts_of
-from .quantised import tame_linear
+from .checkpoint import base_identity, check_files, translate_errors
+from .families import load_family
+from .quantised import make_linear_deterministic
 
 if TYPE_CHECKING:
     from ...recipe.sections import Model
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else: a line about a kernel from a hub at every import
 logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # else: what max_memory asks for, as a warning
 
-FAULTS = {
+LOADING_FAULTS = {
     "missing_keys": "missing: transformers would fill them with random values",
     "unexpected_keys": "not part of this architecture: transformers would drop them",
     "mismatched_keys": "of another shape than config.json says",
@@ -41,7 +41,7 @@ FAULTS = {
 }
 
 
-def device_of(spec: Model) -> torch.device:
+def resolve_device(spec: Model) -> torch.device:
     if spec.device == "cuda" and not torch.cuda.is_available():
         built = "this torch is a CPU-only build" if torch.version.cuda is None else "no CUDA device is visible"
         raise DataError(f"model.device: cuda, but {built}. Use device: cpu, or install torch with CUDA.")
@@ -50,7 +50,7 @@ def device_of(spec: Model) -> torch.device:
     return torch.device(spec.device)
 
 
-def dtype_of(spec: Model, device: torch.device) -> torch.dtype:
+def resolve_dtype(spec: Model, device: torch.device) -> torch.dtype:
     """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16.
 
     fp32 on CPUs because a step's signal is a difference of two losses, and because bf16 is no rule of speed there: on
@@ -63,35 +63,35 @@ def dtype_of(spec: Model, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def load(spec: Model) -> Base:
+def load_base(spec: Model) -> Base:
     """The base of a recipe: frozen, quantised, in exactly the mode that training scores with.
 
     DataError: missing or random tensors, pickled weights, an unknown family, no such source.
     """
-    device = device_of(spec)
-    dtype = dtype_of(spec, device)
+    device = resolve_device(spec)
+    dtype = resolve_dtype(spec, device)
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    folder, digest = prepare(spec)
-    places = placed(folder, spec.max_memory, device, dtype) if spec.max_memory is not None else None
+    folder, digest = prepare_folder(spec)
+    places = make_device_map(folder, spec.max_memory, device, dtype) if spec.max_memory is not None else None
     model = from_pretrained(folder, device, dtype if spec.quantization == "none" else "auto", places=places)
-    tame(model, dtype)
-    release()
-    return Base(model, load_tokenizer(folder), facts_of(model.config), dtype, device, digest, folder)
+    make_deterministic(model, dtype)
+    release_memory()
+    return Base(model, load_tokenizer(folder), load_family(model.config), dtype, device, digest, folder)
 
 
-def prepare(spec: Model) -> tuple[Path, bytes]:
+def prepare_folder(spec: Model) -> tuple[Path, bytes]:
     """(the folder that is loaded: the source's own, or its quantised copy in the cache; the base's identity)."""
     folder = resolve_model(spec.source, spec.revision)
     check_files(folder)
-    digest = identity(folder, spec)
-    return (folder if spec.quantization == "none" else quantised(folder, spec, digest)), digest
+    digest = base_identity(folder, spec)
+    return (folder if spec.quantization == "none" else quantised_folder(folder, spec, digest)), digest
 
 
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    with in_a_sentence(folder):
+    with translate_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise DataError(f"{folder}: no fast tokenizer (tokenizer.json). Convert it with transformers first.")
@@ -102,20 +102,20 @@ def auto_class(folder: Path) -> tuple[Any, Any]:
     """(transformers' class that loads a model folder with its language model's head, the family's facts)."""
     import transformers
 
-    facts = facts_of(SimpleNamespace(**json.loads((folder / "config.json").read_bytes())))
+    facts = load_family(SimpleNamespace(**json.loads((folder / "config.json").read_bytes())))
     return getattr(transformers, f"AutoModelFor{facts.HEAD}"), facts
 
 
-def config_of(folder: Path) -> tuple[Any, Any]:
+def load_config(folder: Path) -> tuple[Any, Any]:
     """(a model's configuration, its family's facts), without its weights."""
     from transformers import AutoConfig
 
-    with in_a_sentence(folder):
+    with translate_errors(folder):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    return config, facts_of(config)
+    return config, load_family(config)
 
 
-def placed(folder: Path, limits: dict[str, str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def make_device_map(folder: Path, limits: dict[str, str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """accelerate's device map: all but the blocks on the device, and as many of the last blocks as its limit allows; of
     the others the last on the CPU, and the rest on the disk. DataError: the device cannot hold what is no block.
     """
@@ -124,7 +124,7 @@ def placed(folder: Path, limits: dict[str, str], device: torch.device, dtype: to
 
     made, facts = auto_class(folder)
     with init_empty_weights():
-        model = made.from_config(config_of(folder)[0])
+        model = made.from_config(load_config(folder)[0])
     model.tie_weights()
     first: Any = 0 if device.type == "cuda" else "cpu"
     room = {first: math.inf} | {0 if k == "cuda" else k: convert_file_size_to_int(v) for k, v in limits.items()}
@@ -167,21 +167,28 @@ def from_pretrained(
     made, facts = auto_class(folder)
     spare = None
     if places is not None:  # where accelerate writes what it cannot read from the checkpoint as it is
-        spare = tempfile.TemporaryDirectory(dir=cache("offload"))
+        spare = tempfile.TemporaryDirectory(dir=cache_folder("offload"))
         options["offload_folder"] = spare.name
-    with in_a_sentence(folder):
+    with translate_errors(folder):
         # trust_remote_code: left out, an unknown class with an auto_map *asks* whether to run its code, and waits for y
         found: Any = made.from_pretrained(
-            str(folder), **options, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            device_map=places or ({"": 0} if device.type == "cuda" else None), output_loading_info=True,
-            attn_implementation="sdpa", ignore_mismatched_sizes=True,
-        )  # fmt: skip
+            str(folder),
+            **options,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            device_map=places or ({"": 0} if device.type == "cuda" else None),
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,
+        )
     model, info = found
     model.spare = spare  # gone with the model
-    for what, why in FAULTS.items():
+    for what, why in LOADING_FAULTS.items():
         if names := sorted(n for n in map(str, info.get(what) or ()) if not n.startswith(getattr(facts, "UNUSED", ()))):
             raise DataError(
-                f"model.source: {folder}: {len(names)} tensor(s) ({plain(', '.join(names[:3]), 300)}) {why}. "
+                f"model.source: {folder}: {len(names)} tensor(s) ({make_printable(', '.join(names[:3]), 300)}) {why}. "
                 "Use a complete checkpoint."
             )
     if facts.HEAD == "MaskedLM" and (
@@ -194,22 +201,24 @@ def from_pretrained(
     return model.requires_grad_(False)
 
 
-def scheme(spec: Model) -> Any:
+def bitsandbytes_config(spec: Model) -> Any:
     from transformers import BitsAndBytesConfig
 
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=spec.quantization, bnb_4bit_use_double_quant=spec.double_quant,
+        load_in_4bit=True,
+        bnb_4bit_quant_type=spec.quantization,
+        bnb_4bit_use_double_quant=spec.double_quant,
         bnb_4bit_compute_dtype=torch.float32,
-    )  # fmt: skip
+    )
 
 
-def quantised(folder: Path, spec: Model, digest: bytes) -> Path:
+def quantised_folder(folder: Path, spec: Model, digest: bytes) -> Path:
     """The cache's folder of these weights in this quantisation, made on first use."""
     from transformers import AutoConfig
 
-    with in_a_sentence(folder):
+    with translate_errors(folder):
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if getattr(config, "quantization_config", None):
         raise DataError(
@@ -217,21 +226,21 @@ def quantised(folder: Path, spec: Model, digest: bytes) -> Path:
         )
     # the tokenizer is not part of the base's identity, but it is of the folder: the same weights may come with another
     small = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model", ".jinja"))
-    key = hashlib.sha256(canonical([digest.hex(), [[p.name, sha256(p)] for p in small]])).hexdigest()[:16]
+    key = hashlib.sha256(encode_canonical([digest.hex(), [[p.name, file_sha256(p)] for p in small]])).hexdigest()[:16]
 
     def make(draft: Path) -> None:
-        model = from_pretrained(folder, device_of(spec), "auto", scheme(spec))
+        model = from_pretrained(folder, resolve_device(spec), "auto", bitsandbytes_config(spec))
         model.should_save_on_this_rank = lambda main: True  # else only worker 0's folder has weights in it
         model.save_pretrained(draft)
         del model
         load_tokenizer(folder).save_pretrained(draft)
         (draft / "zoedge.json").write_text(json.dumps({"base": digest.hex(), "source": spec.source}))
-        release()
+        release_memory()
 
-    return complete(cache("quantised") / f"{key}-{spec.quantization}", make)
+    return create_once(cache_folder("quantised") / f"{key}-{spec.quantization}", make)
 
 
-def tame(model: Any, dtype: torch.dtype) -> None:
+def make_deterministic(model: Any, dtype: torch.dtype) -> None:
     """Make every forward the function that training differentiates.
 
     Evaluation mode everywhere except in bitsandbytes' modules, which repack their weights in evaluation mode on CPUs
@@ -246,7 +255,7 @@ def tame(model: Any, dtype: torch.dtype) -> None:
         for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):  # OPT's own, not nn.Dropout
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
-        tame_linear(module, dtype)
+        make_linear_deterministic(module, dtype)
     for p in model.parameters():
         if p.is_floating_point() and id(p) not in tables and type(p) is nn.Parameter:
             p.data = p.data.to(dtype)
@@ -262,7 +271,7 @@ def tame(model: Any, dtype: torch.dtype) -> None:
         model.generation_config.max_length = None
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give freed memory back to the system: after loading, glibc keeps hundreds of megabytes."""
     import ctypes
     from contextlib import suppress

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Scaled:
+class LinearScales:
     """block: consecutive weights of the flattened matrix that share a scale."""
 
     def __init__(self, module: nn.Linear):
@@ -54,7 +54,7 @@ class Scaled:
         setattr(self.owner, self.name, self.own)
 
 
-def tame_linear(module: nn.Module, dtype: torch.dtype) -> None:
+def make_linear_deterministic(module: nn.Module, dtype: torch.dtype) -> None:
     """A bitsandbytes Linear that computes the same function in every mode, in `dtype`; others are left alone."""
     import bitsandbytes as bnb
 
@@ -64,23 +64,23 @@ def tame_linear(module: nn.Module, dtype: torch.dtype) -> None:
         module.compute_dtype, module.compute_type_is_set = dtype, True
     if isinstance(module, bnb.nn.Linear8bitLt):
         module.train()
-        module.forward = Int8(module)  # type: ignore[method-assign]
+        module.forward = Int8Forward(module)  # type: ignore[method-assign]
 
 
-class Int8:
+class Int8Forward:
     """y = x (CB * SCB / 127)': an int8 Linear that dequantises and leaves the activations alone, on every device."""
 
     def __init__(self, module: Any):
         self.module = module
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, weight_of(self.module, x.dtype), self.bias(x.dtype))
+        return nn.functional.linear(x, dequantise_weight(self.module, x.dtype), self.bias(x.dtype))
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         return None if self.module.bias is None else self.module.bias.to(dtype)
 
 
-def weight_of(module: nn.Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def dequantise_weight(module: nn.Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weight [out, in] as the forward uses it, dequantised."""
     import bitsandbytes as bnb
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ...errors import StorageError
 
-TOKENS = 2048  # padded rows of a chunk
+CHUNK_TOKENS = 2048  # padded rows of a chunk
 
 
-class Trunk:
+class TrunkCache:
     """examples: sequences with `.tokens` (list of token id lists). The file has no name: it goes with the process."""
 
     def __init__(self, examples: Any, width: int, dtype: torch.dtype, device: torch.device, folder: Path):
@@ -38,7 +38,7 @@ class Trunk:
         order = sorted(range(len(self.tokens)), key=lambda i: (len(self.tokens[i]), i))
         while order:
             longest, size = len(self.tokens[order[-1]]), 1
-            while size < len(order) and longest * (size + 1) <= TOKENS:
+            while size < len(order) and longest * (size + 1) <= CHUNK_TOKENS:
                 size += 1
             chunk, order = order[-size:], order[:-size]
             ids = torch.zeros(size, longest, dtype=torch.long)

@@ -10,44 +10,46 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from ...errors import SHOWN, DataError, listed, plain
+from ...errors import MAX_FAULTS_SHOWN, DataError, format_faults, make_printable
 from .row import Row
 
-LINE, DEPTH = 1 << 20, 16
+LINE_LIMIT, DEPTH_LIMIT = 1 << 20, 16
 
 
 # -- files
 
 
-def read(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row], list[str]]:
+def read_rows(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row], list[str]]:
     """(rows, faults) of a file, or a hub data set's folder. Faults are raised together, or with `skip_bad` dropped."""
     if path.is_dir():
-        found = [read(f, f"{name}/{f.name}", skip_bad) for f in files_of(path, name)]
+        found = [read_rows(f, f"{name}/{f.name}", skip_bad) for f in find_split_files(path, name)]
         return [r for rows, _ in found for r in rows], [x for _, faults in found for x in faults]
     if path.suffix.lower() not in READERS:
-        raise DataError(f"{name}: '{plain(path.suffix) or 'no ending'}' is not read. Use {', '.join(READERS)}.")
+        raise DataError(
+            f"{name}: '{make_printable(path.suffix) or 'no ending'}' is not read. Use {', '.join(READERS)}."
+        )
     rows: list[Row] = []
     faults: list[str] = []
     try:
         for item in READERS[path.suffix.lower()](path, name):
             rows.append(item) if isinstance(item, Row) else faults.append(item)
     except OSError as e:
-        raise DataError(f"{name}: cannot be read: {e.strerror or plain(str(e))}.") from None
+        raise DataError(f"{name}: cannot be read: {e.strerror or make_printable(str(e))}.") from None
     if faults and not (skip_bad and rows):
         count = f"{len(faults):,} bad line{'s' if len(faults) > 1 else ''} of {len(rows) + len(faults):,}"
         way_out = "data.skip_bad_lines=true drops and counts them" if rows else "is it the right file?"
-        raise DataError(listed(faults) + (" " if len(faults) == 1 else "\n") + f"({count}; {way_out})")
+        raise DataError(format_faults(faults) + (" " if len(faults) == 1 else "\n") + f"({count}; {way_out})")
     if not rows:
         raise DataError(f"{name}: no rows: the file is empty.")
     return rows, faults
 
 
-def files_of(folder: Path, name: str) -> list[Path]:
+def find_split_files(folder: Path, name: str) -> list[Path]:
     """The files of one split of a hub data set: `org/set` is its train split, `org/set:validation` and
     `org/set:config/test` name others. A split is a file's name without its shard's number, else a word of it, else a
     word of its folder's.
     """
-    known = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in SETS and f.is_file())
+    known = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in HUB_SUFFIXES and f.is_file())
     whole = {f: re.sub(r"[-_.]?\d+(-of-\d+.*)?$", "", f.stem) for f in known}
     *config, split = (name.partition(":")[2] or "train").split("/")
     inside = [f for f in known if set(config) <= set(f.parts)]
@@ -58,97 +60,107 @@ def files_of(folder: Path, name: str) -> list[Path]:
         or (known if len(known) == 1 and ":" not in name else [])
     )
     if not found:
-        there = ", ".join(plain(str(f)) for f in known[:SHOWN]) or "no .jsonl, .csv or .parquet file"
-        raise DataError(f"{name}: no file of the split '{plain(split)}'. It has: {there}. Name one: ORG/SET:SPLIT.")
+        there = (
+            ", ".join(make_printable(str(f)) for f in known[:MAX_FAULTS_SHOWN]) or "no .jsonl, .csv or .parquet file"
+        )
+        raise DataError(
+            f"{name}: no file of the split '{make_printable(split)}'. It has: {there}. Name one: ORG/SET:SPLIT."
+        )
     if len(several := sorted({(f.parent / whole[f]).as_posix() for f in found})) > 1:
         one = f"{name.partition(':')[0]}:{several[0]}"
-        raise DataError(f"{name}: several sets: {', '.join(map(plain, several))}. Name one, such as {plain(one)}.")
+        raise DataError(
+            f"{name}: several sets: {', '.join(map(make_printable, several))}. Name one, such as {make_printable(one)}."
+        )
     return [folder / f for f in found]
 
 
-def lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
+def read_lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
     """(file:line, bytes) of every line, the first without a byte-order mark; of an `endless` one, its beginning."""
     with path.open("rb") as file:
         number = 0
-        while raw := file.readline(LINE + (1 if number else 4)):  # a mark takes three bytes
+        while raw := file.readline(LINE_LIMIT + (1 if number else 4)):  # a mark takes three bytes
             number += 1
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             yield f"{name}:{number}", raw
-            if endless(raw):
-                while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
+            if is_overlong(raw):
+                while (rest := file.readline(LINE_LIMIT)) and not rest.endswith(b"\n"):
                     pass
 
 
-def endless(raw: bytes) -> bool:
-    return len(raw) > LINE and not raw.endswith(b"\n")
+def is_overlong(raw: bytes) -> bool:
+    return len(raw) > LINE_LIMIT and not raw.endswith(b"\n")
 
 
-def json_lines(path: Path, name: str) -> Iterator[Row | str]:
+def read_json_lines(path: Path, name: str) -> Iterator[Row | str]:
     """A Row a line, or a sentence about what is wrong with it."""
-    for i, (where, raw) in enumerate(lines(path, name)):
+    for i, (where, raw) in enumerate(read_lines(path, name)):
         if i == 0 and raw.lstrip().startswith(b"["):
             raise DataError(f"{where}: a JSON array. Write one object a line: jq -c '.[]' OLD > NEW.jsonl")
-        if endless(raw):
+        if is_overlong(raw):
             yield f"{where}: longer than 1 MiB"
         elif raw.strip():
-            value = json_value(raw.rstrip(b"\r\n"))
+            value = parse_json_object(raw.rstrip(b"\r\n"))
             yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
 
 
-def json_items(path: Path, name: str) -> Iterator[Row | str]:
+def read_json_array(path: Path, name: str) -> Iterator[Row | str]:
     """A Row an item of a .json file's array, or a sentence about what is wrong with it; JSON lines are read as such."""
     with path.open("rb") as file:
         first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not first.startswith(b"["):
-        yield from json_lines(path, name)
+        yield from read_json_lines(path, name)
         return
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{name}:{line_of(path)}: not UTF-8.") from None
+        raise DataError(f"{name}:{find_invalid_utf8(path)}: not UTF-8.") from None
     del raw
     at, number = text.index("[") + 1, 0
-    while (at := past(text, at)) < len(text) and (text[at] != "]" or number):
+    while (at := skip_whitespace(text, at)) < len(text) and (text[at] != "]" or number):
         number += 1
         try:
-            end = SCAN.raw_decode(text, at)[1]
+            end = ITEM_SCANNER.raw_decode(text, at)[1]
         except json.JSONDecodeError as e:
-            raise DataError(f"{name}:{e.lineno}: item {number}: {json_fault(e, text)}.") from None
+            raise DataError(f"{name}:{e.lineno}: item {number}: {format_json_error(e, text)}.") from None
         except RecursionError:
             raise DataError(
-                f"{name}:{text.count(chr(10), 0, at) + 1}: item {number}: nested more than {DEPTH} deep."
+                f"{name}:{text.count(chr(10), 0, at) + 1}: item {number}: nested more than {DEPTH_LIMIT} deep."
             ) from None
-        value = "longer than 1 MiB" if end - at > LINE else json_value(text[at:end].encode("utf-8", "surrogatepass"))
+        value = (
+            "longer than 1 MiB"
+            if end - at > LINE_LIMIT
+            else parse_json_object(text[at:end].encode("utf-8", "surrogatepass"))
+        )
         where = f"{name}:item {number}"
         value = value.replace("a line must be", "an item must be") if isinstance(value, str) else value
         yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
-        at = past(text, end)
+        at = skip_whitespace(text, end)
         if text[at : at + 1] != ",":
             break
         at += 1
-    at = past(text, at)
+    at = skip_whitespace(text, at)
     line = text.count("\n", 0, at) + 1
     if text[at : at + 1] != "]":
         raise DataError(f"{name}:{line}: not valid JSON: expected ',' or ']' after item {number}.")
-    if past(text, at + 1) < len(text):
+    if skip_whitespace(text, at + 1) < len(text):
         raise DataError(f"{name}:{line}: not valid JSON: something follows the array.")
 
 
-SCAN = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)  # only to find where an item ends
+ITEM_SCANNER = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)  # only to find where an item ends
 
 
-def past(text: str, at: int) -> int:
+def skip_whitespace(text: str, at: int) -> int:
     """The next place that holds no white space."""
     while at < len(text) and text[at] in " \t\n\r":
         at += 1
     return at
 
 
-def text_lines(path: Path, name: str) -> Iterator[Row | str]:
+def read_text_lines(path: Path, name: str) -> Iterator[Row | str]:
     """A Row {text} a line that is not empty."""
-    for where, raw in lines(path, name):
-        if endless(raw):
+    for where, raw in read_lines(path, name):
+        if is_overlong(raw):
             yield f"{where}: longer than 1 MiB"
             continue
         try:
@@ -162,7 +174,7 @@ def text_lines(path: Path, name: str) -> Iterator[Row | str]:
             yield Row(where, {"text": text})
 
 
-def json_value(raw: bytes) -> dict[str, Any] | str:
+def parse_json_object(raw: bytes) -> dict[str, Any] | str:
     """The object in a line, or what is wrong with it."""
 
     def constant(word: str) -> Any:
@@ -176,7 +188,7 @@ def json_value(raw: bytes) -> dict[str, Any] | str:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) != len(pairs):
             twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-            raise ValueError(f'the key "{plain(twice)}" stands twice')
+            raise ValueError(f'the key "{make_printable(twice)}" stands twice')
         return found
 
     try:
@@ -185,21 +197,21 @@ def json_value(raw: bytes) -> dict[str, Any] | str:
     except UnicodeDecodeError as e:
         return f"not UTF-8 (byte {e.start} of the line)"
     except json.JSONDecodeError as e:
-        return json_fault(e, text)
+        return format_json_error(e, text)
     except RecursionError:
-        return f"nested more than {DEPTH} deep"
+        return f"nested more than {DEPTH_LIMIT} deep"
     except ValueError as e:
         return f"not valid JSON: {e}"
     if not isinstance(value, dict):
         return "a line must be an object, {...}"
-    if deep(value):
-        return f"nested more than {DEPTH} deep"
+    if is_too_deep(value):
+        return f"nested more than {DEPTH_LIMIT} deep"
     if "\\u" in text and re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
         return "half a character (a lone surrogate)"
     return value
 
 
-def json_fault(e: json.JSONDecodeError, text: str) -> str:
+def format_json_error(e: json.JSONDecodeError, text: str) -> str:
     """What the library says is wrong, in words that say what it expected."""
     what = "a BOM inside the file" if "BOM" in e.msg else e.msg[:1].lower() + e.msg[1:]
     closing = "',', ']' or '}'" if "[" in text[: e.pos] else "',' or '}'"
@@ -207,15 +219,15 @@ def json_fault(e: json.JSONDecodeError, text: str) -> str:
     return f"not valid JSON: {what} at column {e.colno}"
 
 
-def deep(value: Any, left: int = DEPTH) -> bool:
+def is_too_deep(value: Any, left: int = DEPTH_LIMIT) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return left < 0 or any(deep(v, left - 1) for v in inner)
+    return left < 0 or any(is_too_deep(v, left - 1) for v in inner)
 
 
-def csv_rows(path: Path, name: str) -> Iterator[Row | str]:
+def read_csv_rows(path: Path, name: str) -> Iterator[Row | str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(lines_of(file, name), strict=True)
+            reader = csv.DictReader(read_csv_lines(file, name), strict=True)
             header = reader.fieldnames or []
             if len(set(header)) != len(header):
                 raise DataError(f"{name}:1: a column's name stands twice.")
@@ -224,22 +236,22 @@ def csv_rows(path: Path, name: str) -> Iterator[Row | str]:
                 wrong = None in fields or None in fields.values()
                 yield f"{where}: not {len(header)} columns, as in the header" if wrong else Row(where, fields)
     except UnicodeDecodeError as e:
-        raise DataError(f"{name}:{line_of(path)}: not UTF-8 ({e.reason}).") from None
+        raise DataError(f"{name}:{find_invalid_utf8(path)}: not UTF-8 ({e.reason}).") from None
     except csv.Error as e:  # raised: where a quote is lost, what follows cannot be told apart, and must not be skipped
         raise DataError(f"{name}:{reader.line_num + 1}: not valid CSV: {e}. Mend the line.") from None
 
 
-def lines_of(file: TextIO, name: str) -> Iterator[str]:
+def read_csv_lines(file: TextIO, name: str) -> Iterator[str]:
     """A text's lines; csv's own limit is that of a field, and comes after the line has been read."""
     number = 0
-    while line := file.readline(LINE + 1):
+    while line := file.readline(LINE_LIMIT + 1):
         number += 1
-        if len(line) > LINE:
+        if len(line) > LINE_LIMIT:
             raise DataError(f"{name}:{number}: longer than 1 MiB.")
         yield line
 
 
-def line_of(path: Path) -> int:
+def find_invalid_utf8(path: Path) -> int:
     """The first line that is not UTF-8: the decoder counts from its own buffer."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -250,7 +262,7 @@ def line_of(path: Path) -> int:
     return 0
 
 
-def parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
+def read_parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
     import pyarrow
     import pyarrow.parquet
 
@@ -261,11 +273,15 @@ def parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
                 number += 1
                 yield Row(f"{name}:{number}", fields)
     except (pyarrow.ArrowException, OSError, ValueError) as e:  # ValueError: a text that is not UTF-8
-        raise DataError(f"{name}: not a readable Parquet file: {plain(str(e))}") from None
+        raise DataError(f"{name}: not a readable Parquet file: {make_printable(str(e))}") from None
 
 
 READERS = {
-    ".jsonl": json_lines, ".json": json_items, ".csv": csv_rows, ".parquet": parquet_rows, ".txt": text_lines,
-}  # fmt: skip
+    ".jsonl": read_json_lines,
+    ".json": read_json_array,
+    ".csv": read_csv_rows,
+    ".parquet": read_parquet_rows,
+    ".txt": read_text_lines,
+}
 
-SETS = set(READERS) - {".txt"}  # of a hub's data sets, whose other texts are about them
+HUB_SUFFIXES = set(READERS) - {".txt"}  # of a hub's data sets, whose other texts are about them

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ...errors import StorageError, plain
+from ...errors import StorageError, make_printable
 
 
-def cache(*parts: str) -> Path:
+def cache_folder(*parts: str) -> Path:
     """A folder of the cache: $ZOEDGE_CACHE, else $XDG_CACHE_HOME/zoedge, else ~/.cache/zoedge."""
     home = os.environ.get("ZOEDGE_CACHE")
     root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoedge"
@@ -25,11 +25,11 @@ def cache(*parts: str) -> Path:
     return folder
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """A file's digest in hexadecimal, remembered by (device, inode, size, mtime, ctime)."""
     stat = path.stat()
     mark = f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-    note = cache("digests") / hashlib.sha256(f"{path.resolve()}\0{mark}".encode()).hexdigest()[:32]
+    note = cache_folder("digests") / hashlib.sha256(f"{path.resolve()}\0{mark}".encode()).hexdigest()[:32]
     if note.is_file() and len(known := note.read_text()) == 64:
         return known
     with path.open("rb") as file:
@@ -39,11 +39,11 @@ def sha256(path: Path) -> str:
     return found
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     print(f"zoedge: {text}", file=sys.stderr, flush=True)
 
 
-def complete(target: Path, make: Callable[[Path], None]) -> Path:
+def create_once(target: Path, make: Callable[[Path], None]) -> Path:
     """`target`, made by `make(draft)` if it is not there: it appears whole or not at all, whoever else makes it."""
     if target.exists():
         return target
@@ -57,5 +57,7 @@ def complete(target: Path, make: Callable[[Path], None]) -> Path:
             draft.rename(target)
     except OSError as e:
         if not target.exists():  # else another process was first: what it made is the same
-            raise StorageError(f"{target}: cannot be made: {e.strerror or plain(str(e))}. Is the disk full?") from e
+            raise StorageError(
+                f"{target}: cannot be made: {e.strerror or make_printable(str(e))}. Is the disk full?"
+            ) from e
     return target

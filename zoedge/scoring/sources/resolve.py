@@ -9,23 +9,27 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...errors import DataError, nearest, plain
-from .catalog import MODELS, TEXTS
-from .hub import HUB_ID, hub
+from ...errors import DataError, make_printable, suggest_nearest
+from . import hub
+from .catalog import PACKAGED_MODELS, PACKAGED_TEXTS
+from .hub import HUB_ID_PATTERN
 from .packaged import packaged_model, packaged_text
 
 
 def resolve_model(source: str, revision: str | None = None) -> Path:
     """The folder of a model: a local folder, a packaged name, or (where a hub is reachable) a hub id."""
-    if source in MODELS:
+    if source in PACKAGED_MODELS:
         return packaged_model(source)
     if (folder := Path(os.path.expanduser(source))).is_dir():
         return folder
-    if HUB_ID.fullmatch(source) and not folder.is_file():
-        return hub("model", source, revision, ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"])
+    if HUB_ID_PATTERN.fullmatch(source) and not folder.is_file():
+        return hub.download_snapshot(
+            "model", source, revision, ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+        )
     raise DataError(
-        f"model.source: no folder '{plain(source)}', and not a packaged model ({', '.join(MODELS)}) or a hub id, "
-        f"ORG/NAME{nearest(source, MODELS) or '.'}"
+        f"model.source: no folder '{make_printable(source)}', and not a packaged model "
+        f"({', '.join(PACKAGED_MODELS)}) or a hub id, "
+        f"ORG/NAME{suggest_nearest(source, PACKAGED_MODELS) or '.'}"
     )
 
 
@@ -35,50 +39,50 @@ def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
     Of a folder, the file that `key` (data.train, data.valid, data.test; else the test rows) is about: train.jsonl, ....
     A hub id may name a split, ORG/SET:validation or ORG/SET:CONFIG/test; without one, it is the train split.
     """
-    if source in TEXTS:
+    if source in PACKAGED_TEXTS:
         return packaged_text(source), source
     path = Path(os.path.expanduser(source))  # which leaves ~nobody as it is; pathlib's own raises RuntimeError
     if path.is_file():
         return path, source
     if path.is_dir():
         which = key.rpartition(".")[2]
-        if found := beside(source, which if which in SPLITS else "test"):
+        if found := find_split_file(source, which if which in SPLIT_NAMES else "test"):
             return Path(os.path.expanduser(found)), found
-        names = sorted(p.name for p in path.iterdir() if p.suffix in ROWS)
-        some = f"It has: {', '.join(map(plain, names[:20]))}. Name one" if names else "Name a file of rows"
+        names = sorted(p.name for p in path.iterdir() if p.suffix in ROW_SUFFIXES)
+        some = f"It has: {', '.join(map(make_printable, names[:20]))}. Name one" if names else "Name a file of rows"
         raise DataError(
-            f"{key}: the folder {plain(source)} has no {which if which in SPLITS else 'test'}.jsonl. {some}."
+            f"{key}: the folder {make_printable(source)} has no {which if which in SPLIT_NAMES else 'test'}.jsonl. {some}."
         )
     name = source.partition(":")[0]
-    if HUB_ID.fullmatch(name) and not path.suffix[1:].isalpha():
-        return hub("dataset", name, None, ["*.parquet", "*.jsonl", "*.csv"]), source
-    there = {str(p) for p in path.parent.glob("*") if p.suffix in ROWS}
+    if HUB_ID_PATTERN.fullmatch(name) and not path.suffix[1:].isalpha():
+        return hub.download_snapshot("dataset", name, None, ["*.parquet", "*.jsonl", "*.csv"]), source
+    there = {str(p) for p in path.parent.glob("*") if p.suffix in ROW_SUFFIXES}
     raise DataError(
-        f"{key}: no file '{plain(source)}', and not a packaged text ({', '.join(TEXTS)}) or a hub id, ORG/SET"
-        f"{nearest(str(path), there | set(TEXTS)) or '.'}"
+        f"{key}: no file '{make_printable(source)}', and not a packaged text ({', '.join(PACKAGED_TEXTS)}) or a hub id, ORG/SET"
+        f"{suggest_nearest(str(path), there | set(PACKAGED_TEXTS)) or '.'}"
     )
 
 
-ROWS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
-SPLITS = {
+SPLIT_NAMES = {
     "train": ("train",),
     "valid": ("valid", "validation", "val", "dev"),
     "test": ("test",),
 }  # files of a data folder
 
 
-def beside(source: str, which: str) -> str | None:
+def find_split_file(source: str, which: str) -> str | None:
     """The file of a split in a folder of data, as a user would name it; None: no folder, or none in it.
 
     DataError: several.
     """
     folder = Path(os.path.expanduser(source))
-    if source in TEXTS or not folder.is_dir() or (folder / "dataset_info.json").exists():
+    if source in PACKAGED_TEXTS or not folder.is_dir() or (folder / "dataset_info.json").exists():
         return None
-    for word in SPLITS[which]:
-        if found := [f"{word}{ending}" for ending in ROWS if (folder / f"{word}{ending}").is_file()]:
+    for word in SPLIT_NAMES[which]:
+        if found := [f"{word}{ending}" for ending in ROW_SUFFIXES if (folder / f"{word}{ending}").is_file()]:
             if len(found) > 1:
-                raise DataError(f"data.{which}: {plain(source)} has {' and '.join(found)}. Name one of them.")
+                raise DataError(f"data.{which}: {make_printable(source)} has {' and '.join(found)}. Name one of them.")
             return os.path.join(source, found[0])
     return None

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rows.row import shuffled
-from ._branches import Branches, fills
+from ..rows.row import seeded_permutation
+from ._branches import OptionTree, count_token_rows
 
-WINDOW = 8
+SHUFFLE_WINDOW = 8
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class Examples:
             check = zlib.crc32(tensor.numpy().tobytes(), check)
         sizes = sizes or [self.per] * len(chosen)
         several = max(sizes) > 1
-        branches = Branches.of([self.tokens[i] for i in index], sizes, ids, rows) if several else None
+        branches = OptionTree.of([self.tokens[i] for i in index], sizes, ids, rows) if several else None
         return Batch(self, index, ids, rows, targets, labels, check, branches)
 
     @lru_cache(maxsize=4)  # noqa: B019
@@ -107,18 +107,18 @@ class Examples:
 
         What does not fill a batch is left out before the cut: after it, the longest would be, epoch by epoch.
         """
-        order = shuffled(len(self), seed, epoch)
+        order = seeded_permutation(len(self), seed, epoch)
         order *= -(-size // len(order))
         del order[len(order) // size * size :]
         batches = []
-        for i in range(0, len(order), size * WINDOW):
-            window = sorted(order[i : i + size * WINDOW], key=self._length)
+        for i in range(0, len(order), size * SHUFFLE_WINDOW):
+            window = sorted(order[i : i + size * SHUFFLE_WINDOW], key=self._length)
             batches += [window[j : j + size] for j in range(0, len(window), size)]
-        return [batches[i] for i in shuffled(len(batches), seed, ~epoch)]
+        return [batches[i] for i in seeded_permutation(len(batches), seed, ~epoch)]
 
     def fills(self, i: int) -> int:
         """Token rows of an example."""
-        return fills(self.tokens[i * self.per : (i + 1) * self.per])
+        return count_token_rows(self.tokens[i * self.per : (i + 1) * self.per])
 
     def _length(self, i: int) -> int:
         return max(map(len, self.tokens[i * self.per : (i + 1) * self.per]))
@@ -140,7 +140,7 @@ class Batch:
     targets: Tensor
     labels: Tensor
     check: int
-    branches: Branches | None = None  # the same in fewer rows, where options share what they begin with
+    branches: OptionTree | None = None  # the same in fewer rows, where options share what they begin with
     flat: Batch | None = None  # every candidate of the examples, where they are what a step scores
     whole: Batch | None = None  # what this is a part of
 
@@ -153,7 +153,7 @@ class Batch:
         some = slice(first * per, end * per)
         index, ids, rows = self.index[some], self.ids[some], self.rows[some]
         sequences = [self.examples.tokens[i] for i in index]
-        branches = Branches.of(sequences, [per] * (len(index) // per), ids, rows) if self.branches else None
+        branches = OptionTree.of(sequences, [per] * (len(index) // per), ids, rows) if self.branches else None
         targets, labels = self.targets[some], self.labels[first:end]
         return Batch(self.examples, index, ids, rows, targets, labels, self.check, branches, whole=self.whole or self)
 

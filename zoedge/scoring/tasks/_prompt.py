@@ -7,16 +7,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...errors import DataError, plain
-from ..rows.row import Row, text_of
+from ...errors import DataError, make_printable
+from ..rows.row import Row, read_field_text
 
 
-def uncapital(text: str) -> str:
+def lowercase_first_word(text: str) -> str:
     first, space, rest = text.partition(" ")
     return (first if first == "I" else first.lower()) + space + rest
 
 
-def connective(text: str) -> str:
+def causal_connective(text: str) -> str:
     if text not in (known := {"effect": "so", "cause": "because"}):
         raise ValueError("is not effect or cause")
     return known[text]
@@ -26,24 +26,24 @@ FILTERS: dict[str, Callable[[str], str]] = {  # what MeZO's templates do (arXiv 
     "strip": str.strip,
     "lower": str.lower,
     "capital": lambda text: text[:1].upper() + text[1:],
-    "uncapital": uncapital,
+    "uncapital": lowercase_first_word,
     "lower_first": lambda text: text[:1].lower() + text[1:],  # LM-BFF's sentl
     "asked": lambda text: text if text.endswith("?") else text + "?",
     "unended": lambda text: text.rstrip().removesuffix("."),
     "drop_last": lambda text: text[:-1],  # LM-BFF's sent-: whatever it is, a full stop or a letter
-    "connective": connective,
+    "connective": causal_connective,
     "bullets": lambda text: text.replace("@highlight\n", "- "),
 }
 
 
-class Piece(NamedTuple):
+class TemplatePiece(NamedTuple):
     literal: str
     name: str | None
     filters: tuple[str, ...]
 
 
 @lru_cache
-def pieces(template: str, option: str = "prompt") -> tuple[Piece, ...]:
+def parse_template(template: str, option: str = "prompt") -> tuple[TemplatePiece, ...]:
     """The parts of a template. ValueError("option: why"): braces, names or filters that are none."""
     try:
         parsed = list(string.Formatter().parse(template))
@@ -57,28 +57,30 @@ def pieces(template: str, option: str = "prompt") -> tuple[Piece, ...]:
             raise ValueError(wanted)
         if not FILTERS.keys() >= set(filters):
             raise ValueError(f"{wanted}. What follows a colon is a filter: {', '.join(FILTERS)}")
-        found.append(Piece(literal, name, filters))
+        found.append(TemplatePiece(literal, name, filters))
     if not any(piece.name for piece in found):
         raise ValueError(wanted)
     return tuple(found)
 
 
-def names(template: str) -> list[str]:
+def template_fields(template: str) -> list[str]:
     """The fields that a template is made of, each once."""
-    return list(dict.fromkeys(piece.name for piece in pieces(template) if piece.name is not None))
+    return list(dict.fromkeys(piece.name for piece in parse_template(template) if piece.name is not None))
 
 
-def render(template: str, row: Row) -> str:
+def render_template(template: str, row: Row) -> str:
     """The template with a row's fields in it. DataError: a field that is missing, empty, or not what a filter takes."""
     found = []
-    for literal, name, filters in pieces(template):
+    for literal, name, filters in parse_template(template):
         found.append(literal)
         if name is not None:
-            text = text_of(row, name)
+            text = read_field_text(row, name)
             for word in filters:
                 try:
                     text = FILTERS[word](text)
                 except ValueError as e:
-                    raise DataError(f'{row.where}: field "{plain(name)}": "{plain(text)}" {e}.') from None
+                    raise DataError(
+                        f'{row.where}: field "{make_printable(name)}": "{make_printable(text)}" {e}.'
+                    ) from None
             found.append(text)
     return "".join(found)

@@ -14,11 +14,11 @@ import sys
 from typing import Any
 
 
-def refuse(text: str) -> None:
+def refuse_template(text: str) -> None:
     raise ValueError(text)
 
 
-def rendered(template: Any, chat: list[dict[str, str]], words: dict[str, str]) -> dict[str, Any]:
+def render_chat(template: Any, chat: list[dict[str, str]], words: dict[str, str]) -> dict[str, Any]:
     """A chat's text, and where in it the assistant's answers stand: what asking for each leaves unsaid."""
 
     def text(count: int, ask: bool) -> str:
@@ -29,12 +29,12 @@ def rendered(template: Any, chat: list[dict[str, str]], words: dict[str, str]) -
         if message["role"] == "assistant":
             before, after = text(i, True), text(i + 1, False)
             if not after.startswith(before) or not whole.startswith(after.rstrip()):
-                refuse("what it writes before an answer is not what it asks for the answer with")
+                refuse_template("what it writes before an answer is not what it asks for the answer with")
             answers.append([len(before), len(after.rstrip())])
     return {"text": whole, "answers": answers}
 
 
-def limit(what: int, wanted: int) -> None:
+def lower_limit(what: int, wanted: int) -> None:
     """No limit is raised: a container may have set a lower one."""
     hard = resource.getrlimit(what)[1]
     least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -43,15 +43,15 @@ def limit(what: int, wanted: int) -> None:
 
 def main() -> None:
     given = json.load(sys.stdin)
-    limit(resource.RLIMIT_CPU, given["seconds"])
-    limit(resource.RLIMIT_AS, given["bytes"])
+    lower_limit(resource.RLIMIT_CPU, given["seconds"])
+    lower_limit(resource.RLIMIT_AS, given["bytes"])
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = lambda x, **_: json.dumps(x, ensure_ascii=False)
-    environment.globals["raise_exception"] = refuse
+    environment.globals["raise_exception"] = refuse_template
     found: list[str] = []
     left = given["text"]  # of what is written: who reads it holds it several times
     try:
@@ -64,7 +64,7 @@ def main() -> None:
         return
     for chat in given["chats"]:
         try:
-            one = rendered(template, chat, given["words"])
+            one = render_chat(template, chat, given["words"])
         except MemoryError:
             raise
         except Exception as e:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ._examples import Batch, Examples
-from ._objective import function, is_function
+from ._objective import is_function, load_function
 
-TOKENS = 2048  # token rows of a forward when a whole set is measured
+FORWARD_TOKENS = 2048  # token rows of a forward when a whole set is measured
 
 
 @dataclass
@@ -29,7 +29,7 @@ class AbstractTraining(ABC):
     def __post_init__(self) -> None:
         objective = getattr(self.options, "objective", "loss")
         if is_function(objective):
-            function(objective)  # what cannot be imported is said before a run is begun
+            load_function(objective)  # what cannot be imported is said before a run is begun
 
     def batch(self, step: int) -> Batch:
         return self.train.collate(self.train.plan(self.size, self.seed, step))
@@ -47,7 +47,7 @@ class AbstractTraining(ABC):
         return []
 
 
-def likelihoods(model: Any, batch: Batch, copies: int) -> tuple[Tensor, Tensor]:
+def sum_log_likelihoods(model: Any, batch: Batch, copies: int) -> tuple[Tensor, Tensor]:
     """(summed log p of each sequence's scored tokens [copies, S], how many they are [S]), float64 on the host."""
     h = model.hidden(batch, copies)
     wanted = batch.targets.repeat(copies, 1)
@@ -58,22 +58,22 @@ def likelihoods(model: Any, batch: Batch, copies: int) -> tuple[Tensor, Tensor]:
 
 def token_losses(model: Any, batch: Batch, copies: int) -> Tensor:
     """Losses [copies, B] whose mean is the cross-entropy of a token of the batch (as MeZO's), one sequence an example."""
-    sums, _ = likelihoods(model, batch, copies)
+    sums, _ = sum_log_likelihoods(model, batch, copies)
     whole = batch.whole or batch
     return -sums * (len(whole) / (whole.targets >= 0).sum())
 
 
-def batches(examples: Examples, more: int = 0) -> Iterator[list[int]]:
+def evaluation_batches(examples: Examples, more: int = 0) -> Iterator[list[int]]:
     """All examples once, in batches of about TOKENS tokens; `more`: tokens that each sequence will grow by."""
     longest = max(map(examples.fills, range(len(examples)))) + more
-    yield from examples.sorted_batches(max(1, TOKENS // longest))
+    yield from examples.sorted_batches(max(1, FORWARD_TOKENS // longest))
 
 
-def filled(sizes: list[int]) -> Iterator[list[int]]:
+def pack_batches(sizes: list[int]) -> Iterator[list[int]]:
     """Numbers of examples of `sizes` token rows, like sizes together, in batches of TOKENS padded rows or of one."""
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     while order:
-        count = max(1, min(len(order), TOKENS // sizes[order[-1]]))
+        count = max(1, min(len(order), FORWARD_TOKENS // sizes[order[-1]]))
         yield order[-count:]
         del order[-count:]
 
@@ -82,8 +82,8 @@ def mean_loss(model: Any, examples: Examples) -> float:
     """Cross-entropy of a scored token over a whole set."""
     sums: list[float] = []
     count = 0
-    for chosen in batches(examples):
-        found, counts = likelihoods(model, examples.collate(chosen), 1)
+    for chosen in evaluation_batches(examples):
+        found, counts = sum_log_likelihoods(model, examples.collate(chosen), 1)
         sums += found[0].tolist()
         count += int(counts.sum())
     return -math.fsum(sums) / count

@@ -13,31 +13,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...errors import DataError, nearest, plain
-from ..rows.formats import CHATS, Message, conversations, said
-from ..rows.row import Row, many, natural
-from ._encode import overflowed, shortened
+from ...errors import DataError, make_printable, suggest_nearest
+from ..rows.formats import CHAT_FORMATS, Message, make_message, rows_to_chats
+from ..rows.row import Row, natural_sort_key, raise_faults
+from ._encode import check_overflow, truncate_tokens
 from ._examples import Examples
-from .lm import Modelling
+from .lm import LmTraining
 
-TEMPLATES = Path(__file__).parent / "templates"
-SANDBOX = Path(__file__).with_name("_sandbox.py")
-SECONDS, MEMORY, TEXT = 10, 1 << 30, 32 << 20  # CPU time, address space and output of a template; more for many chats
-SOURCE = 1 << 20  # bytes of a template's file
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
+SANDBOX_SCRIPT = Path(__file__).with_name("_sandbox.py")
+CPU_SECONDS, MEMORY_LIMIT, TEXT_LIMIT = (
+    10,
+    1 << 30,
+    32 << 20,
+)  # CPU time, address space and output of a template; more for many chats
+TEMPLATE_LIMIT = 1 << 20  # bytes of a template's file
 
 
 @dataclass(frozen=True)
 class Chat:
     """format: the chat template: own (the tokenizer's), chatml, llama2, plain, or a file, FILE.jinja."""
 
-    formats: ClassVar[tuple[str, ...]] = CHATS
+    formats: ClassVar[tuple[str, ...]] = CHAT_FORMATS
     format: str = "own"
 
     def __post_init__(self) -> None:
-        known = ["own", *sorted(path.stem for path in TEMPLATES.glob("*.jinja"))]
+        known = ["own", *sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja"))]
         if self.format not in known and not self.format.endswith(".jinja"):
-            near = nearest(self.format, known)
-            raise ValueError(f"format: '{plain(self.format)}' is not {' or '.join(known)} or FILE.jinja{near}")
+            near = suggest_nearest(self.format, known)
+            raise ValueError(f"format: '{make_printable(self.format)}' is not {' or '.join(known)} or FILE.jinja{near}")
 
     def fields(self) -> list[str]:
         """None: rows are told apart by all that they hold."""
@@ -45,11 +49,11 @@ class Chat:
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated (from the left) or dropped. DataError: rows, template, lengths."""
-        chats = conversations(rows)
-        found = render(self.source(tokenizer), chats, tokenizer)
-        many(
+        chats = rows_to_chats(rows)
+        found = render_chats(self.source(tokenizer), chats, tokenizer)
+        raise_faults(
             [
-                DataError(f"{r.where}: the chat template: {plain(f['error']).rstrip('.')}.")
+                DataError(f"{r.where}: the chat template: {make_printable(f['error']).rstrip('.')}.")
                 for r, f in zip(rows, found)
                 if "error" in f
             ]
@@ -67,24 +71,25 @@ class Chat:
             start, answer = int(ids[0] in first), f["answers"][-1][0]
             if cut and next(i for i in scored if places[i][1] > answer) - cut <= start:
                 bare.append(row.where)
-            examples.add(*shortened(ids, scored, start, cut), 0, row.where)
+            examples.add(*truncate_tokens(ids, scored, start, cut), 0, row.where)
         if bare:
             raise DataError(
                 f"{len(bare):,} of {len(rows):,} samples ({100 * len(bare) / len(rows):.1f} %) keep nothing of what was asked "
-                f"after cutting to {limit:,} tokens: their last answer alone fills them (first {min(bare, key=natural)}). "
+                f"after cutting to {limit:,} tokens: their last answer alone fills them (first "
+                f"{min(bare, key=natural_sort_key)}). "
                 f"Raise data.max_length (p99 = {sorted(lengths)[int(0.99 * (len(rows) - 1))]:,}) or set data.on_overflow: drop."
             )
-        return examples, overflowed(rows, lengths, limit, overflow)
+        return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> Modelling:
-        return Modelling(self, train, seed, size)
+    def over(self, train: Examples, seed: int, size: int) -> LmTraining:
+        return LmTraining(self, train, seed, size)
 
     def source(self, tokenizer: Any) -> str:
         """The template. DataError: the tokenizer has none."""
         if self.format.endswith(".jinja"):
-            return written(Path(self.format).expanduser())
+            return read_template(Path(self.format).expanduser())
         if self.format != "own":
-            return (TEMPLATES / f"{self.format}.jinja").read_text(encoding="utf-8")
+            return (TEMPLATE_FOLDER / f"{self.format}.jinja").read_text(encoding="utf-8")
         if not isinstance(tokenizer.chat_template, str):
             raise DataError(
                 "task.format: the tokenizer has no chat template of its own. Set chatml, llama2 or plain, or a file, "
@@ -93,12 +98,12 @@ class Chat:
         return tokenizer.chat_template
 
 
-def written(path: Path) -> str:
+def read_template(path: Path) -> str:
     """A template of the user's. DataError: no such file, or not a text."""
     try:
         with path.open("rb") as file:
-            raw = file.read(SOURCE + 1)
-        text = raw.decode() if len(raw) <= SOURCE else None
+            raw = file.read(TEMPLATE_LIMIT + 1)
+        text = raw.decode() if len(raw) <= TEMPLATE_LIMIT else None
     except OSError as e:
         raise DataError(f"task.format: {path}: cannot be read: {e.strerror}.") from None
     except UnicodeDecodeError as e:
@@ -108,34 +113,42 @@ def written(path: Path) -> str:
     return text
 
 
-def question(template: str, text: str, tokenizer: Any) -> str:
+def render_question(template: str, text: str, tokenizer: Any) -> str:
     """A user's text as training has it before an answer. DataError: the template cannot write it."""
-    found = render(template, [[said("user", text), said("assistant", "-")]], tokenizer)[0]
+    found = render_chats(template, [[make_message("user", text), make_message("assistant", "-")]], tokenizer)[0]
     if "error" in found:
-        raise DataError(f"The chat template: {plain(found['error']).rstrip('.')}.")
+        raise DataError(f"The chat template: {make_printable(found['error']).rstrip('.')}.")
     return found["text"][: found["answers"][0][0]]
 
 
-def render(template: str, chats: list[list[Message]], tokenizer: Any) -> list[dict[str, Any]]:
+def render_chats(template: str, chats: list[list[Message]], tokenizer: Any) -> list[dict[str, Any]]:
     """{text, answers: [begin, end] of each} or {error} a chat, from a child process. DataError: it had to be ended."""
     words = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     size = sum(len(message["content"]) for chat in chats for message in chat)
-    seconds = SECONDS + len(chats) // 200 + (size >> 18)  # a chat takes a millisecond
+    seconds = CPU_SECONDS + len(chats) // 200 + (size >> 18)  # a chat takes a millisecond
     given = {
-        "template": template, "words": words, "chats": chats, "seconds": seconds, "bytes": MEMORY + 16 * size,
-        "text": TEXT + 12 * size + 8192 * len(chats),
-    }  # fmt: skip
+        "template": template,
+        "words": words,
+        "chats": chats,
+        "seconds": seconds,
+        "bytes": MEMORY_LIMIT + 16 * size,
+        "text": TEXT_LIMIT + 12 * size + 8192 * len(chats),
+    }
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(SANDBOX)], input=json.dumps(given).encode(), capture_output=True, check=False,
+            [sys.executable, "-I", str(SANDBOX_SCRIPT)],
+            input=json.dumps(given).encode(),
+            capture_output=True,
+            check=False,
             timeout=60 + 10 * seconds,
-        )  # fmt: skip
+        )
         ended = done.returncode != 0
     except subprocess.TimeoutExpired:  # it slept, or the machine did
         ended = True
     if ended:
         raise DataError(
-            f"The chat template took more than {seconds} s or {MEMORY >> 30} GiB, and was ended. Set task.format: chatml, "
+            f"The chat template took more than {seconds} s or {MEMORY_LIMIT >> 30} GiB, and was ended. Set "
+            "task.format: chatml, "
             "llama2 or plain."
         )
     return json.loads(done.stdout)

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import DataError, plain
-from ..rows.fields import require
-from ..rows.row import Row, many, text_of
+from ...errors import DataError, make_printable
+from ..rows.fields import require_fields
+from ..rows.row import Row, raise_faults, read_field_text
 from . import _objective
-from ._branches import fills
-from ._encode import overflowed, shortened, tokenise
+from ._branches import count_token_rows
+from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
-from ._prompt import names, pieces, render
-from ._training import AbstractTraining, filled, likelihoods, mean_loss, token_losses
+from ._prompt import parse_template, render_template, template_fields
+from ._training import AbstractTraining, mean_loss, pack_batches, sum_log_likelihoods, token_losses
 
-CHOICE = "choice"  # the candidate, as a field that `option` may name
+CHOICE_FIELD = "choice"  # the candidate, as a field that `option` may name
 
 
 @dataclass(frozen=True)
@@ -42,36 +42,36 @@ class Choose:
     objective: str = "loss"
 
     def __post_init__(self) -> None:
-        pieces(self.prompt)
-        pieces(self.option, "option")
+        parse_template(self.prompt)
+        parse_template(self.option, "option")
         if not self.choices:
             raise ValueError("choices: name the fields with the candidates")
-        if not self.blank and CHOICE not in names(self.option):
+        if not self.blank and CHOICE_FIELD not in template_fields(self.option):
             raise ValueError("option: the candidate is nowhere in it: write {choice}, or set blank")
-        _objective.allow(self.objective, ["accuracy"])
+        _objective.check_objective(self.objective, ["accuracy"])
 
     def fields(self) -> list[str]:
         """The row's fields that prompts and options are made of."""
-        return list(dict.fromkeys([*names(self.prompt), *self.choices, *self._others()]))
+        return list(dict.fromkeys([*template_fields(self.prompt), *self.choices, *self._others()]))
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated or dropped. DataError: candidates, labels, lengths."""
-        require(rows, [*names(self.prompt), *self._others()], self.label, self.choices)
+        require_fields(rows, [*template_fields(self.prompt), *self._others()], self.label, self.choices)
         items, faults = [], []
         for row in rows:
             try:
                 items.append(self._texts(row))
             except DataError as e:
                 faults.append(e)
-        many(faults)
-        heads, starts = tokenise(tokenizer, [prompt.strip(" ") for prompt, *_ in items])
-        fulls = iter(tokenise(tokenizer, [(p + o).strip(" ") for p, options, *_ in items for o in options])[0])
+        raise_faults(faults)
+        heads, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt, *_ in items])
+        fulls = iter(tokenise_texts(tokenizer, [(p + o).strip(" ") for p, options, *_ in items for o in options])[0])
         examples, lengths = Examples(1), []
         for row, head, start, (_, options, candidates, right) in zip(rows, heads, starts, items):
             whole = [next(fulls) for _ in options]
             for ids, candidate in zip(whole, candidates):
                 if len(ids) <= len(head):
-                    raise DataError(f"{row.where}: '{plain(candidate)}' adds no token after the prompt.")
+                    raise DataError(f"{row.where}: '{make_printable(candidate)}' adds no token after the prompt.")
             lengths.append(max(map(len, whole)) - 1)
             if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
                 continue
@@ -79,74 +79,78 @@ class Choose:
                 raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
             some = Examples(1)
             for i, ids in enumerate(whole):
-                some.add(*shortened(ids, list(range(len(head), len(ids))), start, cut), int(i in right), row.where)
+                some.add(
+                    *truncate_tokens(ids, list(range(len(head), len(ids))), start, cut), int(i in right), row.where
+                )
             ids = whole[right[0]]
-            examples.add(*shortened(ids, list(range(len(head), len(ids))), start, cut), right[0], row.where)
+            examples.add(*truncate_tokens(ids, list(range(len(head), len(ids))), start, cut), right[0], row.where)
             examples.choices.append(some)
             if _objective.is_function(self.objective):
                 examples.notes.append({"where": row.where, "row": row.fields, "choices": candidates})
-        return examples, overflowed(rows, lengths, limit, overflow)
+        return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> Choosing:
-        return Choosing(self, train, seed, size)
+    def over(self, train: Examples, seed: int, size: int) -> ChooseTraining:
+        return ChooseTraining(self, train, seed, size)
 
     def _others(self) -> list[str]:
-        return [name for name in names(self.option) if name != CHOICE]
+        return [name for name in template_fields(self.option) if name != CHOICE_FIELD]
 
     def _texts(self, row: Row) -> tuple[str, list[str], list[str], list[int]]:
         """(prompt, options, candidates, numbers of the right ones) of a row."""
         candidates = self._candidates(row)
         options = []
         for candidate in candidates:
-            text = render(self.option, Row(row.where, row.fields | {CHOICE: candidate}))
+            text = render_template(self.option, Row(row.where, row.fields | {CHOICE_FIELD: candidate}))
             options.append(text.replace(self.blank, candidate) if self.blank else text)
-        return render(self.prompt, row), options, candidates, self._right(row, candidates)
+        return render_template(self.prompt, row), options, candidates, self._right(row, candidates)
 
     def _candidates(self, row: Row) -> list[str]:
         found: list[str] = []
         for name in self.choices:
             if isinstance(value := row.fields.get(name), list):
-                found += [text_of(Row(row.where, {name: text}), name) for text in value]
+                found += [read_field_text(Row(row.where, {name: text}), name) for text in value]
             else:
-                found.append(text_of(row, name))
+                found.append(read_field_text(row, name))
         if len(set(found)) < 2:
             raise DataError(
-                f"{row.where}: {len(set(found))} candidate in {', '.join(map(plain, self.choices))}: no choice."
+                f"{row.where}: {len(set(found))} candidate in {', '.join(map(make_printable, self.choices))}: no choice."
             )
         return list(dict.fromkeys(found))
 
     def _right(self, row: Row, candidates: list[str]) -> list[int]:
         value = row.fields.get(self.label)
-        wanted = value if isinstance(value, list) and value else [text_of(row, self.label)]
+        wanted = value if isinstance(value, list) and value else [read_field_text(row, self.label)]
         number = str(wanted[0])
         if len(wanted) == 1 and number not in candidates and number.isdecimal() and int(number) < len(candidates):
             return [int(number)]
         for text in wanted:
             if text not in candidates:
-                there = ", ".join(plain(c, 40) for c in candidates[:8])
-                raise DataError(f'{row.where}: "{plain(str(text))}" ({plain(self.label)}) is not a candidate: {there}.')
+                there = ", ".join(make_printable(c, 40) for c in candidates[:8])
+                raise DataError(
+                    f'{row.where}: "{make_printable(str(text))}" ({make_printable(self.label)}) is not a candidate: {there}.'
+                )
         return [candidates.index(text) for text in wanted]
 
 
 @dataclass
-class Choosing(AbstractTraining):
+class ChooseTraining(AbstractTraining):
     """A run of Choose."""
 
     def batch(self, step: int) -> Batch:
         batch = super().batch(step)
         if self.options.objective != "loss":
-            batch.flat = flat(self.train, batch.index)
+            batch.flat = flatten_choices(self.train, batch.index)
         return batch
 
     def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
         """Cross-entropy of the right candidates' tokens, or 1 - reward of the likeliest: [copies, B], float64."""
         if self.options.objective == "loss":
             return token_losses(model, batch, copies)
-        every = batch.flat or flat(batch.examples, batch.index)
-        sums, counts = likelihoods(model, every, copies)
+        every = batch.flat or flatten_choices(batch.examples, batch.index)
+        sums, counts = sum_log_likelihoods(model, every, copies)
         sets = [batch.examples.choices[i] for i in batch.index]
         notes = batch.notes if _objective.is_function(self.options.objective) else []
-        found = [self.rewards(notes, sets, picked(row, sets)) for row in (sums / counts)]
+        found = [self.rewards(notes, sets, pick_likeliest(row, sets)) for row in (sums / counts)]
         return 1 - torch.tensor(found, dtype=torch.float64)
 
     def rewards(self, notes: list[dict[str, Any]], sets: list[Examples], picks: list[int]) -> list[float]:
@@ -154,12 +158,12 @@ class Choosing(AbstractTraining):
         if self.options.objective == "accuracy":
             return [float(some.labels[pick]) for some, pick in zip(sets, picks)]
         outputs = [note["choices"][pick] for note, pick in zip(notes, picks)]
-        return _objective.rewards(self.options.objective, notes, outputs)
+        return _objective.compute_rewards(self.options.objective, notes, outputs)
 
     def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
         sets = examples.choices
-        sums, counts = likelihoods(model, flat(examples, list(range(len(sets)))), 1)
-        chosen = picked((sums / counts)[0], sets)
+        sums, counts = sum_log_likelihoods(model, flatten_choices(examples, list(range(len(sets)))), 1)
+        chosen = pick_likeliest((sums / counts)[0], sets)
         picks = [some.targets[pick] for some, pick in zip(sets, chosen)]
         right, answers = (model.tokenizer.batch_decode(ids) for ids in (examples.targets, picks))
         return [(a.strip(), b.strip()) for a, b in zip(right, answers)]
@@ -168,27 +172,28 @@ class Choosing(AbstractTraining):
         """Accuracy of the likeliest candidate, and of the best one place in the list; the training loss."""
         sets = examples.choices
         picks = [0] * len(sets)
-        for chosen in filled([fills(some.tokens) for some in sets]):
-            sums, counts = likelihoods(model, flat(examples, chosen), 1)
-            for i, pick in zip(chosen, picked((sums / counts)[0], [sets[i] for i in chosen])):
+        for chosen in pack_batches([count_token_rows(some.tokens) for some in sets]):
+            sums, counts = sum_log_likelihoods(model, flatten_choices(examples, chosen), 1)
+            for i, pick in zip(chosen, pick_likeliest((sums / counts)[0], [sets[i] for i in chosen])):
                 picks[i] = pick
         places = range(max(map(len, sets)))
         found = {
-            "loss": mean_loss(model, examples), "count": len(sets),
+            "loss": mean_loss(model, examples),
+            "count": len(sets),
             "accuracy": sum(some.labels[pick] for some, pick in zip(sets, picks)) / len(sets),
             "majority": max(sum(some.labels[k] for some in sets if k < len(some)) for k in places) / len(sets),
-        }  # fmt: skip
+        }
         if _objective.is_function(self.options.objective):
             found["reward"] = sum(self.rewards(examples.notes, sets, picks)) / len(sets)
         return found
 
 
-def picked(means: Tensor, sets: list[Examples]) -> list[int]:
+def pick_likeliest(means: Tensor, sets: list[Examples]) -> list[int]:
     """The likeliest candidate of each set, by means [candidates of all sets]."""
     return [int(part.argmax()) for part in means.split([len(some) for some in sets])]
 
 
-def flat(examples: Examples, chosen: list[int]) -> Batch:
+def flatten_choices(examples: Examples, chosen: list[int]) -> Batch:
     """Every candidate of some examples, one after another."""
     whole, sets = Examples(1), [examples.choices[i] for i in chosen]
     for some in sets:

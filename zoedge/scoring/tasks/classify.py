@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import DataError, nearest, plain
-from ..rows.fields import require
-from ..rows.row import Row, as_text, file_of, many, text_of
+from ...errors import DataError, make_printable, suggest_nearest
+from ..rows.fields import require_fields
+from ..rows.row import Row, file_of_rows, raise_faults, read_field_text, value_as_text
 from . import _objective
-from ._encode import overflowed, tokenise
+from ._encode import check_overflow, tokenise_texts
 from ._examples import Batch, Examples
-from ._prompt import names, pieces, render
-from ._training import AbstractTraining, batches, likelihoods
+from ._prompt import parse_template, render_template, template_fields
+from ._training import AbstractTraining, evaluation_batches, sum_log_likelihoods
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,23 @@ class Classify:
     def __post_init__(self) -> None:
         if len(self.options) < 2 or len(set(self.options.values())) < len(self.options):
             raise ValueError("options: at least two, all different")
-        pieces(self.prompt)
-        _objective.allow(self.objective, ["accuracy"])
+        parse_template(self.prompt)
+        _objective.check_objective(self.objective, ["accuracy"])
 
     def fields(self) -> list[str]:
         """The row's fields that the prompt is made of."""
-        return names(self.prompt)
+        return template_fields(self.prompt)
 
     def render(self, row: Row) -> str:
-        return render(self.prompt, row).strip(" ")
+        return render_template(self.prompt, row).strip(" ")
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, empty options."""
-        require(rows, self.fields(), self.label)
+        require_fields(rows, self.fields(), self.label)
         words = list(self.options.values())
         prompts, labels = self.rendered(rows)
-        heads, starts = tokenise(tokenizer, prompts)
-        fulls = [tokenise(tokenizer, [p + w for p in prompts])[0] for w in words]
+        heads, starts = tokenise_texts(tokenizer, prompts)
+        fulls = [tokenise_texts(tokenizer, [p + w for p in prompts])[0] for w in words]
         single = all(full[i][:-1] == head for full in fulls for i, head in enumerate(heads))
         single = single and all(len({ids[-1] for ids in full}) == 1 for full in fulls)
         examples = Examples(1 if single else len(words))
@@ -65,7 +65,7 @@ class Classify:
             else:  # the option is what the verbalised text adds in length (MeZO); its last token needs no forward
                 sizes = [len(ids) - len(head) for ids in full]
                 if min(sizes) < 1:
-                    word = plain(words[sizes.index(min(sizes))])
+                    word = make_printable(words[sizes.index(min(sizes))])
                     raise DataError(f"task.options: '{word}' adds no token after the prompt of {row.where}.")
                 sequences = [(ids[:-1], n, ids[-n:]) for ids, n in zip(full, sizes)]
             lengths.append(max(len(ids) for ids, _, _ in sequences))
@@ -84,39 +84,41 @@ class Classify:
             examples.names.append(row.where)
             if _objective.is_function(self.objective):
                 examples.notes.append({"where": row.where, "row": row.fields})
-        return examples, overflowed(rows, lengths, limit, overflow)
+        return examples, check_overflow(rows, lengths, limit, overflow)
 
     def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
         """(prompts, labels). DataError lists every row whose fields or label are not as wanted."""
         names = list(self.options)
-        seen = Counter(as_text(row.fields.get(self.label)) for row in rows)
+        seen = Counter(value_as_text(row.fields.get(self.label)) for row in rows)
         if not seen.keys() & self.options.keys():
             raise DataError(
-                f"{file_of(rows)}: no row's label is one of task.options ({', '.join(map(plain, names))}). There is: "
-                f"{', '.join(f'{plain(word)} ({n:,} rows)' for word, n in seen.most_common(8))}. Name them in task.options: "
-                f"{{{', '.join(f'{plain(word)}: ...' for word in sorted(seen)[:2])}}}."
+                f"{file_of_rows(rows)}: no row's label is one of task.options "
+                f"({', '.join(map(make_printable, names))}). There is: "
+                f"{', '.join(f'{make_printable(word)} ({n:,} rows)' for word, n in seen.most_common(8))}. Name "
+                "them in task.options: "
+                f"{{{', '.join(f'{make_printable(word)}: ...' for word in sorted(seen)[:2])}}}."
             )
         faults: list[DataError] = []
         prompts, labels = [], []
         for row in rows:
             try:
-                label = text_of(row, self.label)
+                label = read_field_text(row, self.label)
                 if label not in self.options:
-                    there = ", ".join(map(plain, names)) + f"){nearest(label, names) or '.'}"
-                    raise DataError(f'{row.where}: label "{plain(label)}" is not one of task.options ({there}')
+                    there = ", ".join(map(make_printable, names)) + f"){suggest_nearest(label, names) or '.'}"
+                    raise DataError(f'{row.where}: label "{make_printable(label)}" is not one of task.options ({there}')
                 prompts.append(self.render(row))
                 labels.append(names.index(label))
             except DataError as e:
                 faults.append(e)
-        many(faults)
+        raise_faults(faults)
         return prompts, labels
 
-    def over(self, train: Examples, seed: int, size: int) -> Classification:
-        return Classification(self, train, seed, size)
+    def over(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
+        return ClassifyTraining(self, train, seed, size)
 
 
 @dataclass
-class Classification(AbstractTraining):
+class ClassifyTraining(AbstractTraining):
     """A run of Classify."""
 
     def outputs(self, model: Any, batch: Batch, copies: int) -> Tensor:
@@ -124,7 +126,7 @@ class Classification(AbstractTraining):
         if batch.examples.per == 1:
             scores: Tensor = model.logits(model.hidden(batch, copies)[:, 0], batch.targets[0]).double().cpu()
         else:
-            sums, counts = likelihoods(model, batch, copies)
+            sums, counts = sum_log_likelihoods(model, batch, copies)
             scores = sums / counts
         return scores.view(copies, len(batch), -1)
 
@@ -143,7 +145,10 @@ class Classification(AbstractTraining):
         if self.options.objective == "accuracy":
             return (chosen == batch.labels).double()
         labels, notes = list(self.options.options), batch.notes
-        found = [_objective.rewards(self.options.objective, notes, [labels[i] for i in row]) for row in chosen.tolist()]
+        found = [
+            _objective.compute_rewards(self.options.objective, notes, [labels[i] for i in row])
+            for row in chosen.tolist()
+        ]
         return torch.tensor(found, dtype=torch.float64)
 
     def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
@@ -155,10 +160,12 @@ class Classification(AbstractTraining):
             return (x.argmax(-1) == labels).double().mean().item()
 
         found = {
-            "loss": -scores.gather(-1, labels[:, None]).mean().item(), "count": len(labels),
-            "accuracy": share(scores), "calibrated": share(scores - bias),
+            "loss": -scores.gather(-1, labels[:, None]).mean().item(),
+            "count": len(labels),
+            "accuracy": share(scores),
+            "calibrated": share(scores - bias),
             "majority": max(Counter(examples.labels).values()) / len(labels),
-        }  # fmt: skip
+        }
         if _objective.is_function(self.options.objective):
             whole = examples.collate(range(len(examples)))
             found["reward"] = self.rewards(whole, scores[None]).mean().item()
@@ -172,7 +179,7 @@ class Classification(AbstractTraining):
     def log_shares(self, model: Any, examples: Examples) -> Tensor:
         """Log-probabilities of the options among themselves: [N, options], float64."""
         found: list[tuple[int, Tensor]] = []
-        for chosen in batches(examples):
+        for chosen in evaluation_batches(examples):
             scores = self.outputs(model, examples.collate(chosen), 1)[0]
             found += zip(chosen, torch.log_softmax(scores, dim=-1))
         return torch.stack([row for _, row in sorted(found, key=lambda pair: pair[0])])

@@ -13,14 +13,14 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ...errors import DataError, plain
-from ..rows.fields import require
-from ..rows.row import Row, many, text_of
+from ...errors import DataError, make_printable
+from ..rows.fields import require_fields
+from ..rows.row import Row, raise_faults, read_field_text
 from . import _objective
-from ._encode import overflowed, shortened, tokenise
+from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
-from ._prompt import names, pieces, render
-from ._training import AbstractTraining, batches, mean_loss, token_losses
+from ._prompt import parse_template, render_template, template_fields
+from ._training import AbstractTraining, evaluation_batches, mean_loss, token_losses
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,30 @@ class Generate:
     objective: str = "loss"
 
     def __post_init__(self) -> None:
-        pieces(self.prompt)
-        _objective.allow(self.objective, ["f1", "exact_match"])
+        parse_template(self.prompt)
+        _objective.check_objective(self.objective, ["f1", "exact_match"])
 
     def fields(self) -> list[str]:
         """The row's fields that the prompt is made of."""
-        return names(self.prompt)
+        return template_fields(self.prompt)
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated or dropped. DataError: fields, answers, lengths."""
-        require(rows, self.fields(), self.answer.partition(".")[0], option="task.answer")
+        require_fields(rows, self.fields(), self.answer.partition(".")[0], option="task.answer")
         prompts, answers, faults = [], [], []
         for row in rows:
             try:
                 answers.append(self._answers(row))
-                prompts.append(render(self.prompt, row))
+                prompts.append(render_template(self.prompt, row))
             except DataError as e:
                 faults.append(e)
-        many(faults)
-        heads, starts = tokenise(tokenizer, [prompt.strip(" ") for prompt in prompts])
-        fulls, _ = tokenise(tokenizer, [f"{p} {a[0]}\n".strip(" ") for p, a in zip(prompts, answers)])
+        raise_faults(faults)
+        heads, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt in prompts])
+        fulls, _ = tokenise_texts(tokenizer, [f"{p} {a[0]}\n".strip(" ") for p, a in zip(prompts, answers)])
         examples, lengths = Examples(1), []
         for row, right, head, start, ids in zip(rows, answers, heads, starts, fulls):
             if len(ids) <= len(head):
-                raise DataError(f"{row.where}: the answer '{plain(right[0])}' adds no token after the prompt.")
+                raise DataError(f"{row.where}: the answer '{make_printable(right[0])}' adds no token after the prompt.")
             lengths.append(max(len(ids) - 1, len(head) + self.tokens))
             if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
                 continue
@@ -69,24 +69,24 @@ class Generate:
                     f"{row.where}: {lengths[-1] - len(head)} tokens of answer leave no room for a prompt in {limit}. "
                     "Raise data.max_length, or lower task.tokens."
                 )
-            examples.add(*shortened(ids, list(range(len(head), len(ids))), start, cut), 0, row.where)
+            examples.add(*truncate_tokens(ids, list(range(len(head), len(ids))), start, cut), 0, row.where)
             more = {"row": row.fields} if _objective.is_function(self.objective) else {}
             examples.notes.append({"where": row.where, "answers": right, **more})
-        return examples, overflowed(rows, lengths, limit, overflow)
+        return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> Generating:
-        return Generating(self, train, seed, size)
+    def over(self, train: Examples, seed: int, size: int) -> GenerateTraining:
+        return GenerateTraining(self, train, seed, size)
 
     def _answers(self, row: Row) -> list[str]:
         value: Any = row.fields
         for name in self.answer.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         some = value if isinstance(value, list) and value else [value]
-        return [text_of(Row(row.where, {self.answer: one}), self.answer) for one in some]
+        return [read_field_text(Row(row.where, {self.answer: one}), self.answer) for one in some]
 
 
 @dataclass
-class Generating(AbstractTraining):
+class GenerateTraining(AbstractTraining):
     """A run of Generate."""
 
     def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
@@ -94,7 +94,7 @@ class Generating(AbstractTraining):
         if self.options.objective == "loss":
             return token_losses(model, batch, copies)
         texts = self.texts(model, batch, copies)
-        found = [_objective.rewards(self.options.objective, batch.notes, some) for some in texts]
+        found = [_objective.compute_rewards(self.options.objective, batch.notes, some) for some in texts]
         return 1 - torch.tensor(found, dtype=torch.float64)
 
     def texts(self, model: Any, batch: Batch, copies: int) -> list[list[str]]:
@@ -112,12 +112,12 @@ class Generating(AbstractTraining):
     def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
         """F1 and exact match of greedy answers, and the training loss."""
         outputs = [""] * len(examples)
-        for chosen in batches(examples, self.options.tokens):
+        for chosen in evaluation_batches(examples, self.options.tokens):
             for i, text in zip(chosen, self.texts(model, examples.collate(chosen), 1)[0]):
                 outputs[i] = text
 
         def mean(objective: str) -> float:
-            return sum(_objective.rewards(objective, examples.notes, outputs)) / len(outputs)
+            return sum(_objective.compute_rewards(objective, examples.notes, outputs)) / len(outputs)
 
         found = {"loss": mean_loss(model, examples), "count": len(outputs)}
         found |= {"f1": mean("f1"), "exact_match": mean("exact_match")}

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...errors import DataError
-from ..rows.fields import require
-from ..rows.row import Row, many, text_of
-from ._encode import overflowed, shortened, tokenise
+from ..rows.fields import require_fields
+from ..rows.row import Row, raise_faults, read_field_text
+from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
 from ._training import AbstractTraining, mean_loss, token_losses
 
@@ -27,30 +27,30 @@ class Lm:
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated (from the left) or dropped. DataError: fields, lengths."""
-        require(rows, [], self.text, option="task.text")
+        require_fields(rows, [], self.text, option="task.text")
         texts, faults = [], []
         for row in rows:
             try:
-                texts.append(text_of(row, self.text))
+                texts.append(read_field_text(row, self.text))
             except DataError as e:
                 faults.append(e)
-        many(faults)
+        raise_faults(faults)
         examples, lengths = Examples(1), []
-        for row, ids, start in zip(rows, *tokenise(tokenizer, texts)):
+        for row, ids, start in zip(rows, *tokenise_texts(tokenizer, texts)):
             if len(ids) < 2:
                 raise DataError(f"{row.where}: one token: nothing follows it that could be scored.")
             lengths.append(len(ids) - 1)
             if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
                 continue
-            examples.add(*shortened(ids, list(range(1, len(ids))), start, cut), 0, row.where)
-        return examples, overflowed(rows, lengths, limit, overflow)
+            examples.add(*truncate_tokens(ids, list(range(1, len(ids))), start, cut), 0, row.where)
+        return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> Modelling:
-        return Modelling(self, train, seed, size)
+    def over(self, train: Examples, seed: int, size: int) -> LmTraining:
+        return LmTraining(self, train, seed, size)
 
 
 @dataclass
-class Modelling(AbstractTraining):
+class LmTraining(AbstractTraining):
     """A run whose loss is the cross-entropy of some tokens, and whose metric is that loss."""
 
     def score(self, model: Any, batch: Batch, copies: int) -> Tensor:

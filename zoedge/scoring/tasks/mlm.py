@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
-from ...errors import DataError, plain
-from ..rows.fields import require
+from ...errors import DataError, make_printable
+from ..rows.fields import require_fields
 from ..rows.row import Row
-from ._encode import overflowed
+from ._encode import check_overflow
 from ._examples import Examples
-from .classify import Classification, Classify
+from .classify import Classify, ClassifyTraining
 
-MASK = "mask"
+MASK_FIELD = "mask"
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Mlm:
     label: str = "label"
 
     def __post_init__(self) -> None:
-        if f"{{{MASK}}}" not in self.prompt or MASK in self.fields():
-            raise ValueError(f"prompt: write {{{MASK}}} once, where the word is to stand")
+        if f"{{{MASK_FIELD}}}" not in self.prompt or MASK_FIELD in self.fields():
+            raise ValueError(f"prompt: write {{{MASK_FIELD}}} once, where the word is to stand")
 
     def plainly(self) -> Classify:
         """The same without the mask. ValueError: a prompt or options that cannot be meant."""
-        return Classify(self.prompt.replace(f"{{{MASK}}}", "", 1), self.options, self.label)
+        return Classify(self.prompt.replace(f"{{{MASK_FIELD}}}", "", 1), self.options, self.label)
 
     def fields(self) -> list[str]:
         """The row's fields that the prompt is made of."""
@@ -54,7 +54,7 @@ class Mlm:
                 "task: mlm fills a mask, and this tokenizer has none. Use a masked language model such as RoBERTa, or "
                 "task: {name: classify}."
             )
-        require(rows, self.fields(), self.label)
+        require_fields(rows, self.fields(), self.label)
         _, labels = self.plainly().rendered(rows)
         words, prompts = self.words(tokenizer), self.tokenised(rows, tokenizer)
         examples, lengths = Examples(1), []
@@ -64,14 +64,14 @@ class Mlm:
             if (cut := lengths[-1] - limit) > 0:
                 if overflow != "truncate":
                     continue
-                if not shortened(parts, prompts.fields, cut):
+                if not truncate_fields(parts, prompts.fields, cut):
                     raise DataError(f"{row.where}: the prompt alone fills {limit} tokens. Raise data.max_length.")
             examples.tokens.append([start, *chain(*parts), end])
             examples.rows.append([1 + sum(map(len, parts[: prompts.mask]))])
             examples.targets.append(words)
             examples.labels.append(label)
             examples.names.append(row.where)
-        return examples, overflowed(rows, lengths, limit, overflow, "the longest field, from the right")
+        return examples, check_overflow(rows, lengths, limit, overflow, "the longest field, from the right")
 
     def words(self, tokenizer: Any) -> list[int]:
         """The token of each option. DataError: a word of none, of several, unknown, or the same as another's."""
@@ -81,13 +81,14 @@ class Mlm:
             if len(ids) != 1 or ids[0] in (*found, tokenizer.unk_token_id):
                 seen = " ".join(tokenizer.convert_ids_to_tokens(ids))
                 raise DataError(
-                    f"task.options: '{plain(word)}' is {len(ids)} token{'' if len(ids) == 1 else 's'} ({plain(seen)}), and "
+                    f"task.options: '{make_printable(word)}' is {len(ids)} token{'' if len(ids) == 1 else 's'} "
+                    f"({make_printable(seen)}), and "
                     "a mask holds one known token, another for each option. Most words want a space before them."
                 )
             found += ids
         return found
 
-    def tokenised(self, rows: list[Row], tokenizer: Any) -> Prompts:
+    def tokenised(self, rows: list[Row], tokenizer: Any) -> SegmentedPrompts:
         """The rows' prompts in segments: texts, fields and the mask."""
         segments: list[list[list[int]]] = []
         fields, place, plainly = [], 0, self.plainly()
@@ -99,20 +100,20 @@ class Mlm:
         for literal, name, spec, _ in string.Formatter().parse(self.prompt):
             text = literal if name is None else literal.rstrip(" ")  # a space is part of the word that follows
             segments.append(ids([text]) * len(rows))
-            if name == MASK:
+            if name == MASK_FIELD:
                 place = len(segments)
                 segments.append([[tokenizer.mask_token_id]] * len(rows))
             elif name is not None:
                 one = replace(plainly, prompt=f"{{{name}:{spec}}}" if spec else f"{{{name}}}")
                 fields.append(len(segments))
                 segments.append(ids([literal[len(text) :] + one.render(row) for row in rows]))
-        return Prompts(segments, fields, place)
+        return SegmentedPrompts(segments, fields, place)
 
-    def over(self, train: Examples, seed: int, size: int) -> Classification:
-        return Classification(self.plainly(), train, seed, size)
+    def over(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
+        return ClassifyTraining(self.plainly(), train, seed, size)
 
 
-class Prompts(NamedTuple):
+class SegmentedPrompts(NamedTuple):
     """segments: token ids by segment and row. fields: the segments that are fields. mask: the one that is the mask."""
 
     segments: list[list[list[int]]]
@@ -120,7 +121,7 @@ class Prompts(NamedTuple):
     mask: int
 
 
-def shortened(parts: list[list[int]], fields: list[int], cut: int) -> bool:
+def truncate_fields(parts: list[list[int]], fields: list[int], cut: int) -> bool:
     """Take `cut` tokens in all off the ends of the fields, always of the longest. False: one would have none left."""
     for _ in range(cut):
         longest = max(fields, key=lambda j: len(parts[j]))

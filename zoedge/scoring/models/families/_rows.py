@@ -9,17 +9,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
-def gather(h: Tensor, rows: Tensor) -> Tensor:
+def gather_rows(h: Tensor, rows: Tensor) -> Tensor:
     """[S, T, H] at rows [S, R] -> [S, R, H]."""
     return h.gather(1, rows[:, :, None].expand(-1, -1, h.shape[-1]))
 
 
-def put(ahead: Tensor | None, h: Tensor) -> Tensor:
+def prepend_tokens(ahead: Tensor | None, h: Tensor) -> Tensor:
     """[S, n, E] before [S, T, E]."""
     return h if ahead is None else torch.cat([ahead, h], 1)
 
 
-def attend(
+def attend_at_rows(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float, mask: Tensor | None, past: Any, layer: int
 ) -> Tensor:
     """Attention of the queries at `rows` alone: [S, R, heads D]. q [S, heads, R, D]; k, v [S, groups, T, D].
@@ -31,12 +31,12 @@ def attend(
     if mask is None:
         seen = torch.arange(k.shape[2], device=k.device)[None, None, None] <= rows[:, None, :, None]
     else:
-        seen = gather(mask[:, 0].expand(len(rows), -1, -1), rows)[:, None]
+        seen = gather_rows(mask[:, 0].expand(len(rows), -1, -1), rows)[:, None]
     out = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
 
 
-def split(x: Tensor, size: int) -> Tensor:
+def split_heads(x: Tensor, size: int) -> Tensor:
     """[S, T, heads size] -> [S, heads, T, size]."""
     return x.unflatten(-1, (-1, size)).transpose(1, 2)
 

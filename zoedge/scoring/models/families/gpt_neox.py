@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
-from ._rows import attend, gather, longest, put, split
+from ._rows import attend_at_rows, gather_rows, longest, prepend_tokens, split_heads
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "gpt_neox.layers", "CausalLM"
 
 
 def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
-    return put(ahead, model.gpt_neox.embed_in(ids))
+    return prepend_tokens(ahead, model.gpt_neox.embed_in(ids))
 
 
 def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:
@@ -23,16 +23,24 @@ def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str
 
 
 def last(
-    block: Any, h: Tensor, rows: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor],
-    layer_past: Any, **_: Any,
-) -> Tensor:  # fmt: skip
+    block: Any,
+    h: Tensor,
+    rows: Tensor,
+    attention_mask: Tensor | None,
+    position_embeddings: tuple[Tensor, Tensor],
+    layer_past: Any,
+    **_: Any,
+) -> Tensor:
     """The block's output at rows [S, R] alone: [S, R, H]."""
     a = block.attention
     # each head's q, k and v stand side by side: the product is one, and rows are taken of q after it
-    q, k, v = split(a.query_key_value(block.input_layernorm(h)), 3 * a.head_size).chunk(3, dim=-1)
+    q, k, v = split_heads(a.query_key_value(block.input_layernorm(h)), 3 * a.head_size).chunk(3, dim=-1)
     q, k = apply_rotary_pos_emb(q, k, *position_embeddings)  # type: ignore[no-untyped-call]
     q = q.gather(2, rows[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
-    h, attention = gather(h, rows), a.dense(attend(q, k, v, rows, a.scaling, attention_mask, layer_past, a.layer_idx))
+    h, attention = (
+        gather_rows(h, rows),
+        a.dense(attend_at_rows(q, k, v, rows, a.scaling, attention_mask, layer_past, a.layer_idx)),
+    )
     if block.use_parallel_residual:
         return h + attention + block.mlp(block.post_attention_layernorm(h))
     h = h + attention

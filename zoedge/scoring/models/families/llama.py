@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from ._rows import attend, gather, longest, put, split
+from ._rows import attend_at_rows, gather_rows, longest, prepend_tokens, split_heads
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.layers", "CausalLM"
@@ -18,7 +18,7 @@ BLOCKS, HEAD = "model.layers", "CausalLM"
 
 def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
     """What the first block reads: [S, n + T, H]. places [1 or S, n + T]: positions; ahead: [S, n, E] before the embeddings."""
-    return put(ahead, model.model.embed_tokens(ids))
+    return prepend_tokens(ahead, model.model.embed_tokens(ids))
 
 
 def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:
@@ -28,24 +28,31 @@ def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str
 
 
 def last(
-    block: Any, h: Tensor, rows: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor],
-    past_key_values: Any, **_: Any,
-) -> Tensor:  # fmt: skip
+    block: Any,
+    h: Tensor,
+    rows: Tensor,
+    attention_mask: Tensor | None,
+    position_embeddings: tuple[Tensor, Tensor],
+    past_key_values: Any,
+    **_: Any,
+) -> Tensor:
     """The block's output at rows [S, R] alone: [S, R, H]."""
     a, x = block.self_attn, block.input_layernorm(h)
-    k, v = projected(a, "k", x), projected(a, "v", x)
+    k, v = project_heads(a, "k", x), project_heads(a, "v", x)
     cos, sin = position_embeddings
     k, _ = apply_rotary_pos_emb(k, k, cos, sin)
-    at = [gather(w.expand(len(rows), -1, -1), rows) for w in (cos, sin)]
-    q = projected(a, "q", gather(x, rows))
+    at = [gather_rows(w.expand(len(rows), -1, -1), rows) for w in (cos, sin)]
+    q = project_heads(a, "q", gather_rows(x, rows))
     q, _ = apply_rotary_pos_emb(q, q, *at)
-    h = gather(h, rows) + a.o_proj(attend(q, k, v, rows, a.scaling, attention_mask, past_key_values, a.layer_idx))
+    h = gather_rows(h, rows) + a.o_proj(
+        attend_at_rows(q, k, v, rows, a.scaling, attention_mask, past_key_values, a.layer_idx)
+    )
     return h + block.mlp(block.post_attention_layernorm(h))
 
 
-def projected(a: Any, which: str, x: Tensor) -> Tensor:
+def project_heads(a: Any, which: str, x: Tensor) -> Tensor:
     """q, k or v [S, heads, T, D] of x [S, T, H]; Qwen3 also norms each head's q and k."""
-    heads = split(getattr(a, f"{which}_proj")(x), a.head_dim)
+    heads = split_heads(getattr(a, f"{which}_proj")(x), a.head_dim)
     norm = getattr(a, f"{which}_norm", None)
     return heads if norm is None else norm(heads)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._rows import attend, gather, longest, put, split
+from ._rows import attend_at_rows, gather_rows, longest, prepend_tokens, split_heads
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.decoder.layers", "CausalLM"
@@ -15,7 +15,7 @@ BLOCKS, HEAD = "model.decoder.layers", "CausalLM"
 def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
     """What the first block reads: [S, n + T, H]. places [1 or S, n + T]: positions; ahead: [S, n, E] before the embeddings."""
     decoder = model.model.decoder
-    h = put(ahead, decoder.embed_tokens(ids))
+    h = prepend_tokens(ahead, decoder.embed_tokens(ids))
     if decoder.project_in is not None:
         h = decoder.project_in(h)
     return h + decoder.embed_positions(None, position_ids=places.expand(len(h), -1))
@@ -29,9 +29,11 @@ def last(block: Any, h: Tensor, rows: Tensor, attention_mask: Tensor | None, pas
     """The block's output at rows [S, R] alone: [S, R, H]."""
     a, before = block.self_attn, block.do_layer_norm_before
     x = block.self_attn_layer_norm(h) if before else h
-    k, v = split(a.k_proj(x), a.head_dim), split(a.v_proj(x), a.head_dim)
-    q = split(a.q_proj(gather(x, rows)), a.head_dim)
-    h = gather(h, rows) + a.out_proj(attend(q, k, v, rows, a.scaling, attention_mask, past_key_values, a.layer_idx))
+    k, v = split_heads(a.k_proj(x), a.head_dim), split_heads(a.v_proj(x), a.head_dim)
+    q = split_heads(a.q_proj(gather_rows(x, rows)), a.head_dim)
+    h = gather_rows(h, rows) + a.out_proj(
+        attend_at_rows(q, k, v, rows, a.scaling, attention_mask, past_key_values, a.layer_idx)
+    )
     h = h if before else block.self_attn_layer_norm(h)
     x = block.final_layer_norm(h) if before else h
     h = h + block.fc2(block.activation_fn(block.fc1(x)))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from ._rows import gather, split
+from ._rows import gather_rows, split_heads
 
 BLOCKS, HEAD = "roberta.encoder.layer", "MaskedLM"
 UNUSED = ("roberta.pooler.", "roberta.embeddings.position_ids")  # published checkpoints hold them; no mask needs them
@@ -34,8 +34,8 @@ def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str
 
 def last(block: Any, h: Tensor, rows: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
     """The block's output at rows [S, R] alone: [S, R, H]. attention_mask [S, 1, 1, T]: False where there is padding."""
-    a, x = block.attention.self, gather(h, rows)
-    q, k, v = (split(part(y), a.attention_head_size) for part, y in ((a.query, x), (a.key, h), (a.value, h)))
+    a, x = block.attention.self, gather_rows(h, rows)
+    q, k, v = (split_heads(part(y), a.attention_head_size) for part, y in ((a.query, x), (a.key, h), (a.value, h)))
     out = scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, scale=a.scaling)
     return block.feed_forward_chunk(block.attention.output(out.transpose(1, 2).flatten(2), x))
 
