@@ -410,7 +410,9 @@ def ask(name, call):
     said[name] = [found, len([a for a in asked[before:] if "agent" not in a]), constants.HF_HUB_OFFLINE]
 set_ = lambda name: lambda: [r.where for r in read_rows(*sources.resolve_text(name))[0]]
 ask("set", set_("org/set"))
-ask("files", lambda: sorted(p.name for p in sources.hub.download_snapshot("dataset", "org/set", None, ["*.jsonl"]).rglob("*.*")))
+ask("files", lambda: sorted(
+    p.name for p in sources.hub.download_snapshot("dataset", "org/set", None, ["*.jsonl"]).rglob("*.*")
+))
 os.environ["ZOEDGE_OFFLINE"] = "1"
 ask("cached", set_("org/set:test"))
 ask("offline", set_("org/other"))
