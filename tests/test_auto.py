@@ -7,18 +7,26 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from zoedge.core import digests, engine, oracle
 from zoedge.core.exact import bits16
+from zoedge.core.memory import MemoryLog
+from zoedge.core.run import Run
 from zoedge.core.types import CLIPPED, Record
 from zoedge.core.watchdog import Watchdog, trust_limit
 from zoedge.errors import DivergedError, IdentityError, UsageError
+from zoedge.lab._bench import ArraySpace, FunctionTask
 from zoedge.log.log import Log
+from zoedge.methods.estimators.two_sided import TwoSided
+from zoedge.methods.noise.rademacher import Rademacher
+from zoedge.methods.rules.sgd import Sgd
 from zoedge.recipe.check import check
 from zoedge.recipe.reading import list_shipped, read_recipe
 from zoedge.recipe.recipe import dump_recipe
@@ -338,18 +346,38 @@ def test_the_most_that_a_slope_may_be(trust: float | None, loss: float, lr: floa
     assert trust_limit(trust, loss, lr) == pytest.approx(most)
 
 
-def test_no_step_promises_more_than_it_may_and_a_long_step_is_bounded(fast: Any, tmp_path: Path) -> None:
-    """Ten times and more of what was found: the guarded run's records keep the bound, and it ends lower."""
-    ends = {}
-    for name, guard in {"free": "null", "guarded": "{trust: 0.01, rise: 1.5, rewinds: 8, patience: 10}"}.items():
-        told = ("rule.lr=3", "estimator.eps=1e-3", "train.steps=60", f"train.watchdog={guard}")
+def test_no_step_promises_more_than_it_may(fast: Any, tmp_path: Path) -> None:
+    """Ten times and more of what was found: only the guarded run's records keep the bound."""
+    for name, guard in {"free": "null", "guarded": "{trust: 0.01}"}.items():
+        told = ("rule.lr=3", "estimator.eps=1e-3", "train.steps=24", f"train.watchdog={guard}")
         run(fast(*told), tmp_path / name)
         with Log.open(tmp_path / name / run_folder.LOG_FILE) as log:
-            ends[name] = math.fsum(min(record.losses) for record in list(log)[-20:]) / 20
             promised = [record.lr * record.g[0] ** 2 / min(record.losses) for record in log]
             assert (max(promised) <= 0.0101) == (name == "guarded")
             assert any(record.flags & CLIPPED for record in log) == (name == "guarded")
-    assert ends["guarded"] < 0.9 * ends["free"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_step_that_is_too_long_is_bounded(seed: int) -> None:
+    """In a bowl, five times beyond what ends: a guarded step raises the loss by a share, a free one by any factor.
+
+    Where a model's run ends after such steps is chance: rounding, which is each CPU's own, grows with the loss. Here
+    it does not: a step of lr w z adds at most lr^2 w^2 |z|^2 / 2 <= trust * lr |z|^2 / 2 of the loss.
+    """
+    size, lr, trust, ends = 50, 0.2, 0.01, {}
+    for name, guard in {"free": None, "guarded": Watchdog(Options(clip=0, trust=trust, factor=1e9))}.items():
+        space, task = ArraySpace(np.ones(size)), FunctionTask(lambda points: 0.5 * (points**2).sum(1))
+        log: Any = MemoryLog()
+        log.state = SimpleNamespace(rewinds=0, hashes={})
+        parts = (Rademacher(), Sgd(lr=lr), TwoSided(eps=1e-3), task, space)
+        losses = [size / 2]
+        for _ in engine.play(Run(seed, 60, log, space, *parts, watchdog=guard), 60):
+            losses.append(0.5 * float(space.value @ space.value))
+        risen = max(after / before for before, after in pairwise(losses))
+        assert (risen <= 1.01 + trust * lr * size / 2) == (name == "guarded")
+        assert any(record.flags & CLIPPED for record in log) == (name == "guarded")
+        ends[name] = losses[-1]
+    assert 1e6 * ends["guarded"] < ends["free"]
 
 
 def test_what_was_not_told_is_guarded_by_its_promise_where_g_is_a_slope() -> None:

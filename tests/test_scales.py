@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from zoedge.commands import verify
 from zoedge.commands.export import check, merged, peft
 from zoedge.core import digests, engine, oracle
+from zoedge.core.exact import bits16
 from zoedge.core.types import CLIPPED, SKIPPED, Leaf, Record
 from zoedge.errors import DataError, UsageError
 from zoedge.log.log import Log
@@ -180,7 +182,10 @@ def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_pa
 
     (tmp_path / "0").mkdir(), (tmp_path / "1").mkdir()
     free = records()
-    limit = sorted(abs(g) for record in free for g in record.g)[6]  # of twelve
+    sizes = sorted(abs(g) for record in free for g in record.g)
+    below, above = max(pairwise(sizes[6:]), key=lambda pair: pair[1] / pair[0])  # of twelve, at most five are over
+    limit = bits16((below + above) / 2)
+    assert below * 1.01 < limit < above / 1.01, "on either side of the limit by more than rounding"
     cut = records(f"estimator.clip={2 * limit}")  # of the slope; g is half of it, of two queries
     assert not any(record.flags for record in free)
     assert all(abs(g) <= limit for record in cut for g in record.g)
@@ -188,7 +193,7 @@ def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_pa
         over = [abs(g) > limit for g in record.g]
         assert bool(other.flags & CLIPPED) == any(over)
         for g, h, beyond in zip(record.g, other.g, over):
-            assert h == pytest.approx(math.copysign(limit, g) if beyond else g, rel=1e-3)
+            assert h == pytest.approx(math.copysign(limit, g) if beyond else g, abs=1e-3 * limit)
     assert {bool(r.flags & CLIPPED) for r in Log.open(tmp_path / "1" / run_folder.LOG_FILE)} == {True, False}
 
 
