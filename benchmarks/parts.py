@@ -133,7 +133,7 @@ def noise(args: argparse.Namespace, folder: Path) -> list[Row]:
         "torch.normal": lambda: torch.normal(0.0, 1.0, size=SHAPE),
         "torch.randn": lambda: torch.randn(SHAPE),
     }
-    kinds = {word: load_part("noise", word)() for word in list_words("noise")}
+    kinds = {word: load_part("noise", word)() for word in list_words("methods.noise")}
     items |= {word: lambda made=made: made.draw(Key(0, next(seq), 0), leaf) for word, made in kinds.items()}
     found = interleaved(items, args.repeat)
     torch.set_num_threads(args.threads)

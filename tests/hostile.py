@@ -134,14 +134,14 @@ def main() -> None:
     import zoedge.runs
     import zoedge.tasks._rows
 
-    import zoedge.recipe
+    import zoedge.recipe.reading
 
     base = 0
     if sys.argv[1:] == ["torch"]:
         import torch
 
+        import zoedge.commands.finetune
         import zoedge.commands.verify
-        import zoedge.run.train
         from zoedge.commands.export import folder as export  # noqa: F401
         from zoedge.scoring.models import loading
         from zoedge.scoring.tasks import chat

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zoedge.commands.finetune import train
 from zoedge.core import digests, engine, oracle
 from zoedge.core.exact import bits16
 from zoedge.core.memory import MemoryLog
@@ -36,7 +37,6 @@ from zoedge.run import auto, identity, setup
 from zoedge.run import folder as run_folder
 from zoedge.run import replay as run_replay
 from zoedge.run.display import make_display
-from zoedge.run.train import train
 
 
 @pytest.fixture(scope="module")

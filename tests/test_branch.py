@@ -11,6 +11,7 @@ from test_faults import GUARD, METHODS, kinds
 from test_play import train
 
 from zoedge.commands import verify
+from zoedge.commands.finetune import train as whole_run
 from zoedge.core import digests, engine
 from zoedge.core.canonical import encode_canonical
 from zoedge.errors import DamagedError, IdentityError, LockedError, UsageError
@@ -21,7 +22,6 @@ from zoedge.recipe.reading import read_recipe
 from zoedge.run import branch, identity, replay, setup
 from zoedge.run import folder as run_folder
 from zoedge.run.display import make_display
-from zoedge.run.train import train as whole_run
 
 OTHER = ["rule.lr=3e-3", "rule.schedule=constant", "train.batch=3", "rule.weight_decay=0.1"]
 

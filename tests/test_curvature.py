@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zoedge.commands.finetune import train
 from zoedge.errors import UsageError
 from zoedge.lab._bench import ArraySpace
 from zoedge.log.log import Log
@@ -17,7 +18,6 @@ from zoedge.recipe.sections import Curvature
 from zoedge.run import folder as run_folder
 from zoedge.run.curvature import estimate_trace
 from zoedge.run.display import make_display
-from zoedge.run.train import train
 
 D = 60
 RNG = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from zoedge import errors
+from zoedge.commands import finetune
 from zoedge.commands.estimate import facts as estimate_facts
 from zoedge.commands.estimate import fit, machine, measure, time
 from zoedge.commands.estimate import memory as estimate_memory
@@ -24,7 +25,7 @@ from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.recipe import Recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
-from zoedge.run import setup, train
+from zoedge.run import setup
 from zoedge.run.display import make_display
 from zoedge.scoring.models import base, loading
 from zoedge.scoring.sources import hub, packaged
@@ -74,7 +75,7 @@ def test_weights_are_the_loaded_tensors_bytes(
 ) -> None:
     model = Model(source=str(families[family]), quantization=scheme, double_quant=double)  # type: ignore[arg-type]
     facts = estimate_facts.read_model_shape(model)
-    work = work_like(facts, quantization=scheme, double=double)
+    work = work_like(facts, quantization=scheme, double_quant=double)
     loaded = loading.load_base(model).model
     assert estimate_memory.weight_bytes(facts, work) == held(loaded)
 
@@ -82,9 +83,10 @@ def test_weights_are_the_loaded_tensors_bytes(
 def work_like(facts: estimate_facts.ModelShape, **fields: Any) -> estimate_work.Workload:
     one = estimate_work.ForwardSize(1, 1, 1, 1)
     whole = dict(
-        cuda=False, quantization="none", double=True, compute=4, same=True, full=False, elements=1, slots=0, points=1,
-        queries=1, passes=2, step=one, look=None, trunk=None, whole=1, touched=1.0, cached=True, overhead=0,
-        typical=1, trunk_disk=0,
+        cuda=False, quantization="none", double_quant=True, compute_itemsize=4, is_source_type=True,
+        trains_all=False, elements=1, slots=0, points=1, queries=1, passes=2, step=one, evaluation=None, trunk=None, full_blocks=1, tables_share=1.0,
+        has_cached_weights=True, overhead=0,
+        mean_tokens=1, trunk_disk=0,
     )  # fmt: skip
     return estimate_work.Workload(**(whole | fields))  # type: ignore[arg-type]
 
@@ -116,24 +118,24 @@ def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quan
     recipe = read_recipe(str(recipe_file), [f"space={space}", f"model.quantization={quantization}", "output.export=[]"])
     found, bench = fit.make_plan(recipe), setup.Bench.build(recipe)
     leaves = bench.space.leaves()
-    assert found.work.elements == sum(leaf.value.numel() for leaf in leaves)
-    assert found.work.whole == len(bench.base.blocks) - bench.base.cut - 1
+    assert found.workload.elements == sum(leaf.value.numel() for leaf in leaves)
+    assert found.workload.full_blocks == len(bench.base.blocks) - bench.base.cut - 1
     assert estimate_work.points_per_forward(recipe.space) == bench.space.width
     longest = max(bench.task.batch(step).tokens for step in range(recipe.train.steps))
-    assert estimate_work.longest_forwards(recipe, found.facts, found.texts)[0].tokens == longest
-    bare = estimate_memory.trained_bytes(found.facts, found.work)
-    if not found.work.full:
+    assert estimate_work.longest_forwards(recipe, found.shape, found.datasets)[0].tokens == longest
+    bare = estimate_memory.trained_bytes(found.shape, found.workload)
+    if not found.workload.trains_all:
         assert bare >= sum(leaf.value.nbytes for leaf in leaves)
 
 
 def test_a_conversion_maps_the_source_beside_what_it_makes(half: Path) -> None:
     facts = estimate_facts.read_model_shape(Model(source=str(half), quantization="none"))
-    assert facts.kind == "float16" and facts.stored == 2
+    assert facts.stored_type == "float16" and facts.stored_itemsize == 2
     assert estimate_memory.loading_bytes(facts, work_like(facts)) == 0
-    assert estimate_memory.loading_bytes(facts, work_like(facts, same=False)) == 2 * facts.elements
-    quantised = estimate_memory.loading_bytes(facts, work_like(facts, quantization="nf4", cached=False))
+    assert estimate_memory.loading_bytes(facts, work_like(facts, is_source_type=False)) == 2 * facts.elements
+    quantised = estimate_memory.loading_bytes(facts, work_like(facts, quantization="nf4", has_cached_weights=False))
     assert (
-        quantised == 4 * facts.elements - 2 * facts.tables
+        quantised == 4 * facts.elements - 2 * facts.table_elements
         and estimate_memory.loading_bytes(facts, work_like(facts, quantization="nf4")) == 0
     )
 
@@ -151,7 +153,7 @@ def test_slots_are_those_that_the_rules_keep() -> None:
 def test_the_packaged_model_is_known_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged, "fetch_archive", lambda archive: pytest.fail("fetched"))
     facts = estimate_facts.read_model_shape(Model(source="smollm2-135m-instruct"))
-    assert facts.folder is None and facts.elements == 134_515_008 and facts.stored == 2
+    assert facts.folder is None and facts.elements == 134_515_008 and facts.stored_itemsize == 2
 
 
 def test_of_a_hub_id_the_configuration_alone_is_fetched(
@@ -163,7 +165,7 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
     monkeypatch.setattr(hub, "download_snapshot", lambda *args: asked.append(args) or tmp_path / "snapshot")
     found = case(recipe_file, "model.source=org/name")
     assert asked == [("model", "org/name", None, ["config.json"])]
-    assert found.texts is None and found.work.step.length == 64 and found.needs > 0
+    assert found.datasets is None and found.workload.step.length == 64 and found.needed_bytes > 0
 
 
 # -- more takes more
@@ -179,9 +181,11 @@ def test_of_a_hub_id_the_configuration_alone_is_fetched(
 )  # fmt: skip
 def test_more_takes_more(recipe_file: Path, key: str, values: list[Any]) -> None:
     first = case(recipe_file, "space.layers=all", "rule={name: sgd}", "train.steps=8")
-    found = [first.where(key, value) for value in values]
+    found = [first.with_value(key, value) for value in values]
     sums = [
-        one.work and sum(estimate_memory.memory_by_moment(one.facts, one.work)["step"].values()) for one in found if one
+        one.workload and sum(estimate_memory.memory_by_moment(one.shape, one.workload)["step"].values())
+        for one in found
+        if one
     ]
     assert len(sums) == len(values) and sums == sorted(sums) and sums[0] < sums[-1]
 
@@ -189,15 +193,20 @@ def test_more_takes_more(recipe_file: Path, key: str, values: list[Any]) -> None
 def test_logits_of_the_whole_vocabulary_are_a_moment_of_their_own(recipe_file: Path) -> None:
     options = case(recipe_file)
     words_ = case(recipe_file, "task={name: lm}")
-    assert "step's logits" in words_.totals and "step's logits" not in options.totals
-    read, columns = words_.work.step.read, words_.work.step.columns
-    assert columns == words_.facts.vocabulary and read == words_.work.step.tokens
-    assert estimate_memory.logit_bytes(words_.facts, words_.work.step) == 4 * (2 * read * columns + columns * 64)
+    assert "step's logits" in words_.moment_totals and "step's logits" not in options.moment_totals
+    read, columns = words_.workload.step.loss_rows, words_.workload.step.head_columns
+    assert columns == words_.shape.vocabulary and read == words_.workload.step.tokens
+    assert estimate_memory.logit_bytes(words_.shape, words_.workload.step) == 4 * (2 * read * columns + columns * 64)
 
 
 def test_parts_are_those_of_the_fullest_moment(recipe_file: Path) -> None:
     found = case(recipe_file)
-    assert sum(found.parts.values()) == found.needs == max(found.totals.values()) == found.totals[found.moment]
+    assert (
+        sum(found.parts.values())
+        == found.needed_bytes
+        == max(found.moment_totals.values())
+        == found.moment_totals[found.fullest_moment]
+    )
     assert found.parts["overhead"] > 100e6  # this very process: torch and transformers
 
 
@@ -213,14 +222,17 @@ def test_a_budget_is_met_by_fewer_rows_first(recipe_file: Path) -> None:
         "model.quantization=none",
         "model.source=" + wide(recipe_file),
     )
-    least = found.where("train.rows", 64)
-    assert least is not None and least.needs < found.needs
-    fitted, changes = fit.fit_plan(found, least.needs)
-    assert [lever.key for lever in changes] == ["train.rows"] and fitted.needs <= least.needs
-    lever = fit.find_savings(found, least.needs)[0]
-    assert lever.case.needs <= least.needs and lever.saved == found.needs - lever.case.needs
-    assert lever.told(least.needs).endswith("MB, fits)") and lever.told(1).endswith("MB)")
-    assert fit.fit_plan(found, 1)[0].needs > 1
+    least = found.with_value("train.rows", 64)
+    assert least is not None and least.needed_bytes < found.needed_bytes
+    fitted, changes = fit.fit_plan(found, least.needed_bytes)
+    assert [lever.key for lever in changes] == ["train.rows"] and fitted.needed_bytes <= least.needed_bytes
+    lever = fit.find_savings(found, least.needed_bytes)[0]
+    assert (
+        lever.plan.needed_bytes <= least.needed_bytes
+        and lever.saved_bytes == found.needed_bytes - lever.plan.needed_bytes
+    )
+    assert lever.format_change(least.needed_bytes).endswith("MB, fits)") and lever.format_change(1).endswith("MB)")
+    assert fit.fit_plan(found, 1)[0].needed_bytes > 1
 
 
 def wide(recipe_file: Path) -> str:
@@ -288,7 +300,7 @@ def test_estimate_refuses_what_a_recipe_may_not_say(zoedge: Any, recipe_file: Pa
 
 def test_the_log_is_as_large_as_predicted(recipe_file: Path) -> None:
     recipe = read_recipe(str(recipe_file))
-    train.train(recipe, run_folder.run_folder(recipe), make_display("quiet"))
+    finetune.train(recipe, run_folder.run_folder(recipe), make_display("quiet"))
     size = (run_folder.run_folder(recipe) / run_folder.LOG_FILE).stat().st_size
     assert abs(time.disk_bytes(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
 
@@ -318,7 +330,7 @@ def test_the_refusals_words(recipe_file: Path) -> None:
     found = case(recipe_file)
     text = fit.format_refusal(found, 7_600_000, "RTX 3060 (12.9 GB)")
     assert text.startswith(
-        f"Will not fit: needs {machine.format_bytes(found.needs)}, 8 MB free on RTX 3060 (12.9 GB): weights 0 | "
+        f"Will not fit: needs {machine.format_bytes(found.needed_bytes)}, 8 MB free on RTX 3060 (12.9 GB): weights 0 | "
     )
     assert " MB." in text
     assert (
@@ -345,12 +357,12 @@ def test_only_in_between_are_rows_tokenised(recipe_file: Path, monkeypatch: pyte
     facts = estimate_facts.read_model_shape(recipe.model)
     longest = fit.Plan(recipe, facts, None, 0)
     real = fit.Plan(recipe, facts, fit.tokenise_datasets(recipe, facts), 0)
-    assert real.needs < 0.9 * longest.needs
+    assert real.needed_bytes < 0.9 * longest.needed_bytes
     monkeypatch.setattr(fit, "measure_overhead", lambda facts: 0)
     asked: list[int] = []
     genuine = fit.tokenise_datasets
     monkeypatch.setattr(fit, "tokenise_datasets", lambda *args: asked.append(1) or genuine(*args))
-    for most, times in ((2 * longest.needs, 0), (real.needs, 1), (1000, 0)):
+    for most, times in ((2 * longest.needed_bytes, 0), (real.needed_bytes, 1), (1000, 0)):
         asked.clear()
         monkeypatch.setattr(fit, "read_memory_budget", lambda cuda, most=most: (most, "here"))
         if most > 1000:
@@ -385,7 +397,7 @@ def test_control_groups_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
     recipe: Recipe = read_recipe(str(recipe_file))
-    train.train(recipe, run_folder.run_folder(recipe), make_display("quiet"))
+    finetune.train(recipe, run_folder.run_folder(recipe), make_display("quiet"))
     lines = {line["event"]: line for line in run_folder.read_metrics(run_folder.run_folder(recipe))}
     memory, took = lines["memory"], lines["time"]
     assert set(memory["predicted"]) >= {"weights", "embeddings", "overhead"}
@@ -410,7 +422,7 @@ def test_the_child_takes_the_longest_step(recipe_file: Path, monkeypatch: pytest
 
 def facts_and_texts(recipe: Recipe) -> tuple[estimate_facts.ModelShape, Any]:
     found = fit.make_plan(recipe)
-    return found.facts, found.texts
+    return found.shape, found.datasets
 
 
 @pytest.mark.slow

@@ -347,7 +347,8 @@ def test_an_interrupted_export_never_looks_complete(
 
     count = {"peft": 4, "merged": 7}[kind]
     monkeypatch.setattr("zoedge.scoring.models.loading.load_base", lambda spec: one.bench.base)
-    monkeypatch.setattr(export_folder, "write_durably", failing)
+    for module in (export_folder, export_peft, export_merged):
+        monkeypatch.setattr(module, "write_durably", failing)
     with monkeypatch.context() as killed:
         killed.setattr(shutil, "rmtree", lambda *args, **options: None)  # as SIGKILL: nothing is tidied up
         for stop in range(1, count + 1):

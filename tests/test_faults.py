@@ -18,7 +18,8 @@ from conftest import tiny_recipe
 from test_play import train
 
 from zoedge.commands import verify
-from zoedge.commands.export import folder as export_folder
+from zoedge.commands.export import peft as export_peft
+from zoedge.commands.finetune import train as whole_run
 from zoedge.core import digests, engine, oracle
 from zoedge.core.canonical import encode_canonical
 from zoedge.core.types import CLIPPED, MICRO_BATCHED, SKIPPED
@@ -34,7 +35,6 @@ from zoedge.run import evaluate, identity, replay, setup
 from zoedge.run import folder as run_folder
 from zoedge.run.display import make_display
 from zoedge.run.signals import Stopped
-from zoedge.run.train import train as whole_run
 from zoedge.scoring.models.base import Base
 
 GUARD = "train.watchdog={clip: 0, factor: 3, patience: 4, rewinds: 2}"
@@ -241,7 +241,7 @@ def test_losses_of_parts_are_those_of_the_whole(recipe_file: Path) -> None:
 
 
 STAGES: dict[str, tuple[Any, str, int]] = {  # where a signal comes; at which call
-    "loading": (setup, "texts", 0),
+    "loading": (setup, "load_datasets", 0),
     "the header": (setup, "write_durably", 0),
     "the trunk": (Base, "trunk", 0),
     "the first look": (evaluate, "evaluate", 0),
@@ -250,8 +250,8 @@ STAGES: dict[str, tuple[Any, str, int]] = {  # where a signal comes; at which ca
     "logging": (Log, "append", 5),
     "a look on the way": (evaluate, "evaluate", 1),
     "after the last step": (Log, "finish", 0),
-    "going back to the best": (setup, "replayer", 0),
-    "the export": (export_folder, "peft", 0),
+    "going back to the best": (replay, "build_replay_run", 0),
+    "the export": (export_peft, "write_peft", 0),
     "the last look": (evaluate, "evaluate", 4),
 }
 
@@ -430,7 +430,7 @@ def test_sigterm_in_any_command(
     train(recipe_file, tmp_path / "run", overrides=["train.steps=2"])
     old, before = signal.getsignal(signal.SIGTERM), {p.name for p in tmp_path.iterdir()}
     try:
-        struck(export_folder, "write_durably", 1, signal.SIGTERM)
+        struck(export_peft, "write_durably", 1, signal.SIGTERM)
         done = zoedge("export", tmp_path / "run", "--to", "peft", "-o", tmp_path / "out")
         assert done.code == 143 and {p.name for p in tmp_path.iterdir()} == before
     finally:

@@ -405,8 +405,8 @@ def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, dtype: st
 
 
 def test_a_bf16_run_says_what_arrived(recipe: Make, tmp_path: Path) -> None:
+    from zoedge.commands.finetune import train
     from zoedge.run.display import make_display
-    from zoedge.run.train import train
 
     train(recipe("model.compute_dtype=bf16"), tmp_path / "run", make_display("quiet"))
     (said,) = [line for line in run_folder.read_metrics(tmp_path / "run") if line["event"] == "rounding"]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from conftest import replays, save
 
+from zoedge.commands.finetune import train
 from zoedge.recipe.reading import list_shipped, read_recipe
 from zoedge.recipe.recipe import Recipe
 from zoedge.run.display import make_display
-from zoedge.run.train import train
 from zoedge.scoring.rows.files import read_rows
 from zoedge.scoring.tasks._examples import Examples
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from zoedge.commands.finetune import train
 from zoedge.core import digests, engine
 from zoedge.core.parts import PART_FOLDERS, list_words
 from zoedge.core.types import CLIPPED
@@ -15,7 +16,6 @@ from zoedge.recipe.reading import list_shipped, read_recipe
 from zoedge.recipe.recipe import part_name
 from zoedge.run import folder, replay
 from zoedge.run.display import make_display
-from zoedge.run.train import train
 
 ELSEWHERE = ("mezo-", "roberta-")  # test_mezo.py, test_masked.py
 RECIPES = [path for path in list_shipped() if not path.stem.startswith(ELSEWHERE)]

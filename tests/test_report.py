@@ -128,10 +128,10 @@ def test_the_size_of_an_update_is_what_replay_moves_by(run: Path) -> None:
 def test_samples_are_noted_before_and_after_and_leave_the_log_alone(
     run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    from zoedge.commands.finetune import train
     from zoedge.recipe.reading import read_recipe
     from zoedge.run.display import make_display
     from zoedge.run.evaluation import SAMPLE_COUNT, Evaluator
-    from zoedge.run.train import train
 
     lines = [line for line in run_folder.read_metrics(run) if line["event"] == "samples"]
     assert [line["step"] for line in lines] == [0, 4] and all(len(line["samples"]) == SAMPLE_COUNT for line in lines)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from zoedge.commands.finetune import train
 from zoedge.log.log import Log
 from zoedge.recipe.reading import read_recipe
 from zoedge.run import evaluate
@@ -19,7 +20,6 @@ from zoedge.run import folder as run_folder
 from zoedge.run.display import make_display
 from zoedge.run.evaluate import Score
 from zoedge.run.outcome import Outcome
-from zoedge.run.train import train
 
 WEIGHTS = "adapter_model.safetensors"
 VALID = 10  # rows of the recipe's validation set; the test set has 20

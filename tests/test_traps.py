@@ -336,7 +336,7 @@ def test_whoever_imports_the_libraries_is_offline_first() -> None:
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                names |= {f"{'.' * node.level}{node.module or ''}"} | {
+                names |= {f".{node.module or ''}" if node.level else node.module or ""} | {
                     f".{alias.name}" for alias in node.names if node.level
                 }
         parts = {part for name in names for part in name.split(".")}

@@ -9,6 +9,9 @@ What these need is imported when they are first used: importing the package take
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,12 +21,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["ZoedgeError", "__version__", "errors", "finetune", "optim", "replay"]
-_HOMES = {"finetune": "commands.finetune", "replay": "commands.finetune", "ZoedgeError": "errors"}
+_HOMES = {"finetune": "commands.finetune", "replay": "commands.replay", "ZoedgeError": "errors"}
+
+
+# documented names of modules that have moved: `from zoedge.sources import resolve_text` goes on working
+_MOVED = {"train": "run.signals", "display": "run.display", "sources": "scoring.sources.resolve"}
+
+
+class _Alias(ModuleType):
+    """A module under its former name; it is imported when something of it is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module(f".{_MOVED[self.__name__.rpartition('.')[2]]}", __name__), name)
+
+
+for _old in _MOVED:
+    sys.modules[f"{__name__}.{_old}"] = _Alias(f"{__name__}.{_old}")
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
+    if name in _MOVED:
+        return sys.modules[f"{__name__}.{name}"]
     if name in ("optim", "errors"):
         return import_module(f".{name}", __name__)
     if name in _HOMES:

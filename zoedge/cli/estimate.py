@@ -38,34 +38,34 @@ def estimate(
         raise UsageError(f"--device: '{device}' is not cpu or cuda.")
     most = machine.parse_bytes(budget, "--budget") if budget is not None else None
     checked = read_recipe(recipe, [*(overrides or []), *([f"model.device={device}"] if device else [])])
-    case = fit.make_plan(checked)
-    cuda = case.work.cuda
+    plan = fit.make_plan(checked)
+    cuda = plan.workload.cuda
     there, where = (most, "the budget") if most is not None else machine.read_memory_budget(cuda)
-    fits, (fitted, changes) = case.needs <= there, fit.fit_plan(case, there)
+    fits, (fitted, changes) = plan.needed_bytes <= there, fit.fit_plan(plan, there)
     found: dict[str, Any] = {
-        "needs": case.needs,
+        "needs": plan.needed_bytes,
         "free": there,
         "where": where,
         "fits": fits,
-        "predicted": case.parts,
-        "moment": case.moment,
+        "predicted": plan.parts,
+        "moment": plan.fullest_moment,
         "device": "cuda" if cuda else "cpu",
-        "moments": case.totals,
-        "disk": time.disk_bytes(case),
-        "seconds": time.estimate_seconds(case),
-        "longest": case.work.step.length,
-        "rows": case.work.step.tokens,
-        "trained": case.work.elements,
+        "moments": plan.moment_totals,
+        "disk": time.disk_bytes(plan),
+        "seconds": time.estimate_seconds(plan),
+        "longest": plan.workload.step.length,
+        "rows": plan.workload.step.tokens,
+        "trained": plan.workload.elements,
     }
     if not fits:
-        found["levers"] = [lever.told(there) for lever in fit.find_savings(case, there)]
-        found["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needs <= there else []
+        found["levers"] = [lever.format_change(there) for lever in fit.find_savings(plan, there)]
+        found["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needed_bytes <= there else []
     if measure:
         found["measured"] = estimate_measure.measure_in_child(checked)
     if json:
         typer.echo(json_.dumps(found))
     else:
-        for line in text.format_report(case, found):
+        for line in text.format_report(plan, found):
             typer.echo(line)
     if not fits:
         sys.exit(3)  # of typer.Exit, an app that is not standalone only returns the code

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..core import digests
 from ..errors import UsageError, make_printable
 from ..log.log import Log
+from ..recipe.recipe import Recipe
+from ..run import auto, branch, setup, signals, trackers
 from ..run import folder as run_folder
-from ..run import setup
-
-if TYPE_CHECKING:
-    from ..recipe.recipe import Recipe
-    from ..run.branch import Parent
-    from ..run.display import Plain
-    from ..run.outcome import Outcome
-    from ..run.workers import Workers
+from ..run import train as run_train
+from ..run.auto import search_auto
+from ..run.branch import Parent
+from ..run.display import Plain
+from ..run.evaluation import Evaluator, Stopwatch
+from ..run.outcome import Outcome, find_better_step, load_outcome
+from ..run.workers import Workers
+from . import report
+from .estimate import fit, machine
 
 
 def finetune(
@@ -43,7 +49,6 @@ def finetune(
     """
     from ..run.display import make_display as display_of
     from ..run.folder import run_folder
-    from ..run.train import train
     from ..run.workers import is_follower, is_launched
 
     if resume not in ("auto", "never"):
@@ -117,6 +122,132 @@ def dump_json(value: Any) -> str:
         return json.dumps(value, default=os.fspath, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as e:
         raise UsageError(f"The recipe holds what no recipe can: {make_printable(str(e))}.") from None
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    show: Plain,
+    resume: bool = True,
+    parent: Parent | None = None,
+    workers: Workers | None = None,
+) -> Outcome:
+    """Begin the run in `folder`, or go on with it where its log ends, and return when it is finished.
+
+    Args:
+        recipe: what to train; numbers that are `auto` are found first.
+        folder: the run's folder.
+        show: who is told of progress.
+        resume: False refuses a folder that holds a run already.
+        parent: the run whose first steps come first, for a branch.
+        workers: the processes that share the steps; this one is the first and owns the log, the others `follow`.
+
+    Raises:
+        IdentityError: the folder holds a run of something else, or the parent is another.
+        DataError: the run cannot fit into memory, or its data or model are wrong.
+        Stopped: a signal came; `zoedge resume` goes on.
+    """
+    path = folder / run_folder.LOG_FILE
+    check_request(recipe, folder, resume)
+    recipe = recall_numbers(recipe, folder, parent)
+    if path.exists() and (outcome := load_outcome(recipe, folder, path)):
+        show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
+        if workers:
+            workers.share(b"")
+        return outcome
+    plan = fit.check_memory(recipe)
+    for message in run_folder.claim_folder(folder):
+        show.warn(message)
+    began, stopwatch = time.monotonic(), Stopwatch()
+    with signals.handle_signals(folder, show, workers) as stop, ExitStack() as stack:
+        bench, log = open_run(recipe, folder, show, stopwatch, parent)
+        with log:
+            fresh = not len(log)
+            run_train.begin_session(bench, log, show, stopwatch, workers)
+            listeners = stack.enter_context(closing(trackers.Trackers(bench.recipe, folder, show.warn)))
+            evaluator = Evaluator(bench, log, show, stopwatch, listeners)
+            before = evaluator.before()
+            if fresh:
+                evaluator.curvature(0)
+            run_train.train_steps(bench, log, show, stop, evaluator, listeners, workers)
+            log.finish(digests.digest(bench.space))
+        show.close()
+        report_rounding(bench, folder, show)
+        steps = run_folder.resolve_step(log, recipe.eval.select)
+        run_train.return_to_step(bench, log, steps, show)
+        with stopwatch("export"):
+            adapter = write_exports(bench, log, folder, show, steps)
+        after = evaluator.after(steps)
+    seconds = time.monotonic() - began
+    record_end(bench, folder, plan, stopwatch, seconds, adapter, steps)
+    write_page(recipe, path, show)
+    better = find_better_step(folder, steps, log)
+    size = path.stat().st_size
+    return Outcome(folder, log.fingerprint, size, len(log), before, after, seconds, adapter, steps, better)
+
+
+def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Refuse, before anything slow begins, what cannot be delivered at the end.
+
+    Raises UsageError where a package is missing, or the folder holds a run that must not go on.
+    """
+    if recipe.output.report:
+        report.require_matplotlib("output.report")
+    trackers.check_packages(recipe.log.trackers)
+    if (folder / run_folder.LOG_FILE).exists() and not resume:
+        raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
+
+
+def recall_numbers(recipe: Recipe, folder: Path, parent: Parent | None) -> Recipe:
+    """Return the recipe with the `auto` numbers that this run, or else its parent, has begun with."""
+    path = folder / run_folder.LOG_FILE
+    if path.exists():
+        with Log.open(path) as log:
+            if parent is not None:
+                branch.check_same_parent(log.header, parent, folder)
+            return auto.fill_from_log(recipe, log.header)
+    return recipe if parent is None else auto.fill_from_log(recipe, parent.log.header)
+
+
+def open_run(
+    recipe: Recipe, folder: Path, show: Plain, stopwatch: Stopwatch, parent: Parent | None
+) -> tuple[setup.Bench, Log]:
+    """Load the base and the rows, find the numbers that are `auto`, and open the log: a new one, or the folder's own."""
+    path = folder / run_folder.LOG_FILE
+    with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
+        bench = setup.Bench.build(recipe)
+    if path.exists():
+        return bench, Log.resume(path)
+    if recipe.auto:
+        search_auto(bench, folder, show)
+    return bench, setup.begin_run(bench, folder, parent)
+
+
+def record_end(
+    bench: setup.Bench,
+    folder: Path,
+    plan: fit.Plan | None,
+    stopwatch: Stopwatch,
+    seconds: float,
+    adapter: Path | None,
+    steps: int,
+) -> None:
+    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished."""
+    run_folder.append_metric(folder, event="time", **stopwatch.seconds)
+    if plan is not None:
+        predicted, measured = fit.predict_parts(plan, bench.texts), machine.read_run_peak(bench.base)
+        run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
+    select = bench.recipe.eval.select
+    run_folder.append_metric(
+        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=steps, select=select
+    )
+
+
+def write_page(recipe: Recipe, path: Path, show: Plain) -> None:
+    """Write the run's report.html, where the recipe asks for it."""
+    if recipe.output.report:
+        with show.phase("writing the report"):
+            report.write_report([path], path.parent / report.REPORT_FILE)
 
 
 def write_exports(bench: setup.Bench, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cli.logs import open_log
-
 
 def rebuild_run(run: str, at: str | None) -> tuple[Any, Any, int]:
     """(bench, log, steps) of a run: the base loaded anew, the space moved to where it is after so many steps."""
     from ..core import engine
     from ..run import folder, identity, setup
 
-    journal = open_log(run)
+    journal = folder.open_any_log(run)
     steps = folder.resolve_step(journal, at)
     recipe = identity.recipe_from_header(journal.header, run)
     bench = setup.Bench.build(recipe)

@@ -98,7 +98,7 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
     config, facts = load_config(folder)
     check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
     limit = min(recipe.data.max_length, int(facts.longest(config)) - count_virtual_tokens(recipe.space))
-    found = texts.load_datasets(recipe, tokenizer, limit)
+    found = texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, limit)
     train = found.train
     task = recipe.task.over(train, recipe.seed, recipe.train.batch)
     rows: list[PreviewRow] = []

@@ -12,19 +12,16 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ..core.canonical import encode_canonical
+from ..core.child import forward_signals, shell_exit_code
 from ..core.storage import write_durably
 from ..errors import DataError, DivergedError, UsageError, ZoedgeError, format_faults, make_printable
 from ..log.log import Log
@@ -94,7 +91,7 @@ class RunFailed(ZoedgeError):
 
     def __init__(self, text: str, code: int):
         super().__init__(text)
-        self.exit_code = code if code > 0 else 128 - code
+        self.exit_code = shell_exit_code(code)
 
 
 # -- what to run
@@ -258,7 +255,9 @@ def run_points(some: Sequence[SweepPoint], how: list[str], say: Callable[[str], 
             folder.mkdir(parents=True, exist_ok=True)
             write_durably(folder / run_folder.RECIPE_FILE, recipe_module.dump_recipe(point.recipe).encode())
             began = time.monotonic()
-            code = children.run(["finetune", str(folder / run_folder.RECIPE_FILE), "--run-dir", str(folder), *how])
+            code = children.run_zoedge(
+                ["finetune", str(folder / run_folder.RECIPE_FILE), "--run-dir", str(folder), *how]
+            )
             if children.signal:
                 raise Stopped(f"Stopped; nothing is lost. Go on with: {again}", children.signal)
             run_folder.append_metric(
@@ -304,47 +303,6 @@ def read_exit_codes(folder: Path) -> dict[str, int]:
         if line.get("event") == "point" and isinstance(line.get("exit"), int)
     ]
     return {str(line.get("name")): line["exit"] for line in lines}
-
-
-@dataclass
-class ChildRunner:
-    """Runs commands of ours, one at a time, and passes signals on to the one that is running."""
-
-    child: subprocess.Popen[bytes] | None = None
-    signal: int = 0
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        if self.child is not None:
-            self.child.send_signal(number)
-
-    def run(self, args: list[str]) -> int:
-        """Its exit code. In a group of its own, so that a terminal's Ctrl-C reaches it once: the second would cut a step."""
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        if self.signal:
-            return 128 + self.signal
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "zoedge", *args],
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
-            process_group=0,
-        )
-        if self.signal:  # it came between the two
-            self.child.send_signal(self.signal)
-        return self.child.wait()
-
-
-@contextmanager
-def forward_signals() -> Iterator[ChildRunner]:
-    children = ChildRunner()
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
-    old = {number: signal.signal(number, children) for number in numbers}
-    try:
-        yield children
-    finally:
-        for number, former in old.items():
-            signal.signal(number, former)
 
 
 # -- what came of it

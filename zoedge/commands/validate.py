@@ -147,7 +147,7 @@ def count_rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeEr
             main, parts, _ = load_sets(data, recipe.task.fields())
             sizes = {"train": len(main), **{k: len(v) for k, v in parts.items()}}
         else:
-            made = load_datasets(recipe, tokenizer, limit)
+            made = load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, limit)
             sizes = {k: len(v) for k in ("train", "valid", "test") if (v := getattr(made, k)) is not None}
     except ZoedgeError as e:
         faults.append(e)

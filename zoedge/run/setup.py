@@ -53,12 +53,12 @@ class Bench:
 
         base = load_base(recipe.model)
         check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), base.facts)
-        space = recipe.space.attach(
-            base, recipe.seed, initial_noise(recipe.noise)
-        )  # virtual tokens take of the context
-        found = load_datasets(recipe, base.tokenizer, min(recipe.data.max_length, base.context_length))
-        task = recipe.task.over(found.train, recipe.seed, recipe.train.batch)
-        return cls(recipe, base, found, task, space)
+        # attached first: virtual tokens take their share of the context
+        space = recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
+        limit = min(recipe.data.max_length, base.context_length)
+        datasets = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
+        task = recipe.task.over(datasets.train, recipe.seed, recipe.train.batch)
+        return cls(recipe, base, datasets, task, space)
 
     def header(self) -> Header:
         from ..scoring.models.checkpoint import tokenizer_digest

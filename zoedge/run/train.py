@@ -1,137 +1,84 @@
-"""A run from beginning to end: load, look, play, look again, export. The loop itself is `engine.play`."""
+"""The steps of a run: what is noted before the first, the loop with its looks, and the way back to a chosen step.
+
+The loop itself is `engine.play`; `commands/finetune.py` tells the whole story of a run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import ExitStack, closing
-from pathlib import Path
 
-from ..commands import report
-from ..commands.estimate import fit, machine
-from ..commands.finetune import report_rounding, write_exports
-from ..core import digests, engine, oracle
+from ..core import engine, oracle
 from ..core.canonical import encode_canonical
 from ..core.types import SKIPPED
-from ..errors import UsageError
 from ..log.log import Log
 from ..recipe.recipe import Recipe, part_name
-from . import auto, branch, evaluation, identity, replay, setup, trackers
+from . import auto, identity, replay, setup, trackers
 from . import folder as run_folder
-from .auto import search_auto
 from .display import Plain
-from .evaluation import Evaluator
-from .outcome import Outcome, find_better_step, load_outcome
+from .evaluation import Evaluator, Stopwatch
 from .setup import cache_trunk
-from .signals import handle_signals
+from .signals import SignalHandler
 from .workers import Workers
 
-ZERO_STEP_LIMIT = 20  # steps in a row without a difference, and it is said
+ZERO_STEP_LIMIT = 20  # after so many steps in a row without a difference, the user is warned
 
 
-def train(
-    recipe: Recipe,
-    folder: Path,
-    show: Plain,
-    resume: bool = True,
-    parent: branch.Parent | None = None,
-    workers: Workers | None = None,
-) -> Outcome:
-    """Begin the run in `folder`, as a branch of `parent` if there is one, or go on with it; returns when it is finished.
+def begin_session(bench: setup.Bench, log: Log, show: Plain, stopwatch: Stopwatch, workers: Workers | None) -> None:
+    """Prove that the log is of this run, note where it goes on, and compute the lower layers.
 
-    workers: who shares the steps; this one is the first, and the run's log is its. The others `follow`.
-
-    IdentityError: the folder holds a run of something else, or the parent is another. DataError: it cannot fit. Stopped: a
-    signal; `zoedge resume` goes on.
+    Raises IdentityError where base, tokenizer, data, recipe or arithmetic are not those of the log.
     """
-    path = folder / run_folder.LOG_FILE
-    if recipe.output.report:
-        report.require_matplotlib("output.report")
-    trackers.check_packages(recipe.log.trackers)
-    if path.exists() and not resume:
-        raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
-    if path.exists():
-        with Log.open(path) as log:
-            recipe = auto.fill_from_log(recipe, log.header)
-            if parent is not None:
-                branch.check_same_parent(log.header, parent, folder)
-    elif parent is not None:
-        recipe = auto.fill_from_log(recipe, parent.log.header)
-    if path.exists() and (outcome := load_outcome(recipe, folder, path)):
-        show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
-        if workers:
-            workers.share(b"")
-        return outcome
-    case = fit.check_memory(recipe)
-    for said in run_folder.claim_folder(folder):
-        show.warn(said)
-    began, took = time.monotonic(), evaluation.Stopwatch()
-    with handle_signals(folder, show, workers) as stop, ExitStack() as stack:
-        with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), took("load"):
-            bench = setup.Bench.build(recipe)
-        if recipe.auto and not path.exists():
-            recipe = search_auto(bench, folder, show)
-        log = Log.resume(path) if path.exists() else setup.begin_run(bench, folder, parent)
-        with log:
-            identity.check_same_run(log.header, bench.header(), folder)
-            resumed = len(log)
-            record_session(bench, log, show)
-            if workers:
-                workers.share(path.read_bytes())
-            with took("trunk"):
-                introduce_run(bench, log, show)
-            listeners = stack.enter_context(closing(trackers.Trackers(recipe, folder, show.warn)))
-            looker = Evaluator(bench, log, show, took, listeners)
-            before = looker.before()
-            if not resumed:
-                looker.curvature(0)
-            still, rewinds = 0, log.state.rewinds
-            for record in stop.between(took.each("steps", engine.play(bench.run(log, workers), recipe.train.steps))):
-                still = 0 if any(record.g) or record.flags & SKIPPED else still + 1
-                if log.state.rewinds > rewinds:
-                    resumed, rewinds = record.step, log.state.rewinds
-                    show.warn(
-                        f"the loss was far over its best, or not finite: back to step {record.step:,}, with half the lr"
-                    )
-                if record.step >= resumed:
-                    if still == ZERO_STEP_LIMIT:
-                        show.warn(explain_zero_steps(recipe, record.step))
-                    show.step(record)
-                    listeners.step(record)
-                    looker.at(record.step + 1)
-                    looker.curvature(record.step + 1)
-                elif looker.missed(record.step + 1, resumed):
-                    looker.at(record.step + 1)
-            log.finish(digests.digest(bench.space))
-        show.close()
-        report_rounding(bench, folder, show)
-        at = run_folder.resolve_step(log, recipe.eval.select)
-        if at < len(log):
-            with show.phase(f"replaying to step {at:,}, of the lowest validation loss"):
-                replay.copy_values(
-                    bench.space, replay.build_replay_run(log).space
-                )  # to where it began; on this device, as when resuming
-                for _ in engine.play(bench.run(log), at):
-                    pass
-        with took("export"):
-            adapter = write_exports(bench, log, folder, show, at)
-        after = looker.after(at)
-    run_folder.append_metric(folder, event="time", **took.seconds)
-    if case is not None:
-        run_folder.append_metric(
-            folder,
-            event="memory",
-            predicted=fit.predict_parts(case, bench.texts),
-            measured=machine.read_run_peak(bench.base),
-        )
-    seconds, chosen = time.monotonic() - began, (at, find_better_step(folder, at, log))
-    run_folder.append_metric(
-        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=at, select=recipe.eval.select
-    )
-    if recipe.output.report:
-        with show.phase("writing the report"):
-            report.write_report([path], folder / report.REPORT_FILE)
-    return Outcome(folder, log.fingerprint, path.stat().st_size, len(log), before, after, seconds, adapter, *chosen)
+    folder = log.path.parent
+    identity.check_same_run(log.header, bench.header(), folder)
+    record_session(bench, log, show)
+    if workers:
+        workers.share(log.path.read_bytes())
+    with stopwatch("trunk"):
+        introduce_run(bench, log, show)
+
+
+def train_steps(
+    bench: setup.Bench,
+    log: Log,
+    show: Plain,
+    stop: SignalHandler,
+    evaluator: Evaluator,
+    listeners: trackers.Trackers,
+    workers: Workers | None,
+) -> None:
+    """Play the log to the run's last step, and look at the validation rows on the way.
+
+    Steps that the log already holds are replayed: nothing is shown or measured again, but for a look that a kill prevented.
+    """
+    recipe, shown_from = bench.recipe, len(log)
+    zero_steps, rewinds = 0, log.state.rewinds
+    steps = engine.play(bench.run(log, workers), recipe.train.steps)
+    for record in stop.between(evaluator.took.each("steps", steps)):
+        zero_steps = 0 if any(record.g) or record.flags & SKIPPED else zero_steps + 1
+        if log.state.rewinds > rewinds:
+            shown_from, rewinds = record.step, log.state.rewinds
+            show.warn(f"the loss was far over its best, or not finite: back to step {record.step:,}, with half the lr")
+        if record.step >= shown_from:
+            if zero_steps == ZERO_STEP_LIMIT:
+                show.warn(explain_zero_steps(recipe, record.step))
+            show.step(record)
+            listeners.step(record)
+            evaluator.at(record.step + 1)
+            evaluator.curvature(record.step + 1)
+        elif evaluator.missed(record.step + 1, shown_from):
+            evaluator.at(record.step + 1)
+
+
+def return_to_step(bench: setup.Bench, log: Log, steps: int, show: Plain) -> None:
+    """Move the space back to where it was after so many steps: to its start, then along the log."""
+    if steps == len(log):
+        return
+    with show.phase(f"replaying to step {steps:,}, of the lowest validation loss"):
+        start = replay.build_replay_run(log).space  # computed on this device, as when resuming
+        replay.copy_values(bench.space, start)
+        for _ in engine.play(bench.run(log), steps):
+            pass
 
 
 def objective_name(recipe: Recipe) -> str:

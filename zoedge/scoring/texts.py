@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..recipe.recipe import Recipe
-from ..recipe.sections import Split
+from ..recipe.sections import Data, Split
 
 # -- parts
 
@@ -21,16 +20,15 @@ class Datasets:
     counts: dict[str, dict[str, int]]
 
 
-def load_datasets(recipe: Recipe, tokenizer: Any, limit: int) -> Datasets:
+def load_datasets(data: Data, task: Any, seed: int, tokenizer: Any, limit: int) -> Datasets:
     """The recipe's rows, tokenised. DataError: whatever is wrong with a file, a row or a label."""
     from .rows.sets import load_sets, sample_per_class
 
-    data = recipe.data
-    rows, parts, more = load_sets(data, recipe.task.fields())
+    rows, parts, more = load_sets(data, task.fields())
     found, counts = {}, {}
     for which, some in {"train": rows, **parts}.items():
         if data.per_class and (which == "train" or (which == "valid" and isinstance(data.valid, Split))):
-            some = sample_per_class(some, data.per_class, recipe.task.label, recipe.seed, which)
-        found[which], counts[which] = recipe.task.encode(some, tokenizer, limit, data.on_overflow)
+            some = sample_per_class(some, data.per_class, task.label, seed, which)
+        found[which], counts[which] = task.encode(some, tokenizer, limit, data.on_overflow)
     counts["train"] |= more
     return Datasets(found["train"], found.get("valid"), found.get("test"), counts)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ... import __version__
 from ...core.digests import selftest
 from ...core.parts import PART_FOLDERS, list_words, load_part
 from ...scoring.sources.cache import cache_folder
@@ -43,7 +42,7 @@ def examine() -> tuple[dict[str, Any], bool]:
 
     memory, folder = psutil.virtual_memory(), cache_folder()
     report: dict[str, Any] = {
-        "zoedge": __version__,
+        "zoedge": version("zoedge"),
         "python": f"{platform.python_version()} on {platform.platform()}",
     }
     for name, tested in TESTED_VERSIONS.items():

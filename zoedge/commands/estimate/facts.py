@@ -47,37 +47,37 @@ PACKAGED_CONFIGS = {  # config.json of a model that is yet to be fetched
 class ModelShape:
     """Of a model, in elements. linears: (name, out, in) of what is quantised; tables: of tokens (a tied head once).
 
-    others: norms, biases, positions. kind: the type of the source's files. inner, query, key: widths of a block's
+    other_elements: norms, biases, positions. kind: the type of the source's files. inner, query, key: widths of a block's
     hidden layer, of q, and of k. gated: two products make the hidden layer. context: tokens of a sequence at most.
     """
 
     linears: tuple[tuple[str, int, int], ...]
-    tables: int
+    table_elements: int
     vocabulary: int
-    others: int
-    kind: str
+    other_elements: int
+    stored_type: str
     layers: int
-    hidden: int
-    inner: int
-    query: int
-    key: int
-    gated: bool
+    hidden_width: int
+    inner_width: int
+    query_width: int
+    key_width: int
+    is_gated: bool
     rotary: bool
     context: int
-    empty: Any = None  # models.base.Base of the model without data: what attaching asks of it
+    meta_base: Any = None  # models.base.Base of the model without data: what attaching asks of it
     folder: Path | None = None  # where its files lie, if they are here
 
     @property
-    def stored(self) -> int:
+    def stored_itemsize(self) -> int:
         """Bytes an element of the source's files."""
-        return TYPE_BYTES[self.kind]
+        return TYPE_BYTES[self.stored_type]
 
     @property
     def elements(self) -> int:
-        return sum(out * wide for _, out, wide in self.linears) + self.tables + self.others
+        return sum(out * wide for _, out, wide in self.linears) + self.table_elements + self.other_elements
 
     @property
-    def widest(self) -> int:
+    def largest_linear(self) -> int:
         return max(out * wide for _, out, wide in self.linears)
 
 
@@ -145,19 +145,21 @@ def read_base_shape(base: Any, kind: str, folder: Path | None = None) -> ModelSh
     groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return ModelShape(
         linears=linears,
-        tables=tables,
+        table_elements=tables,
         vocabulary=len(embedding),
-        kind=kind,
-        others=sum(p.numel() for p in model.parameters()) - tables - sum(out * wide for _, out, wide in linears),
+        stored_type=kind,
+        other_elements=sum(p.numel() for p in model.parameters())
+        - tables
+        - sum(out * wide for _, out, wide in linears),
         layers=len(base.blocks),
-        hidden=config.hidden_size,
-        inner=max(outside),
-        query=config.num_attention_heads * size,
-        key=groups * size,
-        gated=any("gate_proj" in name for name in inside),
+        hidden_width=config.hidden_size,
+        inner_width=max(outside),
+        query_width=config.num_attention_heads * size,
+        key_width=groups * size,
+        is_gated=any("gate_proj" in name for name in inside),
         rotary=hasattr(config, "rope_parameters"),
         context=base.context_length,
-        empty=base,
+        meta_base=base,
         folder=folder,
     )
 

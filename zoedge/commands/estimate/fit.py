@@ -1,8 +1,8 @@
 """What a run will need, told before it begins: memory by part, disk and time, from shapes alone; no weight is read.
 
     facts_of_model(model) -> Facts        config.json, and the headers of the weights where they lie
-    work_of(recipe, facts, texts) -> Work what the recipe and the longest batches ask of it
-    parts(facts, work) -> {part: bytes}   a pure function: the parts of the fullest moment
+    work_of(recipe, shape, datasets) -> Work what the recipe and the longest batches ask of it
+    parts(shape, work) -> {part: bytes}   a pure function: the parts of the fullest moment
 
 The moments are: loading, the lower layers' cache, a step's blocks, its logits, its update, and a look at held-out rows.
 docs/estimate.md has the formulas' reasons, and predicted against measured.
@@ -34,33 +34,33 @@ class Plan:
     """A recipe over a model and its data: all that another setting's memory is computed from."""
 
     recipe: Recipe
-    facts: ModelShape
-    texts: Any
+    shape: ModelShape
+    datasets: Any
     overhead: int
 
     @cached_property
-    def work(self) -> Workload:
-        return compute_workload(self.recipe, self.facts, self.texts, self.overhead)
+    def workload(self) -> Workload:
+        return compute_workload(self.recipe, self.shape, self.datasets, self.overhead)
 
     @cached_property
     def parts(self) -> dict[str, int]:
-        return peak_memory_parts(self.facts, self.work)
+        return peak_memory_parts(self.shape, self.workload)
 
     @property
-    def needs(self) -> int:
+    def needed_bytes(self) -> int:
         return sum(self.parts.values())
 
     @property
-    def totals(self) -> dict[str, int]:
+    def moment_totals(self) -> dict[str, int]:
         """Bytes at each moment."""
-        return {name: sum(some.values()) for name, some in memory_by_moment(self.facts, self.work).items()}
+        return {name: sum(some.values()) for name, some in memory_by_moment(self.shape, self.workload).items()}
 
     @property
-    def moment(self) -> str:
+    def fullest_moment(self) -> str:
         """The fullest one."""
-        return max(found := self.totals, key=found.__getitem__)
+        return max(found := self.moment_totals, key=found.__getitem__)
 
-    def where(self, key: str, value: Any) -> Plan | None:
+    def with_value(self, key: str, value: Any) -> Plan | None:
         """The same with another value of a key; None: the recipe refuses it."""
         from ...scoring.models.base import DTYPES
 
@@ -72,7 +72,9 @@ class Plan:
         except UsageError:
             return None
         if key == "model.compute_dtype":
-            other = replace(other, facts=replace(self.facts, empty=replace(self.facts.empty, dtype=DTYPES[value])))
+            other = replace(
+                other, shape=replace(self.shape, meta_base=replace(self.shape.meta_base, dtype=DTYPES[value]))
+            )
         return other
 
 
@@ -82,30 +84,31 @@ class Saving(NamedTuple):
     key: str
     old: Any
     new: Any
-    case: Plan
-    saved: int
+    plan: Plan
+    saved_bytes: int
 
-    def told(self, most: int) -> str:
-        return f"{self.key} {self.old} -> {self.new} (-{format_bytes(self.saved)}{', fits' if self.case.needs <= most else ''})"
+    def format_change(self, most: int) -> str:
+        fits = ", fits" if self.plan.needed_bytes <= most else ""
+        return f"{self.key} {self.old} -> {self.new} (-{format_bytes(self.saved_bytes)}{fits})"
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """A recipe, its model's facts and its rows, and what a process holds that has imported all and loaded nothing.
+    """A recipe, its model's shape and its rows, and what a process holds that has imported all and loaded nothing.
 
     DataError: whatever is wrong with the source or the rows. Where the tokenizer is not here, rows are taken as the longest
     that there may be.
     """
     from ...scoring.models.families import check_head
 
-    facts = read_model_shape(recipe.model)
-    check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts.empty.facts)
-    texts = tokenise_datasets(recipe, facts)
-    return Plan(recipe, facts, texts, measure_overhead(facts))
+    shape = read_model_shape(recipe.model)
+    check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), shape.meta_base.facts)
+    datasets = tokenise_datasets(recipe, shape)
+    return Plan(recipe, shape, datasets, measure_overhead(shape))
 
 
-def measure_overhead(facts: ModelShape) -> int:
+def measure_overhead(shape: ModelShape) -> int:
     """Bytes that a process holds that has imported all and loaded nothing; on a GPU that is not there."""
-    if facts.empty.device.type == "cuda":
+    if shape.meta_base.device.type == "cuda":
         return 0
     import accelerate  # noqa: F401 - transformers imports it to load
     import torch
@@ -119,10 +122,12 @@ def measure_overhead(facts: ModelShape) -> int:
     return read_resident_memory()
 
 
-def predict_parts(case: Plan, texts: Any) -> dict[str, int]:
-    """Parts of a run that passed the gate as `case`, now that its rows are tokenised (runs.Texts)."""
-    work = compute_workload(case.recipe, case.facts, texts, case.overhead)
-    return peak_memory_parts(case.facts, replace(work, cached=case.work.cached))  # what loading made did not lie there
+def predict_parts(plan: Plan, datasets: Any) -> dict[str, int]:
+    """Parts of a run that passed the gate as `plan`, now that its rows are tokenised (runs.Texts)."""
+    work = compute_workload(plan.recipe, plan.shape, datasets, plan.overhead)
+    return peak_memory_parts(
+        plan.shape, replace(work, has_cached_weights=plan.workload.has_cached_weights)
+    )  # what loading made did not lie there
 
 
 def list_halves(value: int, least: int = 1) -> list[int]:
@@ -134,17 +139,17 @@ def list_halves(value: int, least: int = 1) -> list[int]:
     return found
 
 
-def smaller_settings(case: Plan) -> Iterator[tuple[str, Any, list[Any]]]:
+def smaller_settings(plan: Plan) -> Iterator[tuple[str, Any, list[Any]]]:
     """(key, value, smaller ones) of what decides memory, in the order in which they cost least of a run's result."""
-    recipe = case.recipe
-    tokens = max(1, longest_forwards(recipe, case.facts, case.texts)[0].tokens)
+    recipe = plan.recipe
+    tokens = max(1, longest_forwards(recipe, plan.shape, plan.datasets)[0].tokens)
     yield "train.rows", recipe.train.rows, list_halves(recipe.train.rows, min(tokens, recipe.train.rows))
     if (queries := getattr(recipe.estimator, "queries", 1)) > 1:
         yield "estimator.queries", queries, list_halves(queries)
     yield "train.batch", recipe.train.batch, list_halves(recipe.train.batch)
     if part_name(recipe.space) != "full" and recipe.model.quantization in ("none", "int8"):
         yield "model.quantization", recipe.model.quantization, ["nf4"]
-    if recipe.model.quantization == "none" and case.facts.empty.dtype.itemsize == 4:
+    if recipe.model.quantization == "none" and plan.shape.meta_base.dtype.itemsize == 4:
         yield "model.compute_dtype", recipe.model.compute_dtype, ["bf16"]
     if (rank := getattr(recipe.space, "rank", 1)) > 1:
         yield "space.rank", rank, list_halves(rank)
@@ -152,38 +157,38 @@ def smaller_settings(case: Plan) -> Iterator[tuple[str, Any, list[Any]]]:
         yield "rule.name", part_name(recipe.rule), ["sgd"]
 
 
-def find_savings(case: Plan, most: int) -> list[Saving]:
+def find_savings(plan: Plan, most: int) -> list[Saving]:
     """What each key alone can save: its first value with which the run fits, else its smallest. The best first."""
-    found, needs = [], case.needs
-    for key, old, values in smaller_settings(case):
+    found, needs = [], plan.needed_bytes
+    for key, old, values in smaller_settings(plan):
         last = None
         for value in values:
-            other = case.where(key, value)
+            other = plan.with_value(key, value)
             if other is None:
                 continue
-            last = Saving(key, old, value, other, needs - other.needs)
-            if other.needs <= most:
+            last = Saving(key, old, value, other, needs - other.needed_bytes)
+            if other.needed_bytes <= most:
                 break
-        if last is not None and last.saved > 0:
+        if last is not None and last.saved_bytes > 0:
             found.append(last)
-    return sorted(found, key=lambda one: (one.case.needs > most, -one.saved))
+    return sorted(found, key=lambda one: (one.plan.needed_bytes > most, -one.saved_bytes))
 
 
-def fit_plan(case: Plan, most: int) -> tuple[Plan, list[Saving]]:
+def fit_plan(plan: Plan, most: int) -> tuple[Plan, list[Saving]]:
     """(the recipe with the fewest, mildest changes that fits into so many bytes, or as near as it comes; the changes)."""
     made: list[Saving] = []
-    for key, old, values in smaller_settings(case):
-        if case.needs <= most or key not in ("train.rows", "estimator.queries", "train.batch"):
+    for key, old, values in smaller_settings(plan):
+        if plan.needed_bytes <= most or key not in ("train.rows", "estimator.queries", "train.batch"):
             break
         for value in values:
-            if (other := case.where(key, value)) is None:
+            if (other := plan.with_value(key, value)) is None:
                 continue
-            if (saved := case.needs - other.needs) > 0:
+            if (saved := plan.needed_bytes - other.needed_bytes) > 0:
                 made = [one for one in made if one.key != key] + [Saving(key, old, value, other, saved)]
-                case = other
-            if case.needs <= most:
+                plan = other
+            if plan.needed_bytes <= most:
                 break
-    return case, made
+    return plan, made
 
 
 def format_parts(some: dict[str, int]) -> str:
@@ -192,13 +197,13 @@ def format_parts(some: dict[str, int]) -> str:
     return " | ".join(f"{part} {count / unit:.{digits}f}" for part, count in some.items() if count) + f" {name}"
 
 
-def format_refusal(case: Plan, most: int, where: str) -> str:
+def format_refusal(plan: Plan, most: int, where: str) -> str:
     """Message 7: what is needed, what there is, the parts, and the one key that saves most."""
-    found = find_savings(case, most)
-    best = f" Biggest lever: {found[0].told(most)}." if found else ""
+    found = find_savings(plan, most)
+    best = f" Biggest lever: {found[0].format_change(most)}." if found else ""
     return (
-        f"Will not fit: needs {format_bytes(case.needs)}, {format_bytes(most)} free on {where}: "
-        f"{format_parts(case.parts)}.{best}"
+        f"Will not fit: needs {format_bytes(plan.needed_bytes)}, {format_bytes(most)} free on {where}: "
+        f"{format_parts(plan.parts)}.{best}"
     )
 
 
@@ -210,31 +215,39 @@ def check_memory(recipe: Recipe) -> Plan | None:
     else is wrong, for which the run itself has a sentence.
     """
     try:
-        facts = read_model_shape(recipe.model)
-        case = Plan(recipe, facts, None, measure_overhead(facts))
-        least = replace(case.work, step=ForwardSize(1, 1, 1, 1), look=None, trunk=None, points=1, touched=0.0)
+        shape = read_model_shape(recipe.model)
+        plan = Plan(recipe, shape, None, measure_overhead(shape))
+        least = replace(
+            plan.workload, step=ForwardSize(1, 1, 1, 1), evaluation=None, trunk=None, points=1, tables_share=0.0
+        )
     except ZoedgeError:
         return None
-    most, where = read_memory_budget(case.work.cuda)
-    if case.needs <= most:
-        return case
-    if REFUSAL_MARGIN * sum(peak_memory_parts(facts, least).values()) <= most:
+    most, where = read_memory_budget(plan.workload.cuda)
+    if plan.needed_bytes <= most:
+        return plan
+    if REFUSAL_MARGIN * sum(peak_memory_parts(shape, least).values()) <= most:
         try:
-            found = replace(case, texts=tokenise_datasets(recipe, facts))
+            found = replace(plan, datasets=tokenise_datasets(recipe, shape))
         except ZoedgeError:
-            return case
-        if found.texts is None or REFUSAL_MARGIN * found.needs <= most:
-            return case
-        case = found
-    raise DataError(format_refusal(case, most, where) + " Nothing was downloaded or changed.")
+            return plan
+        if found.datasets is None or REFUSAL_MARGIN * found.needed_bytes <= most:
+            return plan
+        plan = found
+    raise DataError(format_refusal(plan, most, where) + " Nothing was downloaded or changed.")
 
 
-def tokenise_datasets(recipe: Recipe, facts: ModelShape) -> Any:
+def tokenise_datasets(recipe: Recipe, shape: ModelShape) -> Any:
     """The recipe's rows (runs.Texts), if the tokenizer is here; None: it is not."""
     from ...scoring.models.loading import load_tokenizer
     from ...scoring.texts import load_datasets
 
-    if facts.folder is None or not (facts.folder / "tokenizer.json").is_file():
+    if shape.folder is None or not (shape.folder / "tokenizer.json").is_file():
         return None
-    ahead = describe_space(recipe.space, facts, recipe.model.quantization)[1]
-    return load_datasets(recipe, load_tokenizer(facts.folder), min(recipe.data.max_length, facts.context - ahead))
+    ahead = describe_space(recipe.space, shape, recipe.model.quantization)[1]
+    return load_datasets(
+        recipe.data,
+        recipe.task,
+        recipe.seed,
+        load_tokenizer(shape.folder),
+        min(recipe.data.max_length, shape.context - ahead),
+    )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import ZoedgeError, make_printable
+from ...core.child import answer_parent, ask_python
 from .machine import read_peak_memory, read_resident_memory, reset_peak_memory
 
 # -- a step for real
@@ -21,20 +19,10 @@ def measure_in_child(recipe: Any) -> dict[str, dict[str, int]]:
 
     ZoedgeError: what the run itself would say. It leaves nothing behind but the quantised weights in the cache.
     """
-    command = [sys.executable, "-m", "zoedge.commands.estimate.machine"]
-    done = subprocess.run(
-        command, input=json.dumps(recipe.resolved()), capture_output=True, text=True, errors="replace", check=False
+    measured: dict[str, dict[str, int]] = ask_python(
+        ["-m", __name__], "--measure: the process that took the step", recipe.resolved()
     )
-    try:
-        found: dict[str, dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        error = ZoedgeError(
-            f"--measure: the process that took the step ended ({done.returncode}): {make_printable(last, 300)}"
-        )
-        error.exit_code = 3
-        raise error from None
-    return found
+    return measured
 
 
 def measure_own_memory(recipe: Any) -> dict[str, dict[str, int]]:
@@ -107,3 +95,14 @@ class EmptyLog:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
+
+
+def answer_with_memory(table: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The child's half of `measure_in_child`: measure the step of a recipe that is given as its resolved table."""
+    from ...recipe.check import check
+
+    return measure_own_memory(check(table, {}, "the recipe"))
+
+
+if __name__ == "__main__":
+    sys.exit(answer_parent(answer_with_memory))

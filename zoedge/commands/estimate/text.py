@@ -11,12 +11,12 @@ from .machine import format_bytes
 # -- for people
 
 
-def format_report(case: Plan, found: dict[str, Any]) -> list[str]:
+def format_report(plan: Plan, found: dict[str, Any]) -> list[str]:
     """The lines of `zoedge estimate`. found: what its --json prints."""
-    recipe, needs, fits = case.recipe, found["needs"], found["fits"]
+    recipe, needs, fits = plan.recipe, found["needs"], found["fits"]
     source = f"{recipe.model.source}, {recipe.model.quantization}, {found['trained']:,} trained, on {found['device']}"
     long = f"{found['rows']:,} token rows in the largest forward of a step, sequences of {found['longest']:,}"
-    if case.texts is None:
+    if plan.datasets is None:
         long += ", taken from data.max_length: the tokenizer is not here yet"
     lines = [f"{recipe.name}: {source}", f"{'':9}{long}", ""]
     if fits:
@@ -24,7 +24,7 @@ def format_report(case: Plan, found: dict[str, Any]) -> list[str]:
             f"memory   fits: needs {format_bytes(needs)}, {format_bytes(found['free'])} free on {found['where']}"
         )
     else:
-        lines.append(format_refusal(case, found["free"], found["where"]))
+        lines.append(format_refusal(plan, found["free"], found["where"]))
     lines += [f"{'':9}{part:12}{format_bytes(count):>9}" for part, count in found["predicted"].items() if count]
     lines.append(f"{'':9}at its fullest moment, {found['moment']}; how near such figures came: docs/estimate.md")
     if not fits and found["change"]:

@@ -2,74 +2,70 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from ...core import oracle
-from ...errors import ZoedgeError
 from ...log.header import SLOT_SIZES
 from .facts import FORWARD_TOKENS
 from .fit import Plan
-from .measure import measure_own_memory
 from .memory import weight_bytes
 from .work import example_token_rows, list_datasets
 
 # -- disk and time
 
 
-def disk_bytes(case: Plan) -> dict[str, int]:
+def disk_bytes(plan: Plan) -> dict[str, int]:
     """Bytes that a run fetches or makes once, and what it leaves, on the disk."""
-    facts, work, recipe = case.facts, case.work, case.recipe
+    shape, work, recipe = plan.shape, plan.workload, plan.recipe
     k, steps = oracle.slot_capacity(recipe.estimator, recipe.train.steps), recipe.train.steps
     slot = next((n for n in SLOT_SIZES if 40 + 12 * k <= n), SLOT_SIZES[-1])
-    found = {"source": facts.elements * facts.stored, "quantised cache": 0, "lower layers": work.trunk_disk}
+    found = {"source": shape.elements * shape.stored_itemsize, "quantised cache": 0, "lower layers": work.trunk_disk}
     if recipe.model.quantization != "none":
-        found["quantised cache"] = sum(weight_bytes(facts, work))
+        found["quantised cache"] = sum(weight_bytes(shape, work))
     found["log"] = slot * (steps + steps // recipe.log.hash_every)
     if "peft" in recipe.output.export:
         found["adapter"] = 4 * work.elements
     if "merged" in recipe.output.export:
-        found["merged"] = facts.elements * (work.compute if work.full else 2)
+        found["merged"] = shape.elements * (work.compute_itemsize if work.trains_all else 2)
     return {what: count for what, count in found.items() if count}
 
 
-def estimate_seconds(case: Plan) -> dict[str, float]:
+def estimate_seconds(plan: Plan) -> dict[str, float]:
     """Seconds of a mean step, and of the run by part, from a fraction of a second of products of this model's shapes here.
 
     An estimate: what else the machine does, attention, norms and activations are not in it.
     """
     import torch
 
-    facts, work, recipe, base = case.facts, case.work, case.recipe, case.facts.empty
-    block = sum(out * wide for name, out, wide in facts.linears if name.startswith(f"{base.facts.BLOCKS}.0."))
-    keys = 2 * facts.hidden * facts.key
+    shape, work, recipe, base = plan.shape, plan.workload, plan.recipe, plan.shape.meta_base
+    block = sum(out * wide for name, out, wide in shape.linears if name.startswith(f"{base.facts.BLOCKS}.0."))
+    keys = 2 * shape.hidden_width * shape.key_width
     forwards = -(-work.passes // work.points)
-    tokens = work.typical * work.passes // forwards  # of a forward
-    read = max(1, tokens * work.step.read // work.step.tokens)
-    head = facts.hidden * facts.vocabulary if work.step.columns > 1 else 0
+    tokens = work.mean_tokens * work.passes // forwards  # of a forward
+    read = max(1, tokens * work.step.loss_rows // work.step.tokens)
+    head = shape.hidden_width * shape.vocabulary if work.step.head_columns > 1 else 0
 
     def forward(tokens: int, read: int, each: float) -> float:
-        products = tokens * (work.whole * block + keys) + read * (block - keys + head)
-        return each * products + ready * (work.whole + 1) * block
+        products = tokens * (work.full_blocks * block + keys) + read * (block - keys + head)
+        return each * products + ready * (work.full_blocks + 1) * block
 
     was = torch.get_num_threads()
     if recipe.model.threads:
         torch.set_num_threads(recipe.model.threads)
     ready = time_dequantising(work.quantization, base)
-    quick = time_product(facts.inner, facts.hidden, FORWARD_TOKENS // 4, base)
+    quick = time_product(shape.inner_width, shape.hidden_width, FORWARD_TOKENS // 4, base)
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    each = time_product(facts.inner, facts.hidden, max(1, min(tokens, FORWARD_TOKENS // 4)), base)
+    each = time_product(shape.inner_width, shape.hidden_width, max(1, min(tokens, FORWARD_TOKENS // 4)), base)
     moved = time_element_update(recipe, base) * work.queries * work.elements
     torch.set_num_threads(was)
     step = forwards * forward(tokens, read, each) + moved
     found = {"step": step, "steps": step * recipe.train.steps}
-    rows = [sum(example_token_rows(some)) for some in list_datasets(case.texts)]
+    rows = [sum(example_token_rows(some)) for some in list_datasets(plan.datasets)]
     if work.trunk:
-        found["lower layers"] = sum(rows) * block * (facts.layers - work.whole - 1) * quick
+        found["lower layers"] = sum(rows) * block * (shape.layers - work.full_blocks - 1) * quick
     if rows[1:]:
         looks = rows[1] * (recipe.train.steps // recipe.eval.every) + 2 * rows[-1]
         found["scoring"] = looks * forward(FORWARD_TOKENS, FORWARD_TOKENS * read // tokens, quick) / FORWARD_TOKENS
@@ -135,13 +131,3 @@ def time_element_update(recipe: Any, base: Any) -> float:
             recipe.rule.update(dict(slots), [Direction(z, noise)], Record(0, 0, 1e-3, (1.0,), ()))
 
     return time_call(act, base.device) / len(leaf.value)
-
-
-if __name__ == "__main__":
-    from ...recipe.check import check
-
-    try:
-        print(json.dumps(measure_own_memory(check(json.load(sys.stdin), {}, "the recipe"))))
-    except ZoedgeError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)

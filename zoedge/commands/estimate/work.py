@@ -24,13 +24,15 @@ class ForwardSize(NamedTuple):
 
     length: int
     tokens: int
-    read: int
-    columns: int
+    loss_rows: int
+    head_columns: int
 
-    def copied(self, copies: int, ahead: int) -> ForwardSize:
+    def with_copies(self, copies: int, ahead: int) -> ForwardSize:
         """So many copies, with virtual tokens ahead of each sequence."""
         more = ahead * (self.tokens // max(1, self.length))
-        return ForwardSize(self.length + ahead, copies * (self.tokens + more), copies * self.read, self.columns)
+        return ForwardSize(
+            self.length + ahead, copies * (self.tokens + more), copies * self.loss_rows, self.head_columns
+        )
 
 
 @dataclass(frozen=True)
@@ -46,87 +48,87 @@ class Workload:
 
     cuda: bool
     quantization: str
-    double: bool
-    compute: int
-    same: bool
-    full: bool
+    double_quant: bool
+    compute_itemsize: int
+    is_source_type: bool
+    trains_all: bool
     elements: int
     slots: int
     points: int
     queries: int
     passes: int
     step: ForwardSize
-    look: ForwardSize | None
+    evaluation: ForwardSize | None
     trunk: ForwardSize | None
-    whole: int
-    touched: float
-    cached: bool
+    full_blocks: int
+    tables_share: float
+    has_cached_weights: bool
     overhead: int
-    typical: int
+    mean_tokens: int
     trunk_disk: int
 
 
-def compute_workload(recipe: Recipe, facts: ModelShape, texts: Any = None, overhead: int = 0) -> Workload:
-    """What a recipe asks for. texts: runs.Texts, or None where they are not tokenised: then the longest there may be.
+def compute_workload(recipe: Recipe, shape: ModelShape, datasets: Any = None, overhead: int = 0) -> Workload:
+    """What a recipe asks for. datasets: runs.Texts, or None where they are not tokenised: then the longest there may be.
 
     overhead: bytes that the process holds without the run. DataError: layers or targets that the model has not.
     """
-    base = facts.empty
-    described, ahead = describe_space(recipe.space, facts, recipe.model.quantization)
+    base = shape.meta_base
+    described, ahead = describe_space(recipe.space, shape, recipe.model.quantization)
     queries, passes = oracle.count_evaluations(recipe.estimator, recipe.train.steps)
-    step, look, typical = longest_forwards(recipe, facts, texts)
+    step, look, typical = longest_forwards(recipe, shape, datasets)
     points = max(1, min(points_per_forward(recipe.space), recipe.train.rows // max(1, step.tokens), passes))
-    limit = min(recipe.data.max_length, facts.context)
+    limit = min(recipe.data.max_length, shape.context)
     trunk, disk = None, 0
     if base.cut:
-        sequences = [ids for some in list_datasets(texts) for ids in some.tokens]
+        sequences = [ids for some in list_datasets(datasets) for ids in some.tokens]
         most = max(map(len, sequences), default=limit)
         trunk = ForwardSize(most, max(most, FORWARD_TOKENS // most * most), 0, 0)
-        disk = sum(map(len, sequences)) * facts.hidden * base.dtype.itemsize
+        disk = sum(map(len, sequences)) * shape.hidden_width * base.dtype.itemsize
     return Workload(
         cuda=base.device.type == "cuda",
         quantization=recipe.model.quantization,
-        double=recipe.model.double_quant,
-        compute=base.dtype.itemsize,
-        same=str(base.dtype) == f"torch.{facts.kind}",
-        full=part_name(recipe.space) == "full",
+        double_quant=recipe.model.double_quant,
+        compute_itemsize=base.dtype.itemsize,
+        is_source_type=str(base.dtype) == f"torch.{shape.stored_type}",
+        trains_all=part_name(recipe.space) == "full",
         elements=recipe.space.elements(described),
         slots=count_rule_slots(recipe.rule),
         points=points,
         queries=queries * recipe.rule.draws,
         passes=passes,
-        step=step.copied(points, ahead),
-        look=look and look.copied(1, ahead),
+        step=step.with_copies(points, ahead),
+        evaluation=look and look.with_copies(1, ahead),
         trunk=trunk,
-        whole=facts.layers - base.cut - 1,
-        touched=1.0,
-        cached=is_cached(recipe),
+        full_blocks=shape.layers - base.cut - 1,
+        tables_share=1.0,
+        has_cached_weights=is_cached(recipe),
         overhead=overhead,
-        typical=typical,
+        mean_tokens=typical,
         trunk_disk=disk,
     )
 
 
-def list_datasets(texts: Any) -> list[Any]:
-    return [s for s in (texts.train, texts.valid, texts.test) if s is not None] if texts else []
+def list_datasets(datasets: Any) -> list[Any]:
+    return [s for s in (datasets.train, datasets.valid, datasets.test) if s is not None] if datasets else []
 
 
-def longest_forwards(recipe: Recipe, facts: ModelShape, texts: Any) -> tuple[ForwardSize, ForwardSize | None, int]:
-    """(the longest batch, the longest look, each in one copy; token rows of a mean batch). texts None: all of max_length."""
-    limit, size = min(recipe.data.max_length, facts.context), recipe.train.batch
+def longest_forwards(recipe: Recipe, shape: ModelShape, datasets: Any) -> tuple[ForwardSize, ForwardSize | None, int]:
+    """(the longest batch, the longest look, each in one copy; token rows of a mean batch). datasets None: all of max_length."""
+    limit, size = min(recipe.data.max_length, shape.context), recipe.train.batch
     whole = not hasattr(recipe.task, "options")  # the loss reads the whole vocabulary
-    most = min(HEAD_COLUMNS, facts.vocabulary)
-    if texts is None:
+    most = min(HEAD_COLUMNS, shape.vocabulary)
+    if datasets is None:
         step = ForwardSize(limit, size * limit, size * limit if whole else size, most if whole else 1)
         return step, None, size * limit
-    train = texts.train
+    train = datasets.train
     columns = most if whole or train.per > 1 else 1
     sizes = batch_token_rows(train, size, recipe.seed, min(recipe.train.steps, SEARCHED_STEPS))
     batch = recipe.task.over(train, recipe.seed, size).batch(find_longest_step(recipe, train))
     flat = batch.flat or batch
     step = ForwardSize((flat.branches or flat).ids.shape[1], batch.tokens, flat.rows.numel(), columns)
     looks = []
-    for some in list_datasets(texts)[1:]:
+    for some in list_datasets(datasets)[1:]:
         wide = max(example_token_rows(some))
         count = min(len(some), max(1, FORWARD_TOKENS // wide))
         looks.append(ForwardSize(wide, count * wide, count * some.per * max(map(len, some.rows)), columns))
@@ -153,13 +155,13 @@ def example_token_rows(examples: Any) -> list[int]:
     return [examples.fills(i) for i in range(len(examples))]
 
 
-def describe_space(space: Any, facts: ModelShape, quantization: str) -> tuple[Any, int]:
+def describe_space(space: Any, shape: ModelShape, quantization: str) -> tuple[Any, int]:
     """(what a space says of itself over this model, virtual tokens ahead of a sequence); the model's cut is set."""
-    base, word = facts.empty, part_name(space)
+    base, word = shape.meta_base, part_name(space)
     if word == "several":
         found, cuts = {}, []
         for name, one in space.of.items():
-            found[name] = describe_space(one, facts, quantization)
+            found[name] = describe_space(one, shape, quantization)
             cuts.append(base.cut)
         base.cut_at(min(cuts))
         return {name: one for name, (one, _) in found.items()}, sum(ahead for _, ahead in found.values())
@@ -170,8 +172,8 @@ def describe_space(space: Any, facts: ModelShape, quantization: str) -> tuple[An
     if word == "prompt":
         return {"width": base.model.get_input_embeddings().weight.shape[1]}, space.tokens
     if word == "prefix":
-        size = facts.query // base.model.config.num_attention_heads
-        return {"blocks": facts.layers, "groups": facts.key // size, "size": size}, 0
+        size = shape.query_width // base.model.config.num_attention_heads
+        return {"blocks": shape.layers, "groups": shape.key_width // size, "size": size}, 0
     sites = base.sites(space.layers, "all" if word == "scales" else space.targets)
     shapes = [[name, m.out_features, m.in_features] for name, m in sites.items()]
     if word == "lora":

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +13,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ...errors import DataError, ZoedgeError, make_printable
+from ...core.child import ChildFailed, answer_parent, ask_python
+from ...errors import DataError
 from ...recipe.sections import Model
 from ...scoring.models.base import HEAD_COLUMNS, Base
 from .gguf import MAX_DIFFERENCE
@@ -44,20 +42,10 @@ def check_exports(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
             safetensors.torch.save_file(build_reference(kind, bench), path)
             spec = bench.recipe.model.model_dump()
             asked.append({"kind": kind, "folder": str(folder), "spec": spec, "reference": str(path)})
-        path_ = [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")]
-        # -P: a torch.py in the user's folder must not be what is imported
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "zoedge.commands.export.folder"],
-            input=json.dumps(asked),
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path_))},
-            check=False,
-        )
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
-        raise DataError(f"The export does not load in a fresh process: {make_printable(why, 400)}")
-    return [float(x) for x in json.loads(done.stdout.splitlines()[-1])]
+        try:
+            return [float(x) for x in ask_python(["-m", __name__], "--check: the process that loads it", asked)]
+        except ChildFailed as e:
+            raise DataError(f"The export does not load in a fresh process: {e.reason}") from None
 
 
 def build_reference(kind: str, bench: Any) -> dict[str, Tensor]:
@@ -119,21 +107,12 @@ def measure_difference(kind: str, folder: str, spec: dict[str, Any], reference: 
     return float((logits[:, -known["ids"].shape[1] :] - known["logits"]).abs().max())  # virtual tokens come first
 
 
-def main() -> int:
-    try:
-        print(json.dumps([measure_difference(**job) for job in json.load(sys.stdin)]))
-    except ZoedgeError as e:
-        print(e, file=sys.stderr)
-        return e.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def check_gguf(path: Path, bench: Any) -> float:
     """Largest |difference| of a weight, as `difference` finds it in a fresh process. DataError: it is not exact."""
     if not (found := check_export("gguf-lora", path, bench)) <= MAX_DIFFERENCE:
         raise DataError(f"{path}: its weights differ from the trained ones by up to {found:.3g}.")
     return found
+
+
+if __name__ == "__main__":
+    sys.exit(answer_parent(lambda jobs: [measure_difference(**job) for job in jobs]))

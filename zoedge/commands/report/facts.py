@@ -71,9 +71,9 @@ class RunFacts:
 
 def read_facts(path: Path) -> RunFacts:
     """The facts of a log, raw or packed, or of the one in a folder. DamagedError, UsageError: it cannot be read."""
-    from ...cli.logs import open_log
+    from ...run.folder import open_any_log
 
-    journal = open_log(str(path))
+    journal = open_any_log(str(path))
     recipe = identity.recipe_from_header(journal.header, str(path))
     records, elements = list(journal), journal.header.elements
     width = max((len(r.g) for r in records), default=1)

