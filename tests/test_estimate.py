@@ -83,10 +83,9 @@ def test_weights_are_the_loaded_tensors_bytes(
 def work_like(facts: estimate_facts.ModelShape, **fields: Any) -> estimate_work.Workload:
     one = estimate_work.ForwardSize(1, 1, 1, 1)
     whole = dict(
-        cuda=False, quantization="none", double_quant=True, compute_itemsize=4, is_source_type=True,
-        trains_all=False, elements=1, slots=0, points=1, queries=1, passes=2, step=one, evaluation=None, trunk=None, full_blocks=1, tables_share=1.0,
-        has_cached_weights=True, overhead=0,
-        mean_tokens=1, trunk_disk=0,
+        cuda=False, quantization="none", double_quant=True, compute_itemsize=4, is_source_type=True, trains_all=False,
+        elements=1, slots=0, points=1, queries=1, passes=2, step=one, evaluation=None, trunk=None, full_blocks=1,
+        tables_share=1.0, has_cached_weights=True, overhead=0, mean_tokens=1, trunk_disk=0,
     )  # fmt: skip
     return estimate_work.Workload(**(whole | fields))  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import safetensors.torch
 from torch import Tensor
 
 from ...core.run import Run
