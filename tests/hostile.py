@@ -130,11 +130,10 @@ def run(folder: Path, argv: list[str], base: int, files: list[int]) -> None:
 
 
 def main() -> None:
-    import zoedge.packed
-    import zoedge.runs
-    import zoedge.tasks._rows
-
+    import zoedge.log.packed
     import zoedge.recipe.reading
+    import zoedge.run.setup
+    import zoedge.scoring.rows.sets
 
     base = 0
     if sys.argv[1:] == ["torch"]:

@@ -339,7 +339,7 @@ def test_the_refusals_words(recipe_file: Path) -> None:
 
 
 def test_what_fits_is_not_refused(zoedge: Any, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = case(recipe_file).needs
+    needs = case(recipe_file).needed_bytes
     monkeypatch.setenv("ZOEDGE_MEMORY", f"{needs}")
     assert fit.check_memory(read_recipe(str(recipe_file))) is not None
     monkeypatch.setenv("ZOEDGE_MEMORY", "many")

@@ -784,7 +784,7 @@ def test_r9_the_golden_digest_from_the_equations() -> None:
 
 
 def test_r9_other_arithmetic_is_refused(logs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "selftest", lambda *_: bytes(32))
+    monkeypatch.setattr(identity, "selftest", lambda *_: bytes(32))
     with Log.open(logs["normal"]) as log, pytest.raises(IdentityError, match=r"arithmetic \(self-test\)"):
         replay.build_replay_run(log)
 

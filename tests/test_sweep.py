@@ -18,6 +18,7 @@ import pytest
 
 import zoedge as package
 from zoedge.commands import runs, sweep
+from zoedge.core import child
 from zoedge.errors import UsageError, ZoedgeError
 from zoedge.log.log import Log
 from zoedge.recipe.reading import read_recipe
@@ -49,7 +50,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             return e.exit_code
         return 0
 
-    monkeypatch.setattr(sweep.ChildRunner, "run", run)
+    monkeypatch.setattr(child.ChildRunner, "run_zoedge", run)
     return given
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core.canonical import encode_canonical
 from ..core.digests import digest, selftest
 from ..core.oracle import slot_capacity
@@ -157,4 +155,6 @@ def cache_trunk(bench: Bench, folder: Path, show: Plain) -> None:
         if examples is not None:
             show.track(bench.base.keep(examples, folder), len(examples.tokens), f"lower layers, once ({which})")
     if threads:
+        import torch
+
         torch.set_num_threads(threads)

@@ -28,8 +28,7 @@ PHI = Fraction(1, 10), Fraction(1), Fraction(3, 2)  # of a, b1, b2 in Eq. 7, as 
 class Adamu(AbstractRule):
     """a, b1, b2: where the schedules end, from 1. warm: steps at 1. settled: share of the run after which they rest.
     floor: s, under the root. signed: m has the sign of g. anneal: a half cosine to the end points, or Eq. 7 as its figure
-    has it (ends unused; a pole is refused).
-    """
+    has it (ends unused; a pole is refused)."""
 
     rule = 5  # frozen: the rule id in a log's header
     draws = 2
