@@ -46,6 +46,7 @@ STILL_LONG = {
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_CLI_FUNCTION, MOST_ENTRIES = 450, 60, 30, 16
 PRINTS = {
+    "scoring.sources.cache",  # progress on standard error
     "run.display",
     "commands.estimate.measure",
     "commands.export.check",

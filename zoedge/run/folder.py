@@ -18,16 +18,15 @@ from ..core import storage
 from ..core.storage import open_file
 from ..errors import StorageError, UsageError, make_printable, suggest_nearest
 from ..log.log import Log
-from ..log.packed import MAGIC as PACKED
-from ..log.packed import PackedLog
-from ..log.shared import MAGIC, SharedLog
 from ..recipe.recipe import Recipe
 from .identity import is_optimizer_log, recipe_from_header
 
 
 def open_any_log(run: str) -> Any:
     """The log of a run: raw, packed or shared. UsageError: there is none. DamagedError: it is not what was written."""
-    from .folder import find_log
+    from ..log.packed import MAGIC as PACKED  # here: it imports numpy, which `zoedge --help` does not need
+    from ..log.packed import PackedLog
+    from ..log.shared import MAGIC, SharedLog
 
     path = find_log(run)
     with os.fdopen(open_file(path), "rb") as file:  # a pipe would make us wait
