@@ -123,9 +123,9 @@ def stocked(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 @pytest.fixture
 def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, gone into, where every run is of few steps and rows, over the stocked cache. base-model/: no chat template."""
-    from zoedge.recipe import overrides
+    from zoedge.recipe import reading
 
-    real = overrides.merge_overrides
+    real = reading.merge_overrides
 
     def shorter(table: Any, *rest: Any) -> Any:
         found = real(table, *rest)
@@ -137,7 +137,7 @@ def small(stocked: Path, llama: Path, own_cache: None, tmp_path: Path, monkeypat
         return found
 
     shutil.copytree(llama, tmp_path / "base-model")
-    monkeypatch.setattr(overrides, "merge_overrides", shorter)
+    monkeypatch.setattr(reading, "merge_overrides", shorter)
     monkeypatch.setenv("ZOEDGE_CACHE", str(stocked))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)

@@ -110,6 +110,8 @@ def time_dequantising(scheme: str, base: Any) -> float:
         return time_call(lambda: (codes.float() * (scale / 127.0)).to(base.dtype), base.device) / w.numel()
     import bitsandbytes as bnb
 
+    from ...scoring import sources  # noqa: F401 - offline first
+
     data, quant = bnb.functional.quantize_4bit(w, quant_type=scheme)
     return time_call(lambda: bnb.functional.dequantize_4bit(data, quant), base.device) / w.numel()
 
