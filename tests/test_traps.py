@@ -350,9 +350,7 @@ def test_whoever_imports_the_libraries_is_offline_first() -> None:
         for n in ast.parse((folder / "scoring" / "models" / "__init__.py").read_text()).body
         if not isinstance(n, ast.Expr)
     ]
-    assert ast.unparse(first).startswith("from .. import sources as sources"), (
-        "before any family imports transformers"
-    )
+    assert ast.unparse(first).startswith("from .. import sources as sources"), "before any family imports transformers"
 
 
 # -- 6. GGUF
