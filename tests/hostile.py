@@ -74,7 +74,7 @@ def guard(folder: Path, deeds: int) -> None:
         if event.startswith(ALWAYS):
             return True
         if event == "subprocess.Popen":
-            return list(args[1]) != [sys.executable, "-I", SANDBOX]
+            return list(args[1]) != [sys.executable, "-P", "-I", SANDBOX]
         if event == "ctypes.dlopen":
             return "/" in str(args[0]) and not str(args[0]).startswith(READABLE)
         if event in ("exec", "compile"):
