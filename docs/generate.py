@@ -107,7 +107,7 @@ def options(made: type[Any]) -> str:
     found = []
     for f in fields(made):
         value = f.default_factory() if f.default_factory is not MISSING else f.default
-        found.append(f"`{f.name}: {'auto' if f.name in getattr(made, 'auto', ()) else json.dumps(value)}`")
+        found.append(f"`{f.name}: {'auto' if f.name in made.auto else json.dumps(value)}`")
     return ", ".join(found)
 
 
@@ -117,7 +117,7 @@ def description(kind: str, word: str) -> str:
     own = made.__doc__ if made.__doc__ and not made.__doc__.startswith(made.__name__ + "(") else ""
     if found := options(made):
         text += f"Options: {found}.\n\n" + (f"{docstring(own)}\n\n" if own else "")
-    for other, allowed in getattr(made, "only_with", {}).items():
+    for other, allowed in made.only_with.items():
         text += f"Only with {other}: {', '.join(map(str, allowed))}.\n\n"
     if kind == "rule":
         text += f"State: {state(made())} floats an element.\n\n"

@@ -139,7 +139,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._rule, self._estimator = made["rule"], made["estimator"]
         if steps is None:
             for key in ("rule", "estimator"):
-                if getattr(made[key], "bound", False):
+                if made[key].bound:
                     raise UsageError(f"{key}: {part_name(made[key])} depends on the length of the run. Say steps=N.")
             if self._rule.schedule != "constant":
                 raise UsageError(

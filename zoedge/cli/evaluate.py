@@ -104,7 +104,7 @@ def evaluate_tasks(
             raise UsageError("--base: of an adapter. A run's base is where its recipe says.")
         bench, *_ = rebuild_run(run, at)
         base, space = bench.base, bench.space
-        if compare and getattr(bench.recipe.space, "own_start", False):
+        if compare and bench.recipe.space.own_start:
             raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
     found = {"base": lm_eval.run_tasks(base, None, names, manager, limit)} if compare else {}
     found["tuned"] = lm_eval.run_tasks(base, space, names, manager, limit)

@@ -24,7 +24,7 @@ def generate(
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
     bench, *_ = rebuild_run(run, at)
-    choose = hasattr(bench.recipe.task, "options") and not free
+    choose = bool(bench.recipe.task.labels) and not free
     print_answers(
         bench, lambda: choose_option(bench, prompt) if choose else bench.base.generate(prompt, tokens), compare_base
     )
@@ -75,7 +75,7 @@ def print_answers(bench: Any, answer: Callable[[], str], compare_base: bool) -> 
     """Print what the tuned model answers, and the base before it if asked."""
     from ..errors import UsageError
 
-    if compare_base and getattr(bench.recipe.space, "own_start", False):
+    if compare_base and bench.recipe.space.own_start:
         raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
     if compare_base:
         typer.echo(f"base:  {answer()}")  # no point is held

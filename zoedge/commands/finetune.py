@@ -268,7 +268,7 @@ def write_exports(bench: setup.Bench, log: Log, folder: Path, show: Plain, steps
 
 def report_rounding(bench: setup.Bench, folder: Path, show: Plain) -> None:
     """How much of the intended update 16-bit weights took up, all steps so far, on a sample of each tensor."""
-    applied, nearest, intended = getattr(bench.space, "kept", (0.0, 0.0, 0.0))
+    applied, nearest, intended = bench.space.kept
     if intended:
         found = {"applied": applied / intended, "nearest": nearest / intended}
         run_folder.append_metric(folder, event="rounding", storage=bench.space.storage, **found)

@@ -36,7 +36,7 @@ def choose_option(bench: Any, prompt: str) -> str:
 
     from ..scoring.rows.row import Row
 
-    mask = getattr(bench.recipe.task, "head", "CausalLM") == "MaskedLM"
+    mask = bench.recipe.task.head == "MaskedLM"
     task = replace(bench.recipe.task, prompt="{prompt}{mask}." if mask else "{prompt}", label="label")
     row = Row("the prompt", {"prompt": prompt, "label": next(iter(task.options))})
     examples, _ = task.encode([row], bench.base.tokenizer, bench.limit, "error")

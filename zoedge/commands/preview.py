@@ -96,17 +96,15 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
     check_files(folder)
     tokenizer = load_tokenizer(folder)
     config, facts = load_config(folder)
-    check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
-    limit = min(recipe.data.max_length, int(facts.longest(config)) - count_virtual_tokens(recipe.space))
+    check_head(part_name(recipe.task), recipe.task.head, facts)
+    limit = min(recipe.data.max_length, int(facts.longest(config)) - recipe.space.virtual_tokens)
     found = texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, limit)
     train = found.train
     task = recipe.task.over(train, recipe.seed, recipe.train.batch)
     rows: list[PreviewRow] = []
     for step in range(-(-count // recipe.train.batch)):
         rows += decode_rows(task.batch(step), recipe.task, tokenizer)
-    labels = (
-        Counter(get_label_name(recipe.task, i) for i in train.labels) if getattr(recipe.task, "options", None) else {}
-    )
+    labels = Counter(recipe.task.labels[i] for i in train.labels) if recipe.task.labels else {}
     special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
     if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):  # as GPT-2's: it stands for no unknown word
         unknown = None
@@ -127,21 +125,11 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
     )
 
 
-def count_virtual_tokens(space: Any) -> int:
-    """Virtual tokens that stand before every sequence (Base.reserve)."""
-    inner = getattr(space, "of", {}) if hasattr(space, "nested") else {}
-    return int(getattr(space, "tokens", 0)) + sum(map(count_virtual_tokens, inner.values()))
-
-
-def get_label_name(task: Any, label: int) -> str:
-    return list(task.options)[label]
-
-
 def decode_rows(batch: Any, task: Any, tokenizer: Any) -> Iterable[PreviewRow]:
     """A batch's examples as people read them, from its tensors alone."""
     per = batch.examples.per
-    named = bool(getattr(task, "options", None))
-    masked = getattr(task, "head", "CausalLM") == "MaskedLM"
+    named = bool(task.labels)
+    masked = task.head == "MaskedLM"
     for b in range(len(batch)):
         label = int(batch.labels[b])
         sequences = []
@@ -157,9 +145,7 @@ def decode_rows(batch: Any, task: Any, tokenizer: Any) -> Iterable[PreviewRow]:
                 ids[place : place + 1] = [target]
             sequences.append(PreviewSequence(split_into_spans(ids, set(places), tokenizer), options))
         where = batch.examples.names[batch.index[b * per] // per]
-        yield PreviewRow(
-            where, get_label_name(task, label) if named else "", label if named and per > 1 else 0, sequences
-        )
+        yield PreviewRow(where, task.labels[label] if named else "", label if named and per > 1 else 0, sequences)
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -35,9 +35,7 @@ class Replayed:
 
         if identity.is_optimizer_log(self.log.header):
             return "parameters"
-        return (
-            "adapter" if getattr(identity.recipe_from_header(self.log.header, "").space, "adapter", True) else "model"
-        )
+        return "adapter" if identity.recipe_from_header(self.log.header, "").space.adapter else "model"
 
     @property
     def fingerprint(self) -> str:
@@ -52,7 +50,7 @@ class Replayed:
         """The space; of one that is a change of a base's values (virtual tokens), over that base, loaded now."""
         from ..run import replay as run_replay
 
-        if not getattr(self.run.space, "complete", True):
+        if not self.run.space.complete:
             self.run.space = run_replay.attach_replayed(self.run, self.log, self.base)
         return self.run.space
 

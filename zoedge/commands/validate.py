@@ -90,15 +90,11 @@ def meta_model(recipe: Recipe, folder: Path) -> Any:
 
     with translate_errors(folder), torch.device("meta"):
         made, facts = auto_class(folder)
-        check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), facts)
+        check_head(part_name(recipe.task), recipe.task.head, facts)
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         base = Base(made.from_config(config), None, facts, torch.float32, torch.device("meta"), b"", folder)
-    spaces = getattr(recipe.space, "of", None)
-    for space in spaces.values() if isinstance(spaces, dict) else [recipe.space]:
-        if hasattr(space, "targets"):
-            base.sites(space.layers, space.targets)
-        if hasattr(space, "tokens"):
-            base.reserve(space.tokens)
+    base.quantization = recipe.model.quantization
+    recipe.space.describe(base)
     return base
 
 

@@ -95,10 +95,11 @@ def check_divergence(run: Run) -> int | None:
         return run.watchdog.target(run.log, max(lost, over))
     what = "not finite" if lost >= min(max(over, 1), NONFINITE_PATIENCE) else "far over its best"
     tried = f", after {run.log.state.rewinds} rewinds with half the lr" if run.watchdog is not None else ""
-    radius = "rho" if hasattr(run.estimator, "rho") else "eps"
+    option = "" if run.estimator is None else run.estimator.radius_option
+    radius = f" or estimator.{option}" if option else ""
     raise DivergedError(
         f"The loss is {what} at steps {done - max(lost, over)}..{done - 1}{tried}. The log is safe up to there. Lower "
-        f"rule.lr or estimator.{radius}, or set model.compute_dtype: fp32, and start a new run."
+        f"rule.lr{radius}, or set model.compute_dtype: fp32, and start a new run."
     )
 
 

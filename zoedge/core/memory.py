@@ -1,11 +1,30 @@
-"""A log that is a list in memory, for runs that nobody will resume."""
+"""What the loop needs of a log, and the log that is a list in memory, for runs that nobody will resume."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from .types import Record
+
+
+class Journal(Protocol):
+    """What the loop needs of a log: the file of a run, a packed log, or a list in memory."""
+
+    writable: bool
+    delivers: int | None  # the number of steps that a shared log delivers; None: the log is shared by nobody
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, step: int) -> Record: ...
+    def __iter__(self) -> Iterator[Record]: ...
+    def append(self, record: Record) -> Record: ...
+    def seal(self, step: int, digest: Callable[[], bytes]) -> None: ...
+    def rewind(self, step: int) -> None: ...
+    @property
+    def state(self) -> Any: ...
+    @property
+    def next_seq(self) -> int: ...
 
 
 @dataclass
@@ -14,6 +33,7 @@ class MemoryLog:
 
     state = None  # nothing but the records is known
     writable = True
+    delivers: int | None = None
     records: list[Record] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import DataError, is_out_of_memory
 from .exact import mean
 from .run import Run
-from .types import CLIPPED, MICRO_BATCHED, AbstractRule, Batch, Estimator, Key, Leaf, Perturbation, Point
+from .types import CLIPPED, MICRO_BATCHED, AbstractEstimator, AbstractRule, Batch, Key, Leaf, Perturbation, Point
 
 
 @dataclass
@@ -121,7 +121,7 @@ class StepOracle:
         return delta
 
 
-def count_evaluations(estimator: Estimator, steps: int) -> tuple[int, int]:
+def count_evaluations(estimator: AbstractEstimator, steps: int) -> tuple[int, int]:
     """(weights, forward passes) of a step, found by asking the estimator on an oracle of zeros."""
 
     class Zeros:
@@ -145,7 +145,7 @@ def count_evaluations(estimator: Estimator, steps: int) -> tuple[int, int]:
     return len(estimator.measure(zeros, [])), zeros.asked
 
 
-def slot_capacity(estimator: Estimator, steps: int) -> int:
+def slot_capacity(estimator: AbstractEstimator, steps: int) -> int:
     """Directions that a log slot must hold: each has room for a weight and two losses. The smallest slot holds two."""
     weights, passes = count_evaluations(estimator, steps)
     return max(2, weights, -(-passes // 2))

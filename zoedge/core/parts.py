@@ -46,6 +46,6 @@ def load_part(kind: str, word: str) -> type[Any]:
 def find_word_by_id(kind: str, attribute: str, number: int) -> str:
     """The word whose class has the frozen id that a log's header names."""
     for word in list_words(PART_FOLDERS[kind]):
-        if getattr(load_part(kind, word), attribute, None) == number:
+        if getattr(load_part(kind, word), attribute) == number:
             return word
     raise UsageError(f"This version knows no {kind} with id {number}: the log was written by a newer zoedge.")

@@ -5,22 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from .memory import Journal
 from .types import (
+    AbstractEstimator,
     AbstractNoise,
     AbstractRule,
     Direction,
-    Estimator,
-    Journal,
     Key,
     Leaf,
     RuleSlots,
     Space,
-    Task,
-    Workers,
+    TrainingTask,
 )
 from .watchdog import Watchdog
+
+
+class Workers(Protocol):
+    """The processes that share a run's steps (workers.py)."""
+
+    def means(
+        self, points: int, rows: int, score: Callable[[slice, slice], tuple[list[list[float]], int]]
+    ) -> tuple[list[float], int]:
+        """(mean loss a point, flags): each worker scores a share of the points or rows, all hear the same."""
+
+    def agree(self, digest: bytes) -> bytes:
+        """The digest, if it is every worker's."""
 
 
 @dataclass
@@ -33,8 +44,8 @@ class Run:
     space: Space
     noise: AbstractNoise
     rule: AbstractRule
-    estimator: Estimator | None = None
-    task: Task | None = None
+    estimator: AbstractEstimator | None = None
+    task: TrainingTask | None = None
     model: Any = None
     rows: int = 2048  # token rows in one forward: more than ~2,000 gain nothing and cost memory
     bits: Callable[[Key, Leaf], Any] | None = None  # random bits for leaves in 16-bit storage

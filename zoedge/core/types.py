@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -28,11 +28,8 @@ from .exact import HALF_FORMATS, bits16
 if TYPE_CHECKING:
     from torch import Tensor
 
-SKIPPED, CLIPPED, MICRO_BATCHED = (
-    1,
-    2,
-    4,
-)  # Record.flags: non-finite losses, clipped g, micro-batched after out-of-memory
+# Record.flags: a loss was not finite; g was clipped; the batch was cut into parts after memory had run out
+SKIPPED, CLIPPED, MICRO_BATCHED = 1, 2, 4
 
 Positive = Annotated[float, Gt(0)]
 
@@ -112,6 +109,9 @@ Point = Sequence[tuple[float, int]]  # theta + sum c * z[query]; () is theta its
 
 RuleSlots = dict[str, Any]
 
+# "kind" -> words, or "kind.option" -> values: the parts and options that a part makes sense with
+OnlyWith = Mapping[str, tuple[Any, ...]]
+
 
 @dataclass(frozen=True)
 class Perturbation:
@@ -129,9 +129,16 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class AbstractNoise(ABC):
-    """Random directions as values; subclasses are final."""
+    """A kind of random directions, as a value. Subclasses are final, and their fields are the options of a recipe.
 
-    dense: ClassVar[bool] = False  # every element, unit variance: initial values may be drawn from it
+    The class variables below are what a subclass says of itself: they are no options, and no log holds them.
+    """
+
+    only_with: ClassVar[OnlyWith] = {}  # the other parts and options that it makes sense with; {}: any
+    auto: ClassVar[tuple[str, ...]] = ()  # options whose default in a recipe is `auto`, a number that the run searches
+    nested: ClassVar[Mapping[str, str]] = {}  # option -> the kind of the parts that its table holds
+    scheme: ClassVar[int]  # frozen: the id of the noise in a log's header
+    dense: ClassVar[bool] = False  # every element has unit variance: initial values may be drawn from it
 
     @abstractmethod
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
@@ -169,11 +176,25 @@ class Oracle(Protocol):
         """g in -limit .. limit; the record says if that changed it."""
 
 
-class Estimator(Protocol):
-    """bound = True on a class that reads `past`: it must have measured those records itself."""
+@dataclass(frozen=True)
+class AbstractEstimator(ABC):
+    """What turns losses at chosen points into weights. Subclasses are final and keep no state."""
 
+    only_with: ClassVar[OnlyWith] = {}
+    auto: ClassVar[tuple[str, ...]] = ()
+    nested: ClassVar[Mapping[str, str]] = {}
+    slope: ClassVar[bool] = False  # g is the derivative along z, so that lr * g is a step down a slope
+    bound: ClassVar[bool] = False  # it reads `past`, and must have measured those records itself
+    radius_option: ClassVar[str] = "eps"  # the option that says how far from theta it measures; "": it has none
+
+    @property
+    def queries(self) -> int:
+        """The number of directions of a step, where that is an option."""
+        return 1
+
+    @abstractmethod
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> Sequence[float]:
-        """A weight g a query: the gradient estimate is sum g[q] * z[q]."""
+        """Return a weight g for each query: the gradient estimate is sum g[q] * z[q]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +205,12 @@ class AbstractRule(ABC):
     weight_decay: theta *= 1 - lr * weight_decay.
     """
 
-    draws: ClassVar[int] = 1  # of noise, a query
-    bound: ClassVar[bool] = False  # to the run's length: `slots` depends on it
-    auto: ClassVar[tuple[str, ...]] = ("lr",)  # a recipe's default is `auto`; the number is where its search begins
+    only_with: ClassVar[OnlyWith] = {}
+    auto: ClassVar[tuple[str, ...]] = ("lr",)  # the class's own number is where the search begins
+    nested: ClassVar[Mapping[str, str]] = {}
+    rule: ClassVar[int]  # frozen: the id of the rule in a log's header
+    draws: ClassVar[int] = 1  # draws of noise for each query
+    bound: ClassVar[bool] = False  # `slots` depends on the length of the run
     lr: Positive = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -225,25 +249,130 @@ class AbstractRule(ABC):
         """What to add to the leaf: [n] float32; may change `slots`. directions: one a query, drawn when asked for."""
 
 
-class Space(Protocol):
-    """What is trained. Owns the float32 master; `add` is the only mutation of theta in the package."""
+class Space(ABC):
+    """What is trained, with its values. It owns the float32 master; `add` is the only mutation of theta in the package."""
 
-    width: int  # how many points it can hold in one forward
-    lean: bool  # as large as the base: a direction is drawn leaf by leaf, where it is needed
+    width: int = 1  # how many points it can hold in one forward
+    lean: bool = False  # as large as the base: a direction is drawn leaf by leaf, where it is needed
+    complete: bool = True  # False: its values are changes of what only a base can give
+    options: AbstractSpace | None = None  # the recipe's part that made it
+    storage: str | None = None  # the type of the base's weights that it moves in place; None: it moves none in place
+    kept: Sequence[float] = (0.0, 0.0, 0.0)  # of 16-bit storage: how much of all updates arrived (spaces/full.py)
 
-    def leaves(self) -> Sequence[Leaf]: ...
+    @abstractmethod
+    def leaves(self) -> Sequence[Leaf]:
+        """Return its trained tensors, in the order of their offsets."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON from which `blank` rebuilds the same space without the model: names, shapes, order."""
+        """Return the JSON from which `AbstractSpace.blank` rebuilds the same space without the model."""
 
+    @abstractmethod
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> AbstractContextManager[None]:
         """While open, the model holds theta + delta a point. On leaving, also by an exception: the same bits as before."""
 
+    @abstractmethod
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
         """leaf = leaf * decay + delta, in that order, rounding after each.
 
         bits: of a leaf in 16-bit storage, 16 random bits an element ([n] int32) of any piece of it, for `dithered`.
         """
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every trained tensor by the name under which it is exported."""
+        raise NotImplementedError(f"{type(self).__name__} exports no tensors")
+
+    def named_members(self) -> Mapping[str, Space]:
+        """Return the spaces that this one is made of, by word; one that is made of no others is its own under ''."""
+        return {"": self}
+
+    def changes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every weight of the base that `merged` changes, by name."""
+        return {}
+
+    def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a weight of `changes` in float32 after training, and its difference to `value`, the base's."""
+        raise KeyError(name)
+
+
+class SpaceBase(Protocol):
+    """What a space asks of the model that it is trained over (scoring/models/base.py: Base)."""
+
+    model: Any  # transformers' own
+    dtype: Any  # torch.dtype of the forward
+    device: Any  # torch.device
+    cut: int  # the first block that anything trained changes
+    prompt: Tensor | None  # virtual tokens of the points held: [points, n, E]
+    past: Tensor | None  # keys and values of the points held: [points, blocks, 2, groups, m, D]
+    project: Callable[[Any, Tensor, Any], Tensor]  # how logits are computed
+
+    def sites(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, Any]: ...
+    def cut_at(self, block: int) -> None: ...
+    def reserve(self, tokens: int) -> None: ...
+    def real_tokens(self, count: int, text: str, seed: int) -> Tensor: ...
+    def embeddings(self, ids: Tensor) -> Tensor: ...
+    def keys_values(self, ids: Tensor) -> Tensor: ...
+    def keys_shape(self) -> tuple[int, int, int]: ...
+    def weights(self) -> dict[str, Any]: ...
+    def scaled(self, sites: dict[str, Any]) -> dict[str, Any]: ...
+    def scale_blocks(self, sites: dict[str, Any]) -> dict[str, int]: ...
+    def vectors(self, layers: list[int] | str) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class AbstractSpace(ABC):
+    """What a recipe says of what is trained: `attach` makes the `Space` over a base. Subclasses are final."""
+
+    only_with: ClassVar[OnlyWith] = {}
+    auto: ClassVar[tuple[str, ...]] = ()
+    nested: ClassVar[Mapping[str, str]] = {}
+    title: ClassVar[str] = ""  # what it exports, in two words, such as "LoRA adapter"
+    key: ClassVar[str] = "{}"  # the name of a tensor in PEFT's file, made from ours
+    adapter: ClassVar[bool] = True  # PEFT has a format for it
+    merges: ClassVar[bool] = True  # it changes weights, so that a plain model can hold the result
+    own_start: ClassVar[bool] = False  # its first values are the base's own: replay must load the base
+
+    @property
+    def points_per_forward(self) -> int:
+        """The number of points that its `Space` holds in one forward."""
+        return 1
+
+    @property
+    def virtual_tokens(self) -> int:
+        """The number of positions that it takes ahead of every sequence."""
+        return 0
+
+    @abstractmethod
+    def describe(self, base: SpaceBase) -> dict[str, Any]:
+        """Return what `Space.describe` will say of the space over this base, whose weights may be without data.
+
+        It asks the base for all that `attach` needs, and so sets the base's cut and reserves positions. DataError: the base
+        has no such layers, modules or room.
+        """
+
+    @abstractmethod
+    def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> Space:
+        """Make the space over a base, whose modules it hooks. It begins with `describe`. DataError: as there."""
+
+    @abstractmethod
+    def elements(self, description: Any) -> int:
+        """Return how many elements a space of this description trains; -1: it is no description of such a space."""
+
+    def blank(self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: Any = "cpu") -> Space:
+        """Rebuild the space from a log's description, without a model. Not of a space with `own_start`."""
+        raise NotImplementedError(f"{type(self).__name__} starts from the base's own values")
+
+    def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes by name of what `Space.tensors` yields. Only of a space with `adapter`."""
+        raise NotImplementedError(f"{type(self).__name__} is no adapter")
+
+    def peft(self, description: dict[str, Any]) -> dict[str, Any]:
+        """Return adapter_config.json without the base's name. Only of a space with `adapter`."""
+        raise NotImplementedError(f"{type(self).__name__} is no adapter")
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return what is trained in a few words, such as "LoRA, rank 8, the last layer"."""
 
 
 class Batch(Protocol):
@@ -255,38 +384,44 @@ class Batch(Protocol):
         """Some of its examples, each with the loss that it has in the whole."""
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
+    """What the engine asks of a task in a run (scoring/tasks/_training.py: AbstractTraining has what evaluation asks)."""
+
     def batch(self, step: int) -> Batch:
-        """Pure in (seed, step): no cursor, no epoch state."""
+        """Return the batch of a step, a pure function of (seed, step): there is no cursor and no state of an epoch."""
 
     def score(self, model: Any, batch: Any, copies: int) -> Any:
-        """[copies, examples] losses in float64: cross-entropy or 1 - F1 alike."""
+        """Return the losses [copies, examples] in float64: cross-entropy or 1 - F1 alike."""
 
 
-class Workers(Protocol):
-    """The processes that share a run's steps (workers.py)."""
+@dataclass(frozen=True)
+class AbstractTask(ABC):
+    """What a recipe says of what a row is and how it is scored. Subclasses are final."""
 
-    def means(
-        self, points: int, rows: int, score: Callable[[slice, slice], tuple[list[list[float]], int]]
-    ) -> tuple[list[float], int]:
-        """(mean loss a point, flags): each worker scores a share of the points or rows, all hear the same."""
+    only_with: ClassVar[OnlyWith] = {}
+    auto: ClassVar[tuple[str, ...]] = ()
+    nested: ClassVar[Mapping[str, str]] = {}
+    formats: ClassVar[tuple[str, ...]] = ()  # the values of data.format that it reads, besides auto
+    head: ClassVar[str] = "CausalLM"  # what follows AutoModelFor in the name of the model class that it scores
 
-    def agree(self, digest: bytes) -> bytes:
-        """The digest, if it is every worker's."""
-
-
-class Journal(Protocol):
-    """What the loop needs of a log (log.py, or a packed log)."""
-
-    writable: bool
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, step: int) -> Record: ...
-    def __iter__(self) -> Iterator[Record]: ...
-    def append(self, record: Record) -> Record: ...
-    def seal(self, step: int, digest: Callable[[], bytes]) -> None: ...
-    def rewind(self, step: int) -> None: ...
     @property
-    def state(self) -> Any: ...
+    def objective(self) -> str:
+        """What a run lowers: `loss`, a metric, or a function of the user's, where that is an option."""
+        return "loss"
+
     @property
-    def next_seq(self) -> int: ...
+    def labels(self) -> list[str]:
+        """The labels that an example may have, in order; none: the loss reads the whole vocabulary."""
+        return []
+
+    @abstractmethod
+    def fields(self) -> list[str]:
+        """Return the fields of a row that its text is made of."""
+
+    @abstractmethod
+    def encode(self, rows: list[Any], tokenizer: Any, limit: int, overflow: str) -> tuple[Any, dict[str, int]]:
+        """Return tokenised rows (scoring's Examples), and counts of what was truncated or dropped. DataError: a row."""
+
+    @abstractmethod
+    def over(self, train: Any, seed: int, size: int) -> Any:
+        """Return the task of a run (scoring's AbstractTraining) over these examples, in batches of `size`."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
-from .types import SKIPPED, Journal, Record
+from .memory import Journal
+from .types import SKIPPED, Record
 
 CLIP_WINDOW = 200  # steps whose |g| the median is of
 MIN_STEPS = 10  # steps before there is a median, or a best loss: of fewer, one lucky batch decides

@@ -13,7 +13,7 @@ import torch
 from ..core.engine import play
 from ..core.memory import MemoryLog
 from ..core.run import Run
-from ..core.types import AbstractNoise, AbstractRule, Estimator, Leaf, Part, Record
+from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Leaf, Part, Record, Space
 
 
 class Claim(NamedTuple):
@@ -53,7 +53,7 @@ def create_axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Any, list
     return figure, list(grid.flat)[:count]
 
 
-class ArraySpace:
+class ArraySpace(Space):
     """theta is one 1-D numpy float64 array (or torch tensor); `points` are those being visited, [copies, d]."""
 
     lean = False
@@ -71,7 +71,7 @@ class ArraySpace:
     def describe(self) -> dict[str, Any]:
         return {"size": len(self.value)}
 
-    def add(self, leaf: Leaf, delta: Any, decay: float) -> None:
+    def add(self, leaf: Leaf, delta: Any, decay: float, bits: Any = None) -> None:
         self.value *= decay
         self.value += delta
 
@@ -106,7 +106,13 @@ class _Batch(NamedTuple):
 
 
 def descend(
-    space: ArraySpace, task: Any, noise: AbstractNoise, estimator: Estimator, rule: AbstractRule, steps: int, seed: int
+    space: ArraySpace,
+    task: Any,
+    noise: AbstractNoise,
+    estimator: AbstractEstimator,
+    rule: AbstractRule,
+    steps: int,
+    seed: int,
 ) -> Iterator[Record]:
     """The engine's loop on a small problem: each record is applied to `space` before it is yielded."""
     return play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, space), steps)  # type: ignore[arg-type]

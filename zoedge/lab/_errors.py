@@ -10,7 +10,7 @@ import numpy as np
 from ..core.engine import measure
 from ..core.memory import MemoryLog
 from ..core.run import Run
-from ..core.types import AbstractNoise, Estimator
+from ..core.types import AbstractEstimator, AbstractNoise
 from ..methods.estimators.dap import Dap
 from ..methods.estimators.one_sided import OneSided
 from ..methods.noise.normal import Normal
@@ -64,7 +64,7 @@ class MeanError(NamedTuple):
     se: list[float]
 
 
-def make_parts(kind: str, function: ToyFunction, batch: int, eps: float) -> tuple[AbstractNoise, Estimator]:
+def make_parts(kind: str, function: ToyFunction, batch: int, eps: float) -> tuple[AbstractNoise, AbstractEstimator]:
     """`batch` directions of a kind; an estimated gradient takes half of them."""
     if kind == "DAP estimated":
         return Sphere(), Dap(eps=eps, first=batch // 2, second=batch - batch // 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.engine import play
 from ..core.memory import MemoryLog
 from ..core.run import Run
-from ..core.types import AbstractNoise, AbstractRule, Estimator, Record
+from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Record
 from ..methods.noise.normal import Normal
 from ..recipe.recipe import Recipe
 from ..run.evaluate import Score, evaluate
@@ -31,7 +31,7 @@ class SharedModel:
         return len(self.bench.space.value)
 
     def trial(
-        self, noise: AbstractNoise, estimator: Estimator, rule: AbstractRule, steps: int, seed: int
+        self, noise: AbstractNoise, estimator: AbstractEstimator, rule: AbstractRule, steps: int, seed: int
     ) -> Iterator[Record]:
         """A run from the start; the space stays where it ends. Initial values are the seed's, whatever the noise."""
         recipe, space = self.recipe, self.bench.space

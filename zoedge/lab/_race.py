@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.types import AbstractNoise, AbstractRule, Estimator, Record
+from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Record
 from ..errors import DivergedError
 from ..methods.estimators.as2p import As2p
 from ..methods.estimators.stp import Stp
@@ -26,7 +26,7 @@ from ._bench import create_axes
 BUDGET_SHARES = 1.0, 0.75, 0.5, 0.25  # of the baseline's budget
 BASELINE = "GA constant"
 
-Parts = tuple[AbstractNoise, Estimator, AbstractRule]
+Parts = tuple[AbstractNoise, AbstractEstimator, AbstractRule]
 Trial = Callable[[Parts, int, int], Iterator[Record]]  # (parts, steps, seed): a run from the start
 
 

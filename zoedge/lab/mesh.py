@@ -21,7 +21,7 @@ import numpy as np
 from annotated_types import Ge, MultipleOf
 from scipy import stats
 
-from ..core.types import AbstractNoise, Estimator, Natural, Positive
+from ..core.types import AbstractEstimator, AbstractNoise, Natural, Positive
 from ..errors import DivergedError
 from ..methods.estimators.dap import Dap
 from ..methods.estimators.one_sided import OneSided
@@ -69,7 +69,7 @@ class MeshObjective:
         return np.sqrt((off**2).sum(1) / self.count)
 
 
-def make_directions(queries: int, eps: float) -> dict[str, tuple[AbstractNoise, Estimator]]:
+def make_directions(queries: int, eps: float) -> dict[str, tuple[AbstractNoise, AbstractEstimator]]:
     """`queries` directions of each kind; DAP estimates the gradient with half of them."""
     plain = OneSided(eps=eps, queries=queries)
     return {

@@ -73,7 +73,7 @@ def make_methods(eps: float, schedule: Any) -> dict[str, MakeParts]:
 def make_rule_method(word: str, eps: float, schedule: Any) -> MakeParts:
     """A rule with two-sided differences and normal noise, or with what it goes with."""
     rule = load_part("rule", word)
-    mates = getattr(rule, "only_with", {})
+    mates = rule.only_with
     noises, estimators = mates.get("noise", ("normal",)), mates.get("estimator", ("two_sided",))
     noise = load_part("noise", "normal" if "normal" in noises else noises[0])
     estimator = load_part("estimator", estimators[0])

@@ -84,6 +84,8 @@ def is_unfinished(raw: bytes) -> bool:
 class Log:
     """One open log. `open` reads; `resume` also locks, cuts a torn tail off and appends. Use as a context manager."""
 
+    delivers: int | None = None  # only a shared log says which step it delivers
+
     def __init__(self, path: Path, header: Header, fd: int, writable: bool):
         self.path, self.header, self._fd, self.writable = path, header, fd, writable
         self.state = LogState()

@@ -110,12 +110,14 @@ class KnownStates(NamedTuple):
 
     hashes: dict[int, bytes]
     end: bytes | None
+    rewinds: int = 0  # steps that a rewind dropped are not packed
 
 
 class PackedLog:
     """A packed log, open for reading: a `Journal` whose records have only what is applied (no losses, check 0)."""
 
     writable = False
+    delivers: int | None = None  # a shared log's own
 
     def __init__(self, path: Path, raw: bytes):
         """DamagedError unless `raw` is a whole packed log."""

@@ -80,7 +80,7 @@ def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection
         if made is None or (checked := validated(build_section(made), options, path)) is None:
             return None
         values = vars(checked)
-        for option, kind in getattr(made, "nested", {}).items():
+        for option, kind in made.nested.items():
             inner = {}
             for word, some in values[option].items():
                 here = (*path, option, word)
@@ -90,7 +90,7 @@ def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection
             if None in inner.values():
                 return None
             values = {**values, option: inner}
-        for option in getattr(made, "auto", ()):
+        for option in made.auto:
             if values[option] == "auto":
                 values = {**values, option: getattr(made, option)}
                 auto.add(format_path((*path, option)))
@@ -117,16 +117,11 @@ def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection
             parts[key] = validated(section, given.get(key, {}), (key,))
     for key, (made, options) in classes.items():
         parts[key] = made_of(made, options, (key,))
-    if (
-        parts.get("space")
-        and parts.get("output")
-        and "merged" in parts["output"].export
-        and not getattr(parts["space"], "merges", True)
-    ):
+    if parts.get("space") and parts.get("output") and "merged" in parts["output"].export and not parts["space"].merges:
         fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
     if parts.get("eval") and parts["eval"].select == "best" and parts.get("data") and parts["data"].valid is None:
         fault(("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}")
-    taken = getattr(parts.get("task"), "formats", ())
+    taken = parts["task"].formats if parts.get("task") else ()
     if parts.get("task") and parts.get("data") and parts["data"].format not in ("auto", *taken):
         home = "lm" if parts["data"].format == "text" else "chat"
         fault(
@@ -141,7 +136,7 @@ def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection
     for kind, option in (
         path.split(".") for path in sorted(auto)
     ):  # where one value alone goes with the others, it is it
-        allowed = [getattr(parts.get(key), "only_with", {}).get(f"{kind}.{option}") for key in classes]
+        allowed = [parts[key].only_with.get(f"{kind}.{option}") for key in classes if parts.get(key)]
         if (only := next((a for a in allowed if a), None)) and parts.get(kind) is not None:
             parts[kind] = replace(parts[kind], **{option: only[0]})
             auto.discard(f"{kind}.{option}")
@@ -150,12 +145,12 @@ def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection
     if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
         parts["rule"] = replace(parts["rule"], schedule="linear")
     if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
-        slope = getattr(parts.get("estimator"), "slope", False) and part_name(parts["rule"]) == "sgd"
+        slope = bool(parts.get("estimator")) and parts["estimator"].slope and part_name(parts["rule"]) == "sgd"
         guard = AUTO_WATCHDOG.model_copy(update={"trust": AUTO_TRUST}) if slope else AUTO_WATCHDOG
         parts["train"] = parts["train"].model_copy(update={"watchdog": guard})
         auto.add(WATCHDOG_KEY)
     output = parts.get("output")
-    if output and "peft" in output.export and not getattr(parts.get("space"), "adapter", True):
+    if output and "peft" in output.export and parts.get("space") and not parts["space"].adapter:
         parts["output"] = output.model_copy(update={"export": [x for x in output.export if x != "peft"]})
         if "export" in given.get("output", {}):
             what = f"space {part_name(parts['space'])} has no adapter, and PEFT no format for it"

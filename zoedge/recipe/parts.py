@@ -23,7 +23,7 @@ from .strict_yaml import KeyPath
 def incompatible_parts(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
     """(a part, what it goes only with, the words allowed there, the one found) of each pair that makes no sense."""
     for key in PART_FOLDERS:
-        for other, allowed in getattr(parts.get(key), "only_with", {}).items():
+        for other, allowed in parts[key].only_with.items() if parts.get(key) is not None else ():
             kind, _, option = other.partition(".")
             if parts.get(kind) is None:
                 continue
@@ -85,7 +85,7 @@ def build_section(made: type[Any], auto: bool = True) -> type[Section]:
     hints = get_type_hints(made, include_extras=True)
     columns: dict[str, Any] = {}
     for f in fields(made):
-        if auto and f.name in getattr(made, "auto", ()):
+        if auto and f.name in made.auto:
             columns[f.name] = (hints[f.name] | Literal["auto"], "auto")
         elif f.default_factory is not MISSING:
             columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))

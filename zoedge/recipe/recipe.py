@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, AbstractSpace, AbstractTask
 from .sections import Data, Eval, LogOptions, Model, Output, Section, Train, without_values
 from .strict_yaml import StrictDumper
 
@@ -33,11 +34,11 @@ class Recipe:
     seed: int
     model: Model
     data: Data
-    task: Any
-    space: Any
-    noise: Any
-    estimator: Any
-    rule: Any
+    task: AbstractTask
+    space: AbstractSpace
+    noise: AbstractNoise
+    estimator: AbstractEstimator
+    rule: AbstractRule
     train: Train
     eval: Eval
     log: LogOptions

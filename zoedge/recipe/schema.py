@@ -105,7 +105,7 @@ def part_schema(kind: str) -> dict[str, Any]:
     for word in known:
         made = load_part(kind, word)
         one = section_schema(made, build_section(made))
-        for name, inner in getattr(made, "nested", {}).items():
+        for name, inner in made.nested.items():
             options = {
                 w: {
                     "anyOf": [{"type": "null"}, section_schema(load_part(inner, w), build_section(load_part(inner, w)))]

@@ -271,7 +271,7 @@ class SavedStart:
 
     def __init__(self, space: Any, folder: Path):
         self.space, self.file = space, tempfile.TemporaryFile(dir=folder)
-        self.kept = list(getattr(space, "kept", ()))
+        self.kept = list(space.kept)
         for leaf in space.leaves():
             self.file.write(digests.host_bytes(leaf.value))
 
@@ -282,8 +282,7 @@ class SavedStart:
         for leaf in self.space.leaves():
             raw = bytearray(self.file.read(leaf.value.numel() * leaf.value.itemsize))
             leaf.value.copy_(torch.frombuffer(raw, dtype=leaf.value.dtype))
-        if self.kept:
-            self.space.kept[:] = self.kept
+        self.space.kept = list(self.kept)
 
     def __enter__(self) -> SavedStart:
         return self

@@ -72,11 +72,11 @@ def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
         (recipe.estimator, "reads the past", ("estimator", "train.steps")),
         (recipe.rule, "has schedules of the run's length", ("train.steps",)),
     ):
-        if getattr(part, "bound", False):
+        if part.bound:
             wrong += [
                 f"{p} {a} -> {b} ({part.__class__.__name__} {word})" for p, a, b in found if p.startswith(sections)
             ]
-    if getattr(recipe.estimator, "bound", False) and not isinstance(parent.log, Log):
+    if recipe.estimator.bound and not isinstance(parent.log, Log):
         wrong.append("a packed log has no losses for the estimator to read")
     # `replayer` asks for the parent's self-test, and ours is another where weight_decay is
     asked = replace(theirs, recipe=ours.recipe, data=ours.data, selftest=ours.selftest)

@@ -142,7 +142,7 @@ def resolve_step(log: Any, at: str | None) -> int:
 
     None: as the log's own recipe says. UsageError: no such step, or nothing is noted.
     """
-    steps, shared = len(log), getattr(log, "delivers", None)
+    steps, shared = len(log), log.delivers
     if at is None and shared is not None:
         return int(shared)
     at = at or ("last" if is_optimizer_log(log.header) else recipe_from_header(log.header, str(log.path)).eval.select)

@@ -63,7 +63,7 @@ def build_replay_run(log: Log, device: str = "cpu", base: str | None = None) -> 
         raise DamagedError(
             f"{log.path}: its description of what is trained is not one of {header.elements:,} elements."
         )
-    own = getattr(recipe.space, "own_start", False)
+    own = recipe.space.own_start
     space = attach_own_start(log, recipe, device, base) if own else build_blank_space(log, recipe, device)
     check_replayable(log, space, recipe.noise, recipe.rule)
     return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule, bits=rounding_bits())

@@ -50,7 +50,7 @@ class Bench:
         from ..scoring.models.loading import load_base
 
         base = load_base(recipe.model)
-        check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), base.facts)
+        check_head(part_name(recipe.task), recipe.task.head, base.facts)
         # attached first: virtual tokens take their share of the context
         space = recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
         limit = min(recipe.data.max_length, base.context_length)

@@ -83,13 +83,14 @@ def return_to_step(bench: setup.Bench, log: Log, steps: int, show: Plain) -> Non
 
 def objective_name(recipe: Recipe) -> str:
     """What the run lowers: a task that can only lower its loss has no such option."""
-    return str(getattr(recipe.task, "objective", "loss"))
+    return str(recipe.task.objective)
 
 
 def explain_zero_steps(recipe: Recipe, step: int) -> str:
     """Why gamma may be 0 for many steps in a row, and what to change."""
     objective = objective_name(recipe)
-    radius = "rho" if hasattr(recipe.estimator, "rho") else "eps"
+    option = recipe.estimator.radius_option
+    radius = f"estimator.{option}" if option else "rule.lr"
     few, other = "", ""
     if objective != "loss":
         few, other = (
@@ -99,7 +100,7 @@ def explain_zero_steps(recipe: Recipe, step: int) -> str:
     return (
         f"gamma was 0 at steps {step + 2 - ZERO_STEP_LIMIT:,}..{step + 1:,}: nothing is being learnt. {few}an "
         "adapter that starts at 0 "
-        f"(LoRA's B) all but hides a small estimator.{radius}. Raise estimator.{radius} (tenfold) or train.batch{other}."
+        f"(LoRA's B) all but hides a small {radius}. Raise {radius} (tenfold) or train.batch{other}."
     )
 
 
@@ -138,7 +139,6 @@ def introduce_run(bench: setup.Bench, log: Log, show: Plain) -> None:
     if len(log):
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
     cache_trunk(bench, log.path.parent, show)
-    for name in ("eps", "rho"):
-        smooth = objective_name(recipe) == "loss"  # other goals are steps
-        if smooth and hasattr(recipe.estimator, name) and (wrong := auto.diagnose_radius(bench, name)):
-            show.warn(wrong)
+    smooth, name = objective_name(recipe) == "loss", recipe.estimator.radius_option  # other goals are steps
+    if smooth and name and (wrong := auto.diagnose_radius(bench, name)):
+        show.warn(wrong)

@@ -57,9 +57,7 @@ def examine() -> tuple[dict[str, Any], bool]:
     report["cached"] = ", ".join(packaged) or "no model yet"
     noises, wrong = list_words(PART_FOLDERS["noise"]), []
     pairs = [
-        (n, r)
-        for r in list_words(PART_FOLDERS["rule"])
-        for n in getattr(load_part("rule", r), "only_with", {}).get("noise", noises)
+        (n, r) for r in list_words(PART_FOLDERS["rule"]) for n in load_part("rule", r).only_with.get("noise", noises)
     ]
     for noise, rule in pairs:
         made = load_part("noise", noise)(), load_part("rule", rule)()

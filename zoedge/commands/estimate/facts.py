@@ -141,8 +141,7 @@ def read_base_shape(base: Any, kind: str, folder: Path | None = None) -> ModelSh
     first = f"{base.facts.BLOCKS}.0."
     inside = {name.removeprefix(first): max(out, wide) for name, out, wide in linears if name.startswith(first)}
     outside = [size for name, size in inside.items() if not re.search("attn|attention.(self|query|dense)", name)]
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    _, groups, size = base.keys_shape()
     return ModelShape(
         linears=linears,
         table_elements=tables,

@@ -21,7 +21,7 @@ from ...recipe.recipe import Recipe, part_name
 from .facts import ModelShape, read_model_shape
 from .machine import format_bytes, read_memory_budget, read_resident_memory
 from .memory import memory_by_moment, peak_memory_parts
-from .work import ForwardSize, Workload, compute_workload, count_rule_slots, describe_space, longest_forwards
+from .work import ForwardSize, Workload, compute_workload, count_rule_slots, longest_forwards
 
 REFUSAL_MARGIN = 0.9  # the prediction is right to 10 %: what may fit is not refused
 
@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe) -> Plan:
     from ...scoring.models.families import check_head
 
     shape = read_model_shape(recipe.model)
-    check_head(part_name(recipe.task), getattr(recipe.task, "head", "CausalLM"), shape.meta_base.facts)
+    check_head(part_name(recipe.task), recipe.task.head, shape.meta_base.facts)
     datasets = tokenise_datasets(recipe, shape)
     return Plan(recipe, shape, datasets, measure_overhead(shape))
 
@@ -141,18 +141,23 @@ def list_halves(value: int, least: int = 1) -> list[int]:
 
 def smaller_settings(plan: Plan) -> Iterator[tuple[str, Any, list[Any]]]:
     """(key, value, smaller ones) of what decides memory, in the order in which they cost least of a run's result."""
+    from ...methods.spaces.lora import Lora
+
     recipe = plan.recipe
     tokens = max(1, longest_forwards(recipe, plan.shape, plan.datasets)[0].tokens)
     yield "train.rows", recipe.train.rows, list_halves(recipe.train.rows, min(tokens, recipe.train.rows))
-    if (queries := getattr(recipe.estimator, "queries", 1)) > 1:
+    if (queries := recipe.estimator.queries) > 1:
         yield "estimator.queries", queries, list_halves(queries)
     yield "train.batch", recipe.train.batch, list_halves(recipe.train.batch)
-    if part_name(recipe.space) != "full" and recipe.model.quantization in ("none", "int8"):
+    if "nf4" in recipe.space.only_with.get("model.quantization", ("nf4",)) and recipe.model.quantization in (
+        "none",
+        "int8",
+    ):
         yield "model.quantization", recipe.model.quantization, ["nf4"]
     if recipe.model.quantization == "none" and plan.shape.meta_base.dtype.itemsize == 4:
         yield "model.compute_dtype", recipe.model.compute_dtype, ["bf16"]
-    if (rank := getattr(recipe.space, "rank", 1)) > 1:
-        yield "space.rank", rank, list_halves(rank)
+    if isinstance(recipe.space, Lora) and recipe.space.rank > 1:
+        yield "space.rank", recipe.space.rank, list_halves(recipe.space.rank)
     if count_rule_slots(recipe.rule):
         yield "rule.name", part_name(recipe.rule), ["sgd"]
 
@@ -243,7 +248,7 @@ def tokenise_datasets(recipe: Recipe, shape: ModelShape) -> Any:
 
     if shape.folder is None or not (shape.folder / "tokenizer.json").is_file():
         return None
-    ahead = describe_space(recipe.space, shape, recipe.model.quantization)[1]
+    ahead = recipe.space.virtual_tokens
     return load_datasets(
         recipe.data,
         recipe.task,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...core import oracle
 from ...core.types import Leaf
-from ...recipe.recipe import Recipe, part_name
-from .facts import FORWARD_TOKENS, HEAD_COLUMNS, QUANTISED_BLOCK, ModelShape
+from ...recipe.recipe import Recipe
+from .facts import FORWARD_TOKENS, HEAD_COLUMNS, ModelShape
+
+if TYPE_CHECKING:
+    from ...scoring.models.base import Base
 
 SEARCHED_STEPS = 4096  # steps among which the longest batch is looked for
 
@@ -73,11 +75,11 @@ def compute_workload(recipe: Recipe, shape: ModelShape, datasets: Any = None, ov
 
     overhead: bytes that the process holds without the run. DataError: layers or targets that the model has not.
     """
-    base = shape.meta_base
-    described, ahead = describe_space(recipe.space, shape, recipe.model.quantization)
+    base = unattached_base(recipe, shape)
+    described, ahead = recipe.space.describe(base), recipe.space.virtual_tokens
     queries, passes = oracle.count_evaluations(recipe.estimator, recipe.train.steps)
     step, look, typical = longest_forwards(recipe, shape, datasets)
-    points = max(1, min(points_per_forward(recipe.space), recipe.train.rows // max(1, step.tokens), passes))
+    points = max(1, min(recipe.space.points_per_forward, recipe.train.rows // max(1, step.tokens), passes))
     limit = min(recipe.data.max_length, shape.context)
     trunk, disk = None, 0
     if base.cut:
@@ -91,7 +93,7 @@ def compute_workload(recipe: Recipe, shape: ModelShape, datasets: Any = None, ov
         double_quant=recipe.model.double_quant,
         compute_itemsize=base.dtype.itemsize,
         is_source_type=str(base.dtype) == f"torch.{shape.stored_type}",
-        trains_all=part_name(recipe.space) == "full",
+        trains_all=recipe.space.own_start,
         elements=recipe.space.elements(described),
         slots=count_rule_slots(recipe.rule),
         points=points,
@@ -116,7 +118,7 @@ def list_datasets(datasets: Any) -> list[Any]:
 def longest_forwards(recipe: Recipe, shape: ModelShape, datasets: Any) -> tuple[ForwardSize, ForwardSize | None, int]:
     """(the longest batch, the longest look, each in one copy; token rows of a mean batch). datasets None: all of max_length."""
     limit, size = min(recipe.data.max_length, shape.context), recipe.train.batch
-    whole = not hasattr(recipe.task, "options")  # the loss reads the whole vocabulary
+    whole = not recipe.task.labels  # the loss reads the whole vocabulary
     most = min(HEAD_COLUMNS, shape.vocabulary)
     if datasets is None:
         step = ForwardSize(limit, size * limit, size * limit if whole else size, most if whole else 1)
@@ -155,39 +157,9 @@ def example_token_rows(examples: Any) -> list[int]:
     return [examples.fills(i) for i in range(len(examples))]
 
 
-def describe_space(space: Any, shape: ModelShape, quantization: str) -> tuple[Any, int]:
-    """(what a space says of itself over this model, virtual tokens ahead of a sequence); the model's cut is set."""
-    base, word = shape.meta_base, part_name(space)
-    if word == "several":
-        found, cuts = {}, []
-        for name, one in space.of.items():
-            found[name] = describe_space(one, shape, quantization)
-            cuts.append(base.cut)
-        base.cut_at(min(cuts))
-        return {name: one for name, (one, _) in found.items()}, sum(ahead for _, ahead in found.values())
-    base.cut_at(0)
-    if word == "full":
-        kind = str(base.dtype).removeprefix("torch.")
-        return {"storage": kind, "shapes": [[name, *p.shape] for name, p in base.model.named_parameters()]}, 0
-    if word == "prompt":
-        return {"width": base.model.get_input_embeddings().weight.shape[1]}, space.tokens
-    if word == "prefix":
-        size = shape.query_width // base.model.config.num_attention_heads
-        return {"blocks": shape.layers, "groups": shape.key_width // size, "size": size}, 0
-    sites = base.sites(space.layers, "all" if word == "scales" else space.targets)
-    shapes = [[name, m.out_features, m.in_features] for name, m in sites.items()]
-    if word == "lora":
-        return {"shapes": shapes}, 0
-    scales = [[*shape, shape[2] if quantization == "int8" else QUANTISED_BLOCK] for shape in shapes]
-    vectors = base.vectors(space.layers) if space.vectors else {}
-    return {"scales": scales, "vectors": [[name, p.numel()] for name, p in vectors.items()]}, 0
-
-
-def points_per_forward(space: Any) -> int:
-    """Points that a space holds in one forward."""
-    if part_name(space) == "several":
-        return min(map(points_per_forward, space.of.values()))
-    return int(getattr(sys.modules[type(space).__module__], f"{type(space).__name__}Space").width)
+def unattached_base(recipe: Recipe, shape: ModelShape) -> Base:
+    """Return the model without data as no space has changed it yet: `describe` cuts it and takes positions of it."""
+    return replace(shape.meta_base, quantization=recipe.model.quantization, ahead=0, kept={})
 
 
 def count_rule_slots(rule: Any) -> int:

@@ -164,11 +164,11 @@ def check_exportable(space: Any) -> Any:
 
 def list_members(space: Any) -> list[tuple[str, Any]]:
     """(folder inside the export's, space) of each adapter: of one alone, the export's own."""
-    return list(getattr(space, "members", {"": space}).items())
+    return list(space.named_members().items())
 
 
 def has_adapter(space: Any) -> bool:
-    return all(hasattr(getattr(member, "options", None), "peft") for _, member in list_members(space))
+    return all(member.options is not None and member.options.adapter for _, member in list_members(space))
 
 
 def get_space_word(space: Any) -> str:

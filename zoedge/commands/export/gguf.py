@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...core.storage import write_durably
 from ...errors import DamagedError, StorageError, UsageError
-from ...methods.spaces.lora import Lora
+from ...methods.spaces.lora import LoraSpace
 from ...recipe.recipe import Recipe
 from ...recipe.sections import Model
 from .folder import check_exportable, describe_export
@@ -40,7 +40,7 @@ def write_gguf(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, st
 
     UsageError: not a LoRA adapter, a family that is stored otherwise, or `path` is something else. StorageError: disk.
     """
-    if not isinstance(getattr(space, "options", None), Lora):
+    if not isinstance(space, LoraSpace):
         raise UsageError("llama.cpp loads LoRA adapters alone: a run of another space has no GGUF file.")
     if config.model_type not in SUPPORTED_FAMILIES:
         raise UsageError(

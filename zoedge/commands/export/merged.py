@@ -93,7 +93,7 @@ def write_merged(
     from ...scoring.models.loading import load_base
 
     for _, member in list_members(space):
-        if not hasattr(member, "merged"):
+        if not member.changes():
             raise UsageError(
                 f"The space '{get_space_word(member)}' moves no weight of the base: there is nothing to merge."
             )
@@ -143,9 +143,7 @@ def write_merged(
 
 def choose_dtype(space: Any) -> str:
     """The type that loses nothing of a space that moves 16 or 32-bit weights; fp16 for the others, as models come."""
-    return next(
-        (word for word, kind in DTYPES.items() if str(kind) == f"torch.{getattr(space, 'storage', '')}"), "fp16"
-    )
+    return next((word for word, kind in DTYPES.items() if str(kind) == f"torch.{space.storage}"), "fp16")
 
 
 class LazyWeight(NamedTuple):

@@ -88,7 +88,7 @@ def read_facts(path: Path) -> RunFacts:
         word: sum(bool(r.flags & bit) for r in records)
         for word, bit in (("not finite", SKIPPED), ("clipped", CLIPPED), ("split to fit memory", MICRO_BATCHED))
     }
-    counts |= {"rewinds": int(getattr(journal.state, "rewinds", 0)), "losses": sum(len(r.losses) for r in records)}
+    counts |= {"rewinds": journal.state.rewinds, "losses": sum(len(r.losses) for r in records)}
     facts = RunFacts(
         journal.path,
         recipe.name,

@@ -71,18 +71,10 @@ def list_measures(some: Sequence[RunFacts]) -> list[str]:
 
 def describe_trained(facts: RunFacts) -> str:
     """What was trained, in a few words."""
-    space, recipe = facts.recipe.space, facts.recipe
-    kind = {"lora": "LoRA", "prompt": "a prompt", "prefix": "a prefix", "scales": "scales", "full": "all weights"}
-    word = kind.get(part_name(space), part_name(space))
-    more = [f"rank {space.rank}"] if hasattr(space, "rank") else []
-    if hasattr(space, "tokens"):
-        more.append(f"{space.tokens} virtual tokens")
-    if hasattr(space, "layers"):
-        layers = space.layers if isinstance(space.layers, str) else f"{len(space.layers)} layers"
-        more.append({"all": "all layers", "last 1": "the last layer"}.get(layers, layers.replace("last", "the last")))
+    recipe = facts.recipe
     share = "" if recipe.model.quantization == "none" else f" in {recipe.model.quantization}"
     base = Path(recipe.model.source).name if recipe.model.source.count("/") > 1 else recipe.model.source
-    return f"{base}{share}, {', '.join([word, *more])}: {facts.trained:,} trained parameters"
+    return f"{base}{share}, {recipe.space.summary()}: {facts.trained:,} trained parameters"
 
 
 def describe_data(facts: RunFacts) -> str:
@@ -93,10 +85,10 @@ def describe_data(facts: RunFacts) -> str:
 
 def describe_method(facts: RunFacts) -> str:
     """noise x estimator x rule, as the recipe has them."""
-    from ...recipe.recipe import part_name
 
     r = facts.recipe
-    radius = next((f" ({k} {getattr(r.estimator, k):g})" for k in ("eps", "rho") if hasattr(r.estimator, k)), "")
+    option = r.estimator.radius_option
+    radius = f" ({option} {getattr(r.estimator, option):g})" if option else ""
     schedule = "" if r.rule.schedule == "constant" else f", {r.rule.schedule}"
     return f"{part_name(r.noise)} × {part_name(r.estimator)}{radius} × {part_name(r.rule)} (lr {r.rule.lr:g}{schedule})"
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from ...core.types import Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 MIN_GAMMAS = 8  # gammas before sigma is taken about the mean; until then it is their root mean square
 
@@ -23,7 +23,7 @@ def cosine_schedule(start: float, end: float, step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class As2p:
+class As2p(AbstractEstimator):
     """rho, rho_end: the probing radius. eta_a: clipping. eta_b: 50 for language models, 5 for vision (Tables 3-4).
 
     window, window_of: share of the run, or of its steps so far, that sigma looks back on. sigma: signed gammas, or their
@@ -32,6 +32,7 @@ class As2p:
 
     only_with = {"rule": ("sgd",), "rule.lr": (1.0,), "rule.schedule": ("constant",)}  # g is a chosen step, no estimate
     bound = True  # to the records of the steps before
+    radius_option = "rho"
     rho: Positive = 1e-3
     rho_end: Positive = 1e-4
     eta_a: Positive = 5.0

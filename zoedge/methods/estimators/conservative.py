@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...core.types import Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
-class Conservative:
+class Conservative(AbstractEstimator):
     """eps: the smoothing radius of the estimate that sizes the two trial steps."""
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate

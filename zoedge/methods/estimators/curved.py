@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...core.types import Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
-class Curved:
+class Curved(AbstractEstimator):
     """eps: the smoothing radius. For rules that use curvature (rule: hizoo)."""
 
     only_with = {"rule": ("hizoo",)}

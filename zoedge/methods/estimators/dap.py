@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...core.types import Natural, Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Natural, Oracle, Positive, Record
 
 MIN_RELATIVE_NORM = (
     1e-20  # |g0|^2 relative to the largest |g0|^2 that its differences allow: below it there is no direction
@@ -20,7 +20,7 @@ MIN_RELATIVE_NORM = (
 
 
 @dataclass(frozen=True)
-class Dap:
+class Dap(AbstractEstimator):
     """eps: the smoothing radius. first, second: directions of g0 and aligned ones. combine: their average (default), or
     the second alone.
     """

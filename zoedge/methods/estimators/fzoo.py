@@ -13,11 +13,11 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from ...core.types import Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
-class Fzoo:
+class Fzoo(AbstractEstimator):
     """eps: the smoothing radius. queries: at least two, or there is no spread."""
 
     auto = ("eps",)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...core.types import Natural, Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Natural, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
-class OneSided:
+class OneSided(AbstractEstimator):
     """eps: the smoothing radius. queries: directions a step, averaged; they share f(theta)."""
 
     auto = ("eps",)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...core.types import Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(AbstractEstimator):
     """eps: the smoothing radius. The first step only measures."""
 
     bound = True  # to the records of the steps before

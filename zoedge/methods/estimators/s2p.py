@@ -14,17 +14,18 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from ...core.types import Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
-class S2p:
+class S2p(AbstractEstimator):
     """option, curve: how a is chosen, as above. rho: the probing radius of options 2 and 4.
 
     trial: exact measures both ends, sign takes gamma's (a <= rho).
     """
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
+    radius_option = "rho"
     option: Literal[1, 2, 3, 4] = 1
     rho: Positive = 1e-3
     trial: Literal["exact", "sign"] = "exact"

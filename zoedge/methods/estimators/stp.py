@@ -9,14 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...core.types import Oracle, Record
+from ...core.types import AbstractEstimator, Oracle, Record
 
 
 @dataclass(frozen=True)
-class Stp:
+class Stp(AbstractEstimator):
     """Ties keep theta; a loss that is not a number counts as infinite."""
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
+    radius_option = ""
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         up, down, here = oracle.losses([((oracle.lr, 0),), ((-oracle.lr, 0),), ()])

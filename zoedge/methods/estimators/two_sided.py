@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from ...core.types import Natural, Oracle, Positive, Record
+from ...core.types import AbstractEstimator, Natural, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
-class TwoSided:
+class TwoSided(AbstractEstimator):
     """eps: the smoothing radius. queries: directions a step, averaged (n-SPSA); combine: sum where each has a block.
 
     clip: the most that |f+ - f-| / (2 eps) counts (QZO, arXiv 2505.13430: 100); 0: all of it.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.types import Leaf, Part
+from ...core.types import Leaf, Part, Space
 
 
 def lay_out_parts(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[tuple[Part, ...], int]:
@@ -21,14 +21,19 @@ def lay_out_parts(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[tuple[
     return tuple(parts), offset
 
 
-class MasterSpace:
+def describe_layers(layers: list[int] | str) -> str:
+    """Return the option `layers` in words: all layers, the last layer, the last 4, 3 layers."""
+    if not isinstance(layers, str):
+        return f"{len(layers)} layers"
+    return {"all": "all layers", "last 1": "the last layer"}.get(layers, layers.replace("last", "the last"))
+
+
+class MasterSpace(Space):
     """`value`: [elements] float32, zeros at first; the only leaf. start: what `value` is a change of, if not of zero."""
 
     width = 64  # points in one forward; Run.rows caps it by tokens
     lean = False
     start: Tensor | None = None  # [elements] float32
-
-    complete = True  # False: `value` is a change of what only a base can give
 
     def __init__(self, name: str, shapes: Sequence[tuple[str, tuple[int, ...]]], device: torch.device):
         parts, elements = lay_out_parts(shapes)

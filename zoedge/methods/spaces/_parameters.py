@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.types import Leaf, Part
+from ...core.types import Leaf, Part, Space
 
 LEAN_ELEMENTS = (
     1 << 26
 )  # elements: beyond, a step's direction is not kept (256 MiB) but drawn where it is needed, three times
 
 
-class ParameterSpace:
+class ParameterSpace(Space):
     """Tensors of anybody's as leaves, in the order given: names are theirs.
 
     A contiguous float32 tensor is its own master. Others (16 bits, or strided) have a float32 master beside them, of which

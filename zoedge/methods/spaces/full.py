@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.exact import HALF_FORMATS, round_stochastic
-from ...core.types import AbstractNoise, Leaf, Part
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, OnlyWith, Part, Perturbation, Space, SpaceBase
 
 LEAF_ELEMENTS = (
     1 << 19
@@ -34,17 +34,25 @@ SURVIVAL_SAMPLE = 4096  # elements a leaf of which it is seen how much of the up
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(AbstractSpace):
     """No options: every tensor moves, tied ones once, norms and biases too. Storage is model.compute_dtype."""
 
-    only_with: ClassVar[dict[str, tuple[str, ...]]] = {"model.quantization": ("none",)}
+    only_with: ClassVar[OnlyWith] = {"model.quantization": ("none",)}
     own_start: ClassVar[bool] = True  # its first values are the base's: replay loads them
     adapter: ClassVar[bool] = False  # no format of PEFT's holds it
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> FullSpace:
-        """The space over a base (models.base.Base), whose modules it hooks. DataError: the base is quantised."""
-        held = FullSpace(base.weights(), base.model.get_input_embeddings(), base.model.get_output_embeddings())
+    @property
+    def points_per_forward(self) -> int:
+        return FullSpace.width
+
+    def describe(self, base: SpaceBase) -> dict[str, Any]:
         base.cut_at(0)
+        return describe_parameters(str(base.dtype).removeprefix("torch."), dict(base.model.named_parameters()))
+
+    def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> FullSpace:
+        """Make the space over a base, whose modules it hooks. DataError: the base is quantised."""
+        held = FullSpace(base.weights(), base.model.get_input_embeddings(), base.model.get_output_embeddings())
+        self.describe(base)
         held.hook(base)
         return held
 
@@ -57,8 +65,16 @@ class Full:
         except (TypeError, KeyError, ValueError):
             return -1
 
+    def summary(self) -> str:
+        return "all weights"
 
-class FullSpace:
+
+def describe_parameters(storage: str, parameters: dict[str, nn.Parameter]) -> dict[str, Any]:
+    """Return the description of a space of these parameters, whose values are of the type `storage`."""
+    return {"storage": storage, "shapes": [[name, *p.shape] for name, p in parameters.items()]}
+
+
+class FullSpace(Space):
     """The parameters of a model as leaves, each some rows of a tensor.
 
     kept: (applied . intended, nearest . intended, |intended|^2) over samples of all 16-bit updates so far.
@@ -70,7 +86,7 @@ class FullSpace:
         self.parameters = parameters
         self.tables = {id(m.weight): m for m in (head, embedding)}
         values = list(parameters.values())
-        self.storage = str(values[0].dtype).removeprefix("torch.")
+        self.storage: str = str(values[0].dtype).removeprefix("torch.")
         self.largest = max(p.numel() for p in values if id(p) not in self.tables)
         self.total = sum(p.numel() for p in values)
         self.by_parameter: dict[int, list[Leaf]] = {}
@@ -81,7 +97,7 @@ class FullSpace:
         self._leaves = [leaf for some in self.by_parameter.values() for leaf in some]
         self._points: Sequence[Callable[[Leaf], Tensor | None]] = ()
         self._scratch = torch.empty(self.width, 0)  # where a kernel multiplies, norms alone are in it
-        self.kept = [0.0, 0.0, 0.0]
+        self.kept: list[float] = [0.0, 0.0, 0.0]
 
     def _cut(self, name: str, p: nn.Parameter, offset: int) -> Iterator[Leaf]:
         """The leaves of a parameter: PIECE elements each, or a row."""
@@ -98,7 +114,7 @@ class FullSpace:
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
-        return {"storage": self.storage, "shapes": [[name, *p.shape] for name, p in self.parameters.items()]}
+        return describe_parameters(self.storage, self.parameters)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter by name."""
@@ -185,8 +201,8 @@ class FullSpace:
 
     def _fused(self, module: nn.Linear, x: Tensor) -> Tensor | None:
         """What a Linear gives at all points, by a kernel of the noise's that stores no W + c z; None: there is none here."""
-        terms = [getattr(point, "term", None) for point in self._points]
-        if not terms or any(term is None or term[:2] != terms[0][:2] for term in terms):
+        terms = [point.term for point in self._points if isinstance(point, Perturbation) and point.term is not None]
+        if not terms or len(terms) < len(self._points) or any(term[:2] != terms[0][:2] for term in terms):
             return None
         noise, key, _ = terms[0]
         if x.dtype != module.weight.dtype or (kernel := noise.kernel(module.weight)) is None:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ...core.exact import bits16
-from ...core.types import INIT_STREAM, AbstractNoise, Key, Leaf, Natural, Part, Positive
-from ._master import MasterSpace, lay_out_parts
+from ...core.types import INIT_STREAM, AbstractNoise, AbstractSpace, Key, Leaf, Natural, Part, Positive, SpaceBase
+from ._master import MasterSpace, describe_layers, lay_out_parts
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(AbstractSpace):
     """rank, alpha: the term is alpha/rank * B A. targets: module names, or all. layers: all, 'last k' or a list.
 
     train: both trains A and B; b keeps A at its random start, which halves the dimension and makes the term linear.
@@ -38,12 +38,18 @@ class Lora:
     layers: list[int] | str = "last 1"
     train: Literal["both", "b"] = "both"
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> LoraSpace:
-        """The space over a base (models.base.Base), whose chosen Linear modules it hooks."""
+    @property
+    def points_per_forward(self) -> int:
+        return LoraSpace.width
+
+    def describe(self, base: SpaceBase) -> dict[str, Any]:
         sites = base.sites(self.layers, self.targets)
-        shapes = [(name, m.out_features, m.in_features) for name, m in sites.items()]
-        held = self.blank({"shapes": shapes}, seed, noise, base.device)
-        held.hook(sites, base.dtype)
+        return {"shapes": [[name, m.out_features, m.in_features] for name, m in sites.items()]}
+
+    def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> LoraSpace:
+        """Make the space over a base, whose chosen Linear modules it hooks."""
+        held = self.blank(self.describe(base), seed, noise, base.device)
+        held.hook(base.sites(self.layers, self.targets), base.dtype)
         return held
 
     def elements(self, description: Any) -> int:
@@ -63,7 +69,7 @@ class Lora:
         return LoraSpace(self, description["shapes"], seed, noise, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Shapes by name of what `Held.tensors` gives."""
+        """Return the shapes by name of what `LoraSpace.tensors` yields."""
         found = {}
         for name, out, wide in description["shapes"]:
             found[f"{name}.lora_A"], found[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
@@ -99,6 +105,9 @@ class Lora:
             "rank_pattern": {},
             "alpha_pattern": {},
         }
+
+    def summary(self) -> str:
+        return f"LoRA, rank {self.rank}, {describe_layers(self.layers)}"
 
 
 def infer_head(names: Iterable[str]) -> str:

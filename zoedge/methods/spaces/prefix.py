@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core.types import AbstractNoise, Leaf, Natural
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, Natural, SpaceBase
 from ._master import MasterSpace
 
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(AbstractSpace):
     """tokens: m. text: starts as what blocks keep of its tokens, repeated to fill m; without it, of m drawn by the seed.
 
     Weight decay draws the prefix to its start, not to zero. Activations are large: steps and eps are larger than LoRA's.
@@ -32,12 +32,23 @@ class Prefix:
     tokens: Natural = 5
     text: str = ""
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> PrefixSpace:
-        """The space over a base (models.base.Base), which gives the initial activations and m positions less."""
+    @property
+    def points_per_forward(self) -> int:
+        return PrefixSpace.width
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
+    def describe(self, base: SpaceBase) -> dict[str, Any]:
         base.reserve(self.tokens)
+        blocks, groups, size = base.keys_shape()
+        return {"blocks": blocks, "groups": groups, "size": size}
+
+    def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> PrefixSpace:
+        """Make the space over a base, which gives the initial activations and has m positions fewer afterwards."""
+        held = self.blank(self.describe(base), seed, noise, base.device)
         start = base.keys_values(base.real_tokens(self.tokens, self.text, seed))
-        blocks, _, groups, _, size = start.shape
-        held = self.blank({"blocks": blocks, "groups": groups, "size": size}, seed, noise, base.device)
         held.begin(base, start)
         return held
 
@@ -57,7 +68,7 @@ class Prefix:
         return PrefixSpace(self, description, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Shapes by name of what `Held.tensors` gives."""
+        """Return the shapes by name of what `PrefixSpace.tensors` yields."""
         return {
             "prompt_embeddings": (self.tokens, 2 * description["blocks"] * description["groups"] * description["size"])
         }
@@ -78,6 +89,9 @@ class Prefix:
             "prefix_projection": False,
         }
 
+    def summary(self) -> str:
+        return f"a prefix, {self.tokens} virtual tokens"
+
 
 class PrefixSpace(MasterSpace):
     """A prefix's master. `value`: float32, block by block, the changes of the keys [groups, m, D], then of the values."""
@@ -94,7 +108,7 @@ class PrefixSpace(MasterSpace):
     def describe(self) -> dict[str, Any]:
         return {"blocks": self.shape[0], "groups": self.shape[2], "size": self.shape[4]}
 
-    def begin(self, base: Any, start: Tensor) -> None:
+    def begin(self, base: SpaceBase, start: Tensor) -> None:
         """start: the initial keys and values [blocks, 2, groups, m, D], float32."""
         self.base, self.start, self._dtype, self.complete = base, start.flatten(), base.dtype, True
 

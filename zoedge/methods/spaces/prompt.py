@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core.types import AbstractNoise, Leaf, Natural
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, Natural, SpaceBase
 from ._master import MasterSpace
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(AbstractSpace):
     """tokens: n. text: starts as its tokens, repeated to fill n; without it, as n drawn from the vocabulary by the seed.
 
     Weight decay draws the prompt to its start, not to zero.
@@ -32,11 +32,22 @@ class Prompt:
     tokens: Natural = 10
     text: str = ""
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> PromptSpace:
-        """The space over a base (models.base.Base), which gives the initial embeddings and n positions less."""
+    @property
+    def points_per_forward(self) -> int:
+        return PromptSpace.width
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.tokens
+
+    def describe(self, base: SpaceBase) -> dict[str, Any]:
         base.reserve(self.tokens)
+        return {"width": base.model.get_input_embeddings().weight.shape[1]}
+
+    def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> PromptSpace:
+        """Make the space over a base, which gives the initial embeddings and has n positions fewer afterwards."""
+        held = self.blank(self.describe(base), seed, noise, base.device)
         start = base.embeddings(base.real_tokens(self.tokens, self.text, seed))
-        held = self.blank({"width": start.shape[-1]}, seed, noise, base.device)
         held.begin(base, start)
         return held
 
@@ -55,7 +66,7 @@ class Prompt:
         return PromptSpace(self, description, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Shapes by name of what `Held.tensors` gives."""
+        """Return the shapes by name of what `PromptSpace.tensors` yields."""
         return {"prompt_embeddings": (self.tokens, description["width"])}
 
     def peft(self, description: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +80,9 @@ class Prompt:
             "num_transformer_submodules": 1,
             "prompt_tuning_init": "RANDOM",
         }
+
+    def summary(self) -> str:
+        return f"a prompt, {self.tokens} virtual tokens"
 
 
 class PromptSpace(MasterSpace):
@@ -84,7 +98,7 @@ class PromptSpace(MasterSpace):
     def describe(self) -> dict[str, Any]:
         return {"width": self.shape[1]}
 
-    def begin(self, base: Any, start: Tensor) -> None:
+    def begin(self, base: SpaceBase, start: Tensor) -> None:
         """start: the initial embeddings [n, E], float32."""
         self.base, self.start, self._dtype, self.complete = base, start.flatten(), base.dtype, True
 

@@ -16,28 +16,36 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.types import AbstractNoise, Leaf, Part
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, OnlyWith, Part, Space, SpaceBase
 from ._loans import ParameterLoans
+from ._master import describe_layers
 
 
 @dataclass(frozen=True)
-class Scales:
+class Scales(AbstractSpace):
     """layers: all, 'last k' or a list. vectors: norms and biases move too, those of these layers and after the last."""
 
-    only_with: ClassVar[dict[str, tuple[str, ...]]] = {"model.quantization": ("nf4", "fp4", "int8")}
+    only_with: ClassVar[OnlyWith] = {"model.quantization": ("nf4", "fp4", "int8")}
     adapter: ClassVar[bool] = False  # no format of PEFT's holds it
     layers: list[int] | str = "all"
     vectors: bool = True
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> ScalesSpace:
-        """The space over a base (models.base.Base), whose modules it hooks. DataError: the base is not quantised."""
+    @property
+    def points_per_forward(self) -> int:
+        return ScalesSpace.width
+
+    def describe(self, base: SpaceBase) -> dict[str, Any]:
         sites = base.sites(self.layers, "all")
-        scaled = base.scaled(sites)
+        blocks = base.scale_blocks(sites)
         vectors = base.vectors(self.layers) if self.vectors else {}
-        scales = [[name, m.out_features, m.in_features, scaled[name].block] for name, m in sites.items()]
-        shapes = [[name, p.numel()] for name, p in vectors.items()]
-        held = self.blank({"scales": scales, "vectors": shapes}, seed, noise, base.device)
-        held.hook(base.model, sites, scaled)
+        scales = [[name, m.out_features, m.in_features, blocks[name]] for name, m in sites.items()]
+        return {"scales": scales, "vectors": [[name, p.numel()] for name, p in vectors.items()]}
+
+    def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> ScalesSpace:
+        """Make the space over a base, whose modules it hooks. DataError: the base is not quantised."""
+        held = self.blank(self.describe(base), seed, noise, base.device)
+        sites = base.sites(self.layers, "all")
+        held.hook(base.model, sites, base.scaled(sites))
         return held
 
     def elements(self, description: Any) -> int:
@@ -55,8 +63,11 @@ class Scales:
         """The same space from a log's description alone: no model."""
         return ScalesSpace(description, torch.device(device))
 
+    def summary(self) -> str:
+        return f"scales, {describe_layers(self.layers)}"
 
-class ScalesSpace:
+
+class ScalesSpace(Space):
     """`value`: [elements] float32, what every scale is moved by, module by module, then every norm and bias."""
 
     width = 1  # a forward has one set of scales

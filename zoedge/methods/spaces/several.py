@@ -9,55 +9,66 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...core.types import AbstractNoise, Leaf
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, Space, SpaceBase
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(AbstractSpace):
     """of: word -> options of each space, as they stand under `space` alone. In alphabetical order, whatever is written."""
 
-    nested: ClassVar[dict[str, str]] = {"of": "space"}  # field -> what kind of part its words name
-    only_with: ClassVar[dict[str, tuple[str, ...]]] = {}  # a recipe's is what its spaces say
+    nested: ClassVar[dict[str, str]] = {"of": "space"}
 
     of: dict[str, Any] = field(default_factory=lambda: {"lora": {}, "prompt": {}})
 
     def __post_init__(self) -> None:
         if len(self.of) < 2:
             raise ValueError("of: name two spaces at least, such as {lora: {rank: 8}, prompt: {tokens: 10}}")
-        for word, one in self.of.items():
-            if getattr(one, "own_start", False) or hasattr(one, "nested"):
+        inner = dict(sorted(self.of.items()))
+        made = {word: one for word, one in inner.items() if isinstance(one, AbstractSpace)}  # the default has none yet
+        for word, one in made.items():
+            if one.own_start or one.nested:
                 raise ValueError(f"of.{word}: goes with no other space")
-        if sum(not getattr(one, "merges", True) for one in self.of.values()) > 1:
+        if sum(not one.merges for one in made.values()) > 1:
             raise ValueError("of: one kind of virtual tokens alone, PEFT loads no prompt onto a prefix")
-        needs = {key: words for one in self.of.values() for key, words in getattr(one, "only_with", {}).items()}
-        object.__setattr__(self, "only_with", needs)
-        object.__setattr__(self, "of", dict(sorted(self.of.items())))
+        traits = {
+            "only_with": {key: words for one in made.values() for key, words in one.only_with.items()},
+            "title": " with ".join(one.title or word for word, one in made.items()),
+            "adapter": all(one.adapter for one in made.values()),
+            "merges": all(one.merges for one in made.values()),
+        }
+        for name, value in {"of": inner, **traits}.items():  # its traits are what its spaces say
+            object.__setattr__(self, name, value)
 
     @property
-    def title(self) -> str:
-        return " with ".join(getattr(one, "title", word) for word, one in self.of.items())
+    def points_per_forward(self) -> int:
+        return min(one.points_per_forward for one in self.of.values())
 
     @property
-    def adapter(self) -> bool:
-        return all(getattr(one, "adapter", True) for one in self.of.values())
+    def virtual_tokens(self) -> int:
+        return sum(one.virtual_tokens for one in self.of.values())
 
-    @property
-    def merges(self) -> bool:
-        return all(getattr(one, "merges", True) for one in self.of.values())
+    def describe(self, base: SpaceBase) -> dict[str, Any]:
+        return self._ask_each(base, lambda one: one.describe(base))
 
-    def attach(self, base: Any, seed: int, noise: AbstractNoise) -> SeveralSpace:
-        """All of them over one base (models.base.Base). DataError: what one of them refuses."""
-        found, cuts = {}, []
+    def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> SeveralSpace:
+        """Make all of them over one base. DataError: what one of them refuses."""
+        return SeveralSpace(self, self._ask_each(base, lambda one: one.attach(base, seed, noise)))
+
+    def _ask_each(self, base: SpaceBase, ask: Callable[[AbstractSpace], Answer]) -> dict[str, Answer]:
+        """Return the answer of each space; afterwards the base is cut where the lowest of them needs it."""
+        answers, cuts = {}, []
         for word, one in self.of.items():
-            found[word] = one.attach(base, seed, noise)
+            answers[word] = ask(one)
             cuts.append(base.cut)
         base.cut_at(min(cuts))
-        return SeveralSpace(self, found)
+        return answers
 
     def elements(self, description: Any) -> int:
         """How many elements `blank` would train; -1: not a description of these spaces."""
@@ -74,14 +85,18 @@ class Several:
             self, {word: one.blank(description[word], seed, noise, device) for word, one in self.of.items()}
         )
 
+    def summary(self) -> str:
+        return "several"
 
-class SeveralSpace:
+
+class SeveralSpace(Space):
     """members: word -> the space. Its leaves are theirs, the same memory, one behind another."""
 
     lean = False
 
     def __init__(self, options: Several, members: dict[str, Any]):
         self.options, self.members = options, members
+        self.complete = all(member.complete for member in members.values())
         self.width = min(member.width for member in members.values())
         inner = [(member, leaf) for member in members.values() for leaf in member.leaves()]
         total, offset = sum(len(leaf.value) for _, leaf in inner), 0
@@ -93,9 +108,8 @@ class SeveralSpace:
             offset += len(leaf.value)
         self._leaves = tuple(leaves)
 
-    @property
-    def complete(self) -> bool:
-        return all(getattr(member, "complete", True) for member in self.members.values())
+    def named_members(self) -> dict[str, Any]:
+        return self.members
 
     def leaves(self) -> Sequence[Leaf]:
         return self._leaves

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import DataError, suggest_nearest
 from .decode import generate_answers, generate_greedy
-from .quantised import LinearScales
+from .quantised import QUANTISED_BLOCK, LinearScales
 from .trunk import TrunkCache
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,6 +55,7 @@ class Base:
     prompt: Tensor | None = None
     past: Tensor | None = None
     project: Callable[[Any, Tensor, Tensor | slice], Tensor] = compute_logits
+    quantization: str | None = None  # of a model without data: what its weights will be quantised to
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -128,6 +129,13 @@ class Base:
         """float32 [T, E] of tokens [T], as the forward reads them."""
         return self.model.get_input_embeddings()(ids.to(self.device)).float()
 
+    def keys_shape(self) -> tuple[int, int, int]:
+        """(blocks, groups of heads, width of a head) of the keys and values that `keys_values` returns."""
+        config = self.model.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return len(self.blocks), groups, size
+
     @torch.inference_mode()
     def keys_values(self, ids: Tensor) -> Tensor:
         """float32 [blocks, 2, groups, T, D]: what every block's attention keeps of a sequence [T]."""
@@ -151,6 +159,12 @@ class Base:
                 "space: scales moves those of a quantised base. Write model.quantization: nf4, or space: full."
             )
         return {name: LinearScales(module) for name, module in sites.items()}
+
+    def scale_blocks(self, sites: dict[str, nn.Linear]) -> dict[str, int]:
+        """How many weights share a scale in each of some Linear modules. DataError: they are not quantised."""
+        if self.quantization is None:
+            return {name: scales.block for name, scales in self.scaled(sites).items()}
+        return {name: m.in_features if self.quantization == "int8" else QUANTISED_BLOCK for name, m in sites.items()}
 
     def vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
         """Norms and biases of some blocks, and norms after the last block."""

@@ -186,7 +186,7 @@ def from_pretrained(
     model, info = found
     model.spare = spare  # gone with the model
     for what, why in LOADING_FAULTS.items():
-        if names := sorted(n for n in map(str, info.get(what) or ()) if not n.startswith(getattr(facts, "UNUSED", ()))):
+        if names := sorted(n for n in map(str, info.get(what) or ()) if not n.startswith(facts.UNUSED)):
             raise DataError(
                 f"model.source: {folder}: {len(names)} tensor(s) ({make_printable(', '.join(names[:3]), 300)}) {why}. "
                 "Use a complete checkpoint."

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+QUANTISED_BLOCK = 64  # weights that share a scale in 4 bits: bitsandbytes' own, which no option changes
+
 
 class LinearScales:
     """block: consecutive weights of the flattened matrix that share a scale."""

@@ -27,7 +27,7 @@ class AbstractTraining(ABC):
     size: int
 
     def __post_init__(self) -> None:
-        objective = getattr(self.options, "objective", "loss")
+        objective = self.options.objective
         if is_function(objective):
             load_function(objective)  # what cannot be imported is said before a run is begun
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...core.child import ChildFailed, ask_python
+from ...core.types import AbstractTask
 from ...errors import DataError, make_printable, suggest_nearest
 from ..rows.formats import CHAT_FORMATS, Message, make_message, rows_to_chats
 from ..rows.row import Row, natural_sort_key, raise_faults
@@ -29,7 +30,7 @@ TEMPLATE_LIMIT = 1 << 20  # bytes of a template's file
 
 
 @dataclass(frozen=True)
-class Chat:
+class Chat(AbstractTask):
     """format: the chat template: own (the tokenizer's), chatml, llama2, plain, or a file, FILE.jinja."""
 
     formats: ClassVar[tuple[str, ...]] = CHAT_FORMATS

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
 from ..rows.fields import require_fields
 from ..rows.row import Row, raise_faults, read_field_text
@@ -26,7 +27,7 @@ CHOICE_FIELD = "choice"  # the candidate, as a field that `option` may name
 
 
 @dataclass(frozen=True)
-class Choose:
+class Choose(AbstractTask):
     """prompt, option: templates over the row's fields; in `option`, {choice} is the candidate, and so is the text `blank`.
 
     blank: the text that the candidate replaces. choices: fields that hold a candidate each, or one that holds a list.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.types import AbstractTask
 from ...errors import DataError, make_printable, suggest_nearest
 from ..rows.fields import require_fields
 from ..rows.row import Row, file_of_rows, raise_faults, read_field_text, value_as_text
@@ -24,7 +25,7 @@ from ._training import AbstractTraining, evaluation_batches, sum_log_likelihoods
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(AbstractTask):
     """prompt: a template over the row's fields. options: label -> the words that follow. label: the label's field.
 
     objective: loss | accuracy | module:function, a reward of (rows, the labels chosen).
@@ -40,6 +41,10 @@ class Classify:
             raise ValueError("options: at least two, all different")
         parse_template(self.prompt)
         _objective.check_objective(self.objective, ["accuracy"])
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.options)
 
     def fields(self) -> list[str]:
         """The row's fields that the prompt is made of."""

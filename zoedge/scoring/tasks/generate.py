@@ -13,6 +13,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
 from ..rows.fields import require_fields
 from ..rows.row import Row, raise_faults, read_field_text
@@ -24,7 +25,7 @@ from ._training import AbstractTraining, evaluation_batches, mean_loss, token_lo
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(AbstractTask):
     """prompt: a template over the row's fields. answer: the field with the answer, or a list of right ones (a.b: b in a).
 
     tokens: new ones at most; a prompt leaves room for them. objective: loss | f1 | exact_match | module:function, a reward

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ...core.types import AbstractTask
 from ...errors import DataError
 from ..rows.fields import require_fields
 from ..rows.row import Row, raise_faults, read_field_text
@@ -16,7 +17,7 @@ from ._training import AbstractTraining, mean_loss, token_losses
 
 
 @dataclass(frozen=True)
-class Lm:
+class Lm(AbstractTask):
     """text: the field with the text."""
 
     formats: ClassVar[tuple[str, ...]] = ("text",)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
+from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
 from ..rows.fields import require_fields
 from ..rows.row import Row
@@ -22,7 +23,7 @@ MASK_FIELD = "mask"
 
 
 @dataclass(frozen=True)
-class Mlm:
+class Mlm(AbstractTask):
     """prompt: a template over the row's fields and {mask}. options: label -> the word that fills the mask, one token.
 
     label: the label's field. Each field and each text between them is tokenised apart, as in LM-BFF, so that truncating
@@ -41,6 +42,10 @@ class Mlm:
     def plainly(self) -> Classify:
         """The same without the mask. ValueError: a prompt or options that cannot be meant."""
         return Classify(self.prompt.replace(f"{{{MASK_FIELD}}}", "", 1), self.options, self.label)
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.options)
 
     def fields(self) -> list[str]:
         """The row's fields that the prompt is made of."""

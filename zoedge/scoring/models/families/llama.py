@@ -14,6 +14,7 @@ from ._rows import attend_at_rows, gather_rows, longest, prepend_tokens, split_h
 
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.layers", "CausalLM"
+UNUSED: tuple[str, ...] = ()  # beginnings of the names of tensors that a checkpoint may hold for nothing
 
 
 def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ._rows import longest
-from .llama import BLOCKS, HEAD, context, embed, final, head, last
+from .llama import BLOCKS, HEAD, UNUSED, context, embed, final, head, last
 
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
+__all__ = ["BLOCKS", "HEAD", "UNUSED", "context", "embed", "final", "head", "last", "longest"]
