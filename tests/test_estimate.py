@@ -120,6 +120,9 @@ def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quan
     assert found.workload.elements == sum(leaf.value.numel() for leaf in leaves)
     assert found.workload.full_blocks == len(bench.base.blocks) - bench.base.cut - 1
     assert recipe.space.points_per_forward == bench.space.width
+    empty = estimate_work.unattached_base(recipe, found.shape)
+    assert recipe.space.describe(empty) == bench.space.describe() and empty.cut == bench.base.cut
+    assert recipe.space.virtual_tokens == empty.ahead == bench.base.ahead
     longest = max(bench.task.batch(step).tokens for step in range(recipe.train.steps))
     assert estimate_work.longest_forwards(recipe, found.shape, found.datasets)[0].tokens == longest
     bare = estimate_memory.trained_bytes(found.shape, found.workload)

@@ -215,7 +215,7 @@ def test_as2p_is_its_closed_form_and_its_ring_is_the_log(options: dict[str, Any]
     gammas: list[float] = []
     for k in range(steps):
         gammas.append(float(rng.normal(0.3, 2)))
-        rho = made.radius(k, steps)
+        rho = made._radius(k, steps)
         oracle = Said([1.0 + rho * gammas[k], 1.0 - rho * gammas[k]], lr=1.0)
         oracle.step, oracle.steps = k, steps
         (g,) = made.measure(oracle, past)

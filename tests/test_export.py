@@ -30,7 +30,9 @@ from zoedge.errors import (
     ZoedgeError,
 )
 from zoedge.log.log import Log
+from zoedge.methods.noise.normal import Normal
 from zoedge.methods.spaces.lora import Lora
+from zoedge.methods.spaces.prompt import Prompt
 from zoedge.recipe.reading import read_recipe
 from zoedge.run import folder as run_folder
 from zoedge.run import replay, setup
@@ -290,7 +292,7 @@ def test_only_finite_tensors_that_peft_knows_are_exported(made: Callable[[str], 
     with pytest.raises(DivergedError):
         export_peft.write_peft(run, one.log, one.bench.recipe, tmp_path / "a")
     with pytest.raises(UsageError, match="nothing to merge"):
-        export_merged.write_merged(one.bench.recipe, object(), tmp_path / "a")
+        export_merged.write_merged(one.bench.recipe, Prompt().blank({"width": 8}, 0, Normal()), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 

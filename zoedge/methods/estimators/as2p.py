@@ -43,17 +43,17 @@ class As2p(AbstractEstimator):
     step_decay_end: Annotated[float, Ge(0)] = 0.0
     full_batch: bool = False
 
-    def radius(self, step: int, steps: int) -> float:
+    def _radius(self, step: int, steps: int) -> float:
         return self.rho if self.full_batch else cosine_schedule(self.rho, self.rho_end, step, steps)
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         step, steps = oracle.step, oracle.steps
-        rho = self.radius(step, steps)
+        rho = self._radius(step, steps)
         up, down = oracle.losses([((rho, 0),), ((-rho, 0),)])
         gamma = (up - down) / (2.0 * rho)
         if not math.isfinite(gamma):
             return [gamma]
-        sigma = self.spread([gamma, *self.recent(past, step, steps)])
+        sigma = self._spread([gamma, *self._recent(past, step, steps)])
         if gamma == 0.0 or sigma < 1e-12:
             return [0.0]
         eta_a = self.eta_a * (1.0 if self.full_batch else cosine_schedule(2.0, 1.0, step, steps))
@@ -61,13 +61,13 @@ class As2p(AbstractEstimator):
         size = reach / (self.eta_b * sigma / abs(gamma) + self.eta_b / eta_a)
         return [math.copysign(size, gamma)]
 
-    def recent(self, past: Sequence[Record], step: int, steps: int) -> list[float]:
+    def _recent(self, past: Sequence[Record], step: int, steps: int) -> list[float]:
         """The gammas of the window, from the logged losses: the log is the ring."""
         width = max(10, math.ceil(self.window * (steps if self.window_of == "run" else step)))
         some = (past[i] for i in range(max(0, step - width + 1), step))
-        return [(r.losses[0] - r.losses[1]) / (2.0 * self.radius(r.step, steps)) for r in some if not r.flags & 1]
+        return [(r.losses[0] - r.losses[1]) / (2.0 * self._radius(r.step, steps)) for r in some if not r.flags & 1]
 
-    def spread(self, gammas: list[float]) -> float:
+    def _spread(self, gammas: list[float]) -> float:
         values = [abs(g) for g in gammas] if self.sigma == "abs" else gammas
         mean = math.fsum(values) / len(values) if len(values) >= MIN_GAMMAS else 0.0
         return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))

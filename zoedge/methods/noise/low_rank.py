@@ -35,24 +35,24 @@ class LowRank(AbstractNoise):
             size, start = math.prod(part.shape), part.offset - leaf.offset
             here = leaf.value[start : start + size]
             z[start : start + size] = (
-                self.matrix(key, part, here) if len(part.shape) == 2 else self.vector(key, part, here)
+                self._matrix(key, part, here) if len(part.shape) == 2 else self._vector(key, part, here)
             )
         return z
 
-    def matrix(self, key: Key, part: Part, here: Any) -> Any:
+    def _matrix(self, key: Key, part: Part, here: Any) -> Any:
         """U is the record's, V its window's. Offsets times the rank: a column's U is that much longer than it."""
         rows, columns = part.shape
-        u = self.signs(key._replace(stream=FACTOR_STREAM), part.offset * self.rank, rows, here)
+        u = self._signs(key._replace(stream=FACTOR_STREAM), part.offset * self.rank, rows, here)
         window = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK_STREAM)
-        return (u @ self.signs(window, part.offset * self.rank, columns, here).T).reshape(-1)
+        return (u @ self._signs(window, part.offset * self.rank, columns, here).T).reshape(-1)
 
-    def signs(self, key: Key, offset: int, count: int, like: Any) -> Any:
+    def _signs(self, key: Key, offset: int, count: int, like: Any) -> Any:
         """[count, rank]."""
         size = count * self.rank
         blank = like.repeat(-(-size // len(like)))[:size]
         return Rademacher().draw(key, Leaf("", offset, blank)).reshape(count, self.rank)
 
-    def vector(self, key: Key, part: Part, here: Any) -> Any:
+    def _vector(self, key: Key, part: Part, here: Any) -> Any:
         mantissa, exponent = math.frexp(math.sqrt(self.rank))
         return Rademacher().draw(key, Leaf(part.name, part.offset, here)) * math.ldexp(
             round(mantissa * 256), exponent - 8

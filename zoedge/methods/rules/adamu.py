@@ -43,7 +43,7 @@ class Adamu(AbstractRule):
     signed: bool = True
     anneal: Literal["cosine", "paper_fig1"] = "cosine"
 
-    def rates(self, step: int, steps: int) -> list[float]:
+    def _rates(self, step: int, steps: int) -> list[float]:
         """[a, b1, b2], the same bits on every machine. ValueError at a pole of Eq. 7."""
         t2 = max(1, int(self.settled * steps))
         t1 = min(self.warm, t2 - 1)
@@ -56,25 +56,25 @@ class Adamu(AbstractRule):
         return [bits16(end + (1.0 - end) * (0.5 + 0.5 * cospi(x / b))) for end, b in zip(ends, below)]
 
     def check(self, steps: int) -> None:
-        self.rates(steps, steps)  # what is divided by falls until the schedules rest
+        self._rates(steps, steps)  # what is divided by falls until the schedules rest
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
-        return {"m": leaf.zeros(), "step": 0, "steps": steps, "rates": self.rates(0, steps)}
+        return {"m": leaf.zeros(), "step": 0, "steps": steps, "rates": self._rates(0, steps)}
 
-    def parts(self, slots: RuleSlots, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    def _parts(self, slots: RuleSlots, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         a = slots["rates"][0]
         return z1 * bits16(math.sqrt(a)), z2 * bits16(math.sqrt(1.0 - a)) + slots["m"]
 
     def direction(self, slots: RuleSlots, *noise: Tensor) -> Tensor:
-        z1, z2 = self.parts(slots, *noise)
+        z1, z2 = self._parts(slots, *noise)
         return z1 * slots["rates"][1] + z2 * bits16(1.0 - slots["rates"][1])
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         (u, noise), (g,), b2 = next(iter(directions)), record.g, slots["rates"][2]
-        z1, z2 = self.parts(slots, *noise)
+        z1, z2 = self._parts(slots, *noise)
         size = exact_sqrt(z1 * z1 * b2 + z2 * z2 * bits16(1.0 - b2) + self.floor)
         slots["step"] += 1
-        slots["rates"] = self.rates(slots["step"], slots["steps"])
+        slots["rates"] = self._rates(slots["step"], slots["steps"])
         if g:
             slots["m"] = u if g > 0 or not self.signed else u * -1.0
         return u / size * record.coefficients[0]

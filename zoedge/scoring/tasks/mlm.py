@@ -39,7 +39,7 @@ class Mlm(AbstractTask):
         if f"{{{MASK_FIELD}}}" not in self.prompt or MASK_FIELD in self.fields():
             raise ValueError(f"prompt: write {{{MASK_FIELD}}} once, where the word is to stand")
 
-    def plainly(self) -> Classify:
+    def _plainly(self) -> Classify:
         """The same without the mask. ValueError: a prompt or options that cannot be meant."""
         return Classify(self.prompt.replace(f"{{{MASK_FIELD}}}", "", 1), self.options, self.label)
 
@@ -49,7 +49,7 @@ class Mlm(AbstractTask):
 
     def fields(self) -> list[str]:
         """The row's fields that the prompt is made of."""
-        return self.plainly().fields()
+        return self._plainly().fields()
 
     def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
         """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, words, the tokenizer."""
@@ -60,8 +60,8 @@ class Mlm(AbstractTask):
                 "task: {name: classify}."
             )
         require_fields(rows, self.fields(), self.label)
-        _, labels = self.plainly().rendered(rows)
-        words, prompts = self.words(tokenizer), self.tokenised(rows, tokenizer)
+        _, labels = self._plainly().rendered(rows)
+        words, prompts = self._words(tokenizer), self._tokenised(rows, tokenizer)
         examples, lengths = Examples(1), []
         for i, (row, label) in enumerate(zip(rows, labels)):
             parts = [segment[i] for segment in prompts.segments]
@@ -78,7 +78,7 @@ class Mlm(AbstractTask):
             examples.names.append(row.where)
         return examples, check_overflow(rows, lengths, limit, overflow, "the longest field, from the right")
 
-    def words(self, tokenizer: Any) -> list[int]:
+    def _words(self, tokenizer: Any) -> list[int]:
         """The token of each option. DataError: a word of none, of several, unknown, or the same as another's."""
         found: list[int] = []
         for word in self.options.values():
@@ -93,10 +93,10 @@ class Mlm(AbstractTask):
             found += ids
         return found
 
-    def tokenised(self, rows: list[Row], tokenizer: Any) -> SegmentedPrompts:
+    def _tokenised(self, rows: list[Row], tokenizer: Any) -> SegmentedPrompts:
         """The rows' prompts in segments: texts, fields and the mask."""
         segments: list[list[list[int]]] = []
-        fields, place, plainly = [], 0, self.plainly()
+        fields, place, plainly = [], 0, self._plainly()
 
         def ids(texts: list[str]) -> list[list[int]]:
             found: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
@@ -115,7 +115,7 @@ class Mlm(AbstractTask):
         return SegmentedPrompts(segments, fields, place)
 
     def over(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
-        return ClassifyTraining(self.plainly(), train, seed, size)
+        return ClassifyTraining(self._plainly(), train, seed, size)
 
 
 class SegmentedPrompts(NamedTuple):
