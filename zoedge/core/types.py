@@ -1,14 +1,18 @@
-"""The words of zoedge, and how they fit together.
+"""This module declares the words of zoedge: the values that its parts exchange, and what each kind of part must offer.
 
-    task -> score -> estimator -> Record          measuring: needs the model, the batch, a GPU's moods
-    Record -> log                                 the waist: a few floats, durable before they are used
-    log -> rule -> space                          advancing: needs the log alone, exact on any machine
-    noise.draw(key, leaf) feeds both halves       the direction moved along is the direction probed
+    task -> score -> estimator -> Record          measuring needs the model, the batch and a GPU, whose bits may vary
+    Record -> log                                 the waist: a few floats, on disk before they are used
+    log -> rule -> space                          advancing needs the log alone, and is exact on any machine
+    noise.draw(key, leaf) feeds both halves       the direction that is probed is the direction moved along
 
     theta[t+1], slots[t+1] = advance(theta[t], slots[t], record[t])     and nothing else changes theta
 
-This module imports nothing of ours and no torch: every array below is duck-typed, so that the same noise and the same
-rule run on torch tensors (training, replay) and on numpy arrays (the second implementation that `verify` compares with).
+A recipe names a noise, an estimator, a rule, a space and a task. Each is a frozen dataclass below the abstract class of
+its kind: its fields are its options, and its class variables say what it can do. Whatever the rest of the package reads
+of a part is declared here, with its default. methods/__init__.py shows how known algorithms are put together.
+
+The module imports no torch. Arrays are duck-typed, so that the same noise and the same rule run on torch tensors (in
+training and replay) and on numpy arrays (in the second implementation, which `verify` compares with).
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ PROBE_STREAM, INIT_STREAM, MASK_STREAM, FACTOR_STREAM, CURVATURE_STREAM, ROUNDIN
 
 
 class Key(NamedTuple):
-    """Names one random direction. seed: 64 bits; seq, query, stream: 32 bits each."""
+    """The name of one random direction: `seed` has 64 bits; `seq`, `query` and `stream` have 32 bits each."""
 
     seed: int
     seq: int
@@ -50,12 +54,13 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaf:
-    """One trained tensor: a float32 master and its place in the run's vector.
+    """One trained tensor: its float32 master, and its place in the vector of everything that the run trains.
 
-    value: 1-D [n] float32; offset: its first element's index in the vector of all trained elements;
-    parts: the named matrices inside `value`, for noise that needs their shapes (offset counts as above).
-    storage: the grid that the values lie on. 16 bits: the base's own weights, whose `value` has that type too.
-    least: no element goes below it.
+    value: [n] float32; with a 16-bit `storage`, the base's own weights in that type.
+    offset: the index of its first element in the vector of all trained elements.
+    parts: the named matrices inside `value`, for noise that needs their shapes; their offsets count as `offset` does.
+    storage: the type on whose grid the values lie.
+    least: the value below which no element goes.
     """
 
     name: str
@@ -67,13 +72,13 @@ class Leaf:
     least: float = -math.inf
 
     def zeros(self) -> Any:
-        """[n] zeros in the type that rules compute in, wherever `value` lies."""
+        """Return [n] zeros in the type that rules compute in, on the device and of the library of `value`."""
         zeros: Any = self.value * 0.0
         return zeros.float() if self.storage in HALF_FORMATS and hasattr(zeros, "float") else zeros
 
 
 class Part(NamedTuple):
-    """A named matrix inside a leaf: `value[offset - leaf.offset :][: numel]` viewed as `shape`."""
+    """A named matrix inside a leaf, which is `value[offset - leaf.offset :][: numel]` viewed as `shape`."""
 
     name: str
     offset: int
@@ -81,25 +86,28 @@ class Part(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one step leaves behind. `lr` and `g` have 16 significant bits and are what is applied; the rest informs."""
+    """The result of one step, as it is logged. Only `lr`, `g` and `decay` are applied; the rest is for people and proofs.
+
+    `lr` and every weight of `g` have 16 significant bits.
+    """
 
     step: int
-    seq: int  # slot in the log; keys the noise, so a rewound step never reuses a direction
+    seq: int  # its slot in the log; it keys the noise, so that a step after a rewind never reuses a direction
     lr: float
-    g: tuple[float, ...]  # a weight a query
-    losses: tuple[float, ...]  # float32, in the order the estimator asked for them
+    g: tuple[float, ...]  # one weight for each query
+    losses: tuple[float, ...]  # float32, in the order in which the estimator asked for them
     flags: int = 0
     check: int = 0  # crc32 of the batch
     decay: float = 1.0  # theta is multiplied by this first
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """-lr * g a query, in float64, rounded to 16 bits: what multiplies a direction."""
+        """The factor -lr * g of each query's direction, computed in float64 and rounded to 16 bits."""
         return tuple(bits16(-(self.lr * g)) for g in self.g)
 
 
 class Direction(NamedTuple):
-    """z is what was probed and is moved along; noise: the draws that the rule made it from."""
+    """A direction z, which is probed and then moved along, and the draws of noise from which the rule made it."""
 
     z: Tensor
     noise: tuple[Tensor, ...]
@@ -115,9 +123,9 @@ OnlyWith = Mapping[str, tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A point as a space sees it: leaf -> what is added there (None: nothing).
+    """A point as a space sees it: a function from a leaf to what is added there, or to None where nothing is.
 
-    term: (noise, key, c) where that is c * noise.draw(key, leaf) and nothing else, so that a kernel may draw by itself.
+    term: (noise, key, c) if the function is c * noise.draw(key, leaf), so that a kernel may draw by itself; else None.
     """
 
     delta: Callable[[Leaf], Tensor | None]
@@ -142,38 +150,41 @@ class AbstractNoise(ABC):
 
     @abstractmethod
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
-        """The direction named by `key` on `leaf`: [n] float32 of at most 8 significant bits. None: the leaf rests."""
+        """Return the direction `key` on `leaf`, [n] float32 of at most 8 significant bits; None: the leaf does not move."""
 
     def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
-        """`noise._fused.product` of this noise for weights like `like`: x (W + c z)' without a W + c z. None: draw."""
+        """Return a function that computes x (W + c z)' without storing W + c z (noise/_fused.py), for weights like `like`.
+
+        None: there is none for this noise or device, and directions must be drawn.
+        """
         return None
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
-        """What `draw` is to be multiplied by for E[z z'] = I. It goes into points and weights, never into z.
+        """Return the factor that makes E[z z'] = I of what `draw` returns. Points and weights are multiplied by it, not z.
 
-        elements: trained in all; square(): |z|^2 of this direction over all of them.
+        elements: how many the run trains. square: computes |z|^2 of this direction over all of them.
         """
         return 1.0
 
 
 class Oracle(Protocol):
-    """What an estimator may ask. All answers are host floats."""
+    """What an estimator may ask for during one step. All answers are Python floats."""
 
     step: int
     steps: int
     lr: float  # the rule's step size at this step, as it will be logged
 
     def losses(self, points: Sequence[Point]) -> list[float]:
-        """Mean loss of the step's batch at each point, in float64; as many points in one forward as fit."""
+        """Return the mean loss of the step's batch at each point, in float64. One forward holds as many points as fit."""
 
     def dot(self, a: int, b: int) -> float:
-        """<z[a], z[b]> over all that is trained."""
+        """Return the inner product of the directions of two queries, over everything that is trained."""
 
     def sign(self, query: int) -> float:
-        """-1 or +1 with equal chance: a random bit of the step."""
+        """Return -1 or +1 with equal chance: a random bit that is fixed by the step and the query."""
 
     def clip(self, g: float, limit: float) -> float:
-        """g in -limit .. limit; the record says if that changed it."""
+        """Return g cut to -limit .. limit. The record's flags say whether that changed it."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +210,12 @@ class AbstractEstimator(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractRule(ABC):
-    """g and z -> delta, one leaf at a time. Elementwise +, -, *, / alone, one operation a kernel; subclasses are final.
+    """What turns weights g and directions z into an update, one leaf at a time. Subclasses are final.
 
-    lr: the step size. schedule: how it falls to zero over the run; where a recipe's lr is auto, linear if not told.
-    weight_decay: theta *= 1 - lr * weight_decay.
+    An update uses elementwise +, -, * and / alone, one operation at a time, so that it has the same bits on every machine.
+
+    lr: the step size. schedule: how the step size falls to zero over the run; where a recipe's lr is auto, linear is the
+    default. weight_decay: each step first multiplies theta by 1 - lr * weight_decay.
     """
 
     only_with: ClassVar[OnlyWith] = {}
@@ -210,6 +223,7 @@ class AbstractRule(ABC):
     nested: ClassVar[Mapping[str, str]] = {}
     rule: ClassVar[int]  # frozen: the id of the rule in a log's header
     draws: ClassVar[int] = 1  # draws of noise for each query
+    linear: ClassVar[bool] = False  # an update is -lr * sum g z, and nothing else
     bound: ClassVar[bool] = False  # `slots` depends on the length of the run
     lr: Positive = 1e-3
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -220,7 +234,7 @@ class AbstractRule(ABC):
             raise ValueError("weight_decay: lr * weight_decay must be below 1")
 
     def rate(self, step: int, steps: int) -> float:
-        """The step size of `step` of `steps`, rounded to 16 bits. It is logged: cosines differ between machines."""
+        """Return the step size of `step` in a run of `steps`, rounded to 16 bits. It is logged: cosines differ by machine."""
         left = {
             "constant": 1.0,
             "linear": 1.0 - step / steps,
@@ -229,24 +243,27 @@ class AbstractRule(ABC):
         return bits16(self.lr * left)
 
     def decay(self, lr: float) -> float:
-        """What theta is multiplied by: float32, not 16 bits, in which 1 - 5e-6 would be 1."""
-        found: float = struct.unpack("<f", struct.pack("<f", 1.0 - lr * self.weight_decay))[0]
-        return found
+        """Return the factor that theta is multiplied by, in float32: in 16 bits, 1 - 5e-6 would be 1."""
+        factor: float = struct.unpack("<f", struct.pack("<f", 1.0 - lr * self.weight_decay))[0]
+        return factor
 
     def check(self, steps: int) -> None:  # noqa: B027 - for rules with schedules of their own
-        """ValueError("option: why") if a schedule of the rule's has no value somewhere in a run of `steps`."""
+        """Raise ValueError("option: why") if a schedule of the rule has no value somewhere in a run of `steps`."""
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
-        """The rule's own state for a leaf, at step 0 of a run of `steps`."""
+        """Return the rule's own state for a leaf, at step 0 of a run of `steps`."""
         return {}
 
     def direction(self, slots: RuleSlots, *noise: Tensor) -> Tensor:
-        """What `draws` draws of noise stand for: probed and moved along. Changes nothing."""
+        """Return the direction, to be probed and moved along, that `draws` draws of noise stand for. It changes nothing."""
         return noise[0]
 
     @abstractmethod
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
-        """What to add to the leaf: [n] float32; may change `slots`. directions: one a query, drawn when asked for."""
+        """Return what is added to the leaf, [n] float32, and bring `slots` up to date.
+
+        directions: one for each query of the record, drawn only as the iteration asks for it.
+        """
 
 
 class Space(ABC):
@@ -269,13 +286,14 @@ class Space(ABC):
 
     @abstractmethod
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> AbstractContextManager[None]:
-        """While open, the model holds theta + delta a point. On leaving, also by an exception: the same bits as before."""
+        """Hold the points theta + delta in the model while the context is open; afterwards it has the bits of before."""
 
     @abstractmethod
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
-        """leaf = leaf * decay + delta, in that order, rounding after each.
+        """Set the leaf to leaf * decay + delta, in that order, rounding after each operation.
 
-        bits: of a leaf in 16-bit storage, 16 random bits an element ([n] int32) of any piece of it, for `dithered`.
+        bits: for a leaf in 16-bit storage, returns 16 random bits ([n] int32) for each element of any piece of it, by which
+        `exact.round_stochastic` rounds.
         """
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -376,12 +394,14 @@ class AbstractSpace(ABC):
 
 
 class Batch(Protocol):
+    """The examples of one step."""
+
     check: int  # crc32 of token ids, lengths and labels
     tokens: int  # padded rows of one copy in a forward
 
     def __len__(self) -> int: ...
     def part(self, first: int, end: int) -> Batch:
-        """Some of its examples, each with the loss that it has in the whole."""
+        """Return the examples first .. end - 1, each with the loss that it has in the whole batch."""
 
 
 class TrainingTask(Protocol):

@@ -145,7 +145,7 @@ def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection
     if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
         parts["rule"] = replace(parts["rule"], schedule="linear")
     if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
-        slope = bool(parts.get("estimator")) and parts["estimator"].slope and part_name(parts["rule"]) == "sgd"
+        slope = bool(parts.get("estimator")) and parts["estimator"].slope and parts["rule"].linear
         guard = AUTO_WATCHDOG.model_copy(update={"trust": AUTO_TRUST}) if slope else AUTO_WATCHDOG
         parts["train"] = parts["train"].model_copy(update={"watchdog": guard})
         auto.add(WATCHDOG_KEY)

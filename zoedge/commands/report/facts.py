@@ -118,9 +118,8 @@ def describe_state(journal: Any, recipe: Recipe) -> str:
 
 def has_exact_size(recipe: Recipe) -> bool:
     """Whether a step moves by lr times g times its noise, and the noise has as many elements of unit variance."""
-    from ...recipe.recipe import part_name
 
-    return part_name(recipe.rule) == "sgd" and recipe.noise.dense
+    return recipe.rule.linear and recipe.noise.dense
 
 
 def add_metrics(facts: RunFacts, journal: Any) -> None:

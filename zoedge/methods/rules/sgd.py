@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Sgd(AbstractRule):
     rule = 1  # frozen: the rule id in a log's header
+    linear = True
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         first, *rest = (d.z * c for d, c in zip(directions, record.coefficients))
