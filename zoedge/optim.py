@@ -1,11 +1,11 @@
-"""A torch-style optimiser without gradients, for any module and any closure, by the engine and with the log of a run.
+"""This module has `ZerothOrder`, an optimiser in torch's style that needs losses alone, for any module and any closure.
 
     optimizer = zoedge.optim.ZerothOrder(model.named_parameters(), lr=1e-3, eps=1e-3)
     loss = optimizer.step(lambda: loss_of(model))
 
-Each step is `engine.play`: the closure is the task's score, the parameters are the space's leaves, and what is learnt goes
-through the log before it is applied. What a log of a recipe has, and such a log cannot have, is where it begins: the
-parameters' own values, which replay is given (`base`), and proves by the header's digest.
+It is the engine of a recipe's run: the closure takes the place of the task, the parameters that of the space, and each
+record is in the log before it is applied. One thing such a log does not hold: the values that the parameters had before
+the first step. Replay is given them (`base`), and compares their digest with the one in the log's header.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .core.canonical import encode_canonical
 from .core.exact import HALF_FORMATS
 from .core.memory import MemoryLog
 from .core.parts import PART_FOLDERS, list_words, load_part
+from .core.types import AbstractNoise, AbstractRule
 from .errors import DataError, DivergedError, IdentityError, UsageError, ZoedgeError, make_printable
 from .log.header import Header
 from .log.log import Log
@@ -43,11 +44,11 @@ TRAINABLE_TYPES = ("float32", *HALF_FORMATS)
 
 
 class ClosureError(Exception):
-    """The closure has raised: no fault of the engine's, which must not take it for one."""
+    """Carries what the closure raised through the engine, which must not take it for a fault of its own."""
 
 
 class ClosureBatch(NamedTuple):
-    """A batch that only the closure knows."""
+    """Stands for a batch that only the closure knows."""
 
     check: int = 0
     tokens: int = 1
@@ -55,30 +56,33 @@ class ClosureBatch(NamedTuple):
     def __len__(self) -> int:
         return 1
 
+    def part(self, first: int, end: int) -> ClosureBatch:
+        return self
+
 
 class ClosureTask:
-    """A task whose score is whatever a function returns."""
+    """A task whose score is what the closure returns."""
 
     def __init__(self) -> None:
-        self.f: Callable[[], Any] | None = None
+        self.closure: Callable[[], Any] | None = None
 
     def batch(self, step: int) -> ClosureBatch:
         return ClosureBatch()
 
     def score(self, model: Any, batch: Any, copies: int) -> Tensor:
-        assert self.f is not None
+        assert self.closure is not None
         try:
-            found = self.f()
+            answer = self.closure()
         except Exception as e:
             raise ClosureError from e
         try:
-            if isinstance(found, Tensor):
-                found = found.detach().item()
-            loss = float(found) if not isinstance(found, (str, bytes)) else None
+            if isinstance(answer, Tensor):
+                answer = answer.detach().item()
+            loss = float(answer) if not isinstance(answer, (str, bytes)) else None
         except (TypeError, ValueError, RuntimeError):
             loss = None
         if loss is None:
-            what = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            what = f"a tensor of shape {list(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
             raise UsageError(f"The closure returned {what}: it must return one number, the loss (a forgotten return?).")
         return torch.tensor([[loss]], dtype=torch.float64)
 
@@ -87,21 +91,26 @@ class ClosureTask:
 
 
 class ZerothOrder(torch.optim.Optimizer):
-    """Moves parameters by differences of a loss: `step(closure)`, where closure() returns the loss of them as they are.
+    """Moves parameters by differences of a loss: `step(closure)`, where closure() returns the loss at their present values.
 
-    params: tensors, or (name, tensor) pairs such as `module.named_parameters()`, or torch's groups of either; those that
-    do not require a gradient rest. float32, bfloat16 or float16; 16-bit ones cost 4 bytes more an element (the master).
-    noise, estimator, rule: words of a recipe, tables ({"name": "low_rank", "rank": 2}), or objects. lr, eps, queries: of
-    the rule and the estimator; None: their own defaults. steps: of the whole run, for parts that have schedules of its
-    length. log: a file, which is gone on with if it is there, or None: memory alone. sync_every, hash_every: as in a
-    recipe's `log`.
+    Within a step the closure must return the same loss for the same parameters: the same batch, and no dropout. No gradient
+    is recorded while it is called. Each step reads `param_groups[0]["lr"]`, so torch's schedulers work; a record has one
+    lr, so all groups share it.
 
-    The closure must give the same loss for the same parameters within a step: the same batch, no dropout. No gradient is
-    recorded while it is called. Each step reads `param_groups[0]["lr"]`, so torch's schedulers work; the log has one lr
-    a step, hence all groups share it.
+    Args:
+        params: tensors, or (name, tensor) pairs such as `module.named_parameters()`, or torch's groups of either. Those
+            that do not require a gradient stay as they are. The others are float32, bfloat16 or float16; a 16-bit one
+            costs 4 bytes more an element, for its float32 master.
+        lr, eps, queries: the options of the rule and the estimator; None keeps their own defaults.
+        noise, estimator, rule: a recipe's words, tables such as {"name": "low_rank", "rank": 2}, or objects.
+        seed: what the directions are drawn from.
+        steps: the length of the whole run, for parts with schedules of that length.
+        log: the log's file; if it exists, the run goes on where it ends. None keeps the records in memory alone.
+        hash_every, sync_every: as in a recipe's `log`.
 
-    UsageError: an argument. IdentityError: the log is of other parameters, values or methods. DamagedError, LockedError,
-    StorageError: the log file. DivergedError: eight losses in a row were not finite.
+    Raises:
+        UsageError: an argument is wrong. IdentityError: the log is of other parameters, values or methods.
+        DamagedError, LockedError, StorageError: the log's file. DivergedError: eight losses in a row were not finite.
     """
 
     def __init__(
@@ -120,71 +129,59 @@ class ZerothOrder(torch.optim.Optimizer):
         hash_every: int = 100,
         sync_every: int = 1,
     ):
-        self._journal: Any = None
-        for name, value, least, most in (
-            ("seed", seed, 0, 2**64 - 1),
-            ("steps", 1 if steps is None else steps, 1, UNBOUNDED_STEPS),
-            ("hash_every", hash_every, 1, 2**32 - 1),
-            ("sync_every", sync_every, 1, 4096),
-        ):
-            if type(value) is not int or not least <= value <= most:
-                raise UsageError(f"{name}: {make_printable(repr(value))} is not a whole number in {least}..{most}.")
-        made = {
-            "noise": build_part("noise", noise),
-            "estimator": build_part("estimator", estimator, eps=eps, queries=queries),
-            "rule": build_part("rule", rule, lr=lr),
-        }
-        for key, where, allowed, found in incompatible_parts(made):
-            raise UsageError(f"{key}: {part_name(made[key])} goes only with {where}: {allowed}, not {found}.")
-        self._rule, self._estimator = made["rule"], made["estimator"]
-        if steps is None:
-            for key in ("rule", "estimator"):
-                if made[key].bound:
-                    raise UsageError(f"{key}: {part_name(made[key])} depends on the length of the run. Say steps=N.")
-            if self._rule.schedule != "constant":
-                raise UsageError(
-                    f"rule: its schedule is {self._rule.schedule}, over how many steps? Say steps=N, or leave the schedule "
-                    "to torch.optim.lr_scheduler."
-                )
+        self._journal: MemoryLog | Log | None = None
+        check_whole_numbers(seed, steps, hash_every, sync_every)
+        self._noise = build_part("noise", noise)
+        self._estimator = build_part("estimator", estimator, eps=eps, queries=queries)
+        self._rule = build_part("rule", rule, lr=lr)
+        parts = {"noise": self._noise, "estimator": self._estimator, "rule": self._rule}
+        check_parts(parts, steps)
         try:
             super().__init__(params, {"lr": self._rule.lr})
         except (ValueError, TypeError) as e:
             raise UsageError(f"params: {make_printable(str(e), 300)}.") from None
-        for group in self.param_groups:
-            group.setdefault(
-                "initial_lr", group["lr"]
-            )  # which schedulers want where they go on at last_epoch=steps - 1
+        for group in self.param_groups:  # torch's schedulers want it where they go on at last_epoch=steps - 1
+            group.setdefault("initial_lr", group["lr"])
         self._space = ParameterSpace(trainable_tensors(self.param_groups))
         settings: dict[str, Any] = {"seed": seed, "steps": steps, "hash_every": hash_every}
-        settings |= {key: {"name": part_name(value), **asdict(value)} for key, value in made.items()}
-        length = steps or UNBOUNDED_STEPS
-        header = make_header(settings, self._space, oracle.slot_capacity(self._estimator, length), sync_every, made)
+        settings |= {key: {"name": part_name(part), **asdict(part)} for key, part in parts.items()}
+        directions = oracle.slot_capacity(self._estimator, steps or UNBOUNDED_STEPS)
+        header = make_header(settings, self._space, directions, sync_every, self._noise, self._rule)
         self._task, self._broken = ClosureTask(), False
-        task: Any = self._task
-        path = None if log is None else Path(log)
-        self._journal = MemoryLog() if path is None else open_or_create(path, header)
-        space: Any = self._space
-        self._run = run.Run(seed, length, self._journal, space, made["noise"], self._rule, task=task)
+        self._journal = MemoryLog() if log is None else open_or_create(Path(log), header)
+        self._run = self._replay(seed, steps or UNBOUNDED_STEPS)
+        self._versions = self._read_versions()
+
+    def _replay(self, seed: int, steps: int) -> run.Run:
+        """Bring the parameters to the end of the log, and return the run that goes on from there."""
+        made = run.Run(seed, steps, self._log, self._space, self._noise, self._rule, task=self._task)
         try:
-            for _ in engine.play(self._run, len(self._journal)):
+            for _ in engine.play(made, len(self._log)):
                 pass
         except BaseException:
             self.close()
             raise
-        self._run.estimator = self._estimator  # a log that diverged is replayed too
-        self._seen = self._look()
+        made.estimator = self._estimator  # not before: a log that diverged is replayed too
+        return made
+
+    @property
+    def _log(self) -> MemoryLog | Log:
+        assert self._journal is not None
+        return self._journal
 
     # -- one step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
-        """One step; the mean of the losses that it asked for. Whatever the closure raises comes out as it is, and the
-        parameters have the bits that they had before."""
+        """Take one step, and return the mean of the losses that it measured.
+
+        Whatever the closure raises is raised as it is, and the parameters then have the bits that they had before.
+        """
         if closure is None:
             raise UsageError(
                 "step: give it a closure that returns the loss, such as optimizer.step(lambda: loss_of(model))."
             )
-        self._ready()
+        self._check_ready()
         rates = {float(group["lr"]) for group in self.param_groups}
         if len(rates) > 1:
             raise UsageError(f"One lr a step is logged, and the groups have {', '.join(map(repr, sorted(rates)))}.")
@@ -195,14 +192,14 @@ class ZerothOrder(torch.optim.Optimizer):
             self._run.rule = replace(self._rule, lr=lr)
         except ValueError as e:
             raise UsageError(f"lr: {lr!r}: {e}.") from None
-        before = len(self._journal)
-        self._task.f = closure
+        before = len(self._log)
+        self._task.closure = closure
         try:
             record = next(engine.play(self._run, before + 1, before))
         except ClosureError as e:
             assert e.__cause__ is not None
             raise e.__cause__ from None
-        except DataError as e:  # the engine's own: the closure's come as Raised
+        except DataError as e:  # the engine's own: what the closure raises comes as ClosureError
             raise DataError(
                 "Memory ended while the parameters were moved to a point: a step needs room for another copy of them, and for "
                 "its directions (4 bytes an element each). Nothing was changed."
@@ -213,53 +210,53 @@ class ZerothOrder(torch.optim.Optimizer):
                 "begin again with the parameters' first values and another log."
             ) from None
         finally:
-            self._task.f = None
-            self._broken = len(self._journal) > before  # until what was logged is known to be applied
+            self._task.closure = None
+            self._broken = len(self._log) > before  # a record is in the log: broken until it is known to be applied
         self._broken = False
         return math.fsum(record.losses) / max(1, len(record.losses))
 
-    def _ready(self) -> None:
-        """UsageError where a step would not be what the log says of it."""
+    def _check_ready(self) -> None:
+        """Raise UsageError if a step would not be what the log would say of it."""
         if self._broken:
             raise UsageError(
                 "The last step was interrupted. Make the optimiser again, over the parameters' first values."
             )
         if isinstance(self._journal, Log) and not self._journal.writable:
             raise UsageError(f"{self._journal.path}: finished, or closed. Make the optimiser again to go on.")
-        for name, now in self._look().items():
-            if now != self._seen[name]:
+        for name, now in self._read_versions().items():
+            if now != self._versions[name]:
                 raise UsageError(
                     f"{make_printable(name)} was changed, or moved, by something else than this optimiser: the "
                     "log could not replay "
                     "that. Make the optimiser anew, after such changes and with another log."
                 )
 
-    def _look(self) -> dict[str, tuple[int, int]]:
-        """What writing to a parameter, or moving it, changes; our own writes go past torch's count."""
-        return {name: (p._version, p.data_ptr()) for name, p in self._space.tensors_.items()}
+    def _read_versions(self) -> dict[str, tuple[int, int]]:
+        """Return what changes when others write to a parameter or move it; our own writes do not raise torch's count."""
+        return {name: (p._version, p.data_ptr()) for name, p in self._space.parameters.items()}
 
     # -- the log
 
     @property
     def steps(self) -> int:
-        """How many were taken, those of the log included."""
-        return len(self._journal)
+        """How many steps were taken, those that the log held at the start included."""
+        return len(self._log)
 
     @property
     def fingerprint(self) -> str | None:
-        """The log's last chain value, 32 hexadecimal digits; None: memory alone."""
+        """The log's last chain value, 32 hexadecimal digits; None: the records are in memory alone."""
         return self._journal.fingerprint if isinstance(self._journal, Log) else None
 
     def finish(self) -> str | None:
-        """Write the final state's digest into the log, after which nothing can follow, and close it: the fingerprint."""
-        self._ready()
+        """Write the digest of the final state into the log, close it, and return its fingerprint. No step can follow."""
+        self._check_ready()
         if isinstance(self._journal, Log):
             self._journal.finish(digests.digest(self._space))
         self.close()
         return self.fingerprint
 
     def close(self) -> None:
-        """Sync the log and free its lock."""
+        """Write the log to the disk and release its lock."""
         if isinstance(self._journal, Log):
             self._journal.close()
 
@@ -277,25 +274,59 @@ class ZerothOrder(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the state is: the log's path and fingerprint, and how many steps it has. Nothing else is state."""
+        """Return where the state is: the log's path, its fingerprint and its number of steps. Nothing else is state."""
         path = str(self._journal.path) if isinstance(self._journal, Log) else None
         return {"log": path, "steps": self.steps, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Nothing to load: the log was replayed when the optimiser was made. IdentityError: it is at another step."""
+        """Check that the log, which was replayed when the optimiser was made, is at this state's step.
+
+        IdentityError: it is at another.
+        """
         if not isinstance(self._journal, Log):
             raise UsageError("load_state_dict: without a log nothing of the steps before is kept. Use log='run.zlog'.")
-        said = state_dict.get("steps"), state_dict.get("fingerprint")
-        if said != (here := (self.steps, self.fingerprint)):
+        wanted = state_dict.get("steps"), state_dict.get("fingerprint")
+        if wanted != (here := (self.steps, self.fingerprint)):
             raise IdentityError(
                 f"{self._journal.path}: it is at step {here[0]} ({here[1]}), and the state at step "
-                f"{make_printable(str(said[0]))} "
-                f"({make_printable(str(said[1]))}). The log is the state: make the optimiser with the one that the state is of."
+                f"{make_printable(str(wanted[0]))} ({make_printable(str(wanted[1]))}). The log is the state: make the "
+                "optimiser with the one that the state is of."
             )
 
 
+def check_whole_numbers(seed: int, steps: int | None, hash_every: int, sync_every: int) -> None:
+    """Raise UsageError if one of the numbers is not whole, or is out of the range that the log has for it."""
+    for name, value, least, most in (
+        ("seed", seed, 0, 2**64 - 1),
+        ("steps", 1 if steps is None else steps, 1, UNBOUNDED_STEPS),
+        ("hash_every", hash_every, 1, 2**32 - 1),
+        ("sync_every", sync_every, 1, 4096),
+    ):
+        if type(value) is not int or not least <= value <= most:
+            raise UsageError(f"{name}: {make_printable(repr(value))} is not a whole number in {least}..{most}.")
+
+
+def check_parts(parts: dict[str, Any], steps: int | None) -> None:
+    """Raise UsageError if the parts do not go together, or depend on the length of a run that has none."""
+    for key, where, allowed, found in incompatible_parts(parts):
+        raise UsageError(f"{key}: {part_name(parts[key])} goes only with {where}: {allowed}, not {found}.")
+    if steps is not None:
+        return
+    for key in ("rule", "estimator"):
+        if parts[key].bound:
+            raise UsageError(f"{key}: {part_name(parts[key])} depends on the length of the run. Say steps=N.")
+    if parts["rule"].schedule != "constant":
+        raise UsageError(
+            f"rule: its schedule is {parts['rule'].schedule}, over how many steps? Say steps=N, or leave the schedule "
+            "to torch.optim.lr_scheduler."
+        )
+
+
 def build_part(kind: str, given: Any, **more: Any) -> Any:
-    """A part from a word, a table or an object, with what is not None of `more`. UsageError: each mistake."""
+    """Return a part from a word, a table or an object, with those options of `more` that are not None.
+
+    UsageError lists every mistake.
+    """
     if isinstance(given, str):
         table: dict[str, Any] = {"name": given}
     elif isinstance(given, Mapping):
@@ -313,8 +344,8 @@ def build_part(kind: str, given: Any, **more: Any) -> Any:
     for key, value in more.items():
         if value is not None:
             if key not in made.__dataclass_fields__:
-                there = ", ".join(made.__dataclass_fields__)
-                raise UsageError(f"{kind}: {word} has no {key}; it has {there or 'no options'}.")
+                options = ", ".join(made.__dataclass_fields__)
+                raise UsageError(f"{kind}: {word} has no {key}; it has {options or 'no options'}.")
             table[key] = float(value) if isinstance(value, int) and key != "queries" else value
     try:
         return parse_options(made, [f"{key}={json.dumps(value)}" for key, value in table.items()])
@@ -323,8 +354,8 @@ def build_part(kind: str, given: Any, **more: Any) -> Any:
 
 
 def trainable_tensors(groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of all that moves. UsageError: nothing does, or a tensor that cannot."""
-    found: dict[str, Tensor] = {}
+    """Return (name, tensor) of every parameter that is trained. UsageError: there is none, or one is of another type."""
+    trained: dict[str, Tensor] = {}
     for i, group in enumerate(groups):
         for j, p in enumerate(group["params"]):
             name = group["param_names"][j] if "param_names" in group else f"{i}.{j}"
@@ -334,26 +365,33 @@ def trainable_tensors(groups: Iterable[dict[str, Any]]) -> list[tuple[str, Tenso
                 raise UsageError(
                     f"{make_printable(name)} is {dtype_name(p)}: {', '.join(TRAINABLE_TYPES)} can be trained."
                 )
-            if name in found:
+            if name in trained:
                 raise UsageError(f"Two parameters are named {make_printable(name)}.")
-            found[name] = p
-    if not found:
+            trained[name] = p
+    if not trained:
         raise UsageError(
             "No parameter requires a gradient, which is how those that are to be trained are told from others."
         )
-    return list(found.items())
+    return list(trained.items())
 
 
-def make_header(settings: dict[str, Any], space: ParameterSpace, directions: int, sync_every: int, made: Any) -> Header:
-    """What the run is. The lr is not of its identity: every record has its own."""
+def make_header(
+    settings: dict[str, Any],
+    space: ParameterSpace,
+    directions: int,
+    sync_every: int,
+    noise: AbstractNoise,
+    rule: AbstractRule,
+) -> Header:
+    """Return the header that identifies the run. The lr is no part of the identity: every record has its own."""
     about = space.describe()
     identity = {**settings, "rule": {k: v for k, v in settings["rule"].items() if k != "lr"}, "space": about}
     first = space.leaves()[0].value
     return Header(
         block=encode_canonical({"optimizer": settings, "space": about}),
         directions=directions,
-        noise=made["noise"].scheme,
-        rule=made["rule"].rule,
+        noise=noise.scheme,
+        rule=rule.rule,
         seed=settings["seed"],
         elements=sum(leaf.value.numel() for leaf in space.leaves()),
         hash_every=settings["hash_every"],
@@ -364,12 +402,12 @@ def make_header(settings: dict[str, Any], space: ParameterSpace, directions: int
         data=bytes(32),
         manifest=run_identity.manifest_digest(space),
         initial=digests.digest(space),
-        selftest=digests.selftest(made["noise"], made["rule"], first[:1].new_zeros(1024)),
+        selftest=digests.selftest(noise, rule, first[:1].new_zeros(1024)),
     )
 
 
 def open_or_create(path: Path, header: Header) -> Log:
-    """A new log, or the one that is there. IdentityError: of another run."""
+    """Create the log, or open the one that exists. IdentityError: it is of another run."""
     if not os.path.lexists(path):
         try:
             return Log.create(path, header)
@@ -385,7 +423,7 @@ def open_or_create(path: Path, header: Header) -> Log:
 
 
 def check_same_run(log: Log, now: Header) -> None:
-    """IdentityError unless the log was begun with these settings, tensors and values."""
+    """Raise IdentityError unless the log was begun with these settings, tensors and values."""
     if not run_identity.is_optimizer_log(log.header):
         raise IdentityError(
             f"{log.path} is the log of a recipe's run: name another one. `zoedge resume` goes on with it."

@@ -32,6 +32,8 @@ from .exact import HALF_FORMATS, bits16
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .base import SpaceBase
+
 # Record.flags: a loss was not finite; g was clipped; the batch was cut into parts after memory had run out
 SKIPPED, CLIPPED, MICRO_BATCHED = 1, 2, 4
 
@@ -313,30 +315,6 @@ class Space(ABC):
         raise KeyError(name)
 
 
-class SpaceBase(Protocol):
-    """What a space asks of the model that it is trained over (scoring/models/base.py: Base)."""
-
-    model: Any  # transformers' own
-    dtype: Any  # torch.dtype of the forward
-    device: Any  # torch.device
-    cut: int  # the first block that anything trained changes
-    prompt: Tensor | None  # virtual tokens of the points held: [points, n, E]
-    past: Tensor | None  # keys and values of the points held: [points, blocks, 2, groups, m, D]
-    project: Callable[[Any, Tensor, Any], Tensor]  # how logits are computed
-
-    def sites(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, Any]: ...
-    def cut_at(self, block: int) -> None: ...
-    def reserve(self, tokens: int) -> None: ...
-    def real_tokens(self, count: int, text: str, seed: int) -> Tensor: ...
-    def embeddings(self, ids: Tensor) -> Tensor: ...
-    def keys_values(self, ids: Tensor) -> Tensor: ...
-    def keys_shape(self) -> tuple[int, int, int]: ...
-    def weights(self) -> dict[str, Any]: ...
-    def scaled(self, sites: dict[str, Any]) -> dict[str, Any]: ...
-    def scale_blocks(self, sites: dict[str, Any]) -> dict[str, int]: ...
-    def vectors(self, layers: list[int] | str) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class AbstractSpace(ABC):
     """What a recipe says of what is trained: `attach` makes the `Space` over a base. Subclasses are final."""
@@ -396,8 +374,13 @@ class AbstractSpace(ABC):
 class Batch(Protocol):
     """The examples of one step."""
 
-    check: int  # crc32 of token ids, lengths and labels
-    tokens: int  # padded rows of one copy in a forward
+    @property
+    def check(self) -> int:
+        """The crc32 of its token ids, lengths and labels."""
+
+    @property
+    def tokens(self) -> int:
+        """The padded token rows of one copy of it in a forward."""
 
     def __len__(self) -> int: ...
     def part(self, first: int, end: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Replay a log that `zoedge.optim.ZerothOrder` wrote."""
+"""This module replays a log that `zoedge.optim.ZerothOrder` wrote, from the values that its parameters began with."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..methods.spaces._parameters import ParameterSpace, dtype_name
 from ..recipe.parts import restore_part
 from . import identity
 
-UNBOUNDED_STEPS = 2**31 - 1  # steps of a run that does not say how many
-
-
-# -- replay
+UNBOUNDED_STEPS = 2**31 - 1  # the length of a run that is given none
 
 
 def make_replay_run(log: Any, device: str, start: Any) -> run.Run:
-    """A run that needs no closure: the log, from the parameters' values at its start.
+    """Return a run that replays the log without a closure, from the parameters' values at its start.
 
-    start: those, by name (a state_dict, a module, a .safetensors file), or in the log's order. DataError: none, or they
-    cannot be read. IdentityError: they are others.
+    Args:
+        start: these values by name (a state_dict, a module, a .safetensors file), or in the log's order.
+
+    Raises:
+        DataError: there are none, or they cannot be read. IdentityError: the log began with others.
     """
     about = log.header.about
     try:
@@ -42,29 +42,29 @@ def make_replay_run(log: Any, device: str, start: Any) -> run.Run:
             f"{log.path} is the log of a zoedge.optim.ZerothOrder: replay begins with the values that its parameters had "
             "before the first step. Give them: base=state_dict, or --base FILE.safetensors."
         )
-    there = tensors_by_name(start, list(wanted))
-    found = []
+    given = tensors_by_name(start, list(wanted))
+    copies = []
     for name, (type_, shape) in wanted.items():
-        if name not in there:
+        if name not in given:
             raise IdentityError(
-                f"{log.path}: the values at its start lack '{make_printable(name)}'{suggest_nearest(name, there)}."
+                f"{log.path}: the values at its start lack '{make_printable(name)}'{suggest_nearest(name, given)}."
             )
-        p = there[name]
+        p = given[name]
         if (dtype_name(p), tuple(p.shape)) != (type_, shape):
             raise IdentityError(
                 f"{log.path}: at its start '{make_printable(name)}' was {make_printable(str(type_))} "
                 f"{list(shape)}, not {dtype_name(p)} "
                 f"{list(p.shape)}."
             )
-        found.append((name, p.detach().to(device, copy=True).contiguous()))
-    space = ParameterSpace(found)
+        copies.append((name, p.detach().to(device, copy=True).contiguous()))
+    space = ParameterSpace(copies)
     identity.check_part_ids(log, made["noise"], made["rule"])
     identity.check_replayable(log, space, made["noise"], made["rule"])
     return run.Run(log.header.seed, steps, log, space, made["noise"], made["rule"])
 
 
 def tensors_by_name(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
-    """Tensors by name, of whatever holds them."""
+    """Return the tensors by name of a module, a .safetensors file, a mapping, or a sequence in the order of `names`."""
     if isinstance(start, nn.Module):
         return dict(chain(start.named_parameters(), start.named_buffers()))
     if isinstance(start, (str, os.PathLike)):
@@ -76,7 +76,7 @@ def tensors_by_name(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:
             raise DataError(
                 f"{make_printable(str(start))}: not a readable .safetensors file ({make_printable(str(e))})."
             ) from None
-    found = start if isinstance(start, Mapping) else dict(zip(names, start))
-    if not all(isinstance(p, Tensor) for p in found.values()):
+    tensors = start if isinstance(start, Mapping) else dict(zip(names, start))
+    if not all(isinstance(p, Tensor) for p in tensors.values()):
         raise UsageError("base: tensors by name are wanted, such as module.state_dict().")
-    return found
+    return tensors

@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...core.base import SpaceBase
 from ...core.exact import HALF_FORMATS, round_stochastic
-from ...core.types import AbstractNoise, AbstractSpace, Leaf, OnlyWith, Part, Perturbation, Space, SpaceBase
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, OnlyWith, Part, Perturbation, Space
 
 LEAF_ELEMENTS = (
     1 << 19

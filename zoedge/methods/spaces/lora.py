@@ -17,8 +17,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ...core.base import SpaceBase
 from ...core.exact import bits16
-from ...core.types import INIT_STREAM, AbstractNoise, AbstractSpace, Key, Leaf, Natural, Part, Positive, SpaceBase
+from ...core.types import INIT_STREAM, AbstractNoise, AbstractSpace, Key, Leaf, Natural, Part, Positive
 from ._master import MasterSpace, describe_layers, lay_out_parts
 
 

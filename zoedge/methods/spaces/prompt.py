@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core.types import AbstractNoise, AbstractSpace, Leaf, Natural, SpaceBase
+from ...core.base import SpaceBase
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, Natural
 from ._master import MasterSpace
 
 

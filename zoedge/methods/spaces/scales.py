@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.types import AbstractNoise, AbstractSpace, Leaf, OnlyWith, Part, Space, SpaceBase
+from ...core.base import SpaceBase
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, OnlyWith, Part, Space
 from ._loans import ParameterLoans
 from ._master import describe_layers
 

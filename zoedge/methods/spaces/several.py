@@ -14,7 +14,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ...core.types import AbstractNoise, AbstractSpace, Leaf, Space, SpaceBase
+from ...core.base import SpaceBase
+from ...core.types import AbstractNoise, AbstractSpace, Leaf, Space
 
 Answer = TypeVar("Answer")
 

@@ -1,0 +1,57 @@
+"""What a space asks of the model that it is trained over. scoring/models/base.py has the class that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Layers = list[int] | str  # all, 'last k', or the numbers of blocks
+
+
+class SpaceBase(Protocol):
+    """A frozen model that spaces hook. Its tensors may be without data while only descriptions are asked for."""
+
+    model: Any  # of transformers
+    dtype: torch.dtype  # of the forward
+    device: torch.device
+    cut: int  # the first block that anything trained changes
+    prompt: Tensor | None  # the virtual tokens of the points held: [points, n, E]
+    past: Tensor | None  # the keys and values of the points held: [points, blocks, 2, groups, m, D]
+    project: Callable[[Any, Tensor, Tensor | slice], Tensor]  # computes logits by some rows of the head
+
+    def sites(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
+        """Return the chosen Linear modules by name, and cut at the lowest. DataError: there are no such ones."""
+
+    def cut_at(self, block: int) -> None:
+        """Say that nothing below this block is trained."""
+
+    def reserve(self, tokens: int) -> None:
+        """Keep positions ahead of every sequence, and cut at 0. DataError: there is no room."""
+
+    def real_tokens(self, count: int, text: str, seed: int) -> Tensor:
+        """Return the ids [count] of a text, repeated to fill, or ids drawn from the vocabulary by the seed."""
+
+    def embeddings(self, ids: Tensor) -> Tensor:
+        """Return the embeddings [T, E] of tokens [T], in float32."""
+
+    def keys_values(self, ids: Tensor) -> Tensor:
+        """Return what the attention of every block keeps of tokens [T]: [blocks, 2, groups, T, D], in float32."""
+
+    def keys_shape(self) -> tuple[int, int, int]:
+        """Return (blocks, groups, D) of what `keys_values` returns."""
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Return every parameter, tied ones once. DataError: the model is quantised."""
+
+    def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, Any]:
+        """Return the scales of some quantised modules. DataError: they are not quantised."""
+
+    def scale_blocks(self, sites: dict[str, nn.Linear]) -> dict[str, int]:
+        """Return how many weights share a scale in each of some modules. DataError: they are not quantised."""
+
+    def vectors(self, layers: Layers) -> dict[str, nn.Parameter]:
+        """Return the norms and biases of some blocks, and the norms after the last block."""
