@@ -1,7 +1,8 @@
 """|a| = rho_k / (eta_b sigma / |gamma| + eta_b / eta_a(k)), down the slope (AS2P, arXiv 2402.01621, Algorithm 2).
 
-sigma: the spread of the signed gammas of the last tenth of the run. The paper's line 7 has the sign the wrong way round
-(as printed it ascends). The step is lr * g with g = sign(gamma) |a|: leave the rule at lr 1, constant.
+gamma is the slope between theta + rho z and theta - rho z, and sigma is the spread of the signed gammas of the last tenth
+of the run. The step is lr * g with g = sign(gamma) |a|, so the rule's lr must be 1 and its schedule constant. Line 7 of the
+paper's algorithm has the opposite sign: as it is printed, it ascends.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from annotated_types import Ge
 
 from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
-MIN_GAMMAS = 8  # gammas before sigma is taken about the mean; until then it is their root mean square
+MIN_GAMMAS = 8  # with fewer gammas, sigma is their root mean square instead of their standard deviation
 
 
 def cosine_schedule(start: float, end: float, step: int, steps: int) -> float:
+    """Return the value of half a cosine from `start` at step 0 to `end` after `steps`."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -62,7 +64,7 @@ class As2p(AbstractEstimator):
         return [math.copysign(size, gamma)]
 
     def _recent(self, past: Sequence[Record], step: int, steps: int) -> list[float]:
-        """The gammas of the window, from the logged losses: the log is the ring."""
+        """Return the gammas of the window, computed from the losses of the log: there is no other memory of them."""
         width = max(10, math.ceil(self.window * (steps if self.window_of == "run" else step)))
         some = (past[i] for i in range(max(0, step - width + 1), step))
         return [(r.losses[0] - r.losses[1]) / (2.0 * self._radius(r.step, steps)) for r in some if not r.flags & 1]

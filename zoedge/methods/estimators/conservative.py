@@ -1,6 +1,7 @@
 """theta <- argmin of f at {theta, theta - lr g z, theta + lr g z}, g two-sided (ZO-SGD-Cons, arXiv 2402.11592).
 
-Five losses, all from the master: nothing is undone, because nothing was done. Ties and NaN keep theta.
+A step measures five losses: two for g, then those of the three candidates. All are measured at points around theta, which
+itself does not move before the winner is known. If losses are equal or not a number, theta stays.
 """
 
 from __future__ import annotations

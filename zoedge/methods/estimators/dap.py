@@ -1,8 +1,9 @@
 """v = X - <g0, X> g0 / |g0|^2 + xi g0 / |g0|, xi = +-1: perturbations aligned with an estimated gradient g0 (DAP).
 
-arXiv 2510.19975, section 4. First `first` one-sided differences estimate g0; then `second` directions aligned with it.
-All are sums of regenerable vectors, so kappa goes into the weights and nothing is stored. One projection over all that
-is trained. At equal passes its total error is that of `sphere` unless the gradient is known: see the lab's `variance`.
+arXiv 2510.19975, section 4. `first` one-sided differences estimate g0; then `second` directions X are turned to align with
+it. The projection is over everything that is trained. Every v is a sum of directions that can be drawn again, so its
+factors go into the weights and no vector is stored. With as many forward passes, its total error is that of `noise: sphere`
+unless the gradient is known: the lab's experiment `variance` shows it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """g = (f(theta + eps z[q]) - f(theta)) / (eps queries std) a query: one-sided, divided by the losses' spread (FZOO).
 
-FZOO (arXiv 2506.09034): batched Rademacher directions in one forward; sigma is the standard deviation of the N probed
-losses, so that flat places get long steps. std falls with eps, so lr is to be chosen with eps.
+FZOO (arXiv 2506.09034) measures many Rademacher directions in one forward, and divides by the standard deviation (std) of
+their losses, so that it takes long steps where the loss is flat. The deviation falls with eps: choose lr and eps together.
 """
 
 from __future__ import annotations

@@ -1,8 +1,13 @@
 """theta <- the lower of theta + a s and theta - a s (S2P, arXiv 2402.01621, Algorithm 1; A = B = 1.01).
 
-a in units of the rule's lr, by option: 1, 3: 1 (lr is alpha_0 / sqrt(K d), or sqrt 2 / (B L1 sqrt(d K))); 2: |gamma|
-(lr is 1 / (L d)); 4: |gamma| / (A + curve |gamma|) (lr is 1 / (L0 d), curve is sqrt 2 B L1 / L0).
-gamma = (f(theta + rho s) - f(theta - rho s)) / 2 rho.
+The size a is a multiple of the rule's lr, which stands for the constant of the paper's option:
+
+    option 1: a = lr                                   lr = alpha_0 / sqrt(K d)
+    option 2: a = lr |gamma|                           lr = 1 / (L d)
+    option 3: a = lr                                   lr = sqrt 2 / (B L1 sqrt(d K))
+    option 4: a = lr |gamma| / (A + curve |gamma|)     lr = 1 / (L0 d), curve = sqrt 2 B L1 / L0
+
+with gamma = (f(theta + rho s) - f(theta - rho s)) / 2 rho.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """theta <- argmin of f at {theta, theta + a s, theta - a s}: stochastic three points (Bergou et al. 2020).
 
-a is the rule's step size (rule: sgd, schedule: cosine), so g is -1, +1 or 0. Three forward passes, no eps.
+a is the rule's step size (choose rule: sgd with schedule: cosine), so the weight g is -1, +1 or 0. A step takes three
+forward passes, and there is no smoothing radius.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ...core.types import AbstractEstimator, Oracle, Record
 
 @dataclass(frozen=True)
 class Stp(AbstractEstimator):
-    """Ties keep theta; a loss that is not a number counts as infinite."""
+    """If losses are equal, theta stays. A loss that is not a number counts as infinite."""
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
     radius_option = ""

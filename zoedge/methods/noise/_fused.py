@@ -1,7 +1,8 @@
-"""x (W + c z)' at the points of one direction, with z made in registers where it is multiplied: W + c z is never stored.
+"""This module computes x (W + c z)' at the points of one direction without storing W + c z: z is made in registers.
 
-Triton, on CUDA, for noise of 1 or 16 bits an element; weights have the bits that drawing gives. Before its first use on a
-device it is compared with drawing; where it fails or differs, directions are drawn. ZOEDGE_FUSED=0 leaves it out.
+It is a Triton kernel for CUDA and for noise of 1 or 16 bits an element. Its weights have the bits that drawing gives: before
+its first use on a device it is compared with drawing, and where it fails or differs, directions are drawn. The environment
+variable ZOEDGE_FUSED=0 turns it off.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ TILE_SIZES = {2: (64, 64, 64), 4: (64, 64, 32)}  # rows, columns, depth by bytes
 
 
 def find_kernel(like: torch.Tensor, bits: int, table: bytes, width: int) -> Callable[..., torch.Tensor] | None:
-    """`product` of a noise (bits, table, width: as `lookup` takes them) for weights like `like`; None: draw instead."""
+    """Return `perturbed_matmul` for a noise and for weights like `like`; None: directions must be drawn.
+
+    bits, table, width: as `look_up_noise` takes them.
+    """
     if not like.is_cuda or triton_version() == "none":
         return None
     return (
@@ -33,7 +37,7 @@ def find_kernel(like: torch.Tensor, bits: int, table: bytes, width: int) -> Call
 
 
 def triton_version() -> str:
-    """Which Triton would compile it; none: it is not installed, or ZOEDGE_FUSED is 0."""
+    """Return the Triton that would compile the kernel, or "none" if it is not installed or ZOEDGE_FUSED is 0."""
     off = os.environ.get("ZOEDGE_FUSED") == "0" or find_spec("triton") is None
     return "none" if off else f"triton {version('triton')}"
 
@@ -48,10 +52,16 @@ def perturbed_matmul(
     key: Key,
     cs: Sequence[float],
 ) -> torch.Tensor:
-    """x (w + c z)' + bias at each of one or two points, accumulated in float32: [P * S, ..., N].
+    """Return x (w + c z)' + bias at each of P = 1 or 2 points, accumulated in float32: [P * S, ..., N].
 
-    x: [P * S, ..., K], point by point; w: [N, K] of x's type, whose first element is number `offset` of the run's vector;
-    bias: [P, N] or None; key: z's; cs: the P factors. bits: 8, or 16 and a table of 65,536.
+    Args:
+        bits: 8 (signs), or 16 with a `table` of 65,536 float32 values, as bytes.
+        x: [P * S, ..., K], point by point.
+        w: [N, K] of x's type.
+        bias: [P, N], or None.
+        offset: the index of w's first element in the run's vector.
+        key: the name of the direction z.
+        cs: the P factors c.
     """
     from ._kernel import perturbed_matmul_kernel as run
 
@@ -94,7 +104,10 @@ def perturbed_matmul(
 
 @lru_cache(maxsize=16)
 def is_kernel_exact(device: torch.device, kind: torch.dtype, bits: int, table: bytes, width: int) -> bool:
-    """Does the kernel run on this device, and are its weights those of drawing? x = 1 shows them: the product is exact."""
+    """Whether the kernel runs on this device with the weights that drawing gives.
+
+    x is the identity, so the product shows the weights themselves, without rounding.
+    """
     key, offset, shape, c = Key(0x5EED_0000_5EED, 1, 2), 64, (33, 192), 2.9e-3
     try:
         w = torch.linspace(-1, 1, math.prod(shape), device=device).to(kind).view(shape)

@@ -1,4 +1,4 @@
-"""Triton's program of `_fused.product`; imported only where it runs. The words are Philox's, in Triton's own library."""
+"""The Triton program of `_fused.perturbed_matmul`, imported only where it runs. Philox's words come from Triton's library."""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def draw_tile(first, table, low, high, seq, query, stream, BITS: tl.constexpr, GROUP: tl.constexpr):
-    """z [R, G, GROUP] float32 of the elements first .. first + GROUP - 1, first [R, G, 1] int64: a counter a group."""
+    """Return z [R, G, GROUP] float32 of the elements first .. first + GROUP - 1; first: [R, G, 1] int64, one counter each."""
     SHIFT: tl.constexpr = 7 if BITS == 1 else 3  # 128 or 8 elements a counter
     seed = (high.to(tl.uint64) << 32) | low.to(tl.uint64)
     counter = (first >> SHIFT).to(tl.uint32)
@@ -23,8 +23,8 @@ def draw_tile(first, table, low, high, seq, query, stream, BITS: tl.constexpr, G
 
 @triton.jit
 def round_to_type(x, kind: tl.constexpr, INTERPRETED: tl.constexpr):
-    """float32 x in another type, to nearest even. Triton's interpreter cuts bfloat16 off, and cannot multiply it: there
-    the value is rounded by its bits, and stays float32."""
+    """Round float32 x to another type, to nearest even. Triton's interpreter truncates to bfloat16 and cannot multiply it:
+    there the value is rounded by its bits, and stays float32."""
     if INTERPRETED and kind == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -58,7 +58,10 @@ def perturbed_matmul_kernel(
     BK: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """y[p] = x[p] (w + c[p] z)' + bias[p]; x [P, M, K], w [N, K], bias [P, N], y [P, M, N], contiguous; c = up, down."""
+    """Compute y[p] = x[p] (w + c[p] z)' + bias[p], with c = (up, down).
+
+    All are contiguous: x [P, M, K], w [N, K], bias [P, N], y [P, M, N].
+    """
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     columns = tl.program_id(1) * BN + tl.arange(0, BN)
     first = offset + columns[:, None, None].to(tl.int64) * K + tl.arange(0, BK // GROUP)[None, :, None] * GROUP

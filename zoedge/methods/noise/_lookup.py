@@ -1,4 +1,4 @@
-"""A leaf's elements from Philox's bits: each 8 or 16 of them index a row of a table."""
+"""This module makes a leaf's elements from Philox's bits: each 8 or 16 bits are the index of a row in a table."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from ...core.types import Key, Leaf
 from ._philox import check_counter, philox_numpy, philox_torch
 
-WINDOW_COUNTERS = 1 << 14  # counters that are kept: 2 M signs or 131,072 normals, 256 KiB
+WINDOW_COUNTERS = 1 << 14  # counters of a window that is kept: 2 M signs or 131,072 normals, 256 KiB
 
 
 @lru_cache(maxsize=8)
 def _table_tensor(table: bytes, width: int, device: torch.device) -> torch.Tensor:
-    """Rows of a table; of width 1 without that dimension, where they are looked up four times as fast."""
+    """Return a table as [rows, width]; with width 1 as [rows], where a look-up is four times as fast."""
     found = torch.frombuffer(bytearray(table), dtype=torch.float32).to(device)
     return found.view(-1, width) if width > 1 else found
 
 
 @lru_cache(maxsize=16)  # a step's queries
 def _window_words(key: Key, number: int, end: int, device: torch.device) -> torch.Tensor:
-    """[<= WINDOW, 4] words: a model's matrices are many, and each alone is too short to be worth the calls."""
+    """Return the words [<= WINDOW_COUNTERS, 4] of a window, kept because many matrices are too short for calls of their own."""
     return philox_torch(key, number * WINDOW_COUNTERS, min(WINDOW_COUNTERS, end - number * WINDOW_COUNTERS), device)
 
 
 def _counter_words(key: Key, first: int, count: int, end: int, device: torch.device) -> torch.Tensor:
-    """Counters first .. first + count, of a vector with `end` (0: of one by itself)."""
+    """Return the words [count, 4] of the counters first .. first + count - 1, of a vector with `end` counters (0: unknown)."""
     if end <= count:
         return philox_torch(key, first, count, device)
     check_counter(key, first, count)
@@ -39,10 +39,14 @@ def _counter_words(key: Key, first: int, count: int, end: int, device: torch.dev
 
 
 def look_up_noise(key: Key, leaf: Leaf, bits: int, table: bytes, width: int) -> Any:
-    """A leaf's elements of a stream in which each `bits` random bits index a row of `table`.
+    """Return a leaf's elements of the stream in which each `bits` random bits are the index of a row of `table`.
 
-    bits: 8 or 16. table: float32 bytes of 2**bits rows of `width` values. Returns [len(leaf.value)] float32, where and of
-    the library that the value is.
+    Args:
+        bits: 8 or 16.
+        table: 2**bits rows of `width` float32 values, as bytes.
+
+    Returns:
+        [len(leaf.value)] float32, on the device and of the library of `leaf.value`.
     """
     like, block = leaf.value, 128 // bits * width  # elements a counter
     first, start = divmod(leaf.offset, block)

@@ -1,8 +1,8 @@
-"""Philox4x32-10: 128 random bits as a pure function of (seed, seq, query, stream, block).
+"""Philox4x32-10 gives 128 random bits as a pure function of (seed, seq, query, stream, block).
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the same words as Triton's `tl.philox`.
-counter = (block, stream, query, seq), key = (seed low, seed high), all 32 bits. The same lines on torch int64 (whose
-shift keeps the sign, hence the mask) and on numpy uint64.
+The source is Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; Triton's `tl.philox` gives the same
+words. The counter is (block, stream, query, seq) and the key (low half of the seed, high half), 32 bits each. The same
+lines run on numpy's uint64 and on torch's int64, whose right shift keeps the sign: hence the masks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
 LOW_32_BITS = 0xFFFFFFFF
 LOW_WORD_INDEX = 0 if sys.byteorder == "little" else 1  # of an int64's two int32
-CHUNK_COUNTERS = 1 << 15  # counters at a time: their arrays stay in a core's second-level cache
+CHUNK_COUNTERS = 1 << 15  # counters computed at a time: their arrays stay in a core's second-level cache
 
 
 def _philox_rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
-    """Ten rounds on 32-bit words, ints or arrays of 64-bit integers; of an array's result only the low 32 bits count.
+    """Apply the ten rounds to four 32-bit words, each an int or an array of 64-bit integers.
 
-    What starts as an int stays one for up to three rounds. Products wrap to 64 bits: only what is multiplied is masked.
+    Only the low 32 bits of an array in the result count: products wrap to 64 bits, so only factors are masked. A word that
+    starts as an int stays one for up to three rounds, which saves work.
     """
     for _ in range(10):
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
@@ -36,7 +37,7 @@ def _philox_rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tupl
 
 
 def _mix_words(high: Any, c: Any, k: int) -> Any:
-    """(high ^ c ^ k) & LOW; in place where `high` is an array, which is then ours."""
+    """Return (high ^ c ^ k) & LOW_32_BITS. An array `high` is overwritten: it is always a fresh one."""
     if isinstance(high, int):
         return (high ^ c ^ k) & LOW_32_BITS
     if isinstance(c, int):
@@ -49,6 +50,7 @@ def _mix_words(high: Any, c: Any, k: int) -> Any:
 
 
 def check_counter(key: Key, first: int, count: int) -> None:
+    """Raise ValueError unless the key and the blocks first .. first + count fit into their bits."""
     if not 0 <= first <= first + count <= 2**32:
         raise ValueError(f"noise block {first + count} does not fit in 32 bits")
     if not (0 <= key.seed < 2**64 and 0 <= key.seq < 2**32 and 0 <= key.query < 2**32):
@@ -56,7 +58,7 @@ def check_counter(key: Key, first: int, count: int) -> None:
 
 
 def philox_torch(key: Key, first: int, count: int, device: torch.device) -> torch.Tensor:
-    """[count, 4] int32 bit patterns of blocks first .. first + count."""
+    """Return the words of the blocks first .. first + count - 1 as [count, 4] int32 bit patterns."""
     check_counter(key, first, count)
     found = torch.empty(count, 4, dtype=torch.int32, device=device)
     for start in range(0, count, CHUNK_COUNTERS):
@@ -69,7 +71,7 @@ def philox_torch(key: Key, first: int, count: int, device: torch.device) -> torc
 
 
 def philox_numpy(key: Key, first: int, count: int) -> np.ndarray:
-    """[count, 4] uint32, the same bits."""
+    """Return the same bits as `philox_torch`, as [count, 4] uint32."""
     check_counter(key, first, count)
     c0 = np.arange(first, first + count, dtype=np.uint64)
     words = _philox_rounds(c0, key.stream, key.query, key.seq, key.seed & LOW_32_BITS, key.seed >> 32)

@@ -1,4 +1,4 @@
-"""16 random bits an element, a function of key and place: what masks are cut from, and what `types.dithered` rounds with."""
+"""Sixteen random bits for each element, a function of key and place: masks are cut from them, and weights rounded by them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from ._lookup import look_up_noise
 from ._philox import philox_numpy
 
 RANK_TABLE = np.arange(65536).astype("<f4").tobytes()
-TABLE_PERIOD = 1 << 18  # elements; 1 MiB of bits
+TABLE_PERIOD = 1 << 18  # elements of the table that rounding repeats: 1 MiB
 
 
 def draw_uniform_bits(key: Key, leaf: Leaf) -> Any:
-    """[n] int32 in 0 .. 65535, torch or numpy as the leaf's value is; each bit of each element is a bit of Philox."""
+    """Return [n] int32 in 0 .. 65535, torch or numpy as the leaf's value is; all their bits are bits of Philox."""
     found = look_up_noise(key, leaf, 16, RANK_TABLE, 1)
     return found.astype("<i4") if isinstance(found, np.ndarray) else found.int()
 
 
 def draw_rounding_bits(key: Key, leaf: Leaf) -> Any:
-    """As `uniform`, at a tenth of its cost where many elements want them: one table of PERIOD elements, again and again,
-    each time xor another random word. Any two elements' bits are independent (four may not be).
+    """Return the same kind of bits as `draw_uniform_bits`, at a tenth of the cost where there are many elements.
+
+    One table of TABLE_PERIOD elements is repeated, each time xor another random word. The bits of any two elements are
+    independent; those of four need not be.
     """
     numpy, stop = isinstance(leaf.value, np.ndarray), leaf.offset + len(leaf.value)
     table, found = _rounding_table(key, "numpy" if numpy else leaf.value.device), []
@@ -37,6 +39,6 @@ def draw_rounding_bits(key: Key, leaf: Leaf) -> Any:
 
 @lru_cache(maxsize=2)
 def _rounding_table(key: Key, where: Any) -> Any:
-    """[PERIOD] int32 in 0 .. 65535. where: a torch device, or numpy."""
+    """Return [TABLE_PERIOD] int32 in 0 .. 65535. where: a torch device, or "numpy"."""
     blank: Any = np.empty(TABLE_PERIOD, "<f4") if where == "numpy" else torch.empty(TABLE_PERIOD, device=where)
     return draw_uniform_bits(key, Leaf("", 0, blank))

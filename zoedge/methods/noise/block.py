@@ -1,7 +1,7 @@
 """z of query q of record n is noise on block n + q mod `blocks` of everything trained, zero elsewhere.
 
-Block-wise ZO (ZO-Bench, arXiv 2402.11592), whose code gives blocks of equal shape the same numbers. With one query the
-blocks take turns; with as many queries as blocks and `combine: sum`, a step has an estimate of each.
+This is block-wise ZO (ZO-Bench, arXiv 2402.11592), whose code gives blocks of equal shape the same numbers. With one query
+the blocks take turns. With as many queries as blocks and the estimator's `combine: sum`, a step estimates every block.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Z = U V' / sqrt r on every matrix: perturbations of low rank, V kept for `refresh` records (LOZO, arXiv 2410.07698).
 
-The paper's factors are normal, it probes along U V' and divides the step by r: its eps is sqrt r times smaller than ours.
-U and V are Rademacher here, so that Z sqrt r is a whole number of at most 7 bits: the product is exact in any order.
-Parts that are no matrix get plain Rademacher noise, times sqrt r (to 8 bits) to the same variance.
+The paper draws normal factors, probes along U V' and divides the step by r, so its eps is sqrt r times smaller than ours.
+Here U and V are Rademacher: Z sqrt r then has whole numbers of at most 7 bits, whose sums are exact in any order. Parts
+that are no matrix get Rademacher noise times sqrt r (rounded to 8 bits), which has the same variance.
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ class LowRank(AbstractNoise):
         return z
 
     def _matrix(self, key: Key, part: Part, here: Any) -> Any:
-        """U is the record's, V its window's. Offsets times the rank: a column's U is that much longer than it."""
+        """Return Z sqrt r of a matrix. U belongs to the record, V to its window of `refresh` records.
+
+        The factors are drawn at the part's offset times the rank, because a factor has `rank` values for each row.
+        """
         rows, columns = part.shape
         u = self._signs(key._replace(stream=FACTOR_STREAM), part.offset * self.rank, rows, here)
         window = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK_STREAM)
         return (u @ self._signs(window, part.offset * self.rank, columns, here).T).reshape(-1)
 
     def _signs(self, key: Key, offset: int, count: int, like: Any) -> Any:
-        """[count, rank]."""
+        """Return [count, rank] signs, drawn as if they began at `offset` in the run's vector."""
         size = count * self.rank
         blank = like.repeat(-(-size // len(like)))[:size]
         return Rademacher().draw(key, Leaf("", offset, blank)).reshape(count, self.rank)

@@ -1,7 +1,7 @@
 """z ~ N(0, 1) from a shipped table: 16 random bits index 65,536 quantiles of 8 significant bits (no Box-Muller).
 
-Exact on every device, unlike torch.randn, whose CPU stream depends on the instruction set and whose CUDA stream depends
-on the number of multiprocessors. Unit variance to 1e-5; the largest value is 4.31.
+It has the same bits on every device. torch.randn has not: on a CPU its stream depends on the instruction set, on CUDA on
+the number of multiprocessors. The variance is 1 to within 1e-5, and the largest value is 4.31.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def quantile_table() -> bytes:
-    """65,536 float32 values in rising order, as bytes; shipped as the upper half's bfloat16 patterns."""
+    """Return 65,536 float32 values in rising order, as bytes. The file holds the upper half as bfloat16 patterns."""
     half = np.frombuffer(resources.files(__package__).joinpath("normal.u16").read_bytes(), dtype="<u2")
     upper = (half.astype("<u4") << 16).view("<f4")
     return np.concatenate([-upper[::-1], upper]).astype("<f4").tobytes()

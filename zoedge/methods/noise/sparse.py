@@ -1,7 +1,7 @@
 """z = mask * noise, each element kept with probability `density`: sparse ZO (ZO-Bench, arXiv 2402.11592).
 
-The mask is a uniform draw, the same in probe and update. ZO-Bench draws a normal and compares it with the ratio, so that
-its "0.1" leaves out 54 % of the elements.
+The mask is cut from uniform bits, and is the same in the probe and in the update. ZO-Bench compares a normal draw with the
+ratio instead, so that its "0.1" leaves out 54 % of the elements.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Adam on the estimate: m, v of ghat = sum g[q] z[q]; theta <- theta - lr mhat / (sqrt vhat + eps) (Kingma & Ba 2015).
 
-MeZO-Adam and ZO-Adam. Bias corrections by repeated multiplication in float64; sqrt through float64, because float32
-sqrt is off by one ulp in 17-20 % of values on some CPUs.
+This is MeZO-Adam and ZO-Adam. The corrections of the moments' bias come from repeated multiplication in float64. Square
+roots are taken in float64, because on some CPUs the float32 root is off by one unit in the last place in 17-20 % of values.
 """
 
 from __future__ import annotations

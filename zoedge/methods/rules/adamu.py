@@ -1,7 +1,7 @@
 """u = b1 z1 + (1 - b1) z2, z1 ~ N(0, a), z2 ~ N(m, 1 - a); theta <- theta - lr g u / sqrt(b2 z1^2 + (1 - b2) z2^2 + s).
 
-ZO-AdaMU (arXiv 2312.15184, Eqs. 4-7 as its algorithm has them): the momentum is in the perturbation. m <- sign(g) u, so
-that it carries what was learnt (as the authors' code; `signed: false` is the paper's text, a random walk of noise).
+ZO-AdaMU (arXiv 2312.15184, Eqs. 4-7 as in its algorithm) puts the momentum m into the perturbation u. As in the authors'
+code, m becomes sign(g) u and so points downhill; `signed: false` follows the paper's text, where m is a walk of noise.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Adamu(AbstractRule):
     anneal: Literal["cosine", "paper_fig1"] = "cosine"
 
     def _rates(self, step: int, steps: int) -> list[float]:
-        """[a, b1, b2], the same bits on every machine. ValueError at a pole of Eq. 7."""
+        """Return [a, b1, b2] with the same bits on every machine. ValueError: Eq. 7 has a pole here."""
         t2 = max(1, int(self.settled * steps))
         t1 = min(self.warm, t2 - 1)
         x = max(0, min(step, t2) - t1)

@@ -1,7 +1,7 @@
 """u = z / sqrt H; theta <- theta - lr g u; H <- (1 - a) H + a |h H z^2|: a running diagonal Hessian (HiZOO).
 
-arXiv 2402.15173, Algorithm 1, with h = (f+ + f- - 2 f) / (2 eps^2), which `estimator: curved` logs as its second weight.
-The step goes along the direction that was probed: H takes part from the next step on.
+arXiv 2402.15173, Algorithm 1. h = (f+ + f- - 2 f) / (2 eps^2) is the second weight that `estimator: curved` logs. A step
+moves along the direction that was probed, so a new H counts from the next step on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """theta <- theta - lr sign(sum g[q] z[q]), elementwise (ZO-SGD-Sign, arXiv 2402.11592); `scalar`: sign(g) z, as its code.
 
-With Rademacher noise and one query the two are the same.
+`scalar` takes the sign of the weight g alone, which is what the code of that paper computes. With Rademacher noise and one
+query both are the same.
 """
 
 from __future__ import annotations

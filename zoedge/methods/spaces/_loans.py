@@ -1,4 +1,4 @@
-"""Parameters lent to a module for one forward: its own are put back as they were, also when the forward raises."""
+"""Lends parameters to modules for one forward. Their own are put back as they were, also when the forward raises."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ParameterLoans:
-    """lend(module, name): the value that the module's parameter has in the next forward; None: its own."""
+    """What is lent at present. `lend(module, name)` returns the value of a parameter for the next forward; None: its own."""
 
     def __init__(self, lend: Callable[[nn.Module, str], Tensor | None]):
         self.lend = lend
@@ -29,7 +29,7 @@ class ParameterLoans:
         self.back()
 
     def back(self) -> None:
-        """Modules that hold parameters contain no others: whatever is out is of the one that has just computed."""
+        """Put everything back. Modules with parameters contain no others, so all of it belongs to the one that just ran."""
         while self.out:
             module, name, own = self.out.pop()
             module._parameters[name] = own

@@ -1,4 +1,4 @@
-"""What spaces of one leaf share: the float32 vector with its named parts, and points of it in the compute type."""
+"""What the spaces of one leaf share: a float32 vector with named parts, and its points in the type of the forward."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...core.types import Leaf, Part, Space
 
 
 def lay_out_parts(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[tuple[Part, ...], int]:
-    """(parts one after the other from offset 0, elements of all)."""
+    """Return the parts of these shapes, one after the other from offset 0, and the number of their elements."""
     parts, offset = [], 0
     for name, shape in shapes:
         parts.append(Part(name, offset, shape))
@@ -29,11 +29,13 @@ def describe_layers(layers: list[int] | str) -> str:
 
 
 class MasterSpace(Space):
-    """`value`: [elements] float32, zeros at first; the only leaf. start: what `value` is a change of, if not of zero."""
+    """A space whose only leaf is `value`, [elements] float32, zeros at first.
 
-    width = 64  # points in one forward; Run.rows caps it by tokens
-    lean = False
-    start: Tensor | None = None  # [elements] float32
+    start: the values [elements] float32 of which `value` is the change; None: of zero.
+    """
+
+    width = 64  # points in one forward; Run.rows limits them by tokens
+    start: Tensor | None = None
 
     def __init__(self, name: str, shapes: Sequence[tuple[str, tuple[int, ...]]], device: torch.device):
         parts, elements = lay_out_parts(shapes)
@@ -51,7 +53,10 @@ class MasterSpace(Space):
         leaf.value.add_(delta)
 
     def points(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Tensor:
-        """start + value + delta a delta, in the compute type: [points, elements], overwritten by the next call."""
+        """Return start + value + delta for each delta, [points, elements] in the forward's type.
+
+        The next call overwrites it.
+        """
         if len(self._buffer) < len(deltas):
             self._buffer = torch.empty(len(deltas), len(self.value), dtype=self._dtype, device=self.value.device)
         points = self._buffer[: len(deltas)]

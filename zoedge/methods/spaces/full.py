@@ -1,13 +1,13 @@
 """All weights of a 16 or 32-bit base (MeZO's full fine-tuning, arXiv 2305.17333), never perturbed in place.
 
-A module computes its rows of each point in turn, on W + c z in one scratch buffer that is lent to it; of tables of tokens,
-only the rows that are read move. All points of a step go through a layer together, so that its direction is drawn once
-for all of them. The memory is that of inference, and what the largest matrix's point and direction take; on CUDA, where
-the noise has a kernel that multiplies by W + c z without storing it, a Linear takes neither.
+All points of a step go through a layer together, so that the layer's direction is drawn once for all of them. The module
+computes the rows of each point in turn, with W + c z in one scratch buffer that is lent to it; in tables of tokens, only
+the rows that are read are moved. So a step needs the memory of inference, and room for the largest matrix and its
+direction. On CUDA, where the noise has a kernel that multiplies by W + c z without storing it, a Linear needs neither.
 
-The trained values are the model's own, so a run starts from its base, and replay needs it. float32: theta + delta, as
-any space. 16 bits: rounded to nearest, the small steps of ZO mostly vanish (0.1 % of weights move at lr g = 1e-7), so
-theta + delta is rounded up or down by chance, by bits of the record's own key: replay is exact.
+The trained values are the model's own: a run starts from its base, and replay needs the base. In float32 a step is
+theta + delta, as in any space. In 16 bits, rounded to nearest, most of ZO's small steps would vanish (0.1 % of weights move
+at lr g = 1e-7). There theta + delta is rounded up or down at random, by bits of the record's own key, so replay is exact.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEAF_ELEMENTS = (
 ROUNDING_CHUNK = (
     1 << 18
 )  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits
-SURVIVAL_SAMPLE = 4096  # elements a leaf of which it is seen how much of the update arrives
+SURVIVAL_SAMPLE = 4096  # elements of each leaf on which it is measured how much of an update survives rounding
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Full(AbstractSpace):
         return held
 
     def elements(self, description: Any) -> int:
-        """How many elements it trains; -1: not a description of this space."""
+        """Return how many elements it trains; -1: it is no description of this space."""
         try:
             known = description["storage"] in ("float32", *HALF_FORMATS)
             good = known and all(isinstance(x, int) and x > 0 for _, *shape in description["shapes"] for x in shape)
@@ -78,10 +78,10 @@ def describe_parameters(storage: str, parameters: dict[str, nn.Parameter]) -> di
 class FullSpace(Space):
     """The parameters of a model as leaves, each some rows of a tensor.
 
-    kept: (applied . intended, nearest . intended, |intended|^2) over samples of all 16-bit updates so far.
+    kept: three sums over samples of all 16-bit updates so far: applied . intended, nearest . intended, |intended|^2.
     """
 
-    width, lean = 2, True  # the two points of a direction; each has a matrix's room of its own
+    width, lean = 2, True  # the two points of a direction; each needs room for a matrix of its own
 
     def __init__(self, parameters: dict[str, nn.Parameter], embedding: nn.Module, head: nn.Module):
         self.parameters = parameters
@@ -101,7 +101,7 @@ class FullSpace(Space):
         self.kept: list[float] = [0.0, 0.0, 0.0]
 
     def _cut(self, name: str, p: nn.Parameter, offset: int) -> Iterator[Leaf]:
-        """The leaves of a parameter: PIECE elements each, or a row."""
+        """Yield the leaves of a parameter, of at most LEAF_ELEMENTS elements each, or of one row."""
         wide = p[0].numel()
         rows = max(1, LEAF_ELEMENTS // wide)
         for start in range(0, len(p), rows):
@@ -118,17 +118,17 @@ class FullSpace(Space):
         return describe_parameters(self.storage, self.parameters)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter by name."""
+        """Yield every parameter by name."""
         for name, p in self.parameters.items():
             yield name, p.data
 
     def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(the float32 weight after training, how far it is from `value`, the base's)."""
+        """Return the float32 weight after training, and its difference to `value`, the base's."""
         trained = self.parameters[name].data.to(value.device, torch.float32)
         return trained, trained - value
 
     def changes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight that `merged` changes."""
+        """Return the shape of every weight that `merged` changes."""
         return {name: tuple(p.shape) for name, p in self.parameters.items()}
 
     # -- advancing
@@ -151,7 +151,7 @@ class FullSpace(Space):
             start = stop
 
     def _survival(self, old: Tensor, wanted: Tensor, new: Tensor) -> None:
-        """Sums for people; nothing that is trained reads them."""
+        """Add to the sums of `kept`, which are for people: nothing that is trained reads them."""
         intended = (wanted - old).double()
         nearest = wanted.to(getattr(torch, self.storage)).float()
         for i, moved in enumerate(((new - old).double(), (nearest - old).double(), intended)):
@@ -168,7 +168,7 @@ class FullSpace(Space):
             self._points = ()
 
     def hook(self, base: Any) -> None:
-        """Make every module of the base that has parameters compute point by point, and the tables move what they give."""
+        """Make every module of the base with parameters compute point by point, and the tables of tokens move their output."""
         embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
         for module in base.model.modules():
             if module is not embedding and module is not head and any(True for _ in module.parameters(recurse=False)):
@@ -178,7 +178,7 @@ class FullSpace(Space):
         self._plain, base.project = base.project, self._project
 
     def _each(self, module: nn.Module) -> Callable[..., Tensor]:
-        """Its forward: inputs [points * S, ...], point by point, each share with that point's parameters."""
+        """Return a forward whose inputs are [points * S, ...], and which computes each point's share with its parameters."""
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             return type(module).forward(module, *args, **kwargs)
@@ -201,7 +201,7 @@ class FullSpace(Space):
         return at_points
 
     def _fused(self, module: nn.Linear, x: Tensor) -> Tensor | None:
-        """What a Linear gives at all points, by a kernel of the noise's that stores no W + c z; None: there is none here."""
+        """Return a Linear's output at all points from the noise's kernel, which stores no W + c z; None: there is no kernel."""
         terms = [point.term for point in self._points if isinstance(point, Perturbation) and point.term is not None]
         if not terms or len(terms) < len(self._points) or any(term[:2] != terms[0][:2] for term in terms):
             return None
@@ -214,9 +214,9 @@ class FullSpace(Space):
         )
 
     def _lent(self, name: str, own: Tensor) -> list[Tensor]:
-        """A parameter at each point, its own value where nothing moves it. Of a piece, all points follow one another."""
+        """Return a parameter at each point; where nothing moves it, its own value. A leaf is made for all points in a row."""
         if name == "weight" and self._scratch.shape[1] < own.numel():
-            with torch.inference_mode(False):  # it outlives the forward that asks first
+            with torch.inference_mode(False):  # the buffer outlives the forward that needs it first
                 self._scratch = torch.empty(self.width, own.numel(), dtype=own.dtype, device=own.device)
         room = self._scratch if name == "weight" else own.new_empty(len(self._points), own.numel())
         start, still = 0, [True] * len(self._points)
@@ -232,7 +232,7 @@ class FullSpace(Space):
         return [own.data if rests else row[:stop].view(own.shape) for rests, row in zip(still, room)]
 
     def _embedded(self, table: Any, args: Any, y: Tensor) -> Tensor:
-        """What the table of tokens gives, at the points; Gemma's multiplies what it looks up."""
+        """Return the embeddings at the points. Gemma's table multiplies what it looks up by a factor."""
         if not self._points:
             return y
         rows = table.weight[args[0]]
@@ -241,7 +241,7 @@ class FullSpace(Space):
         return rows.to(y.dtype) * getattr(table, "factor", 1.0)
 
     def _project(self, head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
-        """float32 logits [points * ..., C] of hidden states [points * ..., H] by rows [C] of the head, at the points."""
+        """Return float32 logits [points * ..., C] of hidden states [points * ..., H] by rows [C] of the head at the points."""
         if not self._points:
             return self._plain(head, h, index)
         count, size = len(self._points), len(head.weight)
@@ -255,7 +255,7 @@ class FullSpace(Space):
         return found.view(*h.shape[:-1], len(ids))
 
     def _scored(self, head: Any, args: Any, y: Tensor) -> Tensor:
-        """Logits of transformers' own forward, by which text is generated, at the points."""
+        """Return the logits at the points of transformers' own forward, which generates text."""
         for leaf, first, (count, wide) in self._slabs(head) if self._points else ():
             for i, delta in enumerate(self._points):
                 if (moved := delta(leaf)) is not None:
@@ -264,14 +264,14 @@ class FullSpace(Space):
         return y
 
     def _slabs(self, table: Any) -> Iterator[tuple[Leaf, int, tuple[int, ...]]]:
-        """(leaf, its first row, its shape) of a table of tokens."""
+        """Yield (leaf, its first row, its shape) of a table of tokens."""
         leaves = self.by_parameter[id(table.weight)]
         for leaf in leaves:
             shape = leaf.parts[0].shape
             yield leaf, (leaf.offset - leaves[0].offset) // shape[1], shape
 
     def _moved(self, table: Any, ids: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """(where in ids[point], the point, those rows of a table moved to it), slab by slab. ids [points, N]."""
+        """Yield (a mask over ids[point], the point, those rows of the table moved to it), leaf by leaf. ids: [points, N]."""
         for leaf, first, shape in self._slabs(table):
             inside = (ids >= first) & (ids < first + shape[0])
             for i, delta in enumerate(self._points):
@@ -282,5 +282,5 @@ class FullSpace(Space):
 
 
 def take_chunk(x: Any, i: int, count: int) -> Any:
-    """The i-th of `count` equal pieces of a tensor's first dimension, a view; anything else as it is."""
+    """Return a view of the i-th of `count` equal pieces of a tensor's first dimension; anything else as it is."""
     return x.chunk(count)[i] if isinstance(x, Tensor) else x

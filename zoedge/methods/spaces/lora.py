@@ -1,8 +1,8 @@
 """W + alpha/rank * B A on chosen Linear modules (LoRA, Hu et al., arXiv 2106.09685), A and B in one float32 vector.
 
-The base stays as it is: a forward hook on each base Linear, over any quantisation, adds the low-rank term. All points
-of a step are held at once: the batch is tiled point by point, each base matrix is read once, and the low-rank term is
-one batched product grouped by point.
+The base stays as it is, quantised or not: a forward hook on each chosen Linear adds the low-rank term. All points of a step
+are held at once. The batch is repeated for each point, every base matrix is read once, and the low-rank terms of all points
+are one batched product.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Lora(AbstractSpace):
         return held
 
     def elements(self, description: Any) -> int:
-        """How many elements `blank` would train; -1: not a description of this space."""
+        """Return how many elements `blank` would train; -1: it is no description of this space."""
         try:
             sizes = [size for _, *size in description["shapes"]]
             if not all(len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) for size in sizes):
-                return -1  # told first: of other things than numbers, rank times one may be gigabytes
+                return -1  # checked first: rank times a long text, say, would be gigabytes
             return sum(self.rank * (out + (wide if self.train == "both" else 0)) for out, wide in sizes)
         except (TypeError, KeyError, ValueError):
             return -1
@@ -66,21 +66,21 @@ class Lora(AbstractSpace):
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
     ) -> LoraSpace:
-        """The same space from a log's description alone: no model."""
+        """Rebuild the space from a log's description alone, without a model."""
         return LoraSpace(self, description["shapes"], seed, noise, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shapes by name of what `LoraSpace.tensors` yields."""
-        found = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, out, wide in description["shapes"]:
-            found[f"{name}.lora_A"], found[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
-        return found
+            shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
+        return shapes
 
     def peft(self, description: dict[str, Any]) -> dict[str, Any]:
-        """adapter_config.json but the base's name: constants, and the shortest targets that PEFT takes for the modules.
+        """Return adapter_config.json without the base's name, with the shortest target names that PEFT understands.
 
-        Last names with layers_to_transform, which PEFT looks for inside `layers.N.` only; full names if the modules are
-        not the product of names and layers.
+        These are last names with layers_to_transform, which PEFT looks for inside `layers.N.` alone, or full names if the
+        modules are not all the combinations of some names and some layers.
         """
         modules = [name for name, _, _ in description["shapes"]]
         places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
@@ -112,18 +112,19 @@ class Lora(AbstractSpace):
 
 
 def infer_head(names: Iterable[str]) -> str:
-    """What follows AutoModelFor in the name of transformers' class, told by the modules' names: no model is at hand."""
+    """Return what follows AutoModelFor in the name of transformers' class. It is read off the modules' names."""
     return "MaskedLM" if any(name.startswith("roberta.") for name in names) else "CausalLM"
 
 
 class LoraSpace(MasterSpace):
-    """A LoRA space with its master. `value`: [elements] float32, module by module, A [rank, in] then B [out, rank]."""
+    """A LoRA space with its master. `value` is [elements] float32: for each module A [rank, in], then B [out, rank]."""
 
     def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: AbstractNoise, device: torch.device):
         self.options = options
         self.shapes = {str(name): (int(out), int(wide)) for name, out, wide in shapes}
-        self.scale = options.alpha / options.rank
-        moving, fixed = [], []
+        self.scale, self._shares_a = options.alpha / options.rank, options.train == "b"
+        moving: list[tuple[str, tuple[int, ...]]] = []
+        fixed: list[tuple[str, tuple[int, ...]]] = []
         for name, (out, wide) in self.shapes.items():
             (moving if options.train == "both" else fixed).append((f"{name}.lora_A", (options.rank, wide)))
             moving.append((f"{name}.lora_B", (out, options.rank)))
@@ -137,7 +138,7 @@ class LoraSpace(MasterSpace):
         self._points: Tensor | None = None
 
     def _start(self, leaf: Leaf, seed: int, noise: AbstractNoise) -> None:
-        """A ~ noise / sqrt(in), B = 0: the noise's own stream, so a log alone rebuilds it."""
+        """Set A to noise / sqrt(in) and B to 0. A comes from the noise's own stream, so a log alone rebuilds it."""
         z = noise.draw(Key(seed, 0, 0, INIT_STREAM), leaf) if leaf.value.numel() else None
         for part in leaf.parts:
             if part.name.endswith("lora_A") and z is not None:
@@ -148,20 +149,20 @@ class LoraSpace(MasterSpace):
         return {"shapes": [[name, *shape] for name, shape in self.shapes.items()]}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every adapter matrix by name, as views of the master."""
+        """Yield every matrix of the adapter by name, as a view of the master."""
         for leaf in (self._fixed, *self._leaves):
             for name, offset, shape in leaf.parts:
                 yield name, leaf.value[offset : offset + math.prod(shape)].view(shape)
 
     def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(the float32 weight [out, in] of a module with its term, the term); value: the base's."""
+        """Return the float32 weight [out, in] of a module with its term, and the term. value: the base's weight."""
         matrices = dict(self.tensors())
         a, b = (matrices[f"{name.removesuffix('.weight')}.lora_{which}"].detach().cpu() for which in "AB")
         update = (b @ a).mul_(self.scale)
         return value + update, update
 
     def changes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight that `merged` changes."""
+        """Return the shape of every weight that `merged` changes."""
         return {f"{name}.weight": shape for name, shape in self.shapes.items()}
 
     @contextmanager
@@ -173,7 +174,7 @@ class LoraSpace(MasterSpace):
             self._points = None
 
     def hook(self, sites: dict[str, nn.Linear], dtype: torch.dtype) -> None:
-        """Make the base's Linear modules add their term while points are held; dtype: the compute dtype."""
+        """Make the chosen Linear modules add their term while points are held. dtype: of the base's forward."""
         self._dtype, self._still = dtype, self.fixed.to(dtype)
         for name, module in sites.items():
             module.register_forward_hook(self._term(name))
@@ -181,17 +182,16 @@ class LoraSpace(MasterSpace):
     def _term(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         places = {part.name: part for part in (*self._fixed.parts, *self._leaves[0].parts)}
         a, b = places[f"{name}.lora_A"], places[f"{name}.lora_B"]
-        shared = self.options.train == "b"
 
         def matrices(held: Tensor, part: Part) -> Tensor:  # [points, *shape], a view
-            return held[:, part.offset : part.offset + math.prod(part.shape)].unflatten(1, part.shape)
+            return held[:, part.offset : part.offset + math.prod(part.shape)].view(-1, *part.shape)
 
         def add_term(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
             if self._points is None:
                 return y
             copies, x = len(self._points), args[0]
             x = x.reshape(copies, -1, x.shape[-1])
-            down = matrices(self._still.expand(copies, -1) if shared else self._points, a)
+            down = matrices(self._still.expand(copies, -1) if self._shares_a else self._points, a)
             up = matrices(self._points, b)
             low = torch.bmm(x, down.transpose(1, 2))
             # in place: y is the base product, fresh and contiguous, rows grouped by point

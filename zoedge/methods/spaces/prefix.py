@@ -1,7 +1,7 @@
 """m keys and values ahead of every block's own (prefix tuning, Li and Liang, arXiv 2101.00190; as MeZO trains it).
 
-They start as the activations of m real tokens; what is trained is the change from there, so that a log replays without
-the base. The batch is tiled point by point and each copy looks at its own prefix; positions move by m, as in PEFT.
+They start as the activations of m real tokens, and what is trained is the change from there, so that a log replays without
+the base. The batch is repeated for each point, and each copy sees its own prefix. Positions move by m, as in PEFT.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Prefix(AbstractSpace):
         return held
 
     def elements(self, description: Any) -> int:
-        """How many elements `blank` would train; -1: not a description of this space."""
+        """Return how many elements `blank` would train; -1: it is no description of this space."""
         try:
             sizes = [description[word] for word in ("blocks", "groups", "size")]
         except (TypeError, KeyError):
@@ -65,7 +65,7 @@ class Prefix(AbstractSpace):
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
     ) -> PrefixSpace:
-        """The same space from a log's description alone: no model, and no activations to start from."""
+        """Rebuild the space from a log's description alone, without a model and without its first activations."""
         return PrefixSpace(self, description, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -75,7 +75,7 @@ class Prefix(AbstractSpace):
         }
 
     def peft(self, description: dict[str, Any]) -> dict[str, Any]:
-        """adapter_config.json but the base's name; with grouped heads PEFT counts groups, and their sizes together."""
+        """Return adapter_config.json without the base's name. Of grouped heads, PEFT counts the groups and their widths."""
         blocks, groups, size = (description[word] for word in ("blocks", "groups", "size"))
         return {
             "peft_type": "PREFIX_TUNING",
@@ -95,7 +95,7 @@ class Prefix(AbstractSpace):
 
 
 class PrefixSpace(MasterSpace):
-    """A prefix's master. `value`: float32, block by block, the changes of the keys [groups, m, D], then of the values."""
+    """A prefix with its master. `value` is float32: for each block the change of the keys [groups, m, D], then the values'."""
 
     complete = False
 
@@ -110,11 +110,11 @@ class PrefixSpace(MasterSpace):
         return {"blocks": self.shape[0], "groups": self.shape[2], "size": self.shape[4]}
 
     def begin(self, base: SpaceBase, start: Tensor) -> None:
-        """start: the initial keys and values [blocks, 2, groups, m, D], float32."""
+        """Begin over a base, from the initial keys and values [blocks, 2, groups, m, D] float32."""
         self.base, self.start, self._dtype, self.complete = base, start.flatten(), base.dtype, True
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """A row a token, as PEFT has it: [m, blocks * 2 * groups * D]. Needs `start`, hence a base."""
+        """Yield a row for each token, as PEFT has it: [m, blocks * 2 * groups * D]. It needs `start`, and hence a base."""
         assert self.start is not None
         here = (self.start + self.value).view(self.shape)
         yield "prompt_embeddings", here.permute(3, 0, 1, 2, 4).flatten(1).contiguous()

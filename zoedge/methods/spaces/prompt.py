@@ -1,7 +1,7 @@
 """n virtual tokens before every sequence, as embeddings (prompt tuning, Lester et al., arXiv 2104.08691).
 
-They start as the embeddings of real tokens. What is trained is the change from there, so that a log replays without
-the base. The batch is tiled point by point and each copy gets its own prompt; positions and scored rows move by n.
+They start as the embeddings of real tokens, and what is trained is the change from there, so that a log replays without
+the base. The batch is repeated for each point, and each copy gets its own prompt. Positions and scored rows move by n.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Prompt(AbstractSpace):
         return held
 
     def elements(self, description: Any) -> int:
-        """How many elements `blank` would train; -1: not a description of this space."""
+        """Return how many elements `blank` would train; -1: it is no description of this space."""
         try:
             width = description["width"]
             return self.tokens * width if isinstance(width, int) and width > 0 else -1
@@ -63,7 +63,7 @@ class Prompt(AbstractSpace):
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
     ) -> PromptSpace:
-        """The same space from a log's description alone: no model, and no embeddings to start from."""
+        """Rebuild the space from a log's description alone, without a model and without its first embeddings."""
         return PromptSpace(self, description, torch.device(device))
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -71,7 +71,7 @@ class Prompt(AbstractSpace):
         return {"prompt_embeddings": (self.tokens, description["width"])}
 
     def peft(self, description: dict[str, Any]) -> dict[str, Any]:
-        """adapter_config.json but the base's name."""
+        """Return adapter_config.json without the base's name."""
         return {
             "peft_type": "PROMPT_TUNING",
             "task_type": "CAUSAL_LM",
@@ -87,7 +87,7 @@ class Prompt(AbstractSpace):
 
 
 class PromptSpace(MasterSpace):
-    """A soft prompt's master. `value`: [n * E] float32, the change of the embeddings [n, E] from `start`."""
+    """A soft prompt with its master. `value` is [n * E] float32: the change of the embeddings [n, E] from `start`."""
 
     complete = False
 
@@ -100,11 +100,11 @@ class PromptSpace(MasterSpace):
         return {"width": self.shape[1]}
 
     def begin(self, base: SpaceBase, start: Tensor) -> None:
-        """start: the initial embeddings [n, E], float32."""
+        """Begin over a base, from the initial embeddings [n, E] float32."""
         self.base, self.start, self._dtype, self.complete = base, start.flatten(), base.dtype, True
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The embeddings that PEFT puts before a sequence. Needs `start`, hence a base."""
+        """Yield the embeddings that PEFT puts before a sequence. They need `start`, and hence a base."""
         assert self.start is not None
         yield "prompt_embeddings", (self.start + self.value).view(self.shape)
 

@@ -1,9 +1,9 @@
 """What can move in a quantised base: its scales, relative to what they are, and norms and biases (QZO, arXiv 2505.13430).
 
-A scale is s (1 + u), a norm or bias w + v; u and v are trained, from 0, in one float32 vector. So a direction moves each
-scale by its own size (the paper's absolute eps of 1e-3 is 10 to 100 % of one), weight decay leads to the base, and the
-log replays without it. u >= -1: a scale never changes its sign, and one that reaches 0 may come back. Integer codes
-never change; a forward reads the moved scales in float32, also where the base has them in 8 bits.
+A scale becomes s (1 + u), and a norm or bias w + v, where u and v are trained from 0 in one float32 vector. So a direction
+moves each scale in proportion to its size (the paper's absolute eps of 1e-3 is 10 to 100 % of a scale), weight decay leads
+back to the base, and a log replays without it. u >= -1: a scale never changes its sign, and one that reaches 0 may come
+back. The integer codes never change. A forward reads the moved scales in float32, also where the base has them in 8 bits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Scales(AbstractSpace):
         return held
 
     def elements(self, description: Any) -> int:
-        """How many elements `blank` would train; -1: not a description of this space."""
+        """Return how many elements `blank` would train; -1: it is no description of this space."""
         try:
             rows = [row for _, *row in (*description["scales"], *description["vectors"])]
             good = all(isinstance(n, int) and n > 0 for row in rows for n in row)
@@ -61,7 +61,7 @@ class Scales(AbstractSpace):
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
     ) -> ScalesSpace:
-        """The same space from a log's description alone: no model."""
+        """Rebuild the space from a log's description alone, without a model."""
         return ScalesSpace(description, torch.device(device))
 
     def summary(self) -> str:
@@ -69,10 +69,9 @@ class Scales(AbstractSpace):
 
 
 class ScalesSpace(Space):
-    """`value`: [elements] float32, what every scale is moved by, module by module, then every norm and bias."""
+    """The space with its master. `value` is [elements] float32: the u of every scale, module by module, then every v."""
 
     width = 1  # a forward has one set of scales
-    lean = False
 
     def __init__(self, description: dict[str, Any], device: torch.device):
         self.description = description
@@ -100,12 +99,12 @@ class ScalesSpace(Space):
         return self.description
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What every scale, norm and bias is moved by, as views of the master."""
+        """Yield what every scale, norm and bias is moved by, as views of the master."""
         for leaf in self._leaves:
             yield from _part_views(leaf, leaf.value)
 
     def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(the float32 weight with its scales, norm or bias as moved, how far it is from `value`, the base's)."""
+        """Return the float32 weight with moved scales, or a moved norm or bias, and its difference to `value`, the base's."""
         moved = dict(self.tensors())
         if name in moved:
             update = moved[name].to(value.device)
@@ -116,7 +115,7 @@ class ScalesSpace(Space):
         return value + update, update
 
     def changes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight that `merged` changes."""
+        """Return the shape of every weight that `merged` changes."""
         found = {f"{name}.weight": (out, wide) for name, out, wide, _ in self.description["scales"]}
         return found | {name: (n,) for name, n in self.description["vectors"]}
 
@@ -143,16 +142,16 @@ class ScalesSpace(Space):
                 scaled.back()
 
     def hook(self, model: nn.Module, sites: dict[str, nn.Linear], scaled: dict[str, Any]) -> None:
-        """Make the sites compute with moved scales, and whatever has a norm or bias borrow it, while a point is held."""
+        """While a point is held, make the sites compute with moved scales, and other modules with moved norms and biases."""
         self._scaled = scaled
         trained = dict(self.tensors())
         self._places = {id(p): name for name, p in model.named_parameters() if name in trained}
         for name, module in sites.items():
             module.register_forward_pre_hook(self._before(f"{name}.scales", scaled[name]))
             module.register_forward_hook(lambda m, args, y, own=scaled[name]: own.back())
-        for module in model.modules():
-            if any(id(p) in self._places for p in module.parameters(recurse=False)):
-                self._loans.attach(module)
+        for any_module in model.modules():
+            if any(id(p) in self._places for p in any_module.parameters(recurse=False)):
+                self._loans.attach(any_module)
 
     def _before(self, name: str, scaled: Any) -> Callable[[nn.Module, Any], None]:
         def lend(module: nn.Module, args: Any) -> None:
@@ -170,12 +169,12 @@ class ScalesSpace(Space):
 
 
 def _element_counts(description: dict[str, Any]) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """(name, elements) of every matrix's scales; of every norm and bias."""
+    """Return (name, elements) of every matrix's scales, and of every norm and bias."""
     scales = [(f"{name}.scales", -(-out * wide // block)) for name, out, wide, block in description["scales"]]
     return scales, [(name, n) for name, n in description["vectors"]]
 
 
 def _part_views(leaf: Leaf, values: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Each part of a leaf by name, of values that lie as the leaf's."""
+    """Yield each part of a leaf by name, as a view of `values`, which are laid out as the leaf's."""
     for name, offset, (n,) in leaf.parts:
         yield name, values[offset - leaf.offset : offset - leaf.offset + n]

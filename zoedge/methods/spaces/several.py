@@ -1,7 +1,7 @@
 """Several spaces at once, such as LoRA and a soft prompt: one vector, one direction through all of it.
 
-Each is attached as if alone and keeps its own master, file format and refusals; here their leaves only get other
-places. One step size and one radius hold for all, so spaces whose values differ much in size want different ones.
+Each is attached as if it were alone, and keeps its own master, its file format and what it refuses; only the places of its
+leaves change. One step size and one radius hold for all of them, which fits badly if their values differ much in size.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Several(AbstractSpace):
 
     @property
     def points_per_forward(self) -> int:
-        return min(one.points_per_forward for one in self.of.values())
+        return min(int(one.points_per_forward) for one in self.of.values())
 
     @property
     def virtual_tokens(self) -> int:
@@ -72,7 +72,7 @@ class Several(AbstractSpace):
         return answers
 
     def elements(self, description: Any) -> int:
-        """How many elements `blank` would train; -1: not a description of these spaces."""
+        """Return how many elements `blank` would train; -1: it is no description of these spaces."""
         if not isinstance(description, dict) or description.keys() != self.of.keys():
             return -1
         sizes = [one.elements(description[word]) for word, one in self.of.items()]
@@ -81,7 +81,7 @@ class Several(AbstractSpace):
     def blank(
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
     ) -> SeveralSpace:
-        """The same spaces from a log's description alone: no model."""
+        """Rebuild the spaces from a log's description alone, without a model."""
         return SeveralSpace(
             self, {word: one.blank(description[word], seed, noise, device) for word, one in self.of.items()}
         )
@@ -91,9 +91,7 @@ class Several(AbstractSpace):
 
 
 class SeveralSpace(Space):
-    """members: word -> the space. Its leaves are theirs, the same memory, one behind another."""
-
-    lean = False
+    """Several spaces as one. members: word -> the space. Its leaves are theirs, in the same memory, one after another."""
 
     def __init__(self, options: Several, members: dict[str, Any]):
         self.options, self.members = options, members
@@ -119,18 +117,18 @@ class SeveralSpace(Space):
         return {word: member.describe() for word, member in self.members.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every member's, by its own names."""
+        """Yield the tensors of every member, under its own names."""
         for member in self.members.values():
             yield from member.tensors()
 
     def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(the float32 weight with every member's update, the updates' sum); value: the base's."""
+        """Return the float32 weight with every member's update, and the sum of the updates. value: the base's weight."""
         updates = [m.merged(name, value)[1] for m in self.members.values() if name in m.changes()]
         update = torch.stack(updates).sum(0)
         return value + update, update
 
     def changes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every weight that `merged` changes."""
+        """Return the shape of every weight that `merged` changes."""
         return {name: shape for m in self.members.values() for name, shape in m.changes().items()}
 
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
