@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import statistics
 from collections.abc import Iterator
@@ -53,9 +54,13 @@ WIDTH = 100  # of a help text, whatever the terminal's
 
 
 def docstring(text: str | None) -> str:
-    """As Markdown: paragraphs on one line each; no `*` or `_` that would become emphasis."""
-    paragraphs = [" ".join(block.split()) for block in (text or "").split("\n\n")]
-    return "\n\n".join(paragraphs).replace("*", r"\*").replace("|", r"\|")
+    """As Markdown: paragraphs on one line each, without `*` or `_` that would become emphasis; indented blocks as they are."""
+    blocks = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(block if block.startswith("    ") else plain_paragraph(block) for block in blocks)
+
+
+def plain_paragraph(block: str) -> str:
+    return " ".join(block.split()).replace("*", r"\*").replace("|", r"\|")
 
 
 def state(rule: Any) -> int:
