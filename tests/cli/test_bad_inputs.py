@@ -7,23 +7,19 @@ Each case is a finished run's folder (`finished` in conftest.py) with one thing 
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import yaml
-from conftest import TINY, Done
+from helpers.changes import ADAPTER, GO, LOG, ROW, ROWS, Change, config, edit, flip, link, pipe, put, recipe, rows, tree
+from helpers.commands import Done
+from helpers.recipes import TINY
 
-Change = Callable[[Path], Any]
 BOM, LONG = b"\xef\xbb\xbf", "a" * 5000
-ROW = b'{"text": "a film", "label": "positive"}\n'
-ROWS = b"".join(ROW.replace(b"film", b"film %d" % i) for i in range(30))
-GO = "finetune my.yaml name=other"  # trains in runs/other
 
 
 class Case(NamedTuple):
@@ -33,66 +29,9 @@ class Case(NamedTuple):
     sentence: str  # a regular expression
 
 
-def put(name: str, data: bytes | str) -> Change:
-    def change(folder: Path) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
-
-    return change
-
-
-def recipe(old: str, new: str) -> Change:
-    """my.yaml with `new` for `old`; for '', appended."""
-    assert old in TINY
-    return put("my.yaml", TINY.replace(old, new) if old else TINY + new)
-
-
-def rows(data: bytes, name: str = "rows.jsonl") -> Change:
-    def change(folder: Path) -> None:
-        put(name, data)(folder)
-        recipe("rows.jsonl", name)(folder)
-
-    return change
-
-
-def config(**fields: Any) -> Change:
-    def change(folder: Path) -> None:
-        path = folder / "model" / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return change
-
-
-def edit(name: str, change: Callable[[bytes], bytes]) -> Change:
-    def apply(folder: Path) -> None:
-        (folder / name).write_bytes(change((folder / name).read_bytes()))
-
-    return apply
-
-
-def flip(at: int) -> Callable[[bytes], bytes]:
-    return lambda raw: raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :]
-
-
 def remove(name: str) -> Change:
     def change(folder: Path) -> None:
         shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
-
-    return change
-
-
-def link(name: str, target: str) -> Change:
-    def change(folder: Path) -> None:
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(target)
-
-    return change
-
-
-def pipe(name: str) -> Change:
-    def change(folder: Path) -> None:
-        (folder / name).unlink(missing_ok=True)
-        os.mkfifo(folder / name)
 
     return change
 
@@ -123,8 +62,6 @@ def nothing(folder: Path) -> None:
     pass
 
 
-LOG = "runs/tiny/run.zlog"
-ADAPTER = "verify tiny --adapter runs/tiny/adapter"
 CHAT = "task: {name: chat}"
 TASK = next(line for line in TINY.splitlines() if line.startswith("task"))
 SPACE = next(line for line in TINY.splitlines() if line.startswith("space"))
@@ -311,15 +248,6 @@ CASES: dict[str, Case] = {
 
 def test_there_are_sixty() -> None:
     assert len(CASES) >= 60 and len({case.sentence for case in CASES.values()}) > 60
-
-
-def tree(folder: Path) -> dict[str, Any]:
-    """What lies there: folders are not listed, an empty one is no loss."""
-
-    def of(path: Path) -> Any:
-        return os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "pipe"
-
-    return {str(p.relative_to(folder)): of(p) for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done
+from helpers.commands import Done
 
 from zoedge.log.log import Log
 from zoedge.run import folder as run_folder

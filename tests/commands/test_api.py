@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers.paths import ROOT
 
 import zoedge as package
 from zoedge.commands.finetune import load_recipe
 from zoedge.errors import DataError, IdentityError, UsageError, ZoedgeError
 from zoedge.recipe.reading import read_recipe
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def test_the_package_is_light_and_lists_what_it_has() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done
+from helpers.commands import Done
 
 from zoedge.commands.doctor import hints
 from zoedge.commands.doctor.hints import MINIMUM_VERSIONS, MachineFacts

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Done
+from helpers.commands import Done
 
 from zoedge.commands.import_config import (
     CONVERTERS,

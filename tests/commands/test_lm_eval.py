@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.paths import ROOT
 
 needed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 TASK = """task: {name}
@@ -19,7 +20,7 @@ dataset_kwargs: {{data_files: {{test: "{rows}"}}}}
 test_split: test
 {more}
 """
-PAGE = Path(__file__).parents[1] / "docs" / "lm-eval.md"
+PAGE = ROOT / "docs" / "lm-eval.md"
 ANSWER = """output_type: generate_until
 doc_to_text: "{{text}} It was"
 doc_to_target: "{{label}}"

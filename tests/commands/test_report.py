@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import browser
 import numpy as np
 import pytest
+from helpers import browser
 
 from zoedge.commands import report
 from zoedge.commands.report import facts, figures

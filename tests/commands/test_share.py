@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import struct
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.logs import with_digest
 
 import zoedge as package
 from zoedge.commands.share import share
@@ -187,15 +187,11 @@ def test_spaces_that_begin_with_the_base(space: str, home: Path, zoedge: Any) ->
 # -- hostile bytes
 
 
-def signed(raw: bytes) -> bytes:
-    return raw + hashlib.sha256(raw).digest()
-
-
 def inner(raw: bytes, change: Callable[[bytearray], None]) -> bytes:
     """The packed log inside changed, both digests made anew."""
     packed = bytearray(raw[64:-64])
     change(packed)
-    return signed(raw[:64] + signed(bytes(packed)))
+    return with_digest(raw[:64] + with_digest(bytes(packed)))
 
 
 @pytest.fixture
@@ -218,28 +214,28 @@ def test_every_flipped_bit_and_every_cut_is_refused(small: bytes) -> None:
         refused(bytes(flipped))
         refused(small[:i])
     refused(small + b"\0")
-    assert signed(small[:-32]) == small, "that cut, signed anew, is the whole file"
+    assert with_digest(small[:-32]) == small, "that cut, signed anew, is the whole file"
     for i in {*range(0, len(small), 7), *range(len(small) - 72, len(small))} - {len(small) - 32}:
         with pytest.raises(ZoedgeError):
-            SharedLog(Path("film.zoe"), signed(small[:i]))
+            SharedLog(Path("film.zoe"), with_digest(small[:i]))
 
 
 FORGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "magic": (lambda raw: signed(b"\x89ZFU" + raw[4:-32]), "not its magic"),
-    "major": (lambda raw: signed(raw[:8] + b"\2\0" + raw[10:-32]), "format 2.0 is not one"),
-    "reserved": (lambda raw: signed(raw[:20] + b"\1" + raw[21:-32]), "reserved bytes are not zero"),
-    "steps": (lambda raw: signed(raw[:12] + struct.pack("<I", 5) + raw[16:-32]), "it delivers step 5 of 4"),
-    "huge steps": (lambda raw: signed(raw[:12] + b"\xff" * 4 + raw[16:-32]), "it delivers step 4294967295 of 4"),
-    "state": (lambda raw: signed(raw[:32] + bytes(32) + raw[64:-32]), "its log knows another state of step 4"),
-    "no log": (lambda raw: signed(raw[:64] + bytes(96)), "not its magic"),
-    "two logs": (lambda raw: signed(raw[:-32] + raw[64:-32]), "bytes and says"),
+    "magic": (lambda raw: with_digest(b"\x89ZFU" + raw[4:-32]), "not its magic"),
+    "major": (lambda raw: with_digest(raw[:8] + b"\2\0" + raw[10:-32]), "format 2.0 is not one"),
+    "reserved": (lambda raw: with_digest(raw[:20] + b"\1" + raw[21:-32]), "reserved bytes are not zero"),
+    "steps": (lambda raw: with_digest(raw[:12] + struct.pack("<I", 5) + raw[16:-32]), "it delivers step 5 of 4"),
+    "huge steps": (lambda raw: with_digest(raw[:12] + b"\xff" * 4 + raw[16:-32]), "it delivers step 4294967295 of 4"),
+    "state": (lambda raw: with_digest(raw[:32] + bytes(32) + raw[64:-32]), "its log knows another state of step 4"),
+    "no log": (lambda raw: with_digest(raw[:64] + bytes(96)), "not its magic"),
+    "two logs": (lambda raw: with_digest(raw[:-32] + raw[64:-32]), "bytes and says"),
     "a log's length": (lambda raw: inner(raw, lambda p: p.__setitem__(slice(12, 16), b"\xff" * 4)), "sizes do not fit"),
     "steps of the log": (lambda raw: inner(raw, lambda p: p.__setitem__(slice(16, 20), b"\xff" * 4)), "not"),
     "directions": (lambda raw: inner(raw, lambda p: p.__setitem__(slice(20, 24), b"\xff" * 4)), "bytes and says"),
     "known states": (lambda raw: inner(raw, lambda p: p.__setitem__(slice(28, 32), b"\xff" * 4)), "sizes do not fit"),
     "stream": (lambda raw: inner(raw, lambda p: p.__setitem__(slice(32, 36), b"\xff" * 4)), "bytes and says"),
     "a bomb": (lambda raw: inner(raw, lambda p: p.__setitem__(slice(64, 66), b"\0\0")), "not a readable packed log"),
-    "itself inside": (lambda raw: signed(raw[:64] + raw), "not its magic"),
+    "itself inside": (lambda raw: with_digest(raw[:64] + raw), "not its magic"),
 }
 
 
@@ -255,12 +251,12 @@ def test_what_is_forged_and_signed_is_refused_without_memory(what: str, small: b
 
 
 def test_the_forger_can_forge(small: bytes) -> None:
-    assert inner(small, lambda packed: None) == small == signed(small[:-32]) and small[:8] == MAGIC
+    assert inner(small, lambda packed: None) == small == with_digest(small[:-32]) and small[:8] == MAGIC
 
 
 def test_a_state_that_is_not_reached_is_refused(home: Path, zoedge: Any) -> None:
     raw, _, _ = share("runs/tiny", "3")  # of step 3 the log knows no state
-    (home / "film.zoe").write_bytes(signed(raw[:32] + bytes(32) + raw[64:-32]))
+    (home / "film.zoe").write_bytes(with_digest(raw[:32] + bytes(32) + raw[64:-32]))
     done = zoedge("apply", "film.zoe", "--base", "model")
     assert done.code == 8 and "after step 3 the state is" in done.err and "the file says 000000000000.." in done.err
     assert not (home / "applied").exists()

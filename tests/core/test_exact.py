@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import fitting
+from helpers.paths import FIXTURES
+from helpers.recipes import fitting
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoedge
@@ -56,7 +57,7 @@ SCHEMES = {
 RULE_IDS = {"sgd": 1, "momentum": 2, "sign": 3, "adam": 4, "adamu": 5, "hizoo": 6}
 FIRST = {"rademacher": 1, "normal": 3}  # of which `own_noise` is an implementation of its own
 # R9. What `engine.selftest` gives on every machine. A changed value is a change of the format, never a new constant.
-GOLDEN = json.loads((Path(__file__).parent / "selftests.json").read_text())
+GOLDEN = json.loads((FIXTURES / "selftests.json").read_text())
 TABLE = "72fd691c5aaee269d8a737ff72fd6509"  # the normal table's 65,536 float32, sha256
 SHAPES = [["model.layers.0.q_proj", 512, 385], ["model.layers.1.v_proj", 301, 77]]  # odd sizes; > 2 x 32,768 elements
 RANK = 63

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from helpers.modules import mlp, state, task
 from torch import Tensor, nn
 
 import zoedge
@@ -30,28 +31,8 @@ ROOT = Path(zoedge.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a folder of one's own, without waiting for the disk."""
+def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unsynced: None) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
-
-
-def mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).to(dtype)
-
-
-def task(module: nn.Module, seed: int = 1) -> Callable[[], Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(32, 3, generator=generator)
-    y = x[:, :1] - 0.5 * x[:, 1:2] * x[:, 2:]
-    dtype = next(module.parameters()).dtype
-    return lambda: nn.functional.mse_loss(module(x.to(dtype)).float(), y)
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -262,7 +243,7 @@ def test_resuming_ends_in_the_same_bytes() -> None:
 CHILD = """
 import sys, torch, zoedge
 sys.path.insert(0, sys.argv[1])
-from test_optim import mlp, task, state
+from helpers.modules import mlp, task, state
 module = mlp()
 with zoedge.optim.ZerothOrder(module.named_parameters(), lr=1e-2, hash_every=3, log="run.zlog") as optimizer:
     while optimizer.steps < 12:

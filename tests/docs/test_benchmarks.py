@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.paths import ROOT
 
-HERE = Path(__file__).parents[1] / "benchmarks"
+HERE = ROOT / "benchmarks"
 sys.path.insert(0, str(HERE))
 
 import _measure  # noqa: E402

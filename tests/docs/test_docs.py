@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers.paths import ROOT
 
 from zoedge import lab
 from zoedge.core.parts import PART_FOLDERS, list_words
 from zoedge.recipe.reading import list_shipped, read_recipe
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

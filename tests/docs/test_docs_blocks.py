@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import WORDS, save
+from helpers.models import WORDS, save
+from helpers.paths import ROOT
 from typer.main import get_command
 
 from zoedge.cli import app
 
-ROOT = Path(__file__).parents[1]
 RUN = [
     "docs/tutorial.md",
     "docs/classify.md",

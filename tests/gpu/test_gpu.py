@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from golden import make
+from helpers.runs import replay_to
+from helpers.scores import QUANTISED, attach, bnb_linears, load, random_sentences
 from torch.nn.functional import linear
-
-sys.path.insert(0, str(Path(__file__).parent / "golden"))
-import make
-from test_traps import QUANTISED, bnb_linears, random_examples
 
 from zoedge.commands import verify
 from zoedge.core import digests, engine
 from zoedge.core.types import Key
 from zoedge.log.log import Log
 from zoedge.methods.noise.rademacher import Rademacher
-from zoedge.methods.spaces.lora import Lora, LoraSpace
+from zoedge.methods.spaces.lora import LoraSpace
 from zoedge.recipe.reading import read_recipe
-from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
-from zoedge.run import replay, setup
-from zoedge.scoring.models import loading, quantised
+from zoedge.run import setup
+from zoedge.scoring.models import quantised
 from zoedge.scoring.models.base import Base
 from zoedge.scoring.tasks.classify import Classify, ClassifyTraining
 
@@ -38,11 +35,9 @@ EXPECTED = json.loads(make.EXPECTED.read_text())
 
 
 def state(log: Log, device: str, base: str | None = None) -> str:
-    run = replay.build_replay_run(log, device, base)
-    for _ in engine.play(run, len(log)):
-        pass
-    assert {leaf.value.device.type for leaf in run.space.leaves()} == {device}
-    return digests.digest(run.space).hex()
+    space = replay_to(log, device=device, base=base)
+    assert {leaf.value.device.type for leaf in space.leaves()} == {device}
+    return digests.digest(space).hex()
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -82,18 +77,12 @@ def test_a_gpus_log_replays_on_the_cpu(recipe_file: Path, tmp_path: Path, change
 
 
 def base_of(folder: Path, quantization: str, device: str = CUDA, dtype: str = "fp32") -> Base:
-    return loading.load_base(Model(source=str(folder), quantization=quantization, device=device, compute_dtype=dtype))
-
-
-def adapted(base: Base) -> LoraSpace:
-    space = Lora(rank=4, alpha=8.0, layers="all", targets="all").attach(base, 5, Rademacher())
-    space.value += torch.randn(len(space.value), generator=torch.Generator().manual_seed(6)).to(base.device) * 0.05
-    return space
+    return load(folder, quantization, device=device, compute_dtype=dtype)
 
 
 def scores(base: Base, space: LoraSpace, eps: float) -> torch.Tensor:
     """[2, 16] losses at two points."""
-    z, examples = Rademacher().draw(Key(1, 1, 0), space.leaves()[0]), random_examples()
+    z, examples = Rademacher().draw(Key(1, 1, 0), space.leaves()[0]), random_sentences()
     with space.visit([lambda leaf: z * eps, lambda leaf: z * -eps]):
         return ClassifyTraining(Classify(), examples, 0, 16).score(base, examples.collate(range(16)), 2).cpu()
 
@@ -102,18 +91,18 @@ def scores(base: Base, space: LoraSpace, eps: float) -> torch.Tensor:
 def test_losses_on_the_gpu_are_a_smooth_function_of_eps(llama: Path, quantization: str) -> None:
     """And a CPU's: both read the same quantised weights from the cache."""
     base = base_of(llama, quantization)
-    space, slopes = adapted(base), []
+    space, slopes = attach(base), []
     for eps in (3e-3, 1e-3, 3e-4):
         up, down = scores(base, space, eps).mean(1).tolist()
         slopes.append((up - down) / (2 * eps))
     assert max(slopes) - min(slopes) < 0.02 * abs(slopes[1])
     other = base_of(llama, quantization, "cpu")
-    assert torch.allclose(scores(base, space, 3e-3), scores(other, adapted(other), 3e-3), rtol=0, atol=1e-4)
+    assert torch.allclose(scores(base, space, 3e-3), scores(other, attach(other), 3e-3), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("quantization", QUANTISED)
 def test_no_mode_changes_the_gpus_forward(llama: Path, quantization: str) -> None:
-    base, batch = base_of(llama, quantization), random_examples().collate(range(8))
+    base, batch = base_of(llama, quantization), random_sentences().collate(range(8))
     first = base.hidden(batch, 1)
     codes = {name: module.weight.data.clone() for name, module in bnb_linears(base.model).items()}
     for mode in (base.model.eval, base.model.train):
@@ -131,7 +120,7 @@ def test_no_mode_changes_the_gpus_forward(llama: Path, quantization: str) -> Non
 @pytest.mark.parametrize("quantization", QUANTISED)
 def test_any_number_of_rows_is_the_dequantised_product(llama: Path, quantization: str, dtype: str) -> None:
     """bitsandbytes has other kernels on CUDA for few rows; int8's would quantise the activations, too."""
-    base, batch = base_of(llama, quantization, dtype=dtype), random_examples().collate(range(16))
+    base, batch = base_of(llama, quantization, dtype=dtype), random_sentences().collate(range(16))
     for _ in range(3):
         base.hidden(batch, 1)
     fresh: Any = base_of(llama, quantization, dtype=dtype).model

@@ -1,4 +1,4 @@
-"""Runs commands of strangers' files under limits, and tells what they did: `python tests/hostile.py [torch]`.
+"""Runs commands of strangers' files under limits, and tells what they did: `python tests/helpers/hostile.py [torch]`.
 
 A job a line on standard input, {folder, argv}; an answer a line, {code, out, err, deeds}. Each job is a fork of this
 process, which has imported what it may: 512 MiB of address space more than that (without torch: 512 MiB in all), 10 s of
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 MEMORY, SECONDS = 512 << 20, 10
 SANDBOX = str(ROOT / "zoedge" / "scoring" / "tasks" / "_sandbox.py")

@@ -1,4 +1,4 @@
-"""Mutation testing of what a log's bytes and a replay depend on: `make mutate`, or `python tests/mutate.py log --count 50`.
+"""Change what a log's bytes and a replay depend on: `make mutate`, or `python tests/helpers/mutate.py log/log --count 50`.
 
 One thing of a module's source is changed: a comparison, an operator, a whole number, and / or, a condition, what is
 returned. Then its tests run, in a fork that has imported the libraries already, until one fails. A mutant that none
@@ -23,22 +23,24 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TESTS = {  # that hold a module, the fast ones that notice most first
-    "log/log": ["test_log.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-append]", "test_repair.py"],
-    "core/storage": ["test_torture_log.py", "test_torture_crash.py", "test_log.py"],
-    "log/repair": ["test_repair.py", "test_torture_log.py::test_t3_every_call_that_fails[1000-repair]"],
-    "log/packed": ["test_packed.py"],
+    "log/log": [
+        "log/test_log.py", "torture/test_torture_log.py::test_t3_every_call_that_fails[1000-append]", "log/test_repair.py",
+    ],
+    "core/storage": ["torture/test_torture_log.py", "torture/test_torture_crash.py", "log/test_log.py"],
+    "log/repair": ["log/test_repair.py", "torture/test_torture_log.py::test_t3_every_call_that_fails[1000-repair]"],
+    "log/packed": ["log/test_packed.py"],
     "core/engine": [
-        "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[low_rank two_sided momentum]",
-        "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[block fzoo sgd]",
-        "test_methods.py::test_the_direction_moved_along_is_the_direction_probed[sphere two_sided adam]",
-        "test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[normal dap sgd]",
-        "test_methods.py::test_directions_are_kept_for_a_step_or_for_a_leaf_of_it",
-        "test_methods.py::test_an_estimators_own_signs_are_these_for_ever",
-        "test_golden.py::test_a_golden_log_replays_to_its_bits",
-        "test_play.py::test_a_resumed_run_ends_in_the_uninterrupted_runs_bytes",
-        *(f"test_faults.py::test_{name}" for name in (
+        "methods/test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[low_rank two_sided momentum]",
+        "methods/test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[block fzoo sgd]",
+        "methods/test_methods.py::test_the_direction_moved_along_is_the_direction_probed[sphere two_sided adam]",
+        "methods/test_methods.py::test_train_resume_and_replay_end_in_the_same_bits[normal dap sgd]",
+        "methods/test_methods.py::test_directions_are_kept_for_a_step_or_for_a_leaf_of_it",
+        "methods/test_methods.py::test_an_estimators_own_signs_are_these_for_ever",
+        "log/test_golden.py::test_a_golden_log_replays_to_its_bits",
+        "run/test_play.py::test_a_resumed_run_ends_in_the_uninterrupted_runs_bytes",
+        *(f"run/test_faults.py::test_{name}" for name in (
             "a_derivative_far_over_the_median_is_clipped", "before_any_state_is_logged_it_goes_back_to_the_beginning",
             "eight_losses_that_are_not_finite_end_a_run_and_change_nothing[lora]",
             "a_run_that_went_back_often_enough_stops_and_stays_stopped[100.0-far over its best]",
@@ -47,7 +49,7 @@ TESTS = {  # that hold a module, the fast ones that notice most first
             "where_one_example_does_not_fit_a_sentence_says_the_way_out[cuda]",
             "other_errors_of_a_forward_are_not_taken_for_it",
         )),
-        "test_estimators.py",
+        "methods/test_estimators.py",
     ],
 }  # fmt: skip
 COMPARE = {

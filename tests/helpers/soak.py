@@ -6,7 +6,7 @@ must exit 6. Then it may finish: its log, export and recipe must be those of the
 for byte; and while it trained, the number of its open files must not change, and its memory may grow only by the records
 of the log, which it keeps.
 
-    python tests/soak.py --minutes 30 --seed 1        # exit 1 unless all of it held
+    python tests/helpers/soak.py --minutes 30 --seed 1        # exit 1 unless all of it held
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from statistics import mode
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DISK = 16 << 20  # bytes of the run's tmpfs
 WARM = 0.25  # of a lifetime's samples, and 10 at least, are before it is warm
 RECORD = 1024  # bytes a step that memory may grow by: a Record and its floats are 450 to 600
@@ -57,8 +57,8 @@ output: {{dir: run}}
 
 def prepare(folder: Path) -> None:
     """model/ and rows.jsonl."""
-    from conftest import WORDS as VOCABULARY
-    from conftest import byte_level, save
+    from helpers.models import byte_level, save
+    from helpers.recipes import write_reviews
     from transformers import LlamaConfig
 
     tokenizer = byte_level()
@@ -68,11 +68,7 @@ def prepare(folder: Path) -> None:
         pad_token_id=2,
     )  # fmt: skip
     save(folder / "model", config, tokenizer)
-    with (folder / "rows.jsonl").open("w") as file:
-        for i in range(80):
-            words = [VOCABULARY[(i * 7 + j * 3) % len(VOCABULARY)] for j in range(3 + i % 9)]
-            text = " ".join([*words, "fun bright" if i % 2 else "dull boring"])
-            file.write(json.dumps({"text": text, "label": ("negative", "positive")[i % 2]}) + "\n")
+    write_reviews(folder / "rows.jsonl")
 
 
 def place(root: Path, name: str, steps: int) -> Path:

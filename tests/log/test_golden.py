@@ -6,13 +6,10 @@ A file of tests/golden is NEVER made again. If one does not replay, a promise to
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "golden"))
-import make
+from golden import make
 
 from zoedge.commands import verify
 from zoedge.core import digests, parts

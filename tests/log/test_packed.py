@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_log as raw_log
+from helpers.logs import BYTES, FORGED, FORGED_SLOTS, forge, with_digest
+from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,15 +32,9 @@ from zoedge.log.packed import PackedLog, decode_planes, encode_planes, pack_log
 from zoedge.recipe.check import check
 from zoedge.run import identity, replay
 
-PAGE = (Path(__file__).parents[1] / "docs" / "log-format.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.usefixtures("unsynced")
+PAGE = (ROOT / "docs" / "log-format.md").read_text(encoding="utf-8")
 SHAPES = [["model.layers.0.q", 64, 64], ["model.layers.0.v", 24, 40]]
-
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without waiting for the disk."""
-    monkeypatch.setattr(os, "fdatasync", lambda fd: None)
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +146,7 @@ def dumps() -> list[bytes]:
 
 def test_the_pages_examples(tmp_path: Path, page: dict[str, Any]) -> None:
     raw, small = dumps()
-    assert raw == raw_log.BYTES and len(small) == 290
+    assert raw == BYTES and len(small) == 290
     (tmp_path / "run.zlog").write_bytes(raw)
     (tmp_path / "run.zpack").write_bytes(small)
     log, packed = Log.open(tmp_path / "run.zlog"), PackedLog.open(tmp_path / "run.zpack")
@@ -196,10 +191,10 @@ def test_the_pages_program_refuses_what_log_refuses(tmp_path: Path, page: dict[s
     assert read == 513 + 1
 
 
-@pytest.mark.parametrize("what", [*raw_log.FORGED, *raw_log.FORGED_SLOTS])
+@pytest.mark.parametrize("what", [*FORGED, *FORGED_SLOTS])
 def test_the_pages_program_refuses_forgeries(page: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError):
-        page["read_log"](raw_log.forge(raw_log.BYTES, *{**raw_log.FORGED, **raw_log.FORGED_SLOTS}[what]))
+        page["read_log"](forge(BYTES, *{**FORGED, **FORGED_SLOTS}[what]))
 
 
 # -- size
@@ -302,10 +297,6 @@ def test_every_flip_and_cut_is_refused(small: bytes) -> None:
     assert len(PackedLog(Path(), small)) == 2
 
 
-def signed(raw: bytes) -> bytes:
-    return raw + hashlib.sha256(raw).digest()
-
-
 def forged(small: bytes, at: int = 0, data: bytes = b"", body: dict[int, bytes] | bytes = b"") -> bytes:
     """`small` with `data` at `at` and `body` in (or as) what its stream inflates to; sizes and digest made right."""
     fixed, stream, g = bytearray(small[:64]), small[64:249], small[249:258]
@@ -316,7 +307,7 @@ def forged(small: bytes, at: int = 0, data: bytes = b"", body: dict[int, bytes] 
         stream = zlib.compress(bytes(inner), 9)
         fixed[32:36] = struct.pack("<I", len(stream))
     fixed[at : at + len(data)] = data
-    return signed(bytes(fixed) + stream + g)
+    return with_digest(bytes(fixed) + stream + g)
 
 
 SEQ, LR, DECAY, FLAGS, N, AFTER = 1024, 1032, 1038, 1046, 1048, 1050  # columns of the example's two steps
@@ -366,7 +357,7 @@ def test_forged_columns(small: bytes, page: dict[str, Any]) -> None:
     for raw in (
         forged(small, 28, b"\2", two[0]), forged(small, 28, b"\2", two[1]),
         forged(small, 12, b"\1", inner[:1024] + b"\0" + inner[1024:]),
-        signed(small[:32] + struct.pack("<I", 185 - 4) + small[36:245] + small[249:258]),
+        with_digest(small[:32] + struct.pack("<I", 185 - 4) + small[36:245] + small[249:258]),
     ):  # fmt: skip
         refuse(raw)
         with pytest.raises(ValueError):
@@ -380,11 +371,11 @@ def test_the_forger_can_forge(small: bytes) -> None:
     for at in (249 + 1, 249 + 4):  # g: infinite, and below 2**-100
         raw = bytearray(small[:-32])
         raw[at : at + 2] = b"\x80\x7f" if at == 250 else b"\x40\0"
-        refuse(signed(bytes(raw)))
-    refuse(signed(small[:64] + small[64:240] + b"\0" * 9 + small[249:258]))
+        refuse(with_digest(bytes(raw)))
+    refuse(with_digest(small[:64] + small[64:240] + b"\0" * 9 + small[249:258]))
     later = bytearray(small[:-32])
     later[32:36] = struct.pack("<I", 186)
-    refuse(signed(bytes(later[:249] + b"\0" + later[249:])))  # a byte after the stream's end
+    refuse(with_digest(bytes(later[:249] + b"\0" + later[249:])))  # a byte after the stream's end
 
 
 def test_only_damagederror_comes_out(small: bytes) -> None:
@@ -411,7 +402,7 @@ def test_only_damagederror_comes_out(small: bytes) -> None:
 @given(st.binary(max_size=400), st.booleans())
 def test_only_damagederror_comes_out_of_any_bytes(raw: bytes, good: bool) -> None:
     with pytest.raises(DamagedError):
-        PackedLog(Path("f"), signed(dumps()[1][:8] + raw) if good else raw)
+        PackedLog(Path("f"), with_digest(dumps()[1][:8] + raw) if good else raw)
 
 
 def test_only_regular_files_are_opened(tmp_path: Path, small: bytes) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Done
-from faults import OPS, SEED, Fast, Tally, disk, header, put, sizes, states, step, write
+from helpers.commands import Done
+from helpers.faults import OPS, SEED, Fast, Tally, disk, header, put, sizes, states, step, write
 
 from zoedge.errors import DamagedError, LockedError, StorageError, UsageError
 from zoedge.log.log import Log

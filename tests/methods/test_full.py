@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.scores import score_six
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -58,10 +59,6 @@ def played(bench: setup.Bench, folder: Path, until: int | None = None) -> tuple[
     return digests.digest(bench.space), path.read_bytes()
 
 
-def scores(bench: setup.Bench, base: Any) -> torch.Tensor:
-    return bench.task.score(base, bench.texts.train.collate(range(6)), 1)
-
-
 # -- probing
 
 
@@ -71,9 +68,9 @@ def test_probing_leaves_every_stored_bit(recipe: Make, dtype: str, opt: Path, mo
     bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}", f"model.source={opt}"))
     model, before = bench.base.model, digests.digest(bench.space)
     owners = {id(p): (p, p.data_ptr()) for p in model.parameters()}
-    here = scores(bench, bench.base)
+    here = score_six(bench, bench.base)
     with bench.space.visit([deltas(0.05)]):
-        assert not torch.equal(scores(bench, bench.base), here)
+        assert not torch.equal(score_six(bench, bench.base), here)
     linear = type(model.model.decoder.layers[1].fc2)
 
     def fail(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -81,10 +78,10 @@ def test_probing_leaves_every_stored_bit(recipe: Make, dtype: str, opt: Path, mo
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError), bench.space.visit([deltas(0.05)]):
         patch.setattr(linear, "forward", fail)
-        scores(bench, bench.base)
+        score_six(bench, bench.base)
     assert digests.digest(bench.space) == before
     assert {id(p): (p, p.data_ptr()) for p in model.parameters()} == owners
-    assert torch.equal(scores(bench, bench.base), here)
+    assert torch.equal(score_six(bench, bench.base), here)
 
 
 @torch.inference_mode()
@@ -112,15 +109,15 @@ def test_a_point_is_a_copied_model_with_w_plus_cz(
         piece = parameters[name].data[start : start + part.shape[0]]
         piece.copy_(piece.float() + deltas(0.02)(leaf).view(part.shape))
     with bench.space.visit([deltas(0.02)]):
-        found, h = scores(bench, bench.base), torch.randn(5, bench.base.facts.head(bench.base.model).in_features)
+        found, h = score_six(bench, bench.base), torch.randn(5, bench.base.facts.head(bench.base.model).in_features)
         words = bench.base.log_likelihood(h, torch.arange(5))
         said = own(bench.base)
     if family != "roberta" and dtype == "fp32":
         assert torch.allclose(said, own(other), rtol=0, atol=1e-5)
         assert not torch.allclose(said, own(bench.base), rtol=0, atol=1e-2)
-    assert torch.allclose(found, scores(bench, other), rtol=0, atol=close)
+    assert torch.allclose(found, score_six(bench, other), rtol=0, atol=close)
     assert torch.allclose(words, other.log_likelihood(h, torch.arange(5)), rtol=0, atol=close)
-    assert not torch.allclose(found, scores(bench, bench.base), rtol=0, atol=1e-3)
+    assert not torch.allclose(found, score_six(bench, bench.base), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("noise", ["rademacher", "low_rank", "block"])

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.paths import ROOT
 
 from zoedge.core import engine, parts
 from zoedge.core.types import Key, Leaf
@@ -178,7 +179,7 @@ def outcome(llama: Path, opt: Path, reviews: Path, tmp_path_factory: pytest.Temp
     path.write_text(text)
     done = subprocess.run(
         [sys.executable, __file__, str(path)], capture_output=True, text=True, timeout=230, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))

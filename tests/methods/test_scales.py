@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.scores import score_six
 
 from zoedge.commands import verify
 from zoedge.commands.export import check, merged, peft
@@ -53,10 +54,6 @@ def shift(leaf: Leaf) -> torch.Tensor:
     return delta
 
 
-def scores(bench: setup.Bench, base: Any) -> torch.Tensor:
-    return bench.task.score(base, bench.texts.train.collate(range(6)), 1)
-
-
 def stored(base: Any) -> dict[str, bytes]:
     """Every byte of the base: codes, scales, norms, tables."""
     found = {name: value for name, value in base.model.state_dict().items() if torch.is_tensor(value)}
@@ -71,7 +68,7 @@ def test_the_kernel_computes_with_the_moved_scales(
     """Against the same base in which every Linear is a plain one of (1 + u) W, block by block, and norms are w + v."""
     made = recipe(*SCHEMES[scheme], f"model.source={request.getfixturevalue(family)}")
     bench, other = setup.Bench.build(made), load_base(made.model)
-    before, here = stored(bench.base), scores(bench, bench.base)
+    before, here = stored(bench.base), score_six(bench, bench.base)
     moved = {p.name: (leaf, p) for leaf in bench.space.leaves() for p in leaf.parts}
 
     def of(name: str) -> torch.Tensor:
@@ -94,12 +91,12 @@ def test_the_kernel_computes_with_the_moved_scales(
         parent, _, last = path.rpartition(".")
         setattr(other.model.get_submodule(parent), last, plain)
     with bench.space.visit([shift]):
-        found = scores(bench, bench.base)
-    assert torch.allclose(found, scores(bench, other), rtol=0, atol=1e-5)  # measured: 1e-7 to 7e-7
+        found = score_six(bench, bench.base)
+    assert torch.allclose(found, score_six(bench, other), rtol=0, atol=1e-5)  # measured: 1e-7 to 7e-7
     assert float((found - here).abs().max()) > 1e-2
     with bench.space.visit([lambda leaf: None]):
-        assert torch.allclose(scores(bench, bench.base), here, rtol=0, atol=1e-6)
-    assert torch.equal(scores(bench, bench.base), here) and stored(bench.base) == before
+        assert torch.allclose(score_six(bench, bench.base), here, rtol=0, atol=1e-6)
+    assert torch.equal(score_six(bench, bench.base), here) and stored(bench.base) == before
 
 
 @pytest.mark.parametrize("scheme", ["nf4 double", "int8"])
@@ -107,7 +104,7 @@ def test_probing_leaves_no_trace_also_when_the_forward_raises(
     recipe: Make, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = setup.Bench.build(recipe(*SCHEMES[scheme]))
-    before, here, digest = stored(bench.base), scores(bench, bench.base), digests.digest(bench.space)
+    before, here, digest = stored(bench.base), score_six(bench, bench.base), digests.digest(bench.space)
 
     def fail(*args: Any, **options: Any) -> torch.Tensor:
         raise RuntimeError("out of memory")
@@ -115,9 +112,9 @@ def test_probing_leaves_no_trace_also_when_the_forward_raises(
     module = bench.base.blocks[1].mlp.down_proj
     with monkeypatch.context() as patch, pytest.raises(RuntimeError), bench.space.visit([shift]):
         patch.setattr(module, "forward", fail)
-        scores(bench, bench.base)
+        score_six(bench, bench.base)
     assert stored(bench.base) == before and digests.digest(bench.space) == digest
-    assert torch.equal(scores(bench, bench.base), here)
+    assert torch.equal(score_six(bench, bench.base), here)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -153,9 +150,9 @@ def test_layers_bound_what_moves(recipe: Make, tmp_path: Path) -> None:
         "model.layers.2.input_layernorm.weight", "model.layers.2.post_attention_layernorm.weight", "model.norm.weight",
     ]  # fmt: skip
     with bench.space.visit([shift]):
-        plain = scores(bench, bench.base)
+        plain = score_six(bench, bench.base)
         assert bench.base.cut == 2 and sum(bench.base.keep(bench.texts.train, tmp_path)) == len(bench.texts.train)
-        assert torch.equal(scores(bench, bench.base), plain)
+        assert torch.equal(score_six(bench, bench.base), plain)
     alone = setup.Bench.build(recipe("space={name: scales, vectors: false}"))
     assert [leaf.name for leaf in alone.space.leaves()] == ["scales"]
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers.scores import deltas, far, plain_logits, random_examples
 from typer.testing import CliRunner
 
 from zoedge.cli import app
@@ -60,28 +60,8 @@ def base(families: dict[str, Path], roberta: Path) -> Callable[..., Base]:
     return get
 
 
-def sequences() -> Examples:
-    """Random tokens of unlike length; the loss reads the last place, the middle and the first."""
-    random, found = torch.Generator().manual_seed(0), Examples(1)
-    for i, length in enumerate(LENGTHS):
-        found.tokens.append(torch.randint(3, 300, (length,), generator=random).tolist())
-        found.rows.append([length - 1, length // 2, 0])
-        found.targets.append([7, 11])
-        found.labels.append(i % 2)
-        found.names.append(f"here:{i}")
-    return found
-
-
 def batch_of() -> Batch:
-    return sequences().collate(range(len(LENGTHS)))
-
-
-def deltas(count: int, size: float = 0.1) -> list[Callable[[Leaf], torch.Tensor | None]]:
-    def make(seed: int, leaf: Leaf) -> torch.Tensor:
-        random = torch.Generator().manual_seed(seed * 1000 + leaf.offset)
-        return torch.randn(leaf.value.shape, generator=random) * size
-
-    return [partial(make, seed) for seed in range(count)]
+    return random_examples(LENGTHS, vocabulary=300).collate(range(len(LENGTHS)))
 
 
 def still(leaf: Leaf) -> None:
@@ -108,23 +88,6 @@ def logits(base: Base, batch: Any, copies: int = 1) -> torch.Tensor:
     return base.logits(h, torch.arange(base.model.config.vocab_size)).unflatten(0, (copies, -1))
 
 
-def far(a: torch.Tensor, b: torch.Tensor) -> float:
-    return (a - b).abs().max().item()
-
-
-def plain_logits(model: Any, batch: Batch, first: list[int] | None = None) -> torch.Tensor:
-    """[1, S, R, V] of transformers' model (or PEFT's), with `first` before every sequence, at the batch's rows."""
-    ahead = torch.tensor(first or []).long().expand(len(batch.ids), -1)
-    mask = torch.zeros_like(batch.ids)
-    for row, i in zip(mask, batch.index):
-        row[: len(batch.examples.tokens[i])] = 1
-    with torch.no_grad():
-        full = model(
-            input_ids=torch.cat([ahead, batch.ids], 1), attention_mask=torch.cat([torch.ones_like(ahead), mask], 1)
-        ).logits[:, -batch.ids.shape[1] :]
-    return full.gather(1, batch.rows[..., None].expand(-1, -1, full.shape[-1]))[None]
-
-
 def plain(base: Base) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -141,7 +104,7 @@ def test_there_are_spaces() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("word", SPACES)
 def test_points_together_equal_points_alone(word: str, family: str, base: Callable[..., Base]) -> None:
-    model, some, batch = base(family, "nf4"), [*deltas(3), still], batch_of()
+    model, some, batch = base(family, "nf4"), [*deltas(3, 0.1), still], batch_of()
     space = attach(word, model)
     with space.visit(some):
         together = logits(model, batch, 4)
@@ -163,7 +126,7 @@ def test_half_precision_computes_the_same_up_to_rounding(
     for dtype in ("fp32", compute):
         model = load_base(Model(source=folder, quantization="none", compute_dtype=dtype))
         space = attach(word, model)
-        with space.visit(deltas(2)):
+        with space.visit(deltas(2, 0.1)):
             assert model.hidden(batch_of(), 2).dtype == model.dtype
             found.append(logits(model, batch_of(), 2))
     assert 0 < far(*found) < bound
@@ -191,10 +154,10 @@ def test_visiting_leaves_no_trace(word: str, base: Callable[..., Base]) -> None:
     before = everything()
     assert before["bare"] != before["here"]
     for count in (1, 4, 2):
-        with space.visit(deltas(count)):
+        with space.visit(deltas(count, 0.1)):
             model.hidden(batch, count)
     handle = model.blocks[1].register_forward_pre_hook(fall)
-    for broken in (deltas(2), [*deltas(1), fall]):
+    for broken in (deltas(2, 0.1), [*deltas(1, 0.1), fall]):
         with pytest.raises(Midway), space.visit(broken):
             model.hidden(batch, 2)
     handle.remove()
@@ -449,7 +412,7 @@ def test_the_start_is_the_model_on_real_tokens(word: str, text: str, family: str
 @pytest.mark.parametrize("word", VIRTUAL)
 def test_an_opt_with_projections_and_late_norms(word: str, tokenizer: Any, tmp_path: Path) -> None:
     """OPT-350M's plan: embeddings are narrower than the hidden states, and norms come after."""
-    from conftest import save
+    from helpers.models import save
     from transformers import OPTConfig
 
     config = OPTConfig(
@@ -517,7 +480,9 @@ def test_virtual_tokens_take_of_the_context(word: str, base: Callable[..., Base]
     model.cut_at(1)
     attach(word, model, tokens=6)
     assert model.context_length == 90 and model.cut == 0
-    assert sum(model.keep(sequences(), tmp_path)) == 0, "nothing lies below the first block"
+    assert sum(model.keep(random_examples(LENGTHS, vocabulary=300), tmp_path)) == 0, (
+        "nothing lies below the first block"
+    )
     model.sites("last 1", "all")
     assert model.cut == 0
     with pytest.raises(DataError, match=r"space\.tokens: 90 leave no room for text in a context of 90"):

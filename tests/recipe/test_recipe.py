@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import fitting
+from helpers.recipes import fitting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

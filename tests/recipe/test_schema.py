@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done
+from helpers.commands import Done
 
 from zoedge.core.parts import PART_FOLDERS, list_words, load_part
 from zoedge.errors import UsageError

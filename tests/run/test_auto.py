@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.paths import FIXTURES
 
 from zoedge.commands.finetune import train
 from zoedge.core import digests, engine, oracle
@@ -304,7 +305,7 @@ def test_what_is_neither_a_number_nor_auto_gets_a_sentence(recipe_file: Path, ov
 
 def test_shipped_recipes_decide_the_same_numbers_as_ever() -> None:
     """Their digests as of before defaults could be auto: a changed default must be written out in them."""
-    known = json.loads((Path(__file__).parent / "fixtures" / "shipped.json").read_text())
+    known = json.loads((FIXTURES / "shipped.json").read_text())
     found = {path.stem: identity.recipe_digest(read_recipe(str(path))).hex()[:16] for path in list_shipped()}
     assert len(known) >= 49 and {name: found[name] for name in known} == known
 

@@ -7,45 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_faults import GUARD, METHODS, kinds
-from test_play import train
+from helpers.runs import GUARD, METHODS, kinds, replay_to, train
 
 from zoedge.commands import verify
 from zoedge.commands.finetune import train as whole_run
-from zoedge.core import digests, engine
+from zoedge.core import digests
 from zoedge.core.canonical import encode_canonical
 from zoedge.errors import DamagedError, IdentityError, LockedError, UsageError
 from zoedge.log import packed
 from zoedge.log.log import Log
 from zoedge.log.slots import HASH, NOTE, STEP
 from zoedge.recipe.reading import read_recipe
-from zoedge.run import branch, identity, replay, setup
+from zoedge.run import branch, identity, setup
 from zoedge.run import folder as run_folder
 from zoedge.run.display import make_display
 
 OTHER = ["rule.lr=3e-3", "rule.schedule=constant", "train.batch=3", "rule.weight_decay=0.1"]
-
-
-def begun(recipe_file: Path, folder: Path, parent: branch.Parent, options: list[str], until: int) -> bytes:
-    """The state of a branch after so many steps, begun or continued."""
-    recipe = read_recipe(str(recipe_file), options)
-    bench = setup.Bench.build(recipe)
-    sum(bench.base.keep(bench.texts.train, folder.parent))
-    folder.mkdir(exist_ok=True)
-    path = folder / run_folder.LOG_FILE
-    with Log.resume(path) if path.exists() else setup.begin_run(bench, folder, parent) as log:
-        for _ in engine.play(bench.run(log), until):
-            pass
-        if until == recipe.train.steps:
-            log.finish(digests.digest(bench.space))
-    return digests.digest(bench.space)
-
-
-def state(log: Any, steps: int) -> bytes:
-    run = replay.build_replay_run(log)
-    for _ in engine.play(run, steps):
-        pass
-    return digests.digest(run.space)
 
 
 @pytest.mark.parametrize("method", ["sgd", "adamu", "hizoo", "residual", "several", "full bf16"])
@@ -63,15 +40,16 @@ def test_a_branch_goes_on_from_the_parents_state_and_replays_alone(
     assert parent.state.rewinds
     free = OTHER[:-1] if method == "hizoo" else OTHER
     options = ["train.steps=16", *own, *free]
-    final = begun(recipe_file, tmp_path / "a", branch.Parent(parent, 12), options, 16)
-    begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 13)
-    assert begun(recipe_file, tmp_path / "b", branch.Parent(parent, 12), options, 16) == final
+    final = train(recipe_file, tmp_path / "a", 16, options, branch.Parent(parent, 12))[0]
+    train(recipe_file, tmp_path / "b", 13, options, branch.Parent(parent, 12))
+    assert train(recipe_file, tmp_path / "b", 16, options, branch.Parent(parent, 12))[0] == final
     raw = (tmp_path / "a" / run_folder.LOG_FILE).read_bytes()
     assert raw == (tmp_path / "b" / run_folder.LOG_FILE).read_bytes()
     log = Log.open(tmp_path / "a" / run_folder.LOG_FILE)
     assert list(log)[:12] == list(parent)[:12] and len(log) == 16 and not log.state.rewinds
     assert all(r.lr == identity.recipe_from_header(log.header, "log").rule.rate(12, 16) for r in list(log)[12:])
-    assert state(log, 12) == state(parent, 12) and log.state.hashes[12] == state(parent, 12)[:24]
+    state = digests.digest(replay_to(parent, 12))
+    assert digests.digest(replay_to(log, 12)) == state and log.state.hashes[12] == state[:24]
     assert {s: d for s, d in parent.state.hashes.items() if s < 12}.items() <= log.state.hashes.items()
     join = log[11].seq + 1
     found = kinds(raw, log.path)
@@ -81,10 +59,10 @@ def test_a_branch_goes_on_from_the_parents_state_and_replays_alone(
     if method != "residual":
         (tmp_path / "p.zpack").write_bytes(packed.pack_log(parent))
         again = branch.Parent(packed.PackedLog.open(tmp_path / "p.zpack"), 12)
-        begun(recipe_file, tmp_path / "c", again, options, 12)
+        train(recipe_file, tmp_path / "c", 12, options, again)
         other = Log.open(tmp_path / "c" / run_folder.LOG_FILE)
         assert [r._replace(losses=(), check=0) for r in list(log)[:12]] == list(other)[:12]
-    second = begun(recipe_file, tmp_path / "d", branch.Parent(log, 14), [*options, "rule.lr=1e-4"], 16)
+    second = train(recipe_file, tmp_path / "d", 16, [*options, "rule.lr=1e-4"], branch.Parent(log, 14))[0]
     assert (
         digests.digest(verify.check_states(Log.open(tmp_path / "d" / run_folder.LOG_FILE))[0].space) == second != final
     )
@@ -106,7 +84,7 @@ def test_what_the_parents_steps_do_not_replay_under_is_refused(recipe_file: Path
     train(recipe_file, tmp_path / "parent", until=12)
     parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG_FILE), 8)
     with pytest.raises(IdentityError, match=rf"Cannot branch from .*run\.zlog@8: .*{REFUSED[change]}"):
-        begun(recipe_file, tmp_path / "a", parent, [change], 9)
+        train(recipe_file, tmp_path / "a", 9, [change], parent)
     assert not (tmp_path / "a" / run_folder.LOG_FILE).exists() and not list((tmp_path / "a").iterdir())
 
 
@@ -114,7 +92,7 @@ def test_a_rule_paced_by_the_run_keeps_its_length(recipe_file: Path, tmp_path: P
     train(recipe_file, tmp_path / "parent", until=8, overrides=METHODS["adamu"])
     parent = branch.Parent(Log.open(tmp_path / "parent" / run_folder.LOG_FILE), 8)
     with pytest.raises(IdentityError, match=r"train.steps 24 -> 30 \(Adamu has schedules of the run's length"):
-        begun(recipe_file, tmp_path / "a", parent, [*METHODS["adamu"], "train.steps=30"], 9)
+        train(recipe_file, tmp_path / "a", 9, [*METHODS["adamu"], "train.steps=30"], parent)
 
 
 def test_the_command(recipe_file: Path, tmp_path: Path, zoedge: Callable[..., Any]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_recipe
-from test_play import train
+from helpers.recipes import tiny_recipe
+from helpers.runs import GUARD, METHODS, kinds, train
 
 from zoedge.commands import verify
 from zoedge.commands.export import peft as export_peft
@@ -36,31 +36,6 @@ from zoedge.run import folder as run_folder
 from zoedge.run.display import make_display
 from zoedge.run.signals import Stopped
 from zoedge.scoring.models.base import Base
-
-GUARD = "train.watchdog={clip: 0, factor: 3, patience: 4, rewinds: 2}"
-
-
-def kinds(raw: bytes, path: Path) -> list[int]:
-    with Log.open(path) as log:
-        return [raw[at] for at in range(log.header.length, len(raw), log.header.slot_size)]
-
-
-METHODS = {
-    "sgd": [],
-    "momentum": ["rule={name: momentum, lr: 1e-2}"],
-    "adam": ["rule={name: adam, lr: 1e-3}", "noise=normal"],
-    "adamu": ["rule={name: adamu, lr: 1e-3, warm: 2}", "noise=normal"],
-    "hizoo": ["rule={name: hizoo, lr: 1e-3}", "estimator={name: curved, eps: 1e-2}"],
-    "as2p": ["estimator={name: as2p, rho: 1e-2}", "rule={name: sgd, lr: 1.0}"],
-    "residual": ["estimator={name: residual, eps: 1e-2}", "rule.lr=1e-4"],
-    "fzoo": ["estimator={name: fzoo, queries: 4}"],
-    "prompt": ["space={name: prompt, tokens: 2}"],
-    "prefix": ["space={name: prefix, tokens: 2}"],
-    "scales": ["space=scales", "output.export=[]"],
-    "several": ["space={name: several, of: {lora: {rank: 2}, prompt: {tokens: 2}}}"],
-    "full": ["space=full", "model.quantization=none", "rule.lr=1e-4", "output.export=[]"],
-    "full bf16": ["space=full", "model.quantization=none", "model.compute_dtype=bf16", "rule.lr=1e-4", "output.export=[]"],
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)

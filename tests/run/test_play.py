@@ -6,30 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.runs import train
 
 from zoedge.core import digests, engine, oracle
 from zoedge.log.log import Log
 from zoedge.recipe.reading import read_recipe
 from zoedge.run import auto, replay, setup
 from zoedge.run import folder as run_folder
-
-
-def train(
-    recipe_file: Path, folder: Path, until: int | None = None, overrides: list[str] | None = None
-) -> tuple[bytes, bytes]:
-    """(final state digest, the log's bytes) of a run in `folder`, begun or continued."""
-    recipe = read_recipe(str(recipe_file), overrides)
-    bench = setup.Bench.build(recipe)
-    folder.mkdir(exist_ok=True)
-    for examples in (bench.texts.train,):
-        sum(bench.base.keep(examples, folder))
-    path = folder / run_folder.LOG_FILE
-    with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
-        for _ in engine.play(bench.run(log), until or recipe.train.steps):
-            pass
-        if len(log) == recipe.train.steps:
-            log.finish(digests.digest(bench.space))
-    return digests.digest(bench.space), path.read_bytes()
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import replays
-from wire import Wire
+from helpers.paths import HELPERS
+from helpers.runs import replays
+from helpers.wire import Wire
 
 from zoedge.log.log import Log
 from zoedge.run import folder as run_folder
 from zoedge.run.workers import split_work
 
-ZOEDGE, BOWLS = (sys.executable, "-m", "zoedge"), (sys.executable, str(Path(__file__).with_name("worker.py")))
+ZOEDGE, BOWLS = (sys.executable, "-m", "zoedge"), (sys.executable, str(HELPERS / "worker.py"))
 QUIET = {"OMP_NUM_THREADS": "1"}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import CLOSE, FAMILIES, VOCABULARY, Get, attach, deltas, far
+from helpers.scores import CLOSE, FAMILIES, VOCABULARY, Get, attach, deltas, far
 
 from zoedge.recipe.sections import Model
 from zoedge.scoring.models.base import Base

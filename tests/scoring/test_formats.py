@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Done
+from helpers.commands import Done
+from helpers.paths import ROOT
 
 from zoedge.errors import DataError, UsageError
 from zoedge.recipe.check import check
@@ -496,7 +497,7 @@ def test_the_page_says_what_rows_become() -> None:
     """docs/data.md: its rows are read as it says, and it has every format and every kind of file."""
     from zoedge.scoring.sources.resolve import ROW_SUFFIXES
 
-    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     table = {
         kind: (row, told)
         for kind, row, told in re.findall(r"^\| `(\w+)`.*? \| `(\{.*?\})` \| (.*) \|$", page, re.MULTILINE)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import masking, replays, save_masked
+from helpers.models import masking, save_masked
+from helpers.paths import FIXTURES, ROOT
+from helpers.runs import replays
 
 from zoedge.commands.finetune import train
 from zoedge.recipe.reading import list_shipped, read_recipe
@@ -17,7 +19,6 @@ from zoedge.scoring.rows.fields import rename_fields, without_rows
 from zoedge.scoring.rows.files import read_rows
 from zoedge.scoring.tasks._examples import Examples
 
-FIXTURES = Path(__file__).parent / "fixtures"
 ROWS = {path.stem: path for path in [FIXTURES / "sst2.jsonl", *(FIXTURES / "roberta").glob("*.jsonl")]}
 RECIPES = [path.stem for path in list_shipped() if path.stem.startswith("roberta-")]
 EXACT = {  # of the first row: (its tokens, the words at the mask, the label's)
@@ -135,7 +136,7 @@ def test_a_recipe_trains_and_replays(name: str, more: tuple[str, ...], masked: A
 
 
 def test_the_commands_for_lora_are_those_of_the_page() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
     assert all(f"'{override}'" in page for override in LORA)
     lora, sst2 = read_recipe("roberta-sst2-mezo", list(LORA)), read_recipe("roberta-sst2-lora")
     assert lora.semantic() == sst2.semantic()

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import replays, save
+from helpers.models import save
+from helpers.paths import FIXTURES
+from helpers.runs import replays
 
 from zoedge.commands.finetune import train
 from zoedge.recipe.reading import list_shipped, read_recipe
@@ -15,7 +17,6 @@ from zoedge.run.display import make_display
 from zoedge.scoring.rows.files import read_rows
 from zoedge.scoring.tasks._examples import Examples
 
-FIXTURES = Path(__file__).parent / "fixtures"
 EXACT = {  # of the first row: (prompt, what is scored after it, option by option)
     "sst2": ("a quietly moving film that earns its tears It was", [" terrible", " great"]),
     "rte": (

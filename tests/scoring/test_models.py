@@ -7,34 +7,24 @@ a fresh bitsandbytes load; our loader, hooks and kernels have no part in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import reference, save
+from helpers.models import reference, save
+from helpers.scores import CLOSE, FAMILIES, VOCABULARY, Get, attach, deltas, far, plain_logits, random_examples
 
-from zoedge.core.types import Leaf
 from zoedge.errors import DataError, StorageError
-from zoedge.methods.noise.rademacher import Rademacher
-from zoedge.methods.spaces.lora import Lora, LoraSpace
 from zoedge.recipe.sections import Model
 from zoedge.scoring.models.base import Base, select_layers
 from zoedge.scoring.models.loading import load_base, make_deterministic, resolve_dtype
-from zoedge.scoring.tasks._examples import Batch, Examples
+from zoedge.scoring.tasks._examples import Examples
 from zoedge.scoring.tasks.classify import Classify, ClassifyTraining
 
-FAMILIES = ("llama", "llama_untied_half", "opt", "opt_350m", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox", "pythia")
 SCHEMES = (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True), ("none", True))
-VOCABULARY = 349
-# Largest |difference| of logits of size 1.3-2.8, float32. Measured 0.0 to 1.7e-6 over three instruction sets; a wrong
-# mask, position or scale is 1e-2 or more.
-CLOSE = 1e-5
-
-
-Get = Callable[..., Base]
 
 
 @pytest.fixture(scope="module")
@@ -66,38 +56,7 @@ def clean(loaded: Get) -> Iterator[Get]:
                 module._forward_hooks.clear()
 
 
-def random_examples(lengths: list[int], per: int = 1, seed: int = 0) -> Examples:
-    """Sequences of random tokens; the loss reads the last place, the middle and the first."""
-    random = torch.Generator().manual_seed(seed)
-    found = Examples(per)
-    for i, length in enumerate(lengths):
-        found.tokens.append(torch.randint(3, VOCABULARY, (length,), generator=random).tolist())
-        found.rows.append([length - 1, length // 2, 0] if length > 2 else [length - 1])
-        found.targets.append([7, 11])
-        if i % per == 0:
-            found.labels.append(i % 2)
-            found.names.append(f"here:{i}")
-    return found
-
-
 LENGTHS = [41, 7, 23, 60, 1, 15]
-
-
-def plain_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """The full forward with an attention mask: [S, T, V]."""
-    mask = torch.zeros_like(batch.ids)
-    for s, i in enumerate(batch.index):
-        mask[s, : len(batch.examples.tokens[i])] = 1
-    with torch.no_grad():
-        return model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
-
-
-def at_rows(full: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return full.gather(1, batch.rows[..., None].expand(-1, -1, full.shape[-1]))
-
-
-def far(a: torch.Tensor, b: torch.Tensor) -> float:
-    return (a - b).abs().max().item()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +70,7 @@ def test_scored_rows_equal_the_plain_forward(
     spec = Model(source=str(families[family]), quantization=quantization, double_quant=double)
     assert resolve_dtype(spec, base.device) == base.dtype == torch.float32
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
-    full = at_rows(plain_logits(reference(families[family], spec), batch), batch)
+    full = plain_logits(reference(families[family], spec), batch)
     assert full.shape[-1] == VOCABULARY and full.abs().max() > 1
     h = base.hidden(batch, 1)
     assert far(base.logits(h, torch.arange(VOCABULARY)), full) < CLOSE
@@ -161,7 +120,7 @@ def test_up_to_the_window_attention_is_causal_and_beyond_it_is_not(clean: Get, f
         batch = random_examples([length]).collate([0])
         batch.rows[0, 0] = length - 1
         found = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
-        gaps.append(far(found, at_rows(plain_logits(model, batch), batch)))
+        gaps.append(far(found, plain_logits(model, batch)))
     assert gaps[0] < CLOSE and gaps[1] > 1e-3
 
 
@@ -316,20 +275,6 @@ def test_half_precision_computes_the_same_up_to_rounding(
     assert torch.equal(half.hidden(batch, 1), before)
 
 
-def attach(base: Base, layers: Any = "all", targets: Any = "all", **options: Any) -> LoraSpace:
-    """A space whose master is random everywhere: B = 0 would hide half of it."""
-    space = Lora(rank=4, alpha=8.0, layers=layers, targets=targets, **options).attach(base, 5, Rademacher())
-    space.value += torch.randn(space.value.shape, generator=torch.Generator().manual_seed(6)) * 0.05
-    return space
-
-
-def deltas(count: int, size: float = 0.05) -> list[Callable[[Leaf], torch.Tensor | None]]:
-    def make(seed: int, leaf: Leaf) -> torch.Tensor:
-        return torch.randn(leaf.value.shape, generator=torch.Generator().manual_seed(seed)) * size
-
-    return [partial(make, seed) for seed in range(count)]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("train", ["both", "b"])
@@ -369,7 +314,7 @@ def test_the_hook_is_w_plus_alpha_over_rank_b_a(
     with space.visit([lambda leaf: None]):
         found = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
     bare = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
-    want = at_rows(plain_logits(model, batch), batch)
+    want = plain_logits(model, batch)
     assert far(found, want) < CLOSE and far(bare, want) > 0.01
 
 

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conftest
 import pytest
 import torch
+from helpers import models
+from helpers.paths import ROOT
+from helpers.scores import CLOSE, far, load, plain_logits, random_examples
 from safetensors.torch import load_file, save_file
 
 from zoedge.commands.export import check
@@ -29,49 +31,15 @@ from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import folder as run_folder
 from zoedge.run import replay, setup
-from zoedge.scoring.models.base import Base
-from zoedge.scoring.models.loading import load_base
 from zoedge.scoring.rows.row import Row
 from zoedge.scoring.tasks._examples import Batch, Examples
 from zoedge.scoring.tasks.mlm import Mlm
 
-CLOSE = 1e-5
 LENGTHS = [41, 7, 23, 60, 5, 15]
 
 
-def base_of(folder: Path, quantization: str = "none") -> Base:
-    return load_base(Model(source=str(folder), quantization=quantization))
-
-
-def random_examples(vocabulary: int = 350) -> Examples:
-    """Sequences of random tokens; the loss reads the middle, the first and the last place."""
-    random = torch.Generator().manual_seed(0)
-    found = Examples(1)
-    for i, length in enumerate(LENGTHS):
-        found.tokens.append(torch.randint(3, vocabulary, (length,), generator=random).tolist())
-        found.rows.append([length // 2, 0, length - 1])
-        found.targets.append([7, 11])
-        found.labels.append(i % 2)
-        found.names.append(f"here:{i}")
-    return found
-
-
 def reference(folder: Path, quantization: str) -> Any:
-    return conftest.reference(folder, Model(source="", quantization=quantization), "AutoModelForMaskedLM")
-
-
-def plain_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """The full forward with an attention mask, at the batch's rows: [S, R, V]."""
-    mask = torch.zeros_like(batch.ids)
-    for s, i in enumerate(batch.index):
-        mask[s, : len(batch.examples.tokens[i])] = 1
-    with torch.no_grad():
-        full = model(input_ids=batch.ids, attention_mask=mask).logits
-    return full.gather(1, batch.rows[..., None].expand(-1, -1, full.shape[-1]))
-
-
-def far(a: torch.Tensor, b: torch.Tensor) -> float:
-    return (a - b).abs().max().item()
+    return models.reference(folder, Model(source="", quantization=quantization), "AutoModelForMaskedLM")
 
 
 # -- the forward
@@ -80,7 +48,7 @@ def far(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 def test_scored_rows_equal_the_plain_forward(roberta: Path, quantization: str, tmp_path: Path) -> None:
     """With and without the trunk, at every cut; the head's bias counts."""
-    base, batch = base_of(roberta, quantization), random_examples().collate(range(len(LENGTHS)))
+    base, batch = load(roberta, quantization), random_examples(LENGTHS, vocabulary=350).collate(range(len(LENGTHS)))
     want = plain_logits(reference(roberta, quantization), batch)
     everything = torch.arange(want.shape[-1])
     assert want.abs().max() > 1 and base.facts.head(base.model).bias.abs().max() > 0.1
@@ -98,7 +66,7 @@ def test_scored_rows_equal_the_plain_forward(roberta: Path, quantization: str, t
 
 def test_padding_is_nobodys_business(roberta: Path, tmp_path: Path) -> None:
     """Attention looks both ways: what stands in the padding, and how much of it, must not matter."""
-    base, examples = base_of(roberta), random_examples()
+    base, examples = load(roberta, "none"), random_examples(LENGTHS, vocabulary=350)
     base.sites("last 1", "all")
     for _ in ("computed", "kept"):
         together = examples.collate(range(len(LENGTHS)))
@@ -113,14 +81,14 @@ def test_padding_is_nobodys_business(roberta: Path, tmp_path: Path) -> None:
 
 def test_both_directions_are_seen(roberta: Path) -> None:
     """A later word moves the first place; in a causal model it would not."""
-    base, examples = base_of(roberta), random_examples()
+    base, examples = load(roberta, "none"), random_examples(LENGTHS, vocabulary=350)
     before = base.hidden(examples.collate([0]), 1)
     examples.tokens[0][-1] += 1
     assert far(base.hidden(examples.collate([0]), 1)[0, 1], before[0, 1]) > 1e-3
 
 
 def test_positions_start_after_the_paddings(roberta: Path) -> None:
-    base = base_of(roberta)
+    base = load(roberta, "none")
     assert base.context_length == 96 == base.model.config.max_position_embeddings - 1
     table, ids = base.model.roberta.embeddings, torch.tensor([[5, 0, 7]])
     want = (
@@ -155,16 +123,16 @@ def test_a_published_checkpoint_has_more_than_is_needed(roberta: Path, tmp_path:
         tensors["roberta.embeddings.position_ids"] = torch.arange(97)[None]
         tensors["lm_head.decoder.weight"] = tensors["roberta.embeddings.word_embeddings.weight"].clone()
 
-    base = base_of(changed(roberta, tmp_path / "published", published))
-    batch = random_examples().collate(range(6))
-    assert torch.equal(base.hidden(batch, 1), base_of(roberta).hidden(batch, 1))
+    base = load(changed(roberta, tmp_path / "published", published), "none")
+    batch = random_examples(LENGTHS, vocabulary=350).collate(range(6))
+    assert torch.equal(base.hidden(batch, 1), load(roberta, "none").hidden(batch, 1))
 
 
 @pytest.mark.parametrize("name", ["lm_head.dense.weight", "lm_head.layer_norm.bias", "lm_head.bias"])
 def test_a_head_with_missing_weights_is_refused(roberta: Path, tmp_path: Path, name: str) -> None:
     folder = changed(roberta, tmp_path / "headless", lambda tensors: tensors.pop(name))
     with pytest.raises(DataError, match=rf"{name}.*missing: transformers would fill them with random values"):
-        base_of(folder)
+        load(folder, "none")
 
 
 @pytest.mark.parametrize("how", ["not tied", "another decoder", "is_decoder"])
@@ -182,7 +150,7 @@ def test_a_decoder_that_is_not_the_embeddings_is_refused(
     config = {"not tied": {"tie_word_embeddings": False}, "is_decoder": {"is_decoder": True}}.get(how, {})
     folder = changed(roberta, tmp_path / "untied", decoder, **config)
     with pytest.raises(DataError, match="not tied to its embeddings"):
-        base_of(folder, quantization)
+        load(folder, quantization)
 
 
 def test_a_checkpoint_of_a_classifier_is_refused(roberta: Path, llama: Path, tmp_path: Path) -> None:
@@ -194,7 +162,7 @@ def test_a_checkpoint_of_a_classifier_is_refused(roberta: Path, llama: Path, tmp
         shutil.copytree(folder, saved)
         AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(saved)
         with pytest.raises(DataError, match=rf"{what}ForSequenceClassification.*name the pretrained checkpoint"):
-            base_of(saved)
+            load(saved, "none")
 
 
 # -- prompts
@@ -287,7 +255,7 @@ def test_prompts_that_cannot_be_meant(prompt: str) -> None:
 def test_the_loss_is_over_the_words_at_the_mask(roberta: Path, masked: Any) -> None:
     texts = ["a film is fun", "a dull plot of a very boring story", "bad"]
     examples = encoded(masked, [row(t, "negative" if i else "positive") for i, t in enumerate(texts)])
-    base, model = base_of(roberta), reference(roberta, "none")
+    base, model = load(roberta, "none"), reference(roberta, "none")
     losses = Mlm().over(examples, 0, 3).score(base, examples.collate([0, 1, 2]), 2)
     assert losses.dtype == torch.float64 and far(losses[0], losses[1]) < CLOSE
     for i, text in enumerate(texts):
@@ -372,14 +340,14 @@ def test_a_tokenizer_without_a_mask_is_refused(tokenizer: Any) -> None:
 
 def test_a_masked_model_continues_nothing(roberta: Path) -> None:
     with pytest.raises(DataError, match="RobertaForMaskedLM fills masks"):
-        base_of(roberta).generate("a film", 3)
+        load(roberta, "none").generate("a film", 3)
 
 
 # -- why some runs stay at 50 %: docs/roberta-analysis.md
 
 
 def test_the_page_names_tests_that_exist() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (Path(__file__).parents[1] / "docs" / "roberta-analysis.md").read_text()))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "roberta-analysis.md").read_text()))
     assert len(named) == 3 and named <= globals().keys()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_play import train as play_run
+from helpers.runs import train as play_run
 
 from zoedge.commands import finetune
 from zoedge.core import digests, engine

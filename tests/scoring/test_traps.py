@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.paths import ROOT, TESTS
+from helpers.scores import QUANTISED, attach, bnb_linears, load, random_sentences
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +25,7 @@ import zoedge
 from zoedge.core.types import Key
 from zoedge.errors import DataError
 from zoedge.methods.noise.rademacher import Rademacher
-from zoedge.methods.spaces.lora import Lora, LoraSpace
+from zoedge.methods.spaces.lora import LoraSpace
 from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.sections import Model
 from zoedge.run import setup
@@ -31,21 +33,13 @@ from zoedge.scoring.models import loading, quantised
 from zoedge.scoring.models.base import Base
 from zoedge.scoring.rows.row import Row
 from zoedge.scoring.sources import catalog, packaged, resolve
-from zoedge.scoring.tasks._examples import Examples
 from zoedge.scoring.tasks.classify import Classify, ClassifyTraining
-
-QUANTISED = ("nf4", "fp4", "int8")
 
 
 def test_the_page_names_tests_that_exist() -> None:
-    here = Path(__file__).parent
-    named = set(re.findall(r"`(test_\w+)`", (here.parent / "docs" / "traps.md").read_text()))
-    there = set(re.findall(r"^def (test_\w+)", "".join(f.read_text() for f in here.glob("test_*.py")), re.M))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "traps.md").read_text()))
+    there = set(re.findall(r"^def (test_\w+)", "".join(f.read_text() for f in TESTS.rglob("test_*.py")), re.M))
     assert len(named) >= 20 and named <= there
-
-
-def base_of(folder: Path, quantization: str = "nf4") -> Base:
-    return loading.load_base(Model(source=str(folder), quantization=quantization))
 
 
 def raw_of(base: Base, folder: Path, quantization: str) -> Base:
@@ -55,33 +49,9 @@ def raw_of(base: Base, folder: Path, quantization: str) -> Base:
     return Base(model, base.tokenizer, base.facts, base.dtype, base.device, base.digest, folder)
 
 
-def bnb_linears(model: Any) -> dict[str, Any]:
-    found = {n: m for n, m in model.named_modules() if type(m).__module__.startswith("bitsandbytes")}
-    assert len(found) >= 12
-    return found
-
-
-def random_examples(count: int = 16, vocabulary: int = 349) -> Examples:
-    random, found = torch.Generator().manual_seed(0), Examples(1)
-    for i in range(count):
-        length = int(torch.randint(5, 60, (1,), generator=random))
-        found.tokens.append(torch.randint(3, vocabulary, (length,), generator=random).tolist())
-        found.rows.append([length - 1])
-        found.targets.append([5, 6])
-        found.labels.append(i % 2)
-        found.names.append(f"here:{i}")
-    return found
-
-
-def adapted(base: Base) -> LoraSpace:
-    space = Lora(rank=4, alpha=8.0, layers="all", targets="all").attach(base, 5, Rademacher())
-    space.value += torch.randn(space.value.shape, generator=torch.Generator().manual_seed(6)) * 0.05
-    return space
-
-
 def slope(base: Base, space: LoraSpace, eps: float) -> float:
     """The central difference of the mean loss of 16 examples along one direction."""
-    examples = random_examples()
+    examples = random_sentences()
     z = Rademacher().draw(Key(1, 1, 0), space.leaves()[0])
     with space.visit([lambda leaf: z * eps, lambda leaf: z * -eps]):
         scores = ClassifyTraining(Classify(), examples, 0, 16).score(base, examples.collate(range(16)), 2)
@@ -102,11 +72,11 @@ def test_losses_are_a_smooth_function_of_eps(llama: Path, quantization: str) -> 
     """Slopes at 3e-3 .. 1e-4 agree within 0.7 % (measured; curvature). Raw evaluation mode: 85 % to a hundredfold."""
     from bitsandbytes.functional import has_avx512bf16
 
-    base = base_of(llama, quantization)
-    space = adapted(base)
+    base = load(llama, quantization)
+    space = attach(base)
     assert spread(base, space) < 0.02
     raw = raw_of(base, llama, quantization)
-    other = adapted(raw)
+    other = attach(raw)
     assert torch.equal(other.value, space.value)
     if quantization == "int8" or has_avx512bf16():
         assert spread(raw, other) > 0.2, "the trap is gone: bitsandbytes no longer changes the function, say so in docs"
@@ -115,7 +85,7 @@ def test_losses_are_a_smooth_function_of_eps(llama: Path, quantization: str) -> 
 @pytest.mark.parametrize("quantization", QUANTISED)
 def test_no_forward_in_any_mode_repacks_weights(llama: Path, quantization: str) -> None:
     """Even where somebody calls eval() on the whole model again and runs it without gradients."""
-    base, examples = base_of(llama, quantization), random_examples()
+    base, examples = load(llama, quantization), random_sentences()
     batch = examples.collate(range(8))
     first, codes = base.hidden(batch, 1), {n: m.weight.data.clone() for n, m in bnb_linears(base.model).items()}
     for mode in (base.model.eval, base.model.train):
@@ -132,12 +102,12 @@ def test_no_forward_in_any_mode_repacks_weights(llama: Path, quantization: str) 
 def test_no_dropout_anywhere(opt: Path, quantization: str) -> None:
     """OPT's configuration has 0.1, as plain attributes that a search for nn.Dropout does not see."""
     assert json.loads((opt / "config.json").read_text())["dropout"] == 0.1
-    base = base_of(opt, quantization)
+    base = load(opt, quantization)
     names = ("dropout", "attention_dropout", "activation_dropout", "layerdrop")
     seen = [(m, n) for m in base.model.modules() for n in names if hasattr(m, n)]
     assert len(seen) >= 5 and all(getattr(m, n) == 0 for m, n in seen)
     assert all(m.p == 0 for m in base.model.modules() if isinstance(m, torch.nn.Dropout))
-    batch = random_examples().collate(range(8))
+    batch = random_sentences().collate(range(8))
     first = base.hidden(batch, 1)
     assert torch.equal(base.hidden(batch, 1), first)
     base.model.train()
@@ -146,7 +116,7 @@ def test_no_dropout_anywhere(opt: Path, quantization: str) -> None:
 
 def test_only_bitsandbytes_modules_are_in_train_mode(llama: Path) -> None:
     for quantization in QUANTISED:
-        base = base_of(llama, quantization)
+        base = load(llama, quantization)
         linears = set(bnb_linears(base.model).values())
         for module in base.model.modules():
             assert module.training == (module in linears)
@@ -154,7 +124,7 @@ def test_only_bitsandbytes_modules_are_in_train_mode(llama: Path) -> None:
 
 def test_int8_activations_are_not_quantised(llama: Path) -> None:
     """y is x times the dequantised matrix, bit for bit; raw evaluation mode is off by more than 1e-3."""
-    base = base_of(llama, "int8")
+    base = load(llama, "int8")
     raw = raw_of(base, llama, "int8")
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(3))
     for name, module in bnb_linears(base.model).items():
@@ -173,7 +143,7 @@ def test_int8_activations_are_not_quantised(llama: Path) -> None:
 def test_weight_of_is_what_the_forward_uses_also_after_many(llama: Path, quantization: str) -> None:
     from bitsandbytes.functional import has_avx512bf16
 
-    base, batch = base_of(llama, quantization), random_examples().collate(range(16))
+    base, batch = load(llama, quantization), random_sentences().collate(range(16))
     for _ in range(10):
         base.hidden(batch, 1)
     fresh = loading.from_pretrained(
@@ -203,7 +173,7 @@ def test_a_half_precision_checkpoint_is_not_rounded_once_more(llama: Path, tmp_p
     folder = tmp_path / "half"
     shutil.copytree(llama, folder)
     AutoModelForCausalLM.from_pretrained(str(llama), dtype=torch.float16).save_pretrained(folder)
-    base = base_of(folder)
+    base = load(folder)
     name, module = next(iter(bnb_linears(base.model).items()))
     assert module.weight.quant_state.dtype == torch.float16
     eye = torch.eye(module.in_features)
@@ -223,7 +193,7 @@ def test_the_second_load_comes_from_the_cache(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
 ) -> None:
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path))
-    first = base_of(llama, quantization)
+    first = load(llama, quantization)
     stored = list((tmp_path / "quantised").iterdir())
     assert stored == [first.path] and stored[0].name.endswith(f"-{quantization}")
 
@@ -232,7 +202,7 @@ def test_the_second_load_comes_from_the_cache(
 
     with monkeypatch.context() as m:
         m.setattr(loading, "bitsandbytes_config", never)
-        second = base_of(llama, quantization)
+        second = load(llama, quantization)
     fresh = loading.from_pretrained(
         llama, first.device, "auto", loading.bitsandbytes_config(Model(source="", quantization=quantization))
     )
@@ -244,7 +214,7 @@ def test_the_second_load_comes_from_the_cache(
     assert states[0].keys() == states[1].keys() == states[2].keys()
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name]), name
-    assert first.digest == second.digest != base_of(llama, "none").digest
+    assert first.digest == second.digest != load(llama, "none").digest
 
 
 def test_half_a_quantised_folder_is_never_left(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,9 +225,9 @@ def test_half_a_quantised_folder_is_never_left(llama: Path, tmp_path: Path, monk
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(loading, "load_tokenizer", fall)
-        base_of(llama)
+        load(llama)
     assert list((tmp_path / "quantised").iterdir()) == []
-    assert base_of(llama).path.parent == tmp_path / "quantised"
+    assert load(llama).path.parent == tmp_path / "quantised"
 
 
 def test_another_tokenizer_is_another_folder_of_the_cache(llama: Path, tmp_path: Path) -> None:
@@ -265,12 +235,12 @@ def test_another_tokenizer_is_another_folder_of_the_cache(llama: Path, tmp_path:
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
-    first, folder = base_of(llama), tmp_path / "model"
+    first, folder = load(llama), tmp_path / "model"
     shutil.copytree(llama, folder)
     own = AutoTokenizer.from_pretrained(folder)
     own.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     own.save_pretrained(folder)
-    second = base_of(folder)
+    second = load(folder)
     assert second.digest == first.digest and second.path != first.path
     assert second.tokenizer("a film").input_ids == [1, *first.tokenizer("a film").input_ids]
 
@@ -414,7 +384,7 @@ def test_gguf_is_converted_without_a_trace_of_quantisation(
     stored = load_file(folder / "model.safetensors")
     for ours, theirs in (("embed_tokens", "token_embd"), ("layers.0.mlp.down_proj", "blk.0.ffn_down")):
         assert torch.equal(stored[f"model.{ours}.weight"], torch.from_numpy(matrices[theirs]).half())
-    base = base_of(Path("tiny"))
+    base = load(Path("tiny"))
     assert base.context_length == 96 and len(bnb_linears(base.model) if len(base.blocks) > 1 else [1]) == 1
     assert base.tokenizer("a film was great").input_ids == tokenizer("a film was great").input_ids
 
@@ -508,14 +478,14 @@ def test_a_broken_checkpoint_gets_a_sentence(llama: Path, tmp_path: Path, fault:
     shutil.copytree(llama, folder)
     apply(folder)
     with pytest.raises(DataError, match=sentence) as caught:
-        base_of(folder)
+        load(folder)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_pickle_beside_safetensors_is_not_opened(llama: Path, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path / "model")
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    assert base_of(tmp_path / "model", "none").digest == base_of(llama, "none").digest
+    assert load(tmp_path / "model", "none").digest == load(llama, "none").digest
 
 
 @pytest.mark.parametrize("place", ["known family", "unknown family", "tokenizer"])
@@ -537,10 +507,10 @@ def test_code_in_a_checkpoint_is_never_run(
         names = {"AutoConfig": "evil.LlamaConfig", "AutoModelForCausalLM": "evil.LlamaForCausalLM"}
         configured(auto_map=names, **({} if place == "known family" else {"model_type": "evil"}))(folder)
     if place == "known family":
-        assert type(base_of(folder).model).__module__ == "transformers.models.llama.modeling_llama"
+        assert type(load(folder).model).__module__ == "transformers.models.llama.modeling_llama"
     else:
         with pytest.raises(DataError):
-            base_of(folder)
+            load(folder)
     assert not ran.exists()
 
 
@@ -550,7 +520,7 @@ def test_code_in_a_checkpoint_is_never_run(
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_a_text_with_the_padding_token_in_it_scores_the_same(request: pytest.FixtureRequest, family: str) -> None:
     """pad == eos == 2, and the text says </s>: in company, padded, it scores as it does alone, unpadded."""
-    base = base_of(request.getfixturevalue(family))
+    base = load(request.getfixturevalue(family))
     assert base.tokenizer.pad_token_id == base.tokenizer.eos_token_id == 2
     task = Classify(options={"negative": " terrible", "positive": " great"})
     texts = ["a film</s> was</s></s> bad", "dull" + " plot and scene" * 8, "fun</s>"]
@@ -577,7 +547,7 @@ def test_nothing_longer_than_the_context_reaches_the_forward(
     options: str,
 ) -> None:  # fmt: skip
     """LLaMA computes garbage beyond its positions without an error, OPT raises IndexError: refused while encoding."""
-    base, texts = base_of(request.getfixturevalue(family)), tmp_path / "texts.jsonl"
+    base, texts = load(request.getfixturevalue(family)), tmp_path / "texts.jsonl"
     shared = [
         "space.targets=all",
         f"data.train={texts}",
@@ -628,8 +598,8 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("per", [1, 3])
 def test_no_logits_of_all_places_and_words(llama: Path, per: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 x 64 places x 50,272 words are 206 MB in float32: neither the head nor any operation makes [B, T, V]."""
-    base = base_of(llama)
-    space = adapted(base)
+    base = load(llama)
+    space = attach(base)
     options = (
         {"a": " great", "b": " terrible", "c": " dull"}
         if per == 1

@@ -1,6 +1,6 @@
 """Files that mean harm: each ends in a sentence, within 512 MiB and 10 s, and runs, fetches and writes nothing.
 
-The commands run in tests/hostile.py, which holds them to that. A case is a finished run's folder with one thing in it
+The commands run in tests/helpers/hostile.py, which holds them to that. A case is a finished run's folder with one thing in it
 that a stranger wrote. What a fuzzer found stands here too; TRACK_RECORD.md says which.
 """
 
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from test_bad_inputs import ADAPTER, GO, LOG, ROWS, Change, config, edit, flip, link, pipe, put, recipe, rows, tree
+from helpers.changes import ADAPTER, GO, LOG, ROWS, Change, config, edit, flip, link, pipe, put, recipe, rows, tree
+from helpers.paths import HELPERS
 
 from zoedge.commands.export.folder import MARKER_FILE, WEIGHTS_FILE
 from zoedge.core import canonical
@@ -418,12 +419,12 @@ def test_there_are_thirty() -> None:
 
 
 class Runner:
-    """tests/hostile.py, with or without torch."""
+    """tests/helpers/hostile.py, with or without torch."""
 
     def __init__(self, folder: Path, cache: Path, torch: bool):
         environment = {**os.environ, "ZOEDGE_CACHE": str(cache), "HF_HOME": str(cache / "hub"), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("hostile.py")), *(["torch"] if torch else [])],
+            [sys.executable, str(HELPERS / "hostile.py"), *(["torch"] if torch else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment,
         )  # fmt: skip
         self.started = self.answer()
@@ -513,6 +514,6 @@ def test_the_guard_sees(deed: str, folder: Path) -> None:
         "os.chdir(sys.argv[2])\nhostile.guard(Path('.'), os.memfd_create('deeds'))\n"
         f"try:\n    {deed}\nexcept (PermissionError, MemoryError) as e:\n    print(type(e).__name__)\n"
     )
-    command = [sys.executable, "-c", program, str(Path(__file__).parent), str(folder)]
+    command = [sys.executable, "-c", program, str(HELPERS), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == ("MemoryError" if "bytearray" in deed else "PermissionError"), done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_log as raw
+from helpers.faults import header
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def written(draw: st.DrawFn) -> tuple[bytes, list[Record]]:
     sync_every = draw(st.integers(1, 4))
     path = Path("property.zlog")
     path.unlink(missing_ok=True)
-    with Log.create(path, raw.header(sync_every=sync_every, hash_every=10**6)) as log:
+    with Log.create(path, header(sync_every=sync_every, hash_every=10**6)) as log:
         done = [log.append(Record(i, i, lr, tuple(g), (1.0, 2.0), 0, i, 1.0)) for i, (g, lr) in enumerate(weights)]
     return path.read_bytes(), done
 

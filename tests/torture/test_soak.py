@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from soak import RECORD, Samples, compare
+from helpers.paths import HELPERS
+from helpers.soak import RECORD, Samples, compare
 
 from zoedge.core.types import Record
 
-SOAK = Path(__file__).with_name("soak.py")
+SOAK = HELPERS / "soak.py"
 
 
 def test_the_slope_is_that_within_lifetimes() -> None:

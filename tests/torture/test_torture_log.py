@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import (
+from helpers.faults import (
     OPS,
     SEED,
     SHA,

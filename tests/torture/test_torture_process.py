@@ -18,7 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faults import SEED, SHA, Failing, Tally, disk, header, sizes, step
+from helpers.faults import SEED, SHA, Failing, Tally, disk, header, sizes, step
+from helpers.paths import HELPERS
 
 from zoedge.core import storage
 from zoedge.errors import LockedError, StorageError
@@ -27,7 +28,7 @@ from zoedge.log.log import Log
 from zoedge.run import folder as run_folder
 from zoedge.run import setup
 
-CHILD = Path(__file__).parent / "child.py"
+CHILD = HELPERS / "child.py"
 STEPS = 60
 
 
