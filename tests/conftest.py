@@ -17,6 +17,7 @@ from helpers.recipes import TINY, tiny_recipe, write_reviews
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `&` and nohup have it ignored, and children would too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+pytest.register_assert_rewrite("helpers.methods", "helpers.runs", "helpers.scores")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ZOEDGE_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more than they give

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
-import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.methods import check_part
+from helpers.paths import TESTS
 
 import zoedge
 from zoedge.core import parts
@@ -223,24 +223,7 @@ def test_there_are_parts() -> None:
 
 @pytest.mark.parametrize("kind,word", PARTS)
 def test_a_part_is_one_frozen_dataclass_named_as_its_file(kind: str, word: str) -> None:
-    part = parts.load_part(kind, word)
-    assert part.__name__ == "".join(w.capitalize() for w in word.split("_"))
-    module = parts.load_module(parts.PART_FOLDERS[kind], word)
-    public = [
-        c for n, c in vars(module).items() if inspect.isclass(c) and c.__module__ == module.__name__ and n[0] != "_"
-    ]
-    options = [c for c in public if dataclasses.is_dataclass(c) and c.__dataclass_params__.frozen]  # type: ignore[attr-defined]
-    assert options == [part], "one method a file; a method's fields are its options"
-    if kind in ("noise", "estimator", "rule"):  # a space or a task also defines what it makes
-        assert public == [part]
-    made = part()
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        made.something = 1
-    assert part.__subclasses__() == [], "parts are final"
-    assert [base for base in part.__mro__[1:] if base.__module__.split(".")[0] == "zoedge"][1:] == []
-    assert made == part() and all(f.default is not None for f in dataclasses.fields(part)), "every option has a default"
-    lines = (Path(module.__file__ or "").read_text()).splitlines()
-    assert lines[0].startswith('"""') and len(lines[0]) > 20, "line 1 says what it does"
+    check_part(kind, word)
 
 
 def test_methods_are_short() -> None:
@@ -252,3 +235,18 @@ def test_methods_are_short() -> None:
             assert count <= 80, f"{path.relative_to(ROOT)}: {count} lines"
             checked += 1
     assert checked >= 6
+
+
+def test_no_test_file_imports_a_test_file() -> None:
+    """What tests share lies in tests/helpers; a fixture in conftest.py is asked for by its name."""
+    tests = {path.stem for path in TESTS.rglob("test_*.py")} | {"conftest"}
+    assert len(tests) > 70
+    for path in sorted(TESTS.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            wrong = {word for name in names for word in name.split(".")} & tests
+            assert not wrong, f"{path.relative_to(TESTS)} imports {sorted(wrong)}"

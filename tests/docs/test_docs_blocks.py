@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from helpers.methods import Slope, check_direction, check_part, check_passes, check_replays, check_slope
 from helpers.models import WORDS, save
 from helpers.paths import ROOT
 from typer.main import get_command
@@ -319,9 +320,6 @@ def test_the_index_lists_every_page() -> None:
 
 def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """CONTRIBUTING's file, where the others are: it passes what every method passes, and a recipe trains with it."""
-    import test_layout
-    import test_methods
-
     from zoedge.core import parts
     from zoedge.methods import estimators
 
@@ -336,19 +334,19 @@ def test_the_worked_example_is_a_method(small: Path, zoedge: Any, monkeypatch: p
     monkeypatch.setattr(estimators, "__path__", [*estimators.__path__, str(small)])
     monkeypatch.delitem(sys.modules, f"zoedge.methods.estimators.{word}", raising=False)
     try:
-        test_layout.test_a_part_is_one_frozen_dataclass_named_as_its_file("estimator", word)
+        check_part("estimator", word)
         for noise in ("rademacher", "low_rank"):
             folder = small / noise
             folder.mkdir()
-            test_methods.test_train_resume_and_replay_end_in_the_same_bits((noise, word, "sgd"), folder)
+            check_replays((noise, word, "sgd"), folder)
             (folder / "log").unlink(missing_ok=True)
-            test_methods.test_the_direction_moved_along_is_the_direction_probed((noise, word, "momentum"), folder)
-        test_methods.test_differences_are_the_slope_on_a_linear_function(word)
-        test_methods.test_forward_passes_are_the_tables(word, {}, 4)
+            check_direction((noise, word, "momentum"), folder)
+        check_slope(word)
+        check_passes(word, {}, 4)
         made = importlib.import_module(f"zoedge.methods.estimators.{word}")
         assert Path(made.__file__ or "") == path
 
-        class Cubic(test_methods.Slope):
+        class Cubic(Slope):
             def losses(self, points: Any) -> list[float]:
                 return [sum(2 * c + 5 * c**3 for c, q in point) for point in points]
 

@@ -312,7 +312,7 @@ def forged(small: bytes, at: int = 0, data: bytes = b"", body: dict[int, bytes] 
 
 SEQ, LR, DECAY, FLAGS, N, AFTER = 1024, 1032, 1038, 1046, 1048, 1050  # columns of the example's two steps
 HUGE = b"\xff" * 4
-FORGED: dict[str, dict[str, Any]] = {
+FORGED_PACKED: dict[str, dict[str, Any]] = {
     "magic": {"at": 0, "data": b"\x88"}, "another major": {"at": 8, "data": b"\2"},
     "L of 4 G": {"at": 12, "data": HUGE}, "L too small": {"at": 12, "data": b"\0\3"},
     "L 0": {"at": 12, "data": b"\0\0"},
@@ -337,9 +337,9 @@ FORGED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", FORGED)
+@pytest.mark.parametrize("what", FORGED_PACKED)
 def test_forged(small: bytes, what: str, page: dict[str, Any]) -> None:
-    raw = forged(small, **FORGED[what])
+    raw = forged(small, **FORGED_PACKED[what])
     tracemalloc.start()
     try:
         refuse(raw)
