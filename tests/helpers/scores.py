@@ -72,7 +72,8 @@ def random_sentences(count: int = 16, vocabulary: int = VOCABULARY) -> Examples:
 def plain_logits(model: Any, batch: Batch, first: list[int] | None = None) -> torch.Tensor:
     """Return what transformers' (or PEFT's) model gives at the batch's rows: [S, R, V].
 
-    The forward is a full one with an attention mask. first: tokens before every sequence.
+    The forward is a full one with an attention mask. first: tokens before every sequence. What stands before the
+    sequences, these or a prompt of PEFT's own, is left out of the result.
     """
     ahead = torch.tensor(first or []).long().expand(len(batch.ids), -1)
     mask = torch.zeros_like(batch.ids)
@@ -80,7 +81,7 @@ def plain_logits(model: Any, batch: Batch, first: list[int] | None = None) -> to
         row[: len(batch.examples.tokens[i])] = 1
     ids, mask = torch.cat([ahead, batch.ids], 1), torch.cat([torch.ones_like(ahead), mask], 1)
     with torch.no_grad():
-        full = model(input_ids=ids, attention_mask=mask).logits[:, ahead.shape[1] :]
+        full = model(input_ids=ids, attention_mask=mask).logits[:, -batch.ids.shape[1] :]
     return full.gather(1, batch.rows[..., None].expand(-1, -1, full.shape[-1]))
 
 
