@@ -266,27 +266,30 @@ def test_what_must_be_there(said: Said) -> None:
         )
 
 
-@pytest.mark.parametrize("key", sorted(foreign.FOREIGN_KEYS))
-def test_foreign_names_at_any_level(said: Said, key: str) -> None:
-    """The name is answered with zoedge's, which exists, wherever it is written."""
-    ours = foreign.FOREIGN_KEYS[key]
-    word, place = key.rpartition(".")[2], ours.partition(":")[0].partition(" ")[0]
-    section_, _, field = place.partition(".")
-    assert (
-        place in ("name", "seed", *sections.SECTIONS, *PART_FOLDERS)
-        or (section_ in sections.SECTIONS and field in sections.SECTIONS[section_].model_fields)
-        or any(field == f.name for w in list_words(PART_FOLDERS[section_]) for f in fields(load_part(section_, w)))
-    )
-    section = key.rpartition(".")[0]
-    for where in [section] if section else ["", "rule", "model"]:
-        if f"{where}.{word}" in foreign.FOREIGN_KEYS and not section:
-            continue
-        text = BASE.replace("somewhere", f"somewhere, {word}: 1") if where == "model" else (
-            BASE.replace("rows.jsonl", f"rows.jsonl, {word}: 1") if where == "data"
-            else BASE + (f"{where}: {{{word}: 1}}" if where else f"{word}: 1")
-        )  # fmt: skip
-        full = f"{where}.{word}".lstrip(".")
-        assert f"{full}: unknown key - zoedge calls this '{ours}'." in said(text)
+def test_a_foreign_name_is_answered_with_one_that_exists() -> None:
+    for key, ours in foreign.FOREIGN_KEYS.items():
+        place = ours.partition(":")[0].partition(" ")[0]
+        section, _, field = place.partition(".")
+        assert (
+            place in ("name", "seed", *sections.SECTIONS, *PART_FOLDERS)
+            or (section in sections.SECTIONS and field in sections.SECTIONS[section].model_fields)
+            or any(field == f.name for w in list_words(PART_FOLDERS[section]) for f in fields(load_part(section, w)))
+        ), key
+
+
+def test_foreign_names_at_any_level(said: Said) -> None:
+    """A name is answered wherever it is written; one that has a section (train.epochs), in that section."""
+    for key, ours in foreign.FOREIGN_KEYS.items():
+        section, _, word = key.rpartition(".")
+        for where in [section] if section else ["", "rule", "model"]:
+            if f"{where}.{word}" in foreign.FOREIGN_KEYS and not section:
+                continue
+            text = BASE.replace("somewhere", f"somewhere, {word}: 1") if where == "model" else (
+                BASE.replace("rows.jsonl", f"rows.jsonl, {word}: 1") if where == "data"
+                else BASE + (f"{where}: {{{word}: 1}}" if where else f"{word}: 1")
+            )  # fmt: skip
+            full = f"{where}.{word}".lstrip(".")
+            assert f"{full}: unknown key - zoedge calls this '{ours}'." in said(text), key
 
 
 def test_no_foreign_name_is_one_of_ours() -> None:
