@@ -27,10 +27,10 @@ torture: env  ## the torture suites at their nightly sizes, a line of counts eac
 
 MINUTES ?= 30
 soak: env  ## a run that is killed, signalled, left without disk: for 30 minutes (MINUTES=n), then compared
-	OMP_NUM_THREADS=1 $(PY) tests/soak.py --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(PY) tests/helpers/soak.py --minutes $(MINUTES)
 
 mutate: env  ## change the log's and the replay's source, one thing at a time: do the tests notice? Half an hour
-	OMP_NUM_THREADS=1 $(PY) tests/mutate.py
+	OMP_NUM_THREADS=1 $(PY) tests/helpers/mutate.py
 
 gpu: env  ## the tests that need a CUDA device and a torch built for it, Triton's kernel too: a verdict a line
 	$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device is visible to torch")'

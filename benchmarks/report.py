@@ -32,8 +32,9 @@ Untested: no GPU was available. Nothing on this page has been measured on CUDA, 
 
 `space: full` has a kernel (Triton, noise/_fused.py) that multiplies by W + c z with z made in registers, so that no
 perturbed matrix is stored. Triton's interpreter gives the bits of drawing at every type, size, place and key of
-tests/test_fused.py, and the kernel compiles for compute capabilities 8.0 and 9.0; no card has run it. On CUDA it is compared
-with drawing before its first use, and left out with a warning if it fails or differs; `ZOEDGE_FUSED=0` leaves it out."""
+tests/methods/test_fused.py, and the kernel compiles for compute capabilities 8.0 and 9.0; no card has run it. On CUDA
+it is compared with drawing before its first use, and left out with a warning if it fails or differs; `ZOEDGE_FUSED=0`
+leaves it out."""
 PAPER = """### Computed, not measured
 
 What an nf4 LoRA step (rank 8; q and v, or every Linear) at 16 x 64 tokens holds, two points in one forward, by the
