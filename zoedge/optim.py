@@ -27,7 +27,7 @@ from .core.canonical import encode_canonical
 from .core.exact import HALF_FORMATS
 from .core.memory import MemoryLog
 from .core.parts import PART_FOLDERS, list_words, load_part
-from .core.types import AbstractNoise, AbstractRule
+from .core.types import AbstractEstimator, AbstractNoise, AbstractRule
 from .errors import DataError, DivergedError, IdentityError, UsageError, ZoedgeError, make_printable
 from .log.header import Header
 from .log.log import Log
@@ -69,7 +69,7 @@ class ClosureTask:
     def batch(self, step: int) -> ClosureBatch:
         return ClosureBatch()
 
-    def score(self, model: Any, batch: Any, copies: int) -> Tensor:
+    def score(self, model: object, batch: object, copies: int) -> Tensor:
         assert self.closure is not None
         try:
             answer = self.closure()
@@ -119,9 +119,9 @@ class ZerothOrder(torch.optim.Optimizer):
         lr: float | None = None,
         *,
         eps: float | None = None,
-        noise: Any = "rademacher",
-        estimator: Any = "two_sided",
-        rule: Any = "sgd",
+        noise: str | Mapping[str, Any] | AbstractNoise = "rademacher",
+        estimator: str | Mapping[str, Any] | AbstractEstimator = "two_sided",
+        rule: str | Mapping[str, Any] | AbstractRule = "sgd",
         queries: int | None = None,
         seed: int = 0,
         steps: int | None = None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le
 
@@ -39,7 +39,7 @@ class LowRank(AbstractNoise):
             )
         return z
 
-    def _matrix(self, key: Key, part: Part, here: Any) -> Any:
+    def _matrix(self, key: Key, part: Part, here: Tensor) -> Tensor:
         """Return Z sqrt r of a matrix. U belongs to the record, V to its window of `refresh` records.
 
         The factors are drawn at the part's offset times the rank, because a factor has `rank` values for each row.
@@ -49,13 +49,13 @@ class LowRank(AbstractNoise):
         window = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK_STREAM)
         return (u @ self._signs(window, part.offset * self.rank, columns, here).T).reshape(-1)
 
-    def _signs(self, key: Key, offset: int, count: int, like: Any) -> Any:
+    def _signs(self, key: Key, offset: int, count: int, like: Tensor) -> Tensor:
         """Return [count, rank] signs, drawn as if they began at `offset` in the run's vector."""
         size = count * self.rank
         blank = like.repeat(-(-size // len(like)))[:size]
         return Rademacher().draw(key, Leaf("", offset, blank)).reshape(count, self.rank)
 
-    def _vector(self, key: Key, part: Part, here: Any) -> Any:
+    def _vector(self, key: Key, part: Part, here: Tensor) -> Tensor:
         mantissa, exponent = math.frexp(math.sqrt(self.rank))
         return Rademacher().draw(key, Leaf(part.name, part.offset, here)) * math.ldexp(
             round(mantissa * 256), exponent - 8

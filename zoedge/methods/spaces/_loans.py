@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,13 +18,13 @@ class ParameterLoans:
         module.register_forward_pre_hook(self._before)
         module.register_forward_hook(self._after)
 
-    def _before(self, module: nn.Module, args: Any) -> None:
+    def _before(self, module: nn.Module, args: object) -> None:
         for name, own in list(module._parameters.items()):
             if own is not None and (value := self.lend(module, name)) is not None:
                 self.out.append((module, name, own))
                 module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
-    def _after(self, module: nn.Module, args: Any, y: Any) -> None:
+    def _after(self, module: nn.Module, args: object, y: object) -> None:
         self.back()
 
     def back(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class MasterSpace(Space):
     def leaves(self) -> Sequence[Leaf]:
         return self._leaves
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)

@@ -48,7 +48,7 @@ class ParameterSpace(Space):
         for name, p in self.parameters.items():
             yield name, p.data
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)

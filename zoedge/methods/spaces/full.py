@@ -167,7 +167,7 @@ class FullSpace(Space):
         finally:
             self._points = ()
 
-    def hook(self, base: Any) -> None:
+    def hook(self, base: SpaceBase) -> None:
         """Make every module of the base with parameters compute point by point, and the tables of tokens move their output."""
         embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
         for module in base.model.modules():
@@ -231,7 +231,7 @@ class FullSpace(Space):
             start = stop
         return [own.data if rests else row[:stop].view(own.shape) for rests, row in zip(still, room)]
 
-    def _embedded(self, table: Any, args: Any, y: Tensor) -> Tensor:
+    def _embedded(self, table: nn.Embedding, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """Return the embeddings at the points. Gemma's table multiplies what it looks up by a factor."""
         if not self._points:
             return y
@@ -240,7 +240,7 @@ class FullSpace(Space):
             rows.view(len(self._points), -1, rows.shape[-1])[i][at] = moved
         return rows.to(y.dtype) * getattr(table, "factor", 1.0)
 
-    def _project(self, head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
+    def _project(self, head: nn.Linear, h: Tensor, index: Tensor | slice) -> Tensor:
         """Return float32 logits [points * ..., C] of hidden states [points * ..., H] by rows [C] of the head at the points."""
         if not self._points:
             return self._plain(head, h, index)
@@ -254,7 +254,7 @@ class FullSpace(Space):
             found[i] += bias[ids].float()
         return found.view(*h.shape[:-1], len(ids))
 
-    def _scored(self, head: Any, args: Any, y: Tensor) -> Tensor:
+    def _scored(self, head: nn.Linear, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """Return the logits at the points of transformers' own forward, which generates text."""
         for leaf, first, (count, wide) in self._slabs(head) if self._points else ():
             for i, delta in enumerate(self._points):
@@ -263,14 +263,14 @@ class FullSpace(Space):
                     there[..., first : first + count] += nn.functional.linear(x.float(), moved.view(count, wide))
         return y
 
-    def _slabs(self, table: Any) -> Iterator[tuple[Leaf, int, tuple[int, ...]]]:
+    def _slabs(self, table: nn.Embedding | nn.Linear) -> Iterator[tuple[Leaf, int, tuple[int, ...]]]:
         """Yield (leaf, its first row, its shape) of a table of tokens."""
         leaves = self.by_parameter[id(table.weight)]
         for leaf in leaves:
             shape = leaf.parts[0].shape
             yield leaf, (leaf.offset - leaves[0].offset) // shape[1], shape
 
-    def _moved(self, table: Any, ids: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
+    def _moved(self, table: nn.Embedding | nn.Linear, ids: Tensor) -> Iterator[tuple[Tensor, int, Tensor]]:
         """Yield (a mask over ids[point], the point, those rows of the table moved to it), leaf by leaf. ids: [points, N]."""
         for leaf, first, shape in self._slabs(table):
             inside = (ids >= first) & (ids < first + shape[0])

@@ -119,7 +119,7 @@ class ScalesSpace(Space):
         found = {f"{name}.weight": (out, wide) for name, out, wide, _ in self.description["scales"]}
         return found | {name: (n,) for name, n in self.description["vectors"]}
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)
@@ -154,7 +154,7 @@ class ScalesSpace(Space):
                 self._loans.attach(any_module)
 
     def _before(self, name: str, scaled: Any) -> Callable[[nn.Module, Any], None]:
-        def lend(module: nn.Module, args: Any) -> None:
+        def lend(module: nn.Module, args: object) -> None:
             if self._point is not None:
                 scaled.lend(scaled.read() * (self._point[name] + 1.0))
 

@@ -131,7 +131,7 @@ class SeveralSpace(Space):
         """Return the shape of every weight that `merged` changes."""
         return {name: shape for m in self.members.values() for name, shape in m.changes().items()}
 
-    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Any = None) -> None:
+    def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
         member, own = self._inner[leaf.name]
         member.add(own, delta, decay, bits)
 
