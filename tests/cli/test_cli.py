@@ -194,7 +194,7 @@ def test_chat_answers_every_line_of_a_pipe(
     assert done.code == 0 and done.err.count("do not fit") == 1, done.err
     base, tuned = done.out.removesuffix("\n").split("\ntuned: ")[0], done.out.count("tuned: ")
     assert tuned == 2 and done.out == done.out[: len(done.out) // 2] * 2
-    bench = setup.Bench.build(identity.recipe_from_header(Log.open(run / "run.zlog").header, str(run)))
+    bench = setup.Measuring.build(identity.recipe_from_header(Log.open(run / "run.zlog").header, str(run)))
     ids = AutoTokenizer.from_pretrained(source)(prompt, add_special_tokens=False).input_ids
     assert ids.count(1) == (form == "own")
     assert base == f"base:  {bench.base.answers([ids], 1, 3)[0][0]}"

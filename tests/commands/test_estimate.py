@@ -115,7 +115,7 @@ def test_a_masked_models_weights_too(roberta: Path) -> None:
 def test_what_is_trained_is_what_is_attached(recipe_file: Path, space: str, quantization: str) -> None:
     """Elements, cut, width and rows of the longest batch, as the run itself has them."""
     recipe = read_recipe(str(recipe_file), [f"space={space}", f"model.quantization={quantization}", "output.export=[]"])
-    found, bench = fit.make_plan(recipe), setup.Bench.build(recipe)
+    found, bench = fit.make_plan(recipe), setup.Measuring.build(recipe)
     leaves = bench.space.leaves()
     assert found.workload.elements == sum(leaf.value.numel() for leaf in leaves)
     assert found.workload.full_blocks == len(bench.base.blocks) - bench.base.cut - 1

@@ -62,7 +62,7 @@ MERGES |= {
 
 
 class Made(NamedTuple):
-    bench: setup.Bench
+    bench: setup.Measuring
     log: Log
 
     def peft(self, folder: Path, **options: Any) -> Path:
@@ -88,7 +88,7 @@ def made(cached: dict[str, Any], recipe_file: Path, families: dict[str, Path], h
                 f"model.source={sources[case.split()[0]]}", "rule.lr=0.002", "space.alpha=12", "rule.schedule=constant",
                 "train.steps=4", "model.revision=v1",
             ]  # fmt: skip
-            bench = setup.Bench.build(read_recipe(str(recipe_file), [*more, *CASES[case]]))
+            bench = setup.Measuring.build(read_recipe(str(recipe_file), [*more, *CASES[case]]))
             folder = recipe_file.parent / f"run {case}"
             folder.mkdir()
             with setup.begin_run(bench, folder) as log:
@@ -619,7 +619,7 @@ def test_the_merge_is_of_a_fresh_base_dequantised_as_trained(
     from zoedge.scoring.models.quantised import dequantise_weight
 
     one = made("half nf4")
-    used = setup.Bench.build(one.bench.recipe)
+    used = setup.Measuring.build(one.bench.recipe)
     for module in used.base.model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = bnb.functional.has_avx512bf16()

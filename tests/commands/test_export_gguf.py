@@ -33,7 +33,7 @@ class Made:
 
     def __init__(self, recipe_file: Path, folder: Path, source: Path, *more: str):
         overrides = [f"model.source={source}", "rule.lr=0.05", "train.steps=4", *more]
-        self.bench = setup.Bench.build(read_recipe(str(recipe_file), overrides))
+        self.bench = setup.Measuring.build(read_recipe(str(recipe_file), overrides))
         folder.mkdir()
         with setup.begin_run(self.bench, folder) as log:
             for _ in engine.play(self.bench.run(log), 4):

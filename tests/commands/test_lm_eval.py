@@ -87,6 +87,11 @@ def test_a_run_and_its_adapter_have_the_same_results(
     adapter = zoedge("eval", "runs/tiny/adapter", *options, "--base", "model")
     assert adapter.code == 0, adapter.err
     assert numbers(adapter.out)["tuned"] == found["tuned"]
+    Path("rows.jsonl").rename("moved.jsonl")  # what uses a trained model reads no training rows
+    try:
+        assert numbers(zoedge("eval", "runs/tiny", *options).out)["tuned"] == found["tuned"]
+    finally:
+        Path("moved.jsonl").rename("rows.jsonl")
     table = zoedge("eval", "runs/tiny", "--tasks", "tiny_choice", "--include", tasks, "--limit", 2)
     assert table.code == 0 and "|tiny_choice|" in table.out.replace(" ", "")
 

@@ -194,5 +194,5 @@ def test_virtual_tokens_take_of_the_context(finished: Path, monkeypatch: pytest.
     assert build_preview(read_recipe("my.yaml", more), 0).limit == 90
     both = ["data.max_length=500", "space={name: several, of: {prompt: {tokens: 5}, lora: {}}}"]
     assert build_preview(read_recipe("my.yaml", both), 0).limit == 91
-    bench = setup.Bench.build(read_recipe("my.yaml", more))
+    bench = setup.Measuring.build(read_recipe("my.yaml", more))
     assert bench.limit == 90, "as training has it"

@@ -715,7 +715,7 @@ def test_r7_on_a_model_micro_batches_change_only_what_kernels_change(recipe_file
 
     found = []
     for rows in (2048, 1):
-        bench = setup.Bench.build(read_recipe(str(recipe_file), [f"train.rows={rows}", "train.steps=2"]))
+        bench = setup.Measuring.build(read_recipe(str(recipe_file), [f"train.rows={rows}", "train.steps=2"]))
         (tmp_path / str(rows)).mkdir()
         with setup.begin_run(bench, tmp_path / str(rows)) as log:
             found.append(list(engine.play(bench.run(log), 2)))

@@ -104,9 +104,9 @@ def write(name: str, path: Path) -> dict[str, Any]:
     if name not in ("as2p",):
         table["rule"] = {"lr": 0.01, **(rule if isinstance(rule, dict) else {"name": rule})}
     recipe = check(table, {}, name)
-    with Log.create(path, setup.Bench.build(recipe).header()) as log:
+    with Log.create(path, setup.Measuring.build(recipe).header()) as log:
         for until, back in ((5, 3), (8, None)) if rewinds else ((8, None),):
-            bench = setup.Bench.build(recipe)
+            bench = setup.Measuring.build(recipe)
             for _ in engine.play(bench.run(log), until):
                 pass
             if back is not None:

@@ -60,7 +60,7 @@ def test_a_cpus_golden_log_replays_on_the_gpu(name: str, tmp_path: Path) -> None
     ],
 )
 def test_a_gpus_log_replays_on_the_cpu(recipe_file: Path, tmp_path: Path, changes: tuple[str, ...]) -> None:
-    bench = setup.Bench.build(read_recipe(str(recipe_file), ["train.steps=12", f"model.device={CUDA}", *changes]))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), ["train.steps=12", f"model.device={CUDA}", *changes]))
     start, folder = digests.digest(bench.space), tmp_path / "run"
     folder.mkdir()
     with setup.begin_run(bench, folder) as log:

@@ -51,7 +51,7 @@ def train(
         parent: what the run is a branch of.
     """
     recipe = read_recipe(str(recipe_file), overrides)
-    bench = setup.Bench.build(recipe)
+    bench = setup.Measuring.build(recipe)
     folder.mkdir(exist_ok=True)
     sum(bench.base.keep(bench.texts.train, folder if parent is None else folder.parent))
     path = folder / run_folder.LOG_FILE

@@ -103,7 +103,7 @@ def attach(base: Base, layers: Any = "all", targets: Any = "all", **options: Any
     return space
 
 
-def score_six(bench: setup.Bench, base: Base) -> torch.Tensor:
+def score_six(bench: setup.Measuring, base: Base) -> torch.Tensor:
     """Return the losses of the first six training examples at one point."""
     return bench.task.score(base, bench.texts.train.collate(range(6)), 1)
 

@@ -47,7 +47,7 @@ def deltas(size: float) -> Callable[[Leaf], torch.Tensor]:
     return lambda leaf: Normal().draw(Key(3, 0, 0), leaf) * size
 
 
-def played(bench: setup.Bench, folder: Path, until: int | None = None) -> tuple[bytes, bytes]:
+def played(bench: setup.Measuring, folder: Path, until: int | None = None) -> tuple[bytes, bytes]:
     """(state digest, the log's bytes) of a run in `folder`, begun or continued."""
     folder.mkdir(exist_ok=True)
     path, steps = folder / run_folder.LOG_FILE, bench.recipe.train.steps
@@ -65,7 +65,7 @@ def played(bench: setup.Bench, folder: Path, until: int | None = None) -> tuple[
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_probing_leaves_every_stored_bit(recipe: Make, dtype: str, opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the forward raises between a module's borrowing and its giving back."""
-    bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}", f"model.source={opt}"))
+    bench = setup.Measuring.build(recipe(f"model.compute_dtype={dtype}", f"model.source={opt}"))
     model, before = bench.base.model, digests.digest(bench.space)
     owners = {id(p): (p, p.data_ptr()) for p in model.parameters()}
     here = score_six(bench, bench.base)
@@ -100,7 +100,7 @@ def test_a_point_is_a_copied_model_with_w_plus_cz(
     mlm = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     task = [mlm] if family == "roberta" else []
     made = recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task)
-    bench, other = setup.Bench.build(made), load_base(made.model)
+    bench, other = setup.Measuring.build(made), load_base(made.model)
     parameters = other.weights()
     for leaf in bench.space.leaves():
         (part,) = leaf.parts
@@ -122,7 +122,7 @@ def test_a_point_is_a_copied_model_with_w_plus_cz(
 
 @pytest.mark.parametrize("noise", ["rademacher", "low_rank", "block"])
 def test_the_direction_moved_is_the_direction_probed(recipe: Make, noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = setup.Bench.build(recipe(f"noise={noise}", "estimator.eps=0.0078125"))
+    bench = setup.Measuring.build(recipe(f"noise={noise}", "estimator.eps=0.0078125"))
     probed: dict[str, torch.Tensor] = {}
     visit, add, moved = bench.space.visit, bench.space.add, {}
 
@@ -153,7 +153,7 @@ def test_two_points_together_are_two_points_alone(
     mlm = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     task = [mlm] if family == "roberta" else []
     source = {**families, "roberta": roberta}[family]
-    bench = setup.Bench.build(recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task))
+    bench = setup.Measuring.build(recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task))
     batch, h = bench.texts.train.collate(range(6)), torch.randn(4, bench.base.facts.head(bench.base.model).in_features)
     assert len(bench.space.leaves()) > 60
     for some in ([deltas(0.02), deltas(-0.02)], [deltas(0.02), lambda leaf: None]):
@@ -171,7 +171,7 @@ def test_two_points_together_are_two_points_alone(
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
 def test_two_points_answer_together_as_alone(recipe: Make, families: dict[str, Path], family: str) -> None:
-    base = (bench := setup.Bench.build(recipe(f"model.source={families[family]}"))).base
+    base = (bench := setup.Measuring.build(recipe(f"model.source={families[family]}"))).base
     some, prompts, alone = [deltas(0.1), deltas(-0.1)], [[40, 50, 60, 70], [90]], []
     with bench.space.visit(some):
         together = base.answers(prompts, 2, 6)
@@ -183,7 +183,7 @@ def test_two_points_answer_together_as_alone(recipe: Make, families: dict[str, P
 
 def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "LEAF_ELEMENTS", 64 * 128)
-    bench, asked = setup.Bench.build(recipe()), []
+    bench, asked = setup.Measuring.build(recipe()), []
     slabs = [leaf for leaf in bench.space.leaves() if "embed_tokens" in leaf.name]
     assert len(slabs) == 3 and max(len(leaf.value) for leaf in slabs) == 64 * 128
 
@@ -199,7 +199,7 @@ def test_of_a_table_only_the_slabs_that_are_read_are_drawn(recipe: Make, monkeyp
 
 def test_nothing_as_large_as_the_model_is_kept(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "LEAF_ELEMENTS", 1000)
-    bench = setup.Bench.build(recipe())
+    bench = setup.Measuring.build(recipe())
     with setup.begin_run(bench, tmp_path) as log:
         run = bench.run(log)
         next(engine.play(run, 1))
@@ -213,7 +213,7 @@ def test_nothing_as_large_as_the_model_is_kept(recipe: Make, tmp_path: Path, mon
 
 
 def test_tied_weights_are_one_tensor(recipe: Make, llama: Path) -> None:
-    bench = setup.Bench.build(recipe())
+    bench = setup.Measuring.build(recipe())
     plain = AutoModelForCausalLM.from_pretrained(llama)
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
     assert sum(len(leaf.value) for leaf in bench.space.leaves()) == sum(p.numel() for p in plain.parameters())
@@ -263,12 +263,12 @@ def test_train_resume_and_replay_end_in_the_same_weights(
     recipe: Make, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     made = recipe(*options)
-    first = setup.Bench.build(made)
+    first = setup.Measuring.build(made)
     start = digests.digest(first.space)
     whole = played(first, tmp_path / "a")
     assert whole[0] != start
-    played(setup.Bench.build(made), tmp_path / "b", 5)
-    assert played(setup.Bench.build(made), tmp_path / "b") == whole
+    played(setup.Measuring.build(made), tmp_path / "b", 5)
+    assert played(setup.Measuring.build(made), tmp_path / "b") == whole
     log = Log.open(tmp_path / "a" / run_folder.LOG_FILE)
     run, said = verify.check_states(log)
     assert run.task is None and run.model is None
@@ -280,7 +280,7 @@ def test_train_resume_and_replay_end_in_the_same_weights(
 
 def test_storage_is_the_logs_wherever_auto_would_lead(recipe: Make, tmp_path: Path) -> None:
     """A run of bf16 by `auto` (a GPU's) replays as bf16 on a CPU, where `auto` is fp32."""
-    bench = setup.Bench.build(recipe("model.compute_dtype=bf16"))
+    bench = setup.Measuring.build(recipe("model.compute_dtype=bf16"))
     bench.recipe = recipe()
     final, _ = played(bench, tmp_path / "run")
     run, _ = verify.check_states(Log.open(tmp_path / "run" / run_folder.LOG_FILE))
@@ -291,7 +291,7 @@ def test_replay_takes_the_base_that_is_named_and_no_other(recipe: Make, tmp_path
     import shutil
 
     own = shutil.copytree(llama, tmp_path / "own")
-    bench = setup.Bench.build(recipe(f"model.source={own}", "train.steps=2"))
+    bench = setup.Measuring.build(recipe(f"model.source={own}", "train.steps=2"))
     final, _ = played(bench, tmp_path / "run")
     log = Log.open(tmp_path / "run" / run_folder.LOG_FILE)
     shutil.rmtree(own)
@@ -368,7 +368,7 @@ def test_its_bits_are_a_function_of_key_and_place() -> None:
 
 def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_path: Path) -> None:
     """Measured: 0.998 of the update arrives, 0.996 by the samples of 4,096 elements a leaf; to nearest, 0.07."""
-    bench = setup.Bench.build(recipe("model.compute_dtype=bf16", "estimator=one_sided"))
+    bench = setup.Measuring.build(recipe("model.compute_dtype=bf16", "estimator=one_sided"))
     leaves, key = bench.space.leaves(), Key(1, 0, 0, ROUNDING_STREAM)
     before = torch.cat([leaf.value.float() for leaf in leaves])
     for seq in range(20):
@@ -387,7 +387,7 @@ def test_small_updates_arrive_that_nearest_rounding_would_eat(recipe: Make, tmp_
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, dtype: str) -> None:
-    bench = setup.Bench.build(recipe(f"model.compute_dtype={dtype}"))
+    bench = setup.Measuring.build(recipe(f"model.compute_dtype={dtype}"))
     played(bench, tmp_path / "run")
     log = Log.open(tmp_path / "run" / run_folder.LOG_FILE)
     made = merged.write_merged(bench.recipe, bench.space, tmp_path / "merged", log=log)

@@ -73,7 +73,7 @@ def stepped(recipe: Any, product: Callable[..., Any] | None) -> tuple[list[float
             patch.setattr(
                 _fused, "find_kernel", lambda like, bits, table, width: lambda *args: counted(bits, table, *args)
             )
-        bench = setup.Bench.build(recipe)
+        bench = setup.Measuring.build(recipe)
         run = bench.run([])  # type: ignore[arg-type]
         run.log = type("Empty", (list,), {"next_seq": 5})()
         losses = list(engine.measure(run, 0).losses)

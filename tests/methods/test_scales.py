@@ -67,7 +67,7 @@ def test_the_kernel_computes_with_the_moved_scales(
 ) -> None:
     """Against the same base in which every Linear is a plain one of (1 + u) W, block by block, and norms are w + v."""
     made = recipe(*SCHEMES[scheme], f"model.source={request.getfixturevalue(family)}")
-    bench, other = setup.Bench.build(made), load_base(made.model)
+    bench, other = setup.Measuring.build(made), load_base(made.model)
     before, here = stored(bench.base), score_six(bench, bench.base)
     moved = {p.name: (leaf, p) for leaf in bench.space.leaves() for p in leaf.parts}
 
@@ -103,7 +103,7 @@ def test_the_kernel_computes_with_the_moved_scales(
 def test_probing_leaves_no_trace_also_when_the_forward_raises(
     recipe: Make, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = setup.Bench.build(recipe(*SCHEMES[scheme]))
+    bench = setup.Measuring.build(recipe(*SCHEMES[scheme]))
     before, here, digest = stored(bench.base), score_six(bench, bench.base), digests.digest(bench.space)
 
     def fail(*args: Any, **options: Any) -> torch.Tensor:
@@ -124,7 +124,7 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
     def played(folder: Path, *stops: int) -> tuple[bytes, bytes]:
         for until in stops:
-            bench, path = setup.Bench.build(made), folder / run_folder.LOG_FILE
+            bench, path = setup.Measuring.build(made), folder / run_folder.LOG_FILE
             folder.mkdir(exist_ok=True)
             with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
@@ -143,7 +143,7 @@ def test_train_resume_and_replay_end_in_the_same_bits(recipe: Make, tmp_path: Pa
 
 def test_layers_bound_what_moves(recipe: Make, tmp_path: Path) -> None:
     """Norms are those of the chosen blocks and the last one; below, the trunk is computed once."""
-    bench = setup.Bench.build(recipe("space.layers=last 1"))
+    bench = setup.Measuring.build(recipe("space.layers=last 1"))
     scales, vectors = bench.space.leaves()
     assert len(scales.parts) == 7 and all(p.name.startswith("model.layers.2.") for p in scales.parts)
     assert [p.name for p in vectors.parts] == [
@@ -153,12 +153,12 @@ def test_layers_bound_what_moves(recipe: Make, tmp_path: Path) -> None:
         plain = score_six(bench, bench.base)
         assert bench.base.cut == 2 and sum(bench.base.keep(bench.texts.train, tmp_path)) == len(bench.texts.train)
         assert torch.equal(score_six(bench, bench.base), plain)
-    alone = setup.Bench.build(recipe("space={name: scales, vectors: false}"))
+    alone = setup.Measuring.build(recipe("space={name: scales, vectors: false}"))
     assert [leaf.name for leaf in alone.space.leaves()] == ["scales"]
 
 
 def test_a_scale_stops_at_zero_and_a_norm_does_not(recipe: Make) -> None:
-    bench = setup.Bench.build(recipe())
+    bench = setup.Measuring.build(recipe())
     scales, vectors = bench.space.leaves()
     for leaf in (scales, vectors):
         delta = torch.zeros(len(leaf.value))
@@ -173,7 +173,7 @@ def test_a_scale_stops_at_zero_and_a_norm_does_not(recipe: Make) -> None:
 
 def test_a_weight_beyond_clip_is_cut_and_the_record_says_so(recipe: Make, tmp_path: Path) -> None:
     def records(*overrides: str) -> list[Record]:
-        bench = setup.Bench.build(recipe("estimator.queries=2", "train.steps=6", "rule.lr=1e-9", *overrides))
+        bench = setup.Measuring.build(recipe("estimator.queries=2", "train.steps=6", "rule.lr=1e-9", *overrides))
         with setup.begin_run(bench, tmp_path / str(len(overrides))) as log:
             return list(engine.play(bench.run(log), 6))
 
@@ -219,7 +219,7 @@ def test_a_base_that_is_not_quantised_is_refused_with_what_to_write(recipe: Make
 
 
 def test_descriptions_of_something_else_are_refused(recipe: Make) -> None:
-    bench = setup.Bench.build(recipe())
+    bench = setup.Measuring.build(recipe())
     good = json.loads(json.dumps(bench.space.describe()))
     assert Scales().elements(good) == len(bench.space.value)
     for bad in (
@@ -236,7 +236,7 @@ def test_descriptions_of_something_else_are_refused(recipe: Make) -> None:
 def test_the_export_is_the_trained_model(recipe: Make, tmp_path: Path, scheme: str, opt: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    bench = setup.Bench.build(recipe(*SCHEMES[scheme], f"model.source={opt}"))
+    bench = setup.Measuring.build(recipe(*SCHEMES[scheme], f"model.source={opt}"))
     with setup.begin_run(bench, tmp_path) as log:
         for leaf in bench.space.leaves():
             bench.space.add(leaf, shift(leaf), 1.0)
@@ -252,7 +252,7 @@ def test_a_model_that_fills_masks_moves_what_its_blocks_have(recipe_file: Path, 
     """Not the embeddings' norm, which the kept trunk has seen, nor the head's own bias."""
     task = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
     overrides = [f"model.source={roberta}", task, "space={name: scales, layers: last 1}", "output.export=[]"]
-    bench = setup.Bench.build(read_recipe(str(recipe_file), [*overrides, "train.steps=6"]))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), [*overrides, "train.steps=6"]))
     names = [name for name, _ in bench.space.describe()["vectors"]]
     assert any("layer.1." in name for name in names) and any("lm_head" in name for name in names)
     assert not any("embeddings" in name or "layer.0." in name or name == "lm_head.bias" for name in names)

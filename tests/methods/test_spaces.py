@@ -196,12 +196,12 @@ def test_a_damaged_description_is_no_description(word: str, base: Callable[..., 
 @pytest.fixture
 def trained(
     recipe_file: Path, families: dict[str, Path], half: Path, tmp_path: Path
-) -> Callable[..., tuple[setup.Bench, Log]]:
+) -> Callable[..., tuple[setup.Measuring, Log]]:
     """A run of so many steps, in pieces that each begin from the log alone: (bench where it ended, the finished log)."""
 
     def train(
         word: str, family: str, name: str, pieces: tuple[int, ...] = (8,), quantization: str = "none"
-    ) -> tuple[setup.Bench, Log]:
+    ) -> tuple[setup.Measuring, Log]:
         more = ["rule={name: momentum, lr: 0.02}", "train.steps=8", f"model.quantization={quantization}"]
         if family != "llama":
             more.append(f"model.source={ {**families, 'half': half}[family] }")
@@ -209,7 +209,7 @@ def trained(
         folder = tmp_path / name
         folder.mkdir()
         for until in pieces:
-            bench, path = setup.Bench.build(recipe), folder / run_folder.LOG_FILE
+            bench, path = setup.Measuring.build(recipe), folder / run_folder.LOG_FILE
             with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass
@@ -529,7 +529,7 @@ def test_wrong_options_are_told(word: str, overrides: list[str], sentence: str, 
 def test_what_does_not_fit_is_told(word: str, overrides: list[str], sentence: str, recipe_file: Path) -> None:
     recipe = read_recipe(str(recipe_file), [f"space={word}", *overrides, "model.quantization=none"])
     with pytest.raises(DataError, match=sentence):
-        setup.Bench.build(recipe)
+        setup.Measuring.build(recipe)
 
 
 def test_options_have_defaults() -> None:
@@ -542,7 +542,7 @@ def test_zero_shot_is_the_base_alone(recipe_file: Path, tmp_path: Path) -> None:
     for word in ("lora", *VIRTUAL):
         folder = tmp_path / word
         folder.mkdir()
-        bench = setup.Bench.build(read_recipe(str(recipe_file), [f"space={word}", "model.quantization=none"]))
+        bench = setup.Measuring.build(read_recipe(str(recipe_file), [f"space={word}", "model.quantization=none"]))
         with setup.begin_run(bench, folder) as log:
             found.append(Evaluator(bench, log, make_display("quiet")).before())
         starts.append(evaluate.evaluate(bench.space, bench.task, bench.base, bench.texts.test, 16))

@@ -70,8 +70,8 @@ def run(recipe: Any, folder: Path) -> Any:
     return train(recipe, folder, make_display("quiet"))
 
 
-def bench_of(recipe: Any, folder: Path) -> setup.Bench:
-    bench = setup.Bench.build(recipe)
+def bench_of(recipe: Any, folder: Path) -> setup.Measuring:
+    bench = setup.Measuring.build(recipe)
     folder.mkdir(exist_ok=True)
     sum(bench.base.keep(bench.texts.train, folder))
     return bench

@@ -123,7 +123,7 @@ def test_a_log_that_is_there_is_not_replaced(recipe_file: Path, tmp_path: Path) 
     recipe = read_recipe(str(recipe_file))
     (tmp_path / "run.zlog").write_bytes(b"another's")
     with pytest.raises(LockedError):
-        branch.begin_branch(parent, setup.Bench.build(recipe).header(), recipe, tmp_path / "run.zlog")
+        branch.begin_branch(parent, setup.Measuring.build(recipe).header(), recipe, tmp_path / "run.zlog")
     assert (tmp_path / "run.zlog").read_bytes() == b"another's" and not list(tmp_path.glob(".run*"))
 
 

@@ -110,7 +110,7 @@ def test_it_asks_for_no_more_points_than_a_space_holds(recipe_file: Path, space:
     """Scales hold one at a time, LoRA both of a direction."""
     from zoedge.run import setup
 
-    bench = setup.Bench.build(read_recipe(str(recipe_file), [f"space={space}", "output.export=[]"]))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), [f"space={space}", "output.export=[]"]))
     some = Curvature(rows=4, directions=2)
     found = estimate_trace(bench.space, bench.task, bench.base, bench.texts.train, some, 0, 0)
     assert np.isfinite(found.trace) and found.error > 0

@@ -207,7 +207,7 @@ def test_other_errors_of_a_forward_are_not_taken_for_it(
 
 def test_losses_of_parts_are_those_of_the_whole(recipe_file: Path) -> None:
     """Where the model's forward gives equal bits, so do any parts: a sum correctly rounded has no order."""
-    bench = setup.Bench.build(read_recipe(str(recipe_file), TASKS["lm"]))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), TASKS["lm"]))
     batch = bench.task.batch(0)
     whole = bench.task.score(bench.base, batch, 2)
     for size in (1, 2, 3):
@@ -327,7 +327,7 @@ def test_a_run_of_something_else_is_not_gone_on_with(
     raw, (says, option) = (tmp_path / "run" / run_folder.LOG_FILE).read_bytes(), CHANGES[change]
     with Log.open(tmp_path / "run" / run_folder.LOG_FILE) as log:
         found = identity.identity_differences(
-            log.header, setup.Bench.build(read_recipe(str(recipe_file), [option])).header()
+            log.header, setup.Measuring.build(read_recipe(str(recipe_file), [option])).header()
         )
     assert re.search(says, ", ".join(found))
     done = zoedge("finetune", recipe_file, option, "--run-dir", tmp_path / "run", "--quiet")
@@ -419,6 +419,6 @@ def test_out_of_memory_elsewhere_is_no_bug(
     def build(recipe: Any) -> Any:
         raise FAULTS[fault]
 
-    monkeypatch.setattr(setup.Bench, "build", build)
+    monkeypatch.setattr(setup.Measuring, "build", build)
     done = zoedge("finetune", recipe_file, "--quiet")
     assert done.code == 3 and done.err.startswith("zoedge: memory ended.") and done.err.count("\n") == 1

@@ -49,7 +49,7 @@ def test_a_radius_that_rounding_drowns_is_told(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, name: str, slopes: Any, warns: bool
 ) -> None:
     """Told by gamma at the radius and at half of it, whatever the estimator makes of losses."""
-    bench = setup.Bench.build(read_recipe(str(recipe_file), [f"estimator={{name: {estimator}}}"]))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), [f"estimator={{name: {estimator}}}"]))
     left = list(slopes)
 
     def losses(self: Any, points: Any) -> list[float]:

@@ -16,8 +16,8 @@ from zoedge.run import folder, setup
 HELD = "model.max_memory={cpu: 300KB}"  # of the tiny model: all but its blocks, and the last of three
 
 
-def bench(recipe_file: Path, *more: str) -> setup.Bench:
-    return setup.Bench.build(read_recipe(str(recipe_file), ["model.quantization=none", *more]))
+def bench(recipe_file: Path, *more: str) -> setup.Measuring:
+    return setup.Measuring.build(read_recipe(str(recipe_file), ["model.quantization=none", *more]))
 
 
 @pytest.fixture

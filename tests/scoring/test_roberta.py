@@ -282,7 +282,7 @@ def test_runs_train_replay_and_are_exported(recipe_file: Path, tuned: list[str],
     ids = check.make_probe_ids(350, 96)
     for quantization in ("nf4", "int8", "none"):
         some = ["rule.lr=0.05", "rule.schedule=constant", "train.steps=6", f"model.quantization={quantization}"]
-        bench = setup.Bench.build(read_recipe(str(recipe_file), [*tuned, *some]))
+        bench = setup.Measuring.build(read_recipe(str(recipe_file), [*tuned, *some]))
         assert list(bench.space.shapes) == [
             f"roberta.encoder.layer.{i}.attention.self.{which}" for i in (0, 1) for which in ("query", "value")
         ]
@@ -320,13 +320,13 @@ def test_a_task_of_another_kind_of_model_is_refused(
     folder = request.getfixturevalue(source)
     recipe = read_recipe(str(recipe_file), [f"model.source={folder}", f"task={task}", "space.targets=all"])
     with pytest.raises(DataError, match=f"{said}. Use task:"):
-        setup.Bench.build(recipe)
+        setup.Measuring.build(recipe)
 
 
 def test_generate_fills_a_mask_after_the_prompt(recipe_file: Path, tuned: list[str]) -> None:
     from zoedge.commands.generate import choose_option
 
-    bench = setup.Bench.build(read_recipe(str(recipe_file), tuned))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), tuned))
     examples = encoded(bench.base.tokenizer, [row("a film is fun")])
     share = bench.task.outputs(bench.base, examples.collate([0]), 1)[0, 0].softmax(-1).max().item()
     said = choose_option(bench, "a film is fun It was")
@@ -377,7 +377,7 @@ def test_a_new_head_is_random_and_as_often_wrong_as_right(roberta: Path, masked:
     assert before + right(model) == len(rows)
 
 
-Few = Callable[..., setup.Bench]
+Few = Callable[..., setup.Measuring]
 
 
 @pytest.fixture
@@ -387,10 +387,10 @@ def few(recipe_file: Path, tuned: list[str]) -> Few:
         "space.rank=8", "space.alpha=16", "estimator.eps=1e-3", "model.quantization=none", "data.valid=", "train.batch=16",
         "noise=normal", "rule.schedule=constant",
     ]  # fmt: skip
-    return lambda *more: setup.Bench.build(read_recipe(str(recipe_file), [*tuned, *paper, *more]))
+    return lambda *more: setup.Measuring.build(read_recipe(str(recipe_file), [*tuned, *paper, *more]))
 
 
-def everything(bench: setup.Bench) -> Batch:
+def everything(bench: setup.Measuring) -> Batch:
     return bench.texts.train.collate(range(len(bench.texts.train)))
 
 

@@ -199,7 +199,7 @@ def test_a_batch_answers_as_one_prompt_at_a_time(family: str, bases: Any) -> Non
 
 
 def test_points_answer_for_themselves(recipe_file: Path, tmp_path: Path) -> None:
-    bench = setup.Bench.build(read_recipe(str(recipe_file), overrides(tmp_path, "generate", "space.layers=all")))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), overrides(tmp_path, "generate", "space.layers=all")))
     batch = bench.task.batch(0)
     deltas = [lambda leaf, c=c: torch.full_like(leaf.value, c) for c in (0.0, 0.3)]
     with bench.space.visit(deltas):
@@ -304,7 +304,7 @@ def test_a_function_that_is_not_there_is_told_before_a_run_is_begun(
 def test_the_reward_of_what_is_chosen_or_generated(task: str, goals: str, recipe_file: Path, tmp_path: Path) -> None:
     """The outputs are the candidate's, the generated and the label's text; the loss is 1 - reward."""
     settings = overrides(tmp_path, task, f"task.objective={goals}:length")
-    bench = setup.Bench.build(read_recipe(str(recipe_file), settings))
+    bench = setup.Measuring.build(read_recipe(str(recipe_file), settings))
     batch = bench.task.batch(0)
     with bench.space.visit([lambda leaf: None]):
         losses = bench.task.score(bench.base, batch, 1)[0]

@@ -558,7 +558,7 @@ def test_nothing_longer_than_the_context_reaches_the_forward(
 
     def encoded(films: int, *more: str) -> Any:
         texts.write_text(json.dumps({"text": "film" + " film" * films, "label": "positive"}) + "\n")
-        return setup.Bench.build(read_recipe(str(recipe_file), [*shared, *more])).texts.train
+        return setup.Measuring.build(read_recipe(str(recipe_file), [*shared, *more])).texts.train
 
     def never(*_: Any) -> None:
         raise AssertionError("the model was called")

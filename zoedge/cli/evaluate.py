@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..commands.generate import rebuild_run
 from . import app
 from .logs import AtOption, open_log
 
@@ -51,15 +50,15 @@ def evaluate_run(
     journal = open_log(run)
     steps = folder.resolve_step(journal, at)
     recipe = identity.recipe_from_header(journal.header, run)
-    bench = setup.Bench.build(recipe)
-    identity.check_same_base(journal.header, bench.header(), run)
-    examples = bench.texts.test or bench.texts.valid
+    measuring = setup.Measuring.build(recipe)
+    identity.check_same_base(journal.header, measuring.header(), run)
+    examples = measuring.texts.test or measuring.texts.valid
     if data:
         rows, _ = load_rows(data, "data", recipe.data)
         examples, _ = recipe.task.encode(
             in_content_order(rows, recipe.task.fields()),
-            bench.base.tokenizer,
-            bench.limit,
+            measuring.base.tokenizer,
+            measuring.limit,
             recipe.data.on_overflow,
         )
     if examples is None:
@@ -67,12 +66,12 @@ def evaluate_run(
     examples = examples.head(limit) if limit else examples
 
     def score(space: Any) -> Any:
-        return evaluate.evaluate(space, bench.task, bench.base, examples, recipe.eval.calibrate)
+        return evaluate.evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
 
     found = {"zero-shot": score(evaluate.EmptySpace())}
-    for _ in engine.play(bench.run(journal), steps):
+    for _ in engine.play(measuring.run(journal), steps):
         pass
-    found[f"after {steps:,} steps"] = score(bench.space)
+    found[f"after {steps:,} steps"] = score(measuring.space)
     if json:
         typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
         return
@@ -93,6 +92,7 @@ def evaluate_tasks(
     from ..commands import lm_eval
     from ..commands.export.folder import MARKER_FILE
     from ..errors import UsageError
+    from ..run.trained import load_trained
 
     names, manager = lm_eval.find_tasks(tasks, include)
     if (Path(run) / MARKER_FILE).is_file():
@@ -102,9 +102,9 @@ def evaluate_tasks(
     else:
         if source is not None:
             raise UsageError("--base: of an adapter. A run's base is where its recipe says.")
-        bench, *_ = rebuild_run(run, at)
-        base, space = bench.base, bench.space
-        if compare and bench.recipe.space.own_start:
+        trained, *_ = load_trained(run, at)
+        base, space = trained.base, trained.space
+        if compare and trained.recipe.space.own_start:
             raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
     found = {"base": lm_eval.run_tasks(base, None, names, manager, limit)} if compare else {}
     found["tuned"] = lm_eval.run_tasks(base, space, names, manager, limit)

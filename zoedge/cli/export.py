@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..commands.generate import rebuild_run
 from . import app
 from .logs import AtOption, RunArgument
 
@@ -32,24 +31,10 @@ def export(
     at: AtOption = None,
 ) -> None:
     """The trained model for other programs: a PEFT adapter, merged weights, or llama.cpp's adapter file."""
-    from ..commands.export import check as export_check
-    from ..commands.export import gguf, merged, peft
-    from ..errors import UsageError
+    from ..commands.export.export import export_run
 
-    if to not in ("peft", "merged", "gguf-lora") or dtype not in (None, "fp16", "fp32", "bf16"):
-        raise UsageError(f"--to is peft, merged or gguf-lora, --dtype is fp16, fp32 or bf16; not '{to}', '{dtype}'.")
-    bench, journal, steps = rebuild_run(run, at)
-    folder = out or journal.path.parent / {"peft": "adapter", "merged": "merged", "gguf-lora": "adapter.gguf"}[to]
-    if to == "peft":
-        peft.write_peft(bench.run(journal), journal, bench.recipe, folder, bench.base.path, steps)
-        typer.echo(f"adapter {folder}")
-    elif to == "gguf-lora":
-        gguf.write_gguf(bench.space, journal, bench.recipe, bench.base.model.config, folder, steps)
-        typer.echo(f"adapter {folder}")
-    else:
-        report = merged.write_merged(bench.recipe, bench.space, folder, dtype, force, log=journal, steps=steps)
-        typer.echo(f"merged {folder}\n{report}")
-    if check and to == "gguf-lora":
-        typer.echo(f"fresh process: largest difference of weights {export_check.check_gguf(folder, bench):.3g}")
-    elif check:
-        typer.echo(f"fresh process: largest difference of logits {export_check.check_export(to, folder, bench):.3g}")
+    done = export_run(run, to, out, dtype=dtype, force=force, check=check, at=at)
+    typer.echo(f"merged {done.path}\n{done.merge}" if done.merge else f"adapter {done.path}")
+    if done.difference is not None:
+        what = "weights" if to == "gguf-lora" else "logits"
+        typer.echo(f"fresh process: largest difference of {what} {done.difference:.3g}")

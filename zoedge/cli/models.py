@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..commands.generate import build_prompt, choose_option, rebuild_run
 from . import app
 from .logs import AtOption, RunArgument
+
+if TYPE_CHECKING:
+    from ..run.trained import Trained
 
 
 @app.command()
@@ -23,10 +25,15 @@ def generate(
 ) -> None:
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
-    bench, *_ = rebuild_run(run, at)
-    choose = bool(bench.recipe.task.labels) and not free
+    from ..commands.generate import choose_option
+    from ..run.trained import load_trained
+
+    trained, *_ = load_trained(run, at)
+    choose = bool(trained.recipe.task.labels) and not free
     print_answers(
-        bench, lambda: choose_option(bench, prompt) if choose else bench.base.generate(prompt, tokens), compare_base
+        trained,
+        lambda: choose_option(trained, prompt) if choose else trained.base.generate(prompt, tokens),
+        compare_base,
     )
 
 
@@ -41,18 +48,20 @@ def chat(
     template, or plain text where there is none; the lines before it are not remembered."""
     import sys
 
+    from ..commands.generate import build_prompt
     from ..errors import DataError
+    from ..run.trained import load_trained
 
-    bench, *_ = rebuild_run(run, at)
-    bench.base.must_continue()
+    trained, *_ = load_trained(run, at)
+    trained.base.must_continue()
     while line := read_line():
         if (text := line.strip()) == "/quit":
             break
         if not text:
             continue
         try:
-            prompt, plain = build_prompt(bench, text)
-            print_answers(bench, lambda: bench.base.generate(prompt, tokens, special=plain).strip(), compare_base)
+            prompt, plain = build_prompt(trained, text)
+            print_answers(trained, lambda: trained.base.generate(prompt, tokens, special=plain).strip(), compare_base)
         except DataError as e:
             print(f"zoedge: {e}", file=sys.stderr)
 
@@ -71,15 +80,15 @@ def read_line() -> str:
         raise DataError("What stands on standard input is not a text in UTF-8.") from None
 
 
-def print_answers(bench: Any, answer: Callable[[], str], compare_base: bool) -> None:
+def print_answers(trained: Trained, answer: Callable[[], str], compare_base: bool) -> None:
     """Print what the tuned model answers, and the base before it if asked."""
     from ..errors import UsageError
 
-    if compare_base and bench.recipe.space.own_start:
+    if compare_base and trained.recipe.space.own_start:
         raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
     if compare_base:
         typer.echo(f"base:  {answer()}")  # no point is held
-    with bench.space.visit([lambda leaf: None]):
+    with trained.space.visit([lambda leaf: None]):
         text = answer()
     typer.echo(f"tuned: {text}" if compare_base else text)
 

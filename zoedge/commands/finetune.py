@@ -160,26 +160,26 @@ def train(
         show.warn(message)
     began, stopwatch = time.monotonic(), Stopwatch()
     with signals.handle_signals(folder, show, workers) as stop, ExitStack() as stack:
-        bench, log = open_run(recipe, folder, show, stopwatch, parent)
+        measuring, log = open_run(recipe, folder, show, stopwatch, parent)
         with log:
             fresh = not len(log)
-            run_train.begin_session(bench, log, show, stopwatch, workers)
-            listeners = stack.enter_context(closing(trackers.Trackers(bench.recipe, folder, show.warn)))
-            evaluator = Evaluator(bench, log, show, stopwatch, listeners)
+            run_train.begin_session(measuring, log, show, stopwatch, workers)
+            listeners = stack.enter_context(closing(trackers.Trackers(measuring.recipe, folder, show.warn)))
+            evaluator = Evaluator(measuring, log, show, stopwatch, listeners)
             before = evaluator.before()
             if fresh:
                 evaluator.curvature(0)
-            run_train.train_steps(bench, log, show, stop, evaluator, listeners, workers)
-            log.finish(digests.digest(bench.space))
+            run_train.train_steps(measuring, log, show, stop, evaluator, listeners, workers)
+            log.finish(digests.digest(measuring.space))
         show.close()
-        report_rounding(bench, folder, show)
+        report_rounding(measuring, folder, show)
         steps = run_folder.resolve_step(log, recipe.eval.select)
-        run_train.return_to_step(bench, log, steps, show)
+        run_train.return_to_step(measuring, log, steps, show)
         with stopwatch("export"):
-            adapter = write_exports(bench, log, folder, show, steps)
+            adapter = write_exports(measuring, log, folder, show, steps)
         after = evaluator.after(steps)
     seconds = time.monotonic() - began
-    record_end(bench, folder, plan, stopwatch, seconds, adapter, steps)
+    record_end(measuring, folder, plan, stopwatch, seconds, adapter, steps)
     write_page(recipe, path, show)
     better = find_better_step(folder, steps, log)
     size = path.stat().st_size
@@ -211,20 +211,20 @@ def recall_numbers(recipe: Recipe, folder: Path, parent: Parent | None) -> Recip
 
 def open_run(
     recipe: Recipe, folder: Path, show: Plain, stopwatch: Stopwatch, parent: Parent | None
-) -> tuple[setup.Bench, Log]:
+) -> tuple[setup.Measuring, Log]:
     """Load the base and the rows, find the numbers that are `auto`, and open the log: a new one, or the folder's own."""
     path = folder / run_folder.LOG_FILE
     with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
-        bench = setup.Bench.build(recipe)
+        measuring = setup.Measuring.build(recipe)
     if path.exists():
-        return bench, Log.resume(path)
+        return measuring, Log.resume(path)
     if recipe.auto:
-        search_auto(bench, folder, show)
-    return bench, setup.begin_run(bench, folder, parent)
+        measuring = search_auto(measuring, folder, show)
+    return measuring, setup.begin_run(measuring, folder, parent)
 
 
 def record_end(
-    bench: setup.Bench,
+    measuring: setup.Measuring,
     folder: Path,
     plan: fit.Plan | None,
     stopwatch: Stopwatch,
@@ -235,9 +235,9 @@ def record_end(
     """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished."""
     run_folder.append_metric(folder, event="time", **stopwatch.seconds)
     if plan is not None:
-        predicted, measured = fit.predict_parts(plan, bench.texts), machine.read_run_peak(bench.base)
+        predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)
         run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
-    select = bench.recipe.eval.select
+    select = measuring.recipe.eval.select
     run_folder.append_metric(
         folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=steps, select=select
     )
@@ -250,29 +250,29 @@ def write_page(recipe: Recipe, path: Path, show: Plain) -> None:
             report.write_report([path], path.parent / report.REPORT_FILE)
 
 
-def write_exports(bench: setup.Bench, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:
+def write_exports(measuring: setup.Measuring, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:
     """The exports that the recipe asks for, of the space as it is after so many steps."""
     from .export import merged, peft
 
-    recipe, adapter = bench.recipe, None
+    recipe, adapter = measuring.recipe, None
     if "peft" in recipe.output.export:
         with show.phase("writing the adapter"):
             adapter = peft.write_peft(
-                bench.run(log), log, recipe, folder / run_folder.ADAPTER_FOLDER, bench.base.path, steps
+                measuring.run(log), log, recipe, folder / run_folder.ADAPTER_FOLDER, measuring.base.path, steps
             )
     if "merged" in recipe.output.export:
         with show.phase("writing the merged model"):
-            merged.write_merged(recipe, bench.space, folder / "merged", log=log, steps=steps)
+            merged.write_merged(recipe, measuring.space, folder / "merged", log=log, steps=steps)
     return adapter
 
 
-def report_rounding(bench: setup.Bench, folder: Path, show: Plain) -> None:
+def report_rounding(measuring: setup.Measuring, folder: Path, show: Plain) -> None:
     """How much of the intended update 16-bit weights took up, all steps so far, on a sample of each tensor."""
-    applied, nearest, intended = bench.space.kept
+    applied, nearest, intended = measuring.space.kept
     if intended:
         found = {"applied": applied / intended, "nearest": nearest / intended}
-        run_folder.append_metric(folder, event="rounding", storage=bench.space.storage, **found)
+        run_folder.append_metric(folder, event="rounding", storage=measuring.space.storage, **found)
         show.say(
-            f"{bench.space.storage} weights took up {found['applied']:.1%} of the intended update (stochastic rounding; to "
+            f"{measuring.space.storage} weights took up {found['applied']:.1%} of the intended update (stochastic rounding; to "
             f"nearest: {found['nearest']:.1%})"
         )

@@ -1,45 +1,33 @@
-"""`zoedge generate` and `zoedge chat`: load a trained model and let it answer."""
+"""`zoedge generate` and `zoedge chat`: let a trained model answer. No data is read."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+
+from ..run.trained import Trained
+from ..scoring.rows.row import Row
+from ..scoring.tasks.chat import Chat, render_question
 
 
-def rebuild_run(run: str, at: str | None) -> tuple[Any, Any, int]:
-    """(bench, log, steps) of a run: the base loaded anew, the space moved to where it is after so many steps."""
-    from ..core import engine
-    from ..run import folder, identity, setup
+def build_prompt(trained: Trained, text: str) -> tuple[str, bool]:
+    """Return the prompt that asks for an answer to a text, and whether the tokenizer's own tokens are still missing.
 
-    journal = folder.open_any_log(run)
-    steps = folder.resolve_step(journal, at)
-    recipe = identity.recipe_from_header(journal.header, run)
-    bench = setup.Bench.build(recipe)
-    identity.check_same_base(journal.header, bench.header(), run)
-    for _ in engine.play(bench.run(journal), steps):
-        pass
-    return bench, journal, steps
-
-
-def build_prompt(bench: Any, text: str) -> tuple[str, bool]:
-    """(the prompt that asks for an answer to a text, whether it is plain). A run that learnt to chat keeps its format."""
-    from ..scoring.tasks.chat import Chat, render_question
-
-    task, tokenizer = bench.recipe.task, bench.base.tokenizer
+    A run that learnt to chat keeps the format that it learnt; another has the tokenizer's chat template, or plain text.
+    """
+    task, tokenizer = trained.recipe.task, trained.base.tokenizer
     own = Chat() if isinstance(tokenizer.chat_template, str) else None
     form = task if isinstance(task, Chat) else own
     return (text, True) if form is None else (render_question(form.source(tokenizer), text, tokenizer), False)
 
 
-def choose_option(bench: Any, prompt: str) -> str:
-    """The most likely option after a prompt, and the probability of each. A mask is put there where the model fills one."""
-    from dataclasses import replace
-
-    from ..scoring.rows.row import Row
-
-    mask = bench.recipe.task.head == "MaskedLM"
-    task = replace(bench.recipe.task, prompt="{prompt}{mask}." if mask else "{prompt}", label="label")
+def choose_option(trained: Trained, prompt: str) -> str:
+    """Return the prompt with its likeliest option, and the probability of each. A model that fills masks gets a mask."""
+    learnt = trained.recipe.task
+    form = "{prompt}{mask}." if learnt.head == "MaskedLM" else "{prompt}"
+    task = replace(learnt, prompt=form, label="label", objective="loss")  # a reward of one's own may not be here
     row = Row("the prompt", {"prompt": prompt, "label": next(iter(task.options))})
-    examples, _ = task.encode([row], bench.base.tokenizer, bench.limit, "error")
-    shares = bench.task.outputs(bench.base, examples.collate([0]), 1)[0, 0].softmax(-1).tolist()
+    examples, _ = task.encode([row], trained.base.tokenizer, trained.limit, "error")
+    outputs = task.over(examples, 0, 1).outputs(trained.base, examples.collate([0]), 1)
+    shares = outputs[0, 0].softmax(-1).tolist()
     ranked = sorted(zip(shares, task.options.values()), reverse=True)
     return f"{prompt}{ranked[0][1]}   ({', '.join(f'{word.strip()} {100 * share:.1f} %' for share, word in ranked)})"

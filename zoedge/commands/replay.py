@@ -44,10 +44,13 @@ class Replayed:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name: an adapter's matrices in float32, or parameters in their own type."""
-        return dict(self.whole().tensors())
+        return dict(self.attached_space().tensors())
 
-    def whole(self) -> Any:
-        """The space; of one that is a change of a base's values (virtual tokens), over that base, loaded now."""
+    def attached_space(self) -> Any:
+        """Return the space. One whose values are changes of a base's own (virtual tokens) is attached to it first.
+
+        Only then is the base loaded.
+        """
         from ..run import replay as run_replay
 
         if not self.run.space.complete:
@@ -62,7 +65,7 @@ class Replayed:
         from ..run import identity
         from .export import merged, peft
 
-        folder, space = Path(folder), self.whole()
+        folder, space = Path(folder), self.attached_space()
         if self.kind == "parameters":
             from ..core.storage import write_durably
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,9 +79,7 @@ def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu"
     base: a folder or another source; None: as the recipe inside says. IdentityError: another base or tokenizer, or
     arithmetic that differs. ReplayError: another state. UsageError: no .zoe, or `folder` holds something else.
     """
-    from ..run import identity
-    from ..scoring.models import checkpoint, loading
-    from ..scoring.sources.resolve import resolve_model
+    from ..run.trained import find_base_folder
     from . import replay
     from .export import folder as export_folder
 
@@ -90,20 +87,10 @@ def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu"
     if not isinstance(log, SharedLog):
         raise UsageError(f"{path} is no shared fine-tune (.zoe): `zoedge pack RUN -o FILE.zoe` makes one.")
     export_folder.check_replaceable(Path(os.path.abspath(folder)))
-    spec = identity.recipe_from_header(log.header, str(path)).model
-    if base:
-        spec = spec.model_copy(update={"source": base, "revision": None})
-    there = resolve_model(spec.source, spec.revision)
-    checkpoint.check_files(there)
-    here = replace(log.header, base=checkpoint.base_identity(there, spec))
-    if not (found := identity.identity_differences(log.header, here)):
-        tokenizer = loading.load_tokenizer(there)
-        found = identity.identity_differences(
-            log.header, replace(here, tokenizer=checkpoint.tokenizer_digest(tokenizer))
-        )
-    if found:
+    base_folder, differences = find_base_folder(log, base)
+    if differences:
         raise IdentityError(
-            f"{path} was not made from what is in {there}: {', '.join(found)}. Name its base with --base."
+            f"{path} was not made from what is in {base_folder}: {', '.join(differences)}. Name its base with --base."
         )
     done = replay.replay(log, base=base, device=device)
     if bytes.fromhex(done.state) != log.delivered:
@@ -111,4 +98,4 @@ def apply(path: Path, folder: Path, base: str | None = None, device: str = "cpu"
             f"{path}: after step {done.steps} the state is {done.state[:12]}.. and the file says {log.delivered.hex()[:12]}..: "
             "replay differs here. `zoedge verify --replay` names the first step, tensor and element."
         )
-    return AppliedAdapter(done.save(folder, there), done, there)
+    return AppliedAdapter(done.save(folder, base_folder), done, base_folder)

@@ -45,12 +45,12 @@ def check_integrity(log: Log) -> list[str]:
 
 def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     """Level 2: base, tokenizer, data, recipe, tensors, arithmetic, and each step's batch, made anew from `recipe`."""
-    bench = setup.Bench.build(auto.fill_from_log(recipe, log.header))
-    if found := identity.identity_differences(log.header, bench.header()):
+    measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header))
+    if found := identity.identity_differences(log.header, measuring.header()):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others
     for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
-        if (check := bench.task.batch(record.step).check) != record.check:
+        if (check := measuring.task.batch(record.step).check) != record.check:
             raise IdentityError(
                 f"{log.path}: step {record.step} was measured on another batch (crc {record.check:08x}, here {check:08x})."
             )

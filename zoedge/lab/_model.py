@@ -12,14 +12,14 @@ from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Record
 from ..methods.noise.normal import Normal
 from ..recipe.recipe import Recipe
 from ..run.evaluate import Score, evaluate
-from ..run.setup import Bench
+from ..run.setup import Measuring
 
 
 class SharedModel:
     """A recipe's base, rows and space. folder: for the lower layers' outputs, computed once."""
 
     def __init__(self, recipe: Recipe, folder: Path):
-        self.recipe, self.bench = recipe, Bench.build(recipe)
+        self.recipe, self.bench = recipe, Measuring.build(recipe)
         texts = self.bench.texts
         for examples in (texts.train, texts.valid, texts.test, texts.train.head(recipe.eval.calibrate)):
             if examples is not None:

@@ -79,17 +79,17 @@ def fill_from_log(recipe: Recipe, header: Header) -> Recipe:
     return recipe.with_numbers(found)
 
 
-def resolve_numbers(bench: setup.Bench, folder: Path, say: Callable[[str], None]) -> Recipe:
-    """The bench's recipe with numbers in the place of every `auto`; the space is left at the bits that it had."""
-    recipe = bench.recipe
+def resolve_numbers(measuring: setup.Measuring, folder: Path, say: Callable[[str], None]) -> setup.Measuring:
+    """Return the same with a number in the place of every `auto` of its recipe; the space keeps the bits that it had."""
+    recipe = measuring.recipe
     if "estimator.eps" in recipe.auto:
-        found = find_radius(bench)
-        recipe = bench.recipe = recipe.with_numbers({"estimator.eps": found.value})
+        found = find_radius(measuring)
+        recipe = recipe.with_numbers({"estimator.eps": found.value})
         say(f"eps auto: {found.value:g} ({found.passes:,} forward passes of a sample)")
         run_folder.append_metric(folder, event="auto", key="estimator.eps", **format_result(found))
     if "rule.lr" in recipe.auto:
-        found = find_learning_rate(bench, folder / SEARCH_FOLDER)
-        recipe = bench.recipe = recipe.with_numbers({"rule.lr": found.value})
+        found = find_learning_rate(replace(measuring, recipe=recipe), folder / SEARCH_FOLDER)
+        recipe = recipe.with_numbers({"rule.lr": found.value})
         run = (
             recipe.train.steps
             * recipe.train.batch
@@ -100,8 +100,7 @@ def resolve_numbers(bench: setup.Bench, folder: Path, say: Callable[[str], None]
             f"{found.passes / run:.1%} of the run's)"
         )
         run_folder.append_metric(folder, event="auto", key="rule.lr", **format_result(found))
-    recipe = bench.recipe = replace(recipe, auto=frozenset())
-    return recipe
+    return replace(measuring, recipe=replace(recipe, auto=frozenset()))
 
 
 def format_result(found: SearchResult) -> dict[str, Any]:
@@ -113,15 +112,15 @@ def format_result(found: SearchResult) -> dict[str, Any]:
 # -- eps
 
 
-def measure_slopes(bench: setup.Bench, eps: float, directions: int) -> list[float]:
+def measure_slopes(measuring: setup.Measuring, eps: float, directions: int) -> list[float]:
     """(f(theta + eps z) - f(theta - eps z)) / 2 eps along some directions, on the first batch."""
-    run = bench.run(None)  # type: ignore[arg-type]
-    oracle = core_oracle.StepOracle(run, bench.task.batch(0), 0, run.steps, PROBE_SEQ)
+    run = measuring.run(None)  # type: ignore[arg-type]
+    oracle = core_oracle.StepOracle(run, measuring.task.batch(0), 0, run.steps, PROBE_SEQ)
     losses = oracle.losses([((sign * eps, q),) for q in range(directions) for sign in (1.0, -1.0)])
     return [(up - down) / (2 * eps) for up, down in zip(losses[::2], losses[1::2])]
 
 
-def find_radius(bench: setup.Bench) -> SearchResult:
+def find_radius(measuring: setup.Measuring) -> SearchResult:
     """The smallest radius of LADDER whose slopes are STABLE, else the one whose slopes are most so.
 
     Rounding is another at a slightly wider radius, and shows as a difference, as does a slope that bends.
@@ -130,10 +129,10 @@ def find_radius(bench: setup.Bench) -> SearchResult:
     passes = 0
     for eps in EPS_LADDER:
         here, wider = (
-            measure_slopes(bench, eps, SLOPE_DIRECTIONS),
-            measure_slopes(bench, eps * WIDENING_FACTOR, SLOPE_DIRECTIONS),
+            measure_slopes(measuring, eps, SLOPE_DIRECTIONS),
+            measure_slopes(measuring, eps * WIDENING_FACTOR, SLOPE_DIRECTIONS),
         )
-        passes += 4 * SLOPE_DIRECTIONS * len(bench.task.batch(0))
+        passes += 4 * SLOPE_DIRECTIONS * len(measuring.task.batch(0))
         signal = math.sqrt(math.fsum(x * x for x in (*here, *wider)) / 2)
         noise = math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(here, wider)))
         tried[eps] = noise / signal if 0 < signal < math.inf else math.inf
@@ -144,10 +143,10 @@ def find_radius(bench: setup.Bench) -> SearchResult:
     )  # of none with a slope, the widest
 
 
-def diagnose_radius(bench: setup.Bench, name: str) -> str:
+def diagnose_radius(measuring: setup.Measuring, name: str) -> str:
     """What is wrong with the radius of the recipe, if its slope is another at half of it; or ''."""
-    radius = getattr(bench.recipe.estimator, name)
-    (whole,), (half,) = measure_slopes(bench, radius, 1), measure_slopes(bench, radius / 2, 1)
+    radius = getattr(measuring.recipe.estimator, name)
+    (whole,), (half,) = measure_slopes(measuring, radius, 1), measure_slopes(measuring, radius / 2, 1)
     if 0.5 <= (half / whole if whole else 0.0) <= 2.0:
         return ""
     return (
@@ -176,17 +175,18 @@ def bracket_minimum(start: float, trial: Callable[[float], float], most: int) ->
     return {ladder_rung(start, k): loss for k, loss in found.items()}
 
 
-def find_learning_rate(bench: setup.Bench, folder: Path) -> SearchResult:
+def find_learning_rate(measuring: setup.Measuring, folder: Path) -> SearchResult:
     """The step size whose trial ends at the lowest loss, divided by CAUTION. DivergedError: none ends anywhere."""
-    recipe = bench.recipe
+    recipe = measuring.recipe
     steps = max(MIN_TRIAL_STEPS, math.ceil(recipe.train.steps * TRIAL_SHARE))
     folder.mkdir(exist_ok=True)
     passes = 0
-    with SavedStart(bench.space, folder) as start:
+    with SavedStart(measuring.space, folder) as start:
 
         def trial(lr: float) -> float:
             nonlocal passes
-            loss, asked = run_trial(bench, trial_recipe(recipe, lr, steps), folder / f"lr-{lr:g}.zlog")
+            trial_run = replace(measuring, recipe=trial_recipe(recipe, lr, steps))
+            loss, asked = run_trial(trial_run, folder / f"lr-{lr:g}.zlog")
             start.restore()
             passes += asked
             return loss
@@ -194,7 +194,6 @@ def find_learning_rate(bench: setup.Bench, folder: Path) -> SearchResult:
         try:
             tried = bracket_minimum(recipe.rule.lr, trial, MAX_TRIALS)
         finally:
-            bench.recipe = recipe
             start.restore()
     best = min(tried, key=lambda lr: (tried[lr], lr))
     if not math.isfinite(tried[best]):
@@ -216,11 +215,11 @@ def trial_recipe(recipe: Recipe, lr: float, steps: int) -> Recipe:
     )
 
 
-def run_trial(bench: setup.Bench, recipe: Recipe, path: Path) -> tuple[float, int]:
+def run_trial(measuring: setup.Measuring, path: Path) -> tuple[float, int]:
     """(loss where the trial ends, infinite if it diverged; forward passes of a sample). Goes on where its log ends."""
-    bench.recipe = recipe
-    with open_trial_log(path, bench.header()) as log:
-        run, asked = bench.run(log), 0
+    recipe = measuring.recipe
+    with open_trial_log(path, measuring.header()) as log:
+        run, asked = measuring.run(log), 0
         try:
             for record in engine.play(run, recipe.train.steps):
                 asked += len(record.losses) * recipe.train.batch
@@ -229,10 +228,10 @@ def run_trial(bench: setup.Bench, recipe: Recipe, path: Path) -> tuple[float, in
         except DivergedError:
             return math.inf, asked
         if log.state.end is None:
-            log.finish(digests.digest(bench.space))
+            log.finish(digests.digest(measuring.space))
         found = []
         for step in range(recipe.train.steps, recipe.train.steps + JUDGING_BATCHES):
-            batch = bench.task.batch(step)
+            batch = measuring.task.batch(step)
             found += core_oracle.StepOracle(run, batch, step, run.steps, PROBE_SEQ).losses([()])
             asked += len(batch)
     loss = math.fsum(found) / JUDGING_BATCHES
@@ -291,8 +290,8 @@ class SavedStart:
         self.file.close()
 
 
-def search_auto(bench: setup.Bench, folder: Path, show: Plain) -> Recipe:
-    """The recipe with every number that it leaves to be found."""
-    cache_trunk(bench, folder, show)
-    with show.phase(f"looking for {' and '.join(sorted(bench.recipe.auto - {WATCHDOG_KEY}))}"):
-        return resolve_numbers(bench, folder, show.say)
+def search_auto(measuring: setup.Measuring, folder: Path, show: Plain) -> setup.Measuring:
+    """Find every number that the recipe leaves to be found, and return the same with them in its recipe."""
+    cache_trunk(measuring, folder, show)
+    with show.phase(f"looking for {' and '.join(sorted(measuring.recipe.auto - {WATCHDOG_KEY}))}"):
+        return resolve_numbers(measuring, folder, show.say)

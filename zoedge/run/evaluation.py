@@ -46,19 +46,19 @@ class Evaluator:
 
     def __init__(
         self,
-        bench: setup.Bench,
+        measuring: setup.Measuring,
         log: Log,
         show: Plain,
         took: Stopwatch | None = None,
         follow: trackers.Trackers | None = None,
     ):
-        self.bench, self.log, self.folder, self.show = bench, log, log.path.parent, show
+        self.measuring, self.log, self.folder, self.show = measuring, log, log.path.parent, show
         self.took, self.follow = took or Stopwatch(), follow
-        self.last = bench.texts.test if bench.texts.test is not None else bench.texts.valid
-        self.rows = "test" if bench.texts.test is not None else "validation"
+        self.last = measuring.texts.test if measuring.texts.test is not None else measuring.texts.valid
+        self.rows = "test" if measuring.texts.test is not None else "validation"
 
     def look(self, space: Any, examples: Any, **fields: Any) -> Score:
-        b = self.bench
+        b = self.measuring
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         folder.append_metric(self.folder, **fields, **asdict(score))
@@ -69,7 +69,7 @@ class Evaluator:
 
     def before(self) -> Score | None:
         """The score of the base alone: zero-shot, also when a run is resumed."""
-        if self.last is None or not self.bench.recipe.eval.at_start:
+        if self.last is None or not self.measuring.recipe.eval.at_start:
             return None
         for line in folder.read_metrics(self.folder):
             if line.get("event") == "before":
@@ -81,7 +81,7 @@ class Evaluator:
 
     def samples(self, space: Any, step: int) -> None:
         """What the model answers to the first held-out rows, noted for people to read."""
-        b = self.bench
+        b = self.measuring
         some = self.last.head(SAMPLE_COUNT)
         with space.visit([lambda leaf: None]):
             replies = b.task.replies(b.base, some)
@@ -93,24 +93,24 @@ class Evaluator:
 
     def due(self, step: int) -> bool:
         """Of the last step, `after` tells what there is to know, unless the validation rows are to choose."""
-        options, steps = self.bench.recipe.eval, self.bench.recipe.train.steps
+        options, steps = self.measuring.recipe.eval, self.measuring.recipe.train.steps
         looked = step % options.every == 0 if step < steps else options.select == "best"
-        return self.bench.texts.valid is not None and looked
+        return self.measuring.texts.valid is not None and looked
 
     def missed(self, step: int, last: int) -> bool:
         """Whether a step that was taken before still lacks a look that `best` may need, or the last a look at all: a
         kill came between."""
-        wanted = (self.bench.recipe.eval.select == "best" or step == last) and self.due(step)
+        wanted = (self.measuring.recipe.eval.select == "best" or step == last) and self.due(step)
         return wanted and step not in folder.validation_losses(self.folder, self.log)
 
     def at(self, step: int) -> None:
         if self.due(step):
             seq = self.log[step - 1].seq
-            score = self.look(self.bench.space, self.bench.texts.valid, event="valid", step=step, seq=seq)
+            score = self.look(self.measuring.space, self.measuring.texts.valid, event="valid", step=step, seq=seq)
             self.show.score(step, score, "validation")
 
     def curvature(self, step: int) -> None:
-        b, options = self.bench, self.bench.recipe.eval.curvature
+        b, options = self.measuring, self.measuring.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
             found = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
             folder.append_metric(
@@ -121,6 +121,6 @@ class Evaluator:
     def after(self, step: int) -> Score | None:
         if self.last is None:
             return None
-        score = self.look(self.bench.space, self.last, event="after", step=step)
-        self.samples(self.bench.space, step)
+        score = self.look(self.measuring.space, self.last, event="after", step=step)
+        self.samples(self.measuring.space, step)
         return score

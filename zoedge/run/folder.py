@@ -12,7 +12,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import storage
 from ..core.storage import open_file
@@ -21,9 +21,14 @@ from ..log.log import Log
 from ..recipe.recipe import Recipe
 from .identity import is_optimizer_log, recipe_from_header
 
+if TYPE_CHECKING:
+    from ..log.packed import PackedLog
 
-def open_any_log(run: str) -> Any:
-    """The log of a run: raw, packed or shared. UsageError: there is none. DamagedError: it is not what was written."""
+    AnyLog = Log | PackedLog  # a .zlog, a .zpack, or a .zoe, which holds a packed log
+
+
+def open_any_log(run: str) -> AnyLog:
+    """Open the log of a run: raw, packed or shared. UsageError: there is none. DamagedError: it is not what was written."""
     from ..log.packed import MAGIC as PACKED  # here: it imports numpy, which `zoedge --help` does not need
     from ..log.packed import PackedLog
     from ..log.shared import MAGIC, SharedLog

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..core import engine
@@ -35,13 +36,13 @@ def follow_leader(recipe: Recipe | None, folder: Path, workers: Workers) -> None
                 return
             with Log.open(path) as log:
                 recipe = identity.recipe_from_header(log.header, "worker 0's log")
-        bench = setup.Bench.build(recipe)
+        measuring = setup.Measuring.build(recipe)
         if not path.exists() and not received():
             return
         with Log.resume(path) as log:
-            bench.recipe = auto.fill_from_log(recipe, log.header)
-            identity.check_same_run(log.header, bench.header(), folder)
-            bench.texts.valid = bench.texts.test = None  # worker 0 looks, tells and delivers
-            cache_trunk(bench, folder, Quiet())
-            for _ in stop.between(engine.play(bench.run(log, workers), bench.recipe.train.steps)):
+            texts = replace(measuring.texts, valid=None, test=None)  # worker 0 scores, reports and delivers
+            measuring = replace(measuring, recipe=auto.fill_from_log(recipe, log.header), texts=texts)
+            identity.check_same_run(log.header, measuring.header(), folder)
+            cache_trunk(measuring, folder, Quiet())
+            for _ in stop.between(engine.play(measuring.run(log, workers), measuring.recipe.train.steps)):
                 pass

@@ -1,4 +1,4 @@
-"""A run's folder, and how its parts are put together: from a recipe to train, from a log alone to replay.
+"""What training and evaluation need, put together from a recipe; and the beginning of a run in its folder.
 
 runs/NAME/   run.zlog       the only checkpoint
              recipe.yaml    every setting, defaults included
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.canonical import encode_canonical
-from ..core.digests import digest, selftest
 from ..core.oracle import slot_capacity
 from ..core.run import Run
 from ..core.storage import write_durably
@@ -21,48 +20,42 @@ from ..core.watchdog import Watchdog
 from ..errors import LockedError
 from ..log.header import Header
 from ..log.log import Log
-from ..recipe.recipe import Recipe, dump_recipe, part_name
+from ..recipe.recipe import Recipe, dump_recipe
 from ..scoring.texts import Datasets, load_datasets
 from .display import Plain
 from .folder import LOG_FILE, RECIPE_FILE
-from .identity import manifest_digest, recipe_digest
-from .replay import build_replay_run, copy_values, initial_noise, rounding_bits
+from .identity import recipe_digest
+from .replay import build_replay_run, copy_values, rounding_bits
+from .trained import Trained, attach_space
+
+if TYPE_CHECKING:
+    from .branch import Parent
+    from .workers import Workers
 
 
 @dataclass
-class Bench:
-    """What measuring needs: the base, the data, the task, and the space attached to the base."""
+class Measuring(Trained):
+    """A base with its space, and the rows and the task by which its losses are measured.
 
-    recipe: Recipe
-    base: Any
+    Attributes:
+        texts: the tokenised rows of each set.
+        task: the recipe's task over the training rows.
+    """
+
     texts: Datasets
     task: Any
-    space: Any
-
-    @property
-    def limit(self) -> int:
-        """Tokens of a sequence at most: past its context LLaMA computes garbage without an error, OPT raises."""
-        return min(self.recipe.data.max_length, self.base.context_length)
 
     @classmethod
-    def build(cls, recipe: Recipe) -> Bench:
-        from ..scoring.models.families import check_head
-        from ..scoring.models.loading import load_base
-
-        base = load_base(recipe.model)
-        check_head(part_name(recipe.task), recipe.task.head, base.facts)
-        # attached first: virtual tokens take their share of the context
-        space = recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
+    def build(cls, recipe: Recipe) -> Measuring:
+        """Load the base, attach the space, and read and tokenise the rows. DataError: what is wrong with one of them."""
+        base, space = attach_space(recipe)  # attached first: virtual tokens take their share of the context
         limit = min(recipe.data.max_length, base.context_length)
-        datasets = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
-        task = recipe.task.over(datasets.train, recipe.seed, recipe.train.batch)
-        return cls(recipe, base, datasets, task, space)
+        texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
+        return cls(recipe, base, space, texts, recipe.task.over(texts.train, recipe.seed, recipe.train.batch))
 
     def header(self) -> Header:
-        from ..scoring.models.checkpoint import tokenizer_digest
-
+        """Return the header of a log that begins here."""
         recipe = self.recipe
-        first = self.space.leaves()[0].value
         return Header(
             block=encode_canonical({"recipe": recipe.resolved(), "space": self.space.describe()}),
             directions=slot_capacity(recipe.estimator, recipe.train.steps),
@@ -73,15 +66,12 @@ class Bench:
             hash_every=recipe.log.hash_every,
             sync_every=recipe.log.sync_every,
             recipe=recipe_digest(recipe),
-            base=self.base.digest,
-            tokenizer=tokenizer_digest(self.base.tokenizer),
             data=self.texts.train.digest(),
-            manifest=manifest_digest(self.space),
-            initial=digest(self.space),
-            selftest=selftest(recipe.noise, recipe.rule, first[:1].float().new_zeros(1024)),
+            **self.digests(),
         )
 
-    def run(self, log: Log, workers: Any = None) -> Run:
+    def run(self, log: Log, workers: Workers | None = None) -> Run:
+        """Return the run that the engine plays: it goes on where `log` ends. workers: who share its steps."""
         r = self.recipe
         return Run(
             r.seed,
@@ -130,7 +120,7 @@ def describe_environment(base: Any) -> dict[str, Any]:
 # -- opening
 
 
-def begin_run(bench: Bench, folder: Path, parent: Any = None) -> Log:
+def begin_run(measuring: Measuring, folder: Path, parent: Parent | None = None) -> Log:
     """A new run: recipe.yaml and the log's header, both durable; of a branch, with the parent's steps.
 
     LockedError: another process was faster.
@@ -138,22 +128,22 @@ def begin_run(bench: Bench, folder: Path, parent: Any = None) -> Log:
     from . import branch
 
     if parent is not None:
-        branch.begin_branch(parent, bench.header(), bench.recipe, folder / LOG_FILE)
-    write_durably(folder / RECIPE_FILE, dump_recipe(bench.recipe).encode())
+        branch.begin_branch(parent, measuring.header(), measuring.recipe, folder / LOG_FILE)
+    write_durably(folder / RECIPE_FILE, dump_recipe(measuring.recipe).encode())
     try:
-        return Log.create(folder / LOG_FILE, bench.header()) if parent is None else Log.resume(folder / LOG_FILE)
+        return Log.create(folder / LOG_FILE, measuring.header()) if parent is None else Log.resume(folder / LOG_FILE)
     except FileExistsError:
         raise LockedError(
             f"{folder / LOG_FILE}: another zoedge process has just begun this run. Wait for it, or stop it."
         ) from None
 
 
-def cache_trunk(bench: Bench, folder: Path, show: Plain) -> None:
+def cache_trunk(measuring: Measuring, folder: Path, show: Plain) -> None:
     """What is computed once, on all threads; what follows takes those that the recipe wants."""
-    texts, threads = bench.texts, bench.recipe.train.threads
+    texts, threads = measuring.texts, measuring.recipe.train.threads
     for which, examples in {"train": texts.train, "valid": texts.valid, "test": texts.test}.items():
         if examples is not None:
-            show.track(bench.base.keep(examples, folder), len(examples.tokens), f"lower layers, once ({which})")
+            show.track(measuring.base.keep(examples, folder), len(examples.tokens), f"lower layers, once ({which})")
     if threads:
         import torch
 

@@ -24,22 +24,24 @@ from .workers import Workers
 ZERO_STEP_LIMIT = 20  # after so many steps in a row without a difference, the user is warned
 
 
-def begin_session(bench: setup.Bench, log: Log, show: Plain, stopwatch: Stopwatch, workers: Workers | None) -> None:
+def begin_session(
+    measuring: setup.Measuring, log: Log, show: Plain, stopwatch: Stopwatch, workers: Workers | None
+) -> None:
     """Prove that the log is of this run, note where it goes on, and compute the lower layers.
 
     Raises IdentityError where base, tokenizer, data, recipe or arithmetic are not those of the log.
     """
     folder = log.path.parent
-    identity.check_same_run(log.header, bench.header(), folder)
-    record_session(bench, log, show)
+    identity.check_same_run(log.header, measuring.header(), folder)
+    record_session(measuring, log, show)
     if workers:
         workers.share(log.path.read_bytes())
     with stopwatch("trunk"):
-        introduce_run(bench, log, show)
+        introduce_run(measuring, log, show)
 
 
 def train_steps(
-    bench: setup.Bench,
+    measuring: setup.Measuring,
     log: Log,
     show: Plain,
     stop: SignalHandler,
@@ -51,9 +53,9 @@ def train_steps(
 
     Steps that the log already holds are replayed: nothing is shown or measured again, but for a look that a kill prevented.
     """
-    recipe, shown_from = bench.recipe, len(log)
+    recipe, shown_from = measuring.recipe, len(log)
     zero_steps, rewinds = 0, log.state.rewinds
-    steps = engine.play(bench.run(log, workers), recipe.train.steps)
+    steps = engine.play(measuring.run(log, workers), recipe.train.steps)
     for record in stop.between(evaluator.took.each("steps", steps)):
         zero_steps = 0 if any(record.g) or record.flags & SKIPPED else zero_steps + 1
         if log.state.rewinds > rewinds:
@@ -70,14 +72,14 @@ def train_steps(
             evaluator.at(record.step + 1)
 
 
-def return_to_step(bench: setup.Bench, log: Log, steps: int, show: Plain) -> None:
+def return_to_step(measuring: setup.Measuring, log: Log, steps: int, show: Plain) -> None:
     """Move the space back to where it was after so many steps: to its start, then along the log."""
     if steps == len(log):
         return
     with show.phase(f"replaying to step {steps:,}, of the lowest validation loss"):
         start = replay.build_replay_run(log).space  # computed on this device, as when resuming
-        replay.copy_values(bench.space, start)
-        for _ in engine.play(bench.run(log), steps):
+        replay.copy_values(measuring.space, start)
+        for _ in engine.play(measuring.run(log), steps):
             pass
 
 
@@ -104,11 +106,11 @@ def explain_zero_steps(recipe: Recipe, step: int) -> str:
     )
 
 
-def record_session(bench: setup.Bench, log: Log, show: Plain) -> None:
+def record_session(measuring: setup.Measuring, log: Log, show: Plain) -> None:
     """Record where the run goes on, if it is elsewhere than before."""
-    environment, again = setup.describe_environment(bench.base), bool(log.state.sessions)
+    environment, again = setup.describe_environment(measuring.base), bool(log.state.sessions)
     if log.session(hashlib.sha256(encode_canonical(environment)).digest()):
-        texts = {"train": bench.texts.train, "valid": bench.texts.valid, "test": bench.texts.test}
+        texts = {"train": measuring.texts.train, "valid": measuring.texts.valid, "test": measuring.texts.test}
         run_folder.append_metric(log.path.parent, event="session", at=time.time(), step=len(log), **environment)
         run_folder.append_metric(
             log.path.parent, event="rows", **{k: len(v) for k, v in texts.items() if v is not None}
@@ -119,9 +121,9 @@ def record_session(bench: setup.Bench, log: Log, show: Plain) -> None:
             )
 
 
-def introduce_run(bench: setup.Bench, log: Log, show: Plain) -> None:
+def introduce_run(measuring: setup.Measuring, log: Log, show: Plain) -> None:
     """Say what is about to happen, and compute the lower layers."""
-    recipe, texts = bench.recipe, bench.texts
+    recipe, texts = measuring.recipe, measuring.texts
     trained = log.header.elements
     sets = {"train": texts.train, "valid": texts.valid, "test": texts.test}
     passes = oracle.count_evaluations(recipe.estimator, recipe.train.steps)[1]
@@ -138,7 +140,7 @@ def introduce_run(bench: setup.Bench, log: Log, show: Plain) -> None:
                 show.warn(f"{number:,} {which} rows {what}")
     if len(log):
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
-    cache_trunk(bench, log.path.parent, show)
+    cache_trunk(measuring, log.path.parent, show)
     smooth, name = objective_name(recipe) == "loss", recipe.estimator.radius_option  # other goals are steps
-    if smooth and name and (wrong := auto.diagnose_radius(bench, name)):
+    if smooth and name and (wrong := auto.diagnose_radius(measuring, name)):
         show.warn(wrong)

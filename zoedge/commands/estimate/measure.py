@@ -53,7 +53,7 @@ def measure_own_memory(recipe: Any) -> dict[str, dict[str, int]]:
 
     loading.auto_class(resolve.resolve_model(recipe.model.source, recipe.model.revision))
     moment("loading", lambda: loading.prepare_folder(recipe.model))
-    bench = moment("base", lambda: setup.Bench.build(recipe))
+    bench = moment("base", lambda: setup.Measuring.build(recipe))
     with tempfile.TemporaryDirectory() as folder:
         if bench.base.cut:
             keep = bench.base.keep(bench.texts.train, Path(folder))  # the longest sequences come first

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...core.child import ChildFailed, answer_parent, ask_python
 from ...errors import DataError
 from ...recipe.sections import Model
+from ...run.trained import Trained
 from ...scoring.models.base import HEAD_COLUMNS, Base
 from .gguf import MAX_DIFFERENCE
 from .peft import find_adapters
@@ -24,24 +25,24 @@ from .peft import find_adapters
 # -- the proof
 
 
-def check_export(kind: str, folder: Path, bench: Any) -> float:
-    """Largest |difference| of logits between an export, loaded in a fresh process, and `bench`'s trained model here.
+def check_export(kind: str, folder: Path, trained: Trained) -> float:
+    """Largest |difference| of logits between an export, loaded in a fresh process, and the trained model here.
 
     peft: the base loaded as for training, then PeftModel.from_pretrained. merged: the plain model in float32.
     gguf-lora: `folder` is a file, and the difference is one of weights (export_gguf.difference).
-    Two models are in memory meanwhile, one a process. bench: recipe, base, space. DataError: it does not load.
+    Two models are in memory meanwhile, one a process. DataError: it does not load.
     """
-    return check_exports([(kind, folder, bench)])[0]
+    return check_exports([(kind, folder, trained)])[0]
 
 
-def check_exports(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
+def check_exports(jobs: Sequence[tuple[str, Path, Trained]]) -> list[float]:
     """`check` of several exports in one fresh process."""
     with tempfile.TemporaryDirectory() as draft:
         asked = []
-        for i, (kind, folder, bench) in enumerate(jobs):
+        for i, (kind, folder, trained) in enumerate(jobs):
             path = Path(draft) / f"{i}.safetensors"
-            safetensors.torch.save_file(build_reference(kind, bench), path)
-            spec = bench.recipe.model.model_dump()
+            safetensors.torch.save_file(build_reference(kind, trained), path)
+            spec = trained.recipe.model.model_dump()
             asked.append({"kind": kind, "folder": str(folder), "spec": spec, "reference": str(path)})
         try:
             return [float(x) for x in ask_python(["-m", __name__], "--check: the process that loads it", asked)]
@@ -49,13 +50,13 @@ def check_exports(jobs: Sequence[tuple[str, Path, Any]]) -> list[float]:
             raise DataError(f"The export does not load in a fresh process: {e.reason}") from None
 
 
-def build_reference(kind: str, bench: Any) -> dict[str, Tensor]:
+def build_reference(kind: str, trained: Trained) -> dict[str, Tensor]:
     """What the fresh process compares with: the trained matrices, of which a GGUF file is; else ids and their logits."""
     if kind == "gguf-lora":
-        matrices = {name: value.detach().cpu().clone() for name, value in bench.space.tensors()}
-        return {**matrices, "scale": torch.tensor(bench.space.scale, dtype=torch.float64)}
-    ids = make_probe_ids(bench.base.model.config.vocab_size, bench.base.context_length)
-    return {"ids": ids, "logits": compute_logits(bench.base, bench.space, ids)}
+        matrices = {name: value.detach().cpu().clone() for name, value in trained.space.tensors()}
+        return {**matrices, "scale": torch.tensor(trained.space.scale, dtype=torch.float64)}
+    ids = make_probe_ids(trained.base.model.config.vocab_size, trained.base.context_length)
+    return {"ids": ids, "logits": compute_logits(trained.base, trained.space, ids)}
 
 
 def make_probe_ids(vocabulary: int, context: int) -> Tensor:
@@ -108,9 +109,9 @@ def measure_difference(kind: str, folder: str, spec: dict[str, Any], reference: 
     return float((logits[:, -known["ids"].shape[1] :] - known["logits"]).abs().max())  # virtual tokens come first
 
 
-def check_gguf(path: Path, bench: Any) -> float:
+def check_gguf(path: Path, trained: Trained) -> float:
     """Largest |difference| of a weight, as `difference` finds it in a fresh process. DataError: it is not exact."""
-    if not (found := check_export("gguf-lora", path, bench)) <= MAX_DIFFERENCE:
+    if not (found := check_export("gguf-lora", path, trained)) <= MAX_DIFFERENCE:
         raise DataError(f"{path}: its weights differ from the trained ones by up to {found:.3g}.")
     return found
 

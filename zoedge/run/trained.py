@@ -1,0 +1,119 @@
+"""A trained model to use: a log's base, with the space where the log's steps have moved it. No data is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core import engine
+from ..core.digests import digest, selftest
+from ..core.run import Run
+from ..recipe.recipe import Recipe, part_name
+from . import folder
+from .identity import check_same_base, identity_differences, manifest_digest, recipe_from_header
+from .replay import initial_noise, rounding_bits
+
+if TYPE_CHECKING:
+    from ..scoring.models.base import Base
+    from .folder import AnyLog
+
+
+@dataclass
+class Trained:
+    """A base with the space that a recipe trains on it: at its start, or where a log's steps have moved it.
+
+    Attributes:
+        recipe: what is trained; of a log, the recipe in its header.
+        base: the frozen model.
+        space: what is trained, attached to the base.
+    """
+
+    recipe: Recipe
+    base: Base
+    space: Any
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of a sequence: past its context LLaMA computes garbage without an error, and OPT raises."""
+        return min(self.recipe.data.max_length, self.base.context_length)
+
+    def digests(self) -> dict[str, bytes]:
+        """Return the header's digests of what a state means something on: base, tokenizer, tensors and arithmetic."""
+        from ..scoring.models.checkpoint import tokenizer_digest
+
+        first = self.space.leaves()[0].value
+        return {
+            "base": self.base.digest,
+            "tokenizer": tokenizer_digest(self.base.tokenizer),
+            "manifest": manifest_digest(self.space),
+            "initial": digest(self.space),
+            "selftest": selftest(self.recipe.noise, self.recipe.rule, first[:1].float().new_zeros(1024)),
+        }
+
+    def play(self, log: AnyLog, steps: int) -> None:
+        """Move the space, which stands at its start, along a log's first `steps` records."""
+        recipe = self.recipe
+        last, bits = recipe.train.steps, rounding_bits()
+        run = Run(recipe.seed, last, log, self.space, recipe.noise, recipe.rule, bits=bits)
+        for _ in engine.play(run, steps):
+            pass
+
+
+def attach_space(recipe: Recipe) -> tuple[Base, Any]:
+    """Load a recipe's base and attach its space at its start. DataError: the base, or a space that does not go with it."""
+    from ..scoring.models.families import check_head
+    from ..scoring.models.loading import load_base
+
+    base = load_base(recipe.model)
+    check_head(part_name(recipe.task), recipe.task.head, base.facts)
+    return base, recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
+
+
+def load_trained(run: str, at: str | None = None) -> tuple[Trained, AnyLog, int]:
+    """Load what a run trained: its base, and its space where it is after as many steps as `at` says.
+
+    Args:
+        run: the run's folder or name, or its log.
+        at: a number of steps, last or best; None: as the run's eval.select says.
+
+    Returns:
+        The trained model, the log, and the number of steps.
+
+    Raises:
+        UsageError: there is no such run or step.
+        IdentityError: base, tokenizer or arithmetic here are not those of the log.
+    """
+    log = folder.open_any_log(run)
+    steps = folder.resolve_step(log, at)
+    recipe = recipe_from_header(log.header, run)
+    trained = Trained(recipe, *attach_space(recipe))
+    check_same_base(log.header, replace(log.header, **trained.digests()), run)
+    trained.play(log, steps)
+    return trained, log, steps
+
+
+def find_base_folder(log: AnyLog, source: str | None = None) -> tuple[Path, list[str]]:
+    """Find the folder of a log's base, of which only files are hashed and the tokenizer is loaded.
+
+    Args:
+        log: its header has the digests of the base and of the tokenizer.
+        source: where the base is; None: where the log's recipe says.
+
+    Returns:
+        The folder, and what in it is another than the log's, a phrase each.
+    """
+    from ..scoring.models.checkpoint import base_identity, check_files, tokenizer_digest
+    from ..scoring.models.loading import load_tokenizer
+    from ..scoring.sources.resolve import resolve_model
+
+    model = recipe_from_header(log.header, str(log.path)).model
+    if source:
+        model = model.model_copy(update={"source": source, "revision": None})
+    base_folder = resolve_model(model.source, model.revision)
+    check_files(base_folder)
+    here = replace(log.header, base=base_identity(base_folder, model))
+    if differences := identity_differences(log.header, here):
+        return base_folder, differences
+    here = replace(here, tokenizer=tokenizer_digest(load_tokenizer(base_folder)))
+    return base_folder, identity_differences(log.header, here)
