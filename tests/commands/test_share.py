@@ -14,7 +14,7 @@ import pytest
 from helpers.logs import with_digest
 
 import zoedge as package
-from zoedge.commands.share import share
+from zoedge.commands.pack import pack_run
 from zoedge.errors import DamagedError, UsageError, ZoedgeError
 from zoedge.log.log import Log
 from zoedge.log.shared import MAGIC, SharedLog
@@ -74,12 +74,12 @@ def test_other_commands_read_it(zoedge: Any, away: Path) -> None:
 
 
 def test_it_is_small(home: Path) -> None:
-    raw, log, _ = share("runs/tiny")
+    raw, log, _ = pack_run("runs/tiny")
     with Log.open(home / "runs" / "tiny" / "run.zlog") as own:
         from zoedge.log.packed import pack_log
 
         assert len(raw) == len(pack_log(own)) + 96 and log.fingerprint == own.fingerprint
-    assert raw == share("runs/tiny")[0], "the same bytes every time"
+    assert raw == pack_run("runs/tiny")[0], "the same bytes every time"
 
 
 def test_another_base_or_tokenizer_is_refused(zoedge: Any, away: Path) -> None:
@@ -196,7 +196,7 @@ def inner(raw: bytes, change: Callable[[bytearray], None]) -> bytes:
 
 @pytest.fixture
 def small(home: Path) -> bytes:
-    return share("runs/tiny")[0]
+    return pack_run("runs/tiny")[0]
 
 
 def refused(raw: bytes) -> str:
@@ -255,7 +255,7 @@ def test_the_forger_can_forge(small: bytes) -> None:
 
 
 def test_a_state_that_is_not_reached_is_refused(home: Path, zoedge: Any) -> None:
-    raw, _, _ = share("runs/tiny", "3")  # of step 3 the log knows no state
+    raw, _, _ = pack_run("runs/tiny", "3")  # of step 3 the log knows no state
     (home / "film.zoe").write_bytes(with_digest(raw[:32] + bytes(32) + raw[64:-32]))
     done = zoedge("apply", "film.zoe", "--base", "model")
     assert done.code == 8 and "after step 3 the state is" in done.err and "the file says 000000000000.." in done.err
@@ -283,7 +283,7 @@ def test_only_regular_files_are_read(home: Path, tmp_path: Path) -> None:
     os.mkfifo("pipe.zoe")
     with pytest.raises(UsageError):
         open_any_log("pipe.zoe")
-    (home / "film.zoe").write_bytes(share("runs/tiny")[0])
+    (home / "film.zoe").write_bytes(pack_run("runs/tiny")[0])
     os.symlink("film.zoe", "link.zoe")
     with pytest.raises(ZoedgeError):
         open_any_log("link.zoe")

@@ -37,7 +37,7 @@ ROOMS = {
 SHARED = {"methods.noise.normal", "methods.noise.rademacher"}
 # to be split: this set only shrinks
 STILL_LONG = {
-    "cli.main", "cli.estimate.estimate", "cli.evaluate.evaluate_run", "cli.evaluate.evaluate_tasks", "cli.export.export",
+    "cli.main", "cli.estimate.estimate", 
     "cli.logs.verify", "cli.logs.show", "cli.logs.export_log", "cli.preview.format_statistics", "cli.runs.ls",
     "cli.sweep.sweep",
     "cli.training.finetune", "cli.training.print_summary", "commands.doctor.hints.find_hints",

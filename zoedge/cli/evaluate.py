@@ -4,113 +4,84 @@ from __future__ import annotations
 
 import json as json_
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import app
-from .logs import AtOption, open_log
+from .logs import AtOption
+
+RunOrAdapterArgument = Annotated[
+    str, typer.Argument(help="a run's folder or name, a log; with --tasks also an adapter's folder")
+]
+DataOption = Annotated[str | None, typer.Option(help="a file or packaged text; default: the run's test rows")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="at most so many rows, of each task")]
+TasksOption = Annotated[
+    str | None, typer.Option(help="lm-eval's, separated by commas, such as hellaswag,arc_easy (the extra eval)")
+]
+IncludeOption = Annotated[Path | None, typer.Option(help="of --tasks: a folder of task files of your own")]
+CompareOption = Annotated[bool, typer.Option("--compare-base", help="of --tasks: the base's results beside them")]
+AdapterBaseOption = Annotated[str | None, typer.Option(help="of --tasks and an adapter: where its base is")]
+JsonOption = Annotated[bool, typer.Option("--json")]
 
 
 @app.command("eval")
-def evaluate_run(
-    run: Annotated[str, typer.Argument(help="a run's folder or name, a log; with --tasks also an adapter's folder")],
-    data: Annotated[str | None, typer.Option(help="a file or packaged text; default: the run's test rows")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="at most so many rows, of each task")] = None,
+def evaluate(
+    run: RunOrAdapterArgument,
+    data: DataOption = None,
+    limit: LimitOption = None,
     at: AtOption = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="lm-eval's, separated by commas, such as hellaswag,arc_easy (the extra eval)")
-    ] = None,
-    include: Annotated[Path | None, typer.Option(help="of --tasks: a folder of task files of your own")] = None,
-    compare_base: Annotated[
-        bool, typer.Option("--compare-base", help="of --tasks: the base's results beside them")
-    ] = False,
-    base: Annotated[str | None, typer.Option(help="of --tasks and an adapter: where its base is")] = None,
-    json: Annotated[bool, typer.Option("--json")] = False,
+    tasks: TasksOption = None,
+    include: IncludeOption = None,
+    compare_base: CompareOption = False,
+    base: AdapterBaseOption = None,
+    json: JsonOption = False,
 ) -> None:
     """What a run's task measures on labelled rows (accuracy raw and calibrated, F1, loss), with zero-shot beside it; with
     --tasks, what lm-eval measures on its own."""
-    from dataclasses import asdict
+    check_options(tasks, data, include, base, compare_base)
+    if tasks is None:
+        print_scores(run, data, limit, at, json)
+        return
+    from ..commands import lm_eval
 
+    print_task_results(lm_eval.evaluate_tasks(run, tasks, limit, at, include, compare_base, base), json)
+
+
+def check_options(
+    tasks: str | None, data: str | None, include: Path | None, base: str | None, compare_base: bool
+) -> None:
+    """Raise UsageError where options do not go together."""
     from ..errors import UsageError
 
-    for option, given, one in (("--data", data, False), ("--include", include, True), ("--base", base, True)):
-        if given is not None and (tasks is not None) != one:
-            raise UsageError(f"{option} goes {'with' if one else 'without'} --tasks.")
+    for option, given, with_tasks in (("--data", data, False), ("--include", include, True), ("--base", base, True)):
+        if given is not None and (tasks is not None) != with_tasks:
+            raise UsageError(f"{option} goes {'with' if with_tasks else 'without'} --tasks.")
     if compare_base and tasks is None:
         raise UsageError("--compare-base goes with --tasks: without it, zero-shot stands beside the result anyway.")
-    if tasks is not None:
-        evaluate_tasks(run, tasks, limit, at, include, compare_base, base, json)
-        return
-    from ..core import engine
-    from ..errors import DataError
-    from ..run import evaluate, folder, identity, setup
-    from ..scoring.rows.sets import in_content_order, load_rows
 
-    journal = open_log(run)
-    steps = folder.resolve_step(journal, at)
-    recipe = identity.recipe_from_header(journal.header, run)
-    measuring = setup.Measuring.build(recipe)
-    identity.check_same_base(journal.header, measuring.header(), run)
-    examples = measuring.texts.test or measuring.texts.valid
-    if data:
-        rows, _ = load_rows(data, "data", recipe.data)
-        examples, _ = recipe.task.encode(
-            in_content_order(rows, recipe.task.fields()),
-            measuring.base.tokenizer,
-            measuring.limit,
-            recipe.data.on_overflow,
-        )
-    if examples is None:
-        raise DataError(f"{run} has no test rows: name some with --data FILE.")
-    examples = examples.head(limit) if limit else examples
 
-    def score(space: Any) -> Any:
-        return evaluate.evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
+def print_scores(run: str, data: str | None, limit: int | None, at: str | None, json: bool) -> None:
+    """Print what the run's own task measures."""
+    from dataclasses import asdict
 
-    found = {"zero-shot": score(evaluate.EmptySpace())}
-    for _ in engine.play(measuring.run(journal), steps):
-        pass
-    found[f"after {steps:,} steps"] = score(measuring.space)
+    from ..commands.eval import evaluate_run
+    from ..run.evaluate import format_scores
+
+    scores = evaluate_run(run, data, limit, at)
     if json:
-        typer.echo(json_.dumps({name: asdict(s) for name, s in found.items()}))
+        typer.echo(json_.dumps({name: asdict(score) for name, score in scores.items()}))
         return
-    typer.echo("\n".join(evaluate.format_scores(found, "rows")))
+    typer.echo("\n".join(format_scores(scores, "rows")))
 
 
-def evaluate_tasks(
-    run: str,
-    tasks: str,
-    limit: int | None,
-    at: str | None,
-    include: Path | None,
-    compare: bool,
-    source: str | None,
-    json: bool,
-) -> None:
-    """`eval --tasks`: of a run, or of an exported adapter."""
+def print_task_results(results: dict[str, dict[str, object]], json: bool) -> None:
+    """Print what lm-eval measured: of the base, if it was asked for, and of the trained model."""
     from ..commands import lm_eval
-    from ..commands.export.folder import MARKER_FILE
-    from ..errors import UsageError
-    from ..run.trained import load_trained
 
-    names, manager = lm_eval.find_tasks(tasks, include)
-    if (Path(run) / MARKER_FILE).is_file():
-        if at is not None:
-            raise UsageError("--at: an adapter is of one step. Name its run.")
-        base, space = lm_eval.attach_adapter(Path(run), source)
-    else:
-        if source is not None:
-            raise UsageError("--base: of an adapter. A run's base is where its recipe says.")
-        trained, *_ = load_trained(run, at)
-        base, space = trained.base, trained.space
-        if compare and trained.recipe.space.own_start:
-            raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
-    found = {"base": lm_eval.run_tasks(base, None, names, manager, limit)} if compare else {}
-    found["tuned"] = lm_eval.run_tasks(base, space, names, manager, limit)
     if json:
-        typer.echo(json_.dumps({name: some["results"] for name, some in found.items()}, default=str))
+        typer.echo(json_.dumps({name: table["results"] for name, table in results.items()}, default=str))
         return
-    for name, some in found.items():
-        typer.echo(f"{name}:" if compare else "", nl=compare)
-        typer.echo(lm_eval.format_results(some))
+    for name, table in results.items():
+        typer.echo(f"{name}:" if len(results) > 1 else "", nl=len(results) > 1)
+        typer.echo(lm_eval.format_results(table))

@@ -10,24 +10,28 @@ import typer
 from . import app
 from .logs import AtOption, RunArgument
 
+KindOption = Annotated[str, typer.Option(help="peft | merged | gguf-lora")]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", help="the folder, of gguf-lora the file; default: beside the log")
+]
+TypeOption = Annotated[
+    str | None,
+    typer.Option(help="of a merged model: fp16 | fp32 | bf16; default: fp16, or as all weights are trained"),
+]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="load it in a fresh process and compare logits, of gguf-lora weights")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="write it although most of the update is lost in rounding")]
+
 
 @app.command()
 def export(
     run: RunArgument,
-    to: Annotated[str, typer.Option(help="peft | merged | gguf-lora")],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="the folder, of gguf-lora the file; default: beside the log")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="of a merged model: fp16 | fp32 | bf16; default: fp16, or as all weights are trained"),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="load it in a fresh process and compare logits, of gguf-lora weights")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="write it although most of the update is lost in rounding")
-    ] = False,
+    to: KindOption,
+    out: OutOption = None,
+    dtype: TypeOption = None,
+    check: CheckOption = False,
+    force: ForceOption = False,
     at: AtOption = None,
 ) -> None:
     """The trained model for other programs: a PEFT adapter, merged weights, or llama.cpp's adapter file."""

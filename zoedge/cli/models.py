@@ -48,7 +48,7 @@ def chat(
     template, or plain text where there is none; the lines before it are not remembered."""
     import sys
 
-    from ..commands.generate import build_prompt
+    from ..commands.chat import build_prompt
     from ..errors import DataError
     from ..run.trained import load_trained
 

@@ -19,13 +19,13 @@ def pack(
     base: BaseOption = None,
 ) -> None:
     """A fine-tune in one file of kilobytes: `apply` makes the same adapter of it wherever the base is."""
-    from ..commands.share import share
+    from ..commands.pack import pack_run
     from ..core.storage import write_durably
     from ..errors import UsageError
 
     if out.exists() or out.is_symlink():  # a link to nothing would be replaced
         raise UsageError(f"{out} is there already; name another file.")
-    raw, log, notes = share(run, at, base)
+    raw, log, notes = pack_run(run, at, base)
     write_durably(out, raw)
     for note in notes:
         typer.echo(f"note: {note}")
@@ -43,9 +43,9 @@ def apply(
     device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
 ) -> None:
     """The adapter of a shared fine-tune, proven: the base is the one that was trained on, and the state the same bits."""
-    from ..commands.share import apply
+    from ..commands.apply import apply_shared
 
-    done = apply(file, out, base, device)
+    done = apply_shared(file, out, base, device)
     typer.echo(f"base     {done.base}: the one that was trained on (sha256 {done.of.log.header.base.hex()[:16]}..)")
     typer.echo(
         f"proven   {done.of.steps:,} steps replayed, fingerprint {done.of.fingerprint}, state {done.of.state[:16]}: as packed"

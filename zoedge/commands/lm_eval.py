@@ -16,6 +16,7 @@ import torch
 
 from .. import errors
 from ..errors import DataError, IdentityError, UsageError, make_printable, suggest_nearest
+from ..run.trained import load_trained
 from .export import folder as export_folder
 from .export import peft
 
@@ -181,6 +182,40 @@ def run_tasks(base: Any, space: Any, names: list[str], tasks: Any, limit: int | 
                 "where there is none, --include DIR names a folder of tasks over files of your own."
             ) from e
     return dict(found or {})
+
+
+def evaluate_tasks(
+    run: str, tasks: str, limit: int | None, at: str | None, include: Path | None, compare: bool, source: str | None
+) -> dict[str, dict[str, Any]]:
+    """Return lm-eval's results of what a run or an exported adapter's folder trained: "tuned", and "base" to compare.
+
+    Args:
+        run: the run's folder or name, its log, or an adapter's folder.
+        tasks: lm-eval's names, separated by commas.
+        limit: at most so many rows of each task.
+        at: of a run, after how many steps.
+        include: a folder of task files of one's own.
+        compare: also ask the base alone.
+        source: of an adapter, where its base is.
+
+    Raises:
+        UsageError: an unknown task, or options that do not go together.
+        DataError: what a task reads cannot be had.
+    """
+    names, manager = find_tasks(tasks, include)
+    if (Path(run) / export_folder.MARKER_FILE).is_file():
+        if at is not None:
+            raise UsageError("--at: an adapter is of one step. Name its run.")
+        base, space = attach_adapter(Path(run), source)
+    else:
+        if source is not None:
+            raise UsageError("--base: of an adapter. A run's base is where its recipe says.")
+        trained, *_ = load_trained(run, at)
+        base, space = trained.base, trained.space
+        if compare and trained.recipe.space.own_start:
+            raise UsageError("--compare-base: all weights were trained, and the base's own are not held beside them.")
+    results = {"base": run_tasks(base, None, names, manager, limit)} if compare else {}
+    return results | {"tuned": run_tasks(base, space, names, manager, limit)}
 
 
 def format_results(results: dict[str, Any]) -> str:

@@ -13,16 +13,26 @@ from ..errors import UsageError, make_printable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..core.run import Run
+    from ..core.types import Space
+    from ..log.packed import AnyLog
+
 
 @dataclass
 class Replayed:
-    """What a log gives. steps: how many were applied. state: SHA-256 of the trained values, as the log knows it.
+    """What a log gives.
 
-    fingerprint: of the log, 32 hexadecimal digits. seconds: that the steps took.
+    Attributes:
+        log: the log that was replayed.
+        run: the replayed run, whose space holds the trained values.
+        steps: how many steps were applied.
+        state: the SHA-256 of the trained values in hexadecimal digits, as the log knows it.
+        seconds: that the steps took.
+        base: where the base is, if not where the log's recipe says.
     """
 
-    log: Any
-    run: Any
+    log: AnyLog
+    run: Run
     steps: int
     state: str
     seconds: float
@@ -46,7 +56,7 @@ class Replayed:
         """The trained tensors by name: an adapter's matrices in float32, or parameters in their own type."""
         return dict(self.attached_space().tensors())
 
-    def attached_space(self) -> Any:
+    def attached_space(self) -> Space:
         """Return the space. One whose values are changes of a base's own (virtual tokens) is attached to it first.
 
         Only then is the base loaded.
@@ -83,7 +93,7 @@ class Replayed:
 
 
 def replay(
-    log: str | os.PathLike[str] | Any, at: int | str | None = None, *, base: Any = None, device: str = "cpu"
+    log: str | os.PathLike[str] | AnyLog, at: int | str | None = None, *, base: Any = None, device: str = "cpu"
 ) -> Replayed:
     """What was trained, from the log alone: no model, no data, no forward pass.
 

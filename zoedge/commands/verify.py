@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from ..core import digests, engine
 from ..core import run as core_run
 from ..core.exact import round_stochastic
-from ..core.types import Leaf
+from ..core.types import Leaf, Record, Space
 from ..errors import DamagedError, IdentityError, ReplayError, make_printable
 from ..log.log import Log
+from ..log.packed import AnyLog
 from ..recipe.recipe import Recipe
 from ..run import auto, identity, replay, setup
 
@@ -59,7 +61,7 @@ def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     ]
 
 
-def check_states(log: Any, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:
+def check_states(log: AnyLog, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:
     """Level 3: replay, every logged hash compared. ReplayError names the first step that differs.
 
     base: where the base is, if not where the recipe says, for a space that starts from its weights.
@@ -76,16 +78,27 @@ def check_states(log: Any, device: str = "cpu", base: str | None = None) -> tupl
     return run, [f"replayed {len(log):,} steps: {len(log.state.hashes)} state hashes agree, state {found.hex()[:16]}"]
 
 
-class NumpySpace:
-    """A space's leaves as numpy arrays: the second implementation, with no line of torch in noise, rule or update."""
+class NumpySpace(Space):
+    """A space's leaves as numpy arrays: the second implementation, with no line of torch in noise, rule or update.
 
-    width, lean = 1, True
+    It is never attached to a model: nothing can be measured with it.
+    """
 
-    def __init__(self, space: Any):
-        self._leaves = [replace(x, value=x.value.float().cpu().numpy().copy()) for x in space.leaves()]
+    lean = True
+
+    def __init__(self, space: Space):
+        self._description = space.describe()
+        values: list[Any] = [leaf.value.float().cpu().numpy().copy() for leaf in space.leaves()]
+        self._leaves = [replace(leaf, value=value) for leaf, value in zip(space.leaves(), values)]
 
     def leaves(self) -> list[Leaf]:
         return self._leaves
+
+    def describe(self) -> dict[str, Any]:
+        return self._description
+
+    def visit(self, deltas: Sequence[Any]) -> AbstractContextManager[None]:
+        raise NotImplementedError("numpy's leaves belong to no model")
 
     def add(self, leaf: Leaf, delta: Any, decay: float, bits: Any = None) -> None:
         value: Any = leaf.value
@@ -100,20 +113,20 @@ class NumpySpace:
 class UncheckedLog:
     """A log's records without its hashes."""
 
-    def __init__(self, log: Any):
+    def __init__(self, log: AnyLog):
         self.records = list(log)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, step: int) -> Any:
+    def __getitem__(self, step: int) -> Record:
         return self.records[step]
 
-    def seal(self, step: int, digest: Any) -> None:
+    def seal(self, step: int, digest: Callable[[], bytes]) -> None:
         pass
 
 
-def find_difference(log: Any, device: str = "cpu", base: str | None = None) -> str:
+def find_difference(log: AnyLog, device: str = "cpu", base: str | None = None) -> str:
     """Which step, tensor and element differ first between torch here and numpy; else, in which window the log is off."""
     first = replay.build_replay_run(log, device, base)
     records: Any = UncheckedLog(log)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -21,7 +20,9 @@ class SpaceBase(Protocol):
     cut: int  # the first block that anything trained changes
     prompt: Tensor | None  # the virtual tokens of the points held: [points, n, E]
     past: Tensor | None  # the keys and values of the points held: [points, blocks, 2, groups, m, D]
-    project: Callable[[Any, Tensor, Tensor | slice], Tensor]  # computes logits by some rows of the head
+
+    def project(self, head: Any, h: Tensor, columns: Tensor | slice) -> Tensor:
+        """Return the logits [..., C] of hidden states [..., H] by some rows of the head. `full` puts its own in its place."""
 
     def sites(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
         """Return the chosen Linear modules by name, and cut at the lowest. DataError: there are no such ones."""

@@ -198,7 +198,15 @@ class PackedLog:
             "that it was packed from."
         )
 
+    def rewind(self, step: int) -> None:
+        raise ReplayError(
+            f"{self.path}: a packed log cannot go back to step {step}. Resume the log that it was packed from."
+        )
+
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
         """Compare the state after `step` steps, if the log knows it."""
         if (known := self.state.hashes.get(step)) is not None:
             check_state_hash(self.path, step, known, digest)
+
+
+AnyLog = Log | PackedLog  # a .zlog, a .zpack, or a .zoe, which is a packed log

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from ..core import digests, engine
 from ..core import oracle as core_oracle
+from ..core.memory import Journal
 from ..core.watchdog import lowest_loss
 from ..errors import DamagedError, DivergedError, LockedError
 from ..log.header import Header
@@ -238,7 +239,7 @@ def run_trial(measuring: setup.Measuring, path: Path) -> tuple[float, int]:
     return loss if math.isfinite(loss) else math.inf, asked
 
 
-def has_diverged(log: Sequence[Any]) -> bool:
+def has_diverged(log: Journal) -> bool:
     """Is the mean loss of a log's newest steps FAR over that of its first ones, or not finite?"""
     if len(log) < 2 * SETTLING_STEPS:
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ def format_percent(x: float) -> str:
     return f"{100 * x:.1f} %"
 
 
-def format_scores(scores: dict[str, Score | None], rows: str) -> list[str]:
+def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
     """Scores of the same rows under one another, by what they are of, and what the commonest label gives."""
     some = {name: score for name, score in scores.items() if score is not None}
     last = next(reversed(some.values()))

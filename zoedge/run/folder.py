@@ -22,9 +22,7 @@ from ..recipe.recipe import Recipe
 from .identity import is_optimizer_log, recipe_from_header
 
 if TYPE_CHECKING:
-    from ..log.packed import PackedLog
-
-    AnyLog = Log | PackedLog  # a .zlog, a .zpack, or a .zoe, which holds a packed log
+    from ..log.packed import AnyLog
 
 
 def open_any_log(run: str) -> AnyLog:
@@ -49,7 +47,7 @@ LOG_FILE, RECIPE_FILE, METRICS_FILE, ADAPTER_FOLDER = "run.zlog", "recipe.yaml",
 
 
 def find_log(run: str) -> Path:
-    """The log that a user means by a run's folder, a log's path, or a run's name under runs/."""
+    """Return the path of the log that a user means by a run's folder, a log's path, or a run's name under runs/."""
     for path in (Path(run), Path("runs") / run) if run else ():
         if path.is_dir() and (path / LOG_FILE).exists():
             return path / LOG_FILE
@@ -61,14 +59,18 @@ def find_log(run: str) -> Path:
 
 
 def run_folder(recipe: Recipe) -> Path:
+    """Return the folder that a recipe's run goes to: output.dir, then its name."""
     return Path(recipe.output.dir) / recipe.name
 
 
 def claim_folder(folder: Path) -> list[str]:
     """Make a run's folder, and prove that it and its log can be written, before anything slow begins.
 
-    Returns what the user should know of them, a sentence each. StorageError: the disk. LockedError: another process is
-    writing the run. DamagedError: the log is damaged.
+    Returns:
+        What the user should know of them, a sentence each.
+
+    Raises:
+        StorageError: the disk refuses. LockedError: another process writes the run. DamagedError: the log is damaged.
     """
     probe = folder / f".probe-{os.getpid()}"
     try:
@@ -78,24 +80,24 @@ def claim_folder(folder: Path) -> list[str]:
         storage.disk.sync_directory(folder.parent)
     except OSError as e:
         raise StorageError(f"{folder}: cannot write there: {e.strerror}. Choose another output.dir.") from e
-    said = []
+    messages = []
     if kind := storage.network_filesystem(folder):
-        said.append(
+        messages.append(
             f"{folder} is on a network file system ({kind}), where a lock may hold on one host alone: do not write one run "
             "from two hosts."
         )
     if os.path.lexists(folder / LOG_FILE):
         with Log.resume(folder / LOG_FILE) as log:
             if log.torn:
-                said.append(
+                messages.append(
                     f"the log ended in an unfinished write: its {log.torn:,} bytes were cut off and kept as "
                     f"{log.path.with_suffix('.torn')}; the run goes on from step {len(log):,}."
                 )
-    return said
+    return messages
 
 
 def append_metric(folder: Path, **fields: Any) -> None:
-    """A line of metrics.jsonl. Losing one loses nothing. StorageError: the disk."""
+    """Append a line to metrics.jsonl. No state of the run is in it. StorageError: the disk refuses."""
     path, line = folder / METRICS_FILE, (json.dumps(fields) + "\n").encode()
     try:
         fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -108,7 +110,8 @@ def append_metric(folder: Path, **fields: Any) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    found = []
+    """Return the lines of metrics.jsonl that can be read, as tables; none if there is no such file."""
+    lines = []
     if (folder / METRICS_FILE).is_file():
         for line in (folder / METRICS_FILE).read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -116,36 +119,37 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             except (ValueError, RecursionError):
                 continue  # a line cut by a kill
             if isinstance(value, dict):
-                found.append(value)
-    return found
+                lines.append(value)
+    return lines
 
 
 # -- which step
 
 
-def validation_losses(folder: Path, log: Any) -> dict[int, float]:
-    """The validation losses noted of a log's steps; a step that was looked at again has the later one.
+def validation_losses(folder: Path, log: AnyLog) -> dict[int, float]:
+    """Return the validation loss of each step of a log that was evaluated, as metrics.jsonl has it; the latest counts.
 
-    A look notes the slot of its step's record: what the log went back over does not count.
+    An evaluation notes the slot of its step's record, so that those of steps that a rewind dropped do not count.
     """
-    found = {}
+    losses: dict[int, float] = {}
     for line in read_metrics(folder):
         step, loss = line.get("step"), line.get("loss")
-        good = line.get("event") == "valid" and isinstance(step, int) and isinstance(loss, float)
-        if (
-            good
-            and 0 < step <= len(log)
-            and math.isfinite(loss)
-            and line.get("seq", log[step - 1].seq) == log[step - 1].seq
-        ):
-            found[step] = loss
-    return dict(sorted(found.items()))
+        if line.get("event") != "valid" or not isinstance(step, int) or not isinstance(loss, float):
+            continue
+        if 0 < step <= len(log) and math.isfinite(loss) and line.get("seq", log[step - 1].seq) == log[step - 1].seq:
+            losses[step] = loss
+    return dict(sorted(losses.items()))
 
 
-def resolve_step(log: Any, at: str | None) -> int:
-    """How many steps of a log are meant by a number, `last` or `best`, the lowest validation loss noted beside it.
+def resolve_step(log: AnyLog, at: str | None) -> int:
+    """Return how many steps of a log a user means.
 
-    None: as the log's own recipe says. UsageError: no such step, or nothing is noted.
+    Args:
+        at: a number; last; best (the step of the lowest validation loss in the metrics.jsonl beside the log); None: as the
+            log's own recipe says, or of a shared log what it delivers.
+
+    Raises:
+        UsageError: the log has no such step, or no validation loss is noted.
     """
     steps, shared = len(log), log.delivers
     if at is None and shared is not None:

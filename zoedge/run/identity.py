@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.canonical import encode_canonical
 from ..core.digests import digest, selftest
 from ..core.parts import find_word_by_id
+from ..core.types import AbstractNoise, AbstractRule, Space
 from ..errors import DamagedError, IdentityError, UsageError, make_printable
 from ..log.header import DIGEST_FIELDS, Header
-from ..log.log import Log
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
 
+if TYPE_CHECKING:
+    from ..log.packed import AnyLog
 
-def manifest_digest(space: Any) -> bytes:
+
+def manifest_digest(space: Space) -> bytes:
     """SHA-256 over the ordered (name, offset, shape, dtype) of everything trained."""
     rows = [[p.name, p.offset, list(p.shape), leaf.storage] for leaf in space.leaves() for p in leaf.parts]
     return hashlib.sha256(encode_canonical(rows)).digest()
@@ -121,7 +124,7 @@ def parent_from_header(header: Header) -> dict[str, Any]:
     raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
 
 
-def check_part_ids(log: Log, noise: Any, rule: Any) -> None:
+def check_part_ids(log: AnyLog, noise: AbstractNoise, rule: AbstractRule) -> None:
     """IdentityError: the header's frozen numbers of noise and rule are not those of its settings."""
     header = log.header
     for kind, attribute, number, made in (
@@ -134,7 +137,7 @@ def check_part_ids(log: Log, noise: Any, rule: Any) -> None:
             )
 
 
-def check_replayable(log: Log, space: Any, noise: Any, rule: Any) -> None:
+def check_replayable(log: AnyLog, space: Space, noise: AbstractNoise, rule: AbstractRule) -> None:
     """IdentityError: this space, at its start, or this device's arithmetic would not replay the log's bits."""
     header, first = log.header, space.leaves()[0].value
     for what, ours, theirs in (

@@ -1,4 +1,4 @@
-"""What a finished run has to show."""
+"""The outcome of a run: what it returns when it has just finished, or finished before."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ from .evaluate import Score
 
 @dataclass
 class Outcome:
-    """What a finished run has to show. before and after: on the test rows (else the validation rows).
+    """What a finished run returns.
 
-    at: the step that is delivered and scored. better: one whose validation loss was clearly lower.
+    Attributes:
+        folder: the run's folder.
+        fingerprint: the log's, 32 hexadecimal digits.
+        size: bytes of the log.
+        steps: of the log.
+        before: the base's score on the test rows (else the validation rows); None: there are no such rows.
+        after: the trained model's score on the same rows.
+        seconds: that the run took, without earlier sessions.
+        adapter: the folder of the exported adapter, if one was asked for.
+        at: the step that is delivered and scored.
+        better: an earlier step whose validation loss was clearly lower, if there is one.
     """
 
     folder: Path
@@ -32,14 +42,18 @@ class Outcome:
 
 
 def find_better_step(folder: Path, at: int, log: Log) -> int | None:
-    """The step of the lowest validation loss, if it is before `at` and two later looks or more found a higher one."""
+    """Return the step of the lowest validation loss, if it lies before `at` and two later evaluations or more were higher."""
     losses = run_folder.validation_losses(folder, log)
     best = min(losses, key=losses.__getitem__, default=at)
     return best if best < at and sum(step > best and losses[step] > losses[best] for step in losses) >= 2 else None
 
 
 def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
-    """The outcome of a run that this very recipe has finished in `folder`. IdentityError: another recipe has begun one."""
+    """Return the outcome of a run that this recipe has finished in `folder`; None: there is none.
+
+    Raises:
+        IdentityError: another recipe has begun the run there.
+    """
     with Log.open(path) as log:
         identity.check_same_recipe(log.header, recipe, folder)
         lines = {str(line.get("event")): line for line in run_folder.read_metrics(folder)}
@@ -48,12 +62,19 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
         if lines["finished"].get("select", "last") != recipe.eval.select:
             return None  # nothing is trained again: another step is delivered
         try:
-            scores = [Score.of(lines[event]) if event in lines else None for event in ("before", "after")]
             last = lines["finished"]
-            adapter, at = Path(last["adapter"]) if last["adapter"] else None, int(last.get("at", len(log)))
-            chosen = (at, find_better_step(folder, at, log))
+            at = int(last.get("at", len(log)))
             return Outcome(
-                folder, log.fingerprint, log.size, len(log), *scores, float(last["seconds"]), adapter, *chosen
+                folder=folder,
+                fingerprint=log.fingerprint,
+                size=log.size,
+                steps=len(log),
+                before=Score.of(lines["before"]) if "before" in lines else None,
+                after=Score.of(lines["after"]) if "after" in lines else None,
+                seconds=float(last["seconds"]),
+                adapter=Path(last["adapter"]) if last["adapter"] else None,
+                at=at,
+                better=find_better_step(folder, at, log),
             )
-        except (KeyError, TypeError, ValueError):  # somebody has written in metrics.jsonl: it is looked at anew
+        except (KeyError, TypeError, ValueError):  # somebody has edited metrics.jsonl: the run is evaluated again
             return None

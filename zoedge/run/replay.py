@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..core.parts import load_part
 from ..core.run import Run
+from ..core.types import AbstractNoise, Key, Leaf, Space
 from ..errors import DamagedError, DataError, IdentityError
-from ..log.log import Log
 from ..recipe.recipe import Recipe
 from .identity import check_part_ids, check_replayable, is_optimizer_log, recipe_from_header
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def rounding_bits() -> Any:
-    """Where stochastic rounding's random bits come from: a function of (key, leaf)."""
+    from ..log.packed import AnyLog
+    from ..scoring.models.base import Base
+
+
+def rounding_bits() -> Callable[[Key, Leaf], Tensor]:
+    """Return the function of (key, leaf) that draws the random bits of stochastic rounding, [n] int32."""
     from ..methods.noise._uniform import draw_rounding_bits
 
     return draw_rounding_bits
 
 
-def initial_noise(noise: Any) -> Any:
-    """What initial values are drawn from: the run's noise, unless that leaves elements out or is of another variance."""
+def initial_noise(noise: AbstractNoise) -> AbstractNoise:
+    """Return the noise that initial values are drawn from: the run's, or normal if that leaves elements out."""
     return noise if noise.dense else load_part("noise", "normal")()
 
 
-def load_log_base(log: Log, recipe: Recipe, source: str | None = None, **changes: Any) -> Any:
-    """A log's base, loaded from `source`, else as the recipe says. IdentityError: it is another."""
+def load_log_base(log: AnyLog, recipe: Recipe, source: str | None = None, **changes: Any) -> Base:
+    """Load a log's base from `source`, else from where the recipe says, with some changes to the recipe's `model`.
+
+    Raises:
+        IdentityError: what is there is another base.
+    """
     from ..scoring.models.loading import load_base
 
     base = load_base(recipe.model.model_copy(update=changes | ({"source": source, "revision": None} if source else {})))
@@ -37,19 +48,27 @@ def load_log_base(log: Log, recipe: Recipe, source: str | None = None, **changes
     return base
 
 
-def attach_replayed(run: Run, log: Log, source: str | None = None) -> Any:
-    """A replayed run's space over its base, which is loaded from `source`, else as the log's recipe says."""
+def attach_replayed(run: Run, log: AnyLog, source: str | None = None) -> Space:
+    """Attach a replayed run's values to its base, which is loaded from `source`, else from where the recipe says."""
     recipe = recipe_from_header(log.header, str(log.path))
     return copy_values(
         recipe.space.attach(load_log_base(log, recipe, source), run.seed, initial_noise(recipe.noise)), run.space
     )
 
 
-def build_replay_run(log: Log, device: str = "cpu", base: str | None = None) -> Run:
-    """The half of a run that needs no data and no forward, from the log alone. IdentityError: arithmetic or noise differ.
+def build_replay_run(log: AnyLog, device: str = "cpu", base: str | None = None) -> Run:
+    """Build from a log alone the half of a run that needs no data and no forward pass.
 
-    A space whose first values are the base's own takes them from `base` (a folder or another source), else from where
-    the recipe says. IdentityError: that is another base.
+    Args:
+        log: its header has the recipe.
+        device: cpu or cuda, where the trained values lie.
+        base: where the base is (a folder or another source), for a space whose first values are the base's own; None:
+            where the recipe says. Of an optimiser's log, the parameters' values at its start.
+
+    Raises:
+        IdentityError: the base is another, or this machine's noise or arithmetic would give other bits.
+        DamagedError: the header's description is not of what was trained.
+        DataError: memory cannot hold it.
     """
     if is_optimizer_log(log.header):
         from .parameters import make_replay_run
@@ -69,8 +88,8 @@ def build_replay_run(log: Log, device: str = "cpu", base: str | None = None) -> 
     return Run(header.seed, recipe.train.steps, log, space, recipe.noise, recipe.rule, bits=rounding_bits())
 
 
-def build_blank_space(log: Log, recipe: Recipe, device: str) -> Any:
-    """The recipe's space from the log's description alone. DataError: memory cannot hold what the log describes."""
+def build_blank_space(log: AnyLog, recipe: Recipe, device: str) -> Space:
+    """Build the recipe's space from the log's description alone. DataError: memory cannot hold what it describes."""
     import psutil
 
     header = log.header
@@ -86,15 +105,15 @@ def build_blank_space(log: Log, recipe: Recipe, device: str) -> Any:
         ) from e
 
 
-def copy_values(space: Any, to: Any) -> Any:
-    """The space, at the value that another one of the same tensors has."""
+def copy_values(space: Space, to: Space) -> Space:
+    """Give a space the values of another one with the same tensors, and return it."""
     for ours, theirs in zip(space.leaves(), to.leaves()):
         ours.value.copy_(theirs.value)
     return space
 
 
-def attach_own_start(log: Log, recipe: Recipe, device: str, source: str | None) -> Any:
-    """A space over its base as the run found it, stored as the log says: `auto` may be another type on this device."""
+def attach_own_start(log: AnyLog, recipe: Recipe, device: str, source: str | None) -> Space:
+    """Attach a space to its base as the run found it, in the type that the log says: `auto` may be another one here."""
     stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[log.header.about["space"]["storage"]]
     base = load_log_base(log, recipe, source, device=device, compute_dtype=stored)
     return recipe.space.attach(base, log.header.seed, initial_noise(recipe.noise))

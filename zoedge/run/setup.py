@@ -29,6 +29,7 @@ from .replay import build_replay_run, copy_values, rounding_bits
 from .trained import Trained, attach_space
 
 if TYPE_CHECKING:
+    from ..log.packed import AnyLog
     from .branch import Parent
     from .workers import Workers
 
@@ -55,7 +56,7 @@ class Measuring(Trained):
 
     def header(self) -> Header:
         """Return the header of a log that begins here."""
-        recipe = self.recipe
+        recipe, state = self.recipe, self.digests()
         return Header(
             block=encode_canonical({"recipe": recipe.resolved(), "space": self.space.describe()}),
             directions=slot_capacity(recipe.estimator, recipe.train.steps),
@@ -66,11 +67,15 @@ class Measuring(Trained):
             hash_every=recipe.log.hash_every,
             sync_every=recipe.log.sync_every,
             recipe=recipe_digest(recipe),
+            base=state.base,
+            tokenizer=state.tokenizer,
             data=self.texts.train.digest(),
-            **self.digests(),
+            manifest=state.manifest,
+            initial=state.initial,
+            selftest=state.selftest,
         )
 
-    def run(self, log: Log, workers: Workers | None = None) -> Run:
+    def run(self, log: AnyLog, workers: Workers | None = None) -> Run:
         """Return the run that the engine plays: it goes on where `log` ends. workers: who share its steps."""
         r = self.recipe
         return Run(

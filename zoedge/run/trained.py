@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import engine
 from ..core.digests import digest, selftest
 from ..core.run import Run
+from ..core.types import Space
 from ..recipe.recipe import Recipe, part_name
 from . import folder
 from .identity import check_same_base, identity_differences, manifest_digest, recipe_from_header
 from .replay import initial_noise, rounding_bits
 
 if TYPE_CHECKING:
+    from ..log.packed import AnyLog
     from ..scoring.models.base import Base
-    from .folder import AnyLog
+
+
+class StateDigests(NamedTuple):
+    """What a trained state means something on, 32 bytes each, as a log's header has it."""
+
+    base: bytes
+    tokenizer: bytes
+    manifest: bytes
+    initial: bytes
+    selftest: bytes
 
 
 @dataclass
@@ -31,25 +42,25 @@ class Trained:
 
     recipe: Recipe
     base: Base
-    space: Any
+    space: Space
 
     @property
     def limit(self) -> int:
         """The most tokens of a sequence: past its context LLaMA computes garbage without an error, and OPT raises."""
         return min(self.recipe.data.max_length, self.base.context_length)
 
-    def digests(self) -> dict[str, bytes]:
-        """Return the header's digests of what a state means something on: base, tokenizer, tensors and arithmetic."""
+    def digests(self) -> StateDigests:
+        """Return the digests of this base, tokenizer, space (at its start) and arithmetic."""
         from ..scoring.models.checkpoint import tokenizer_digest
 
         first = self.space.leaves()[0].value
-        return {
-            "base": self.base.digest,
-            "tokenizer": tokenizer_digest(self.base.tokenizer),
-            "manifest": manifest_digest(self.space),
-            "initial": digest(self.space),
-            "selftest": selftest(self.recipe.noise, self.recipe.rule, first[:1].float().new_zeros(1024)),
-        }
+        return StateDigests(
+            base=self.base.digest,
+            tokenizer=tokenizer_digest(self.base.tokenizer),
+            manifest=manifest_digest(self.space),
+            initial=digest(self.space),
+            selftest=selftest(self.recipe.noise, self.recipe.rule, first[:1].float().new_zeros(1024)),
+        )
 
     def play(self, log: AnyLog, steps: int) -> None:
         """Move the space, which stands at its start, along a log's first `steps` records."""
@@ -60,14 +71,15 @@ class Trained:
             pass
 
 
-def attach_space(recipe: Recipe) -> tuple[Base, Any]:
+def attach_space(recipe: Recipe) -> tuple[Base, Space]:
     """Load a recipe's base and attach its space at its start. DataError: the base, or a space that does not go with it."""
     from ..scoring.models.families import check_head
     from ..scoring.models.loading import load_base
 
     base = load_base(recipe.model)
     check_head(part_name(recipe.task), recipe.task.head, base.facts)
-    return base, recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
+    space = recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
+    return base, space
 
 
 def load_trained(run: str, at: str | None = None) -> tuple[Trained, AnyLog, int]:
@@ -88,7 +100,7 @@ def load_trained(run: str, at: str | None = None) -> tuple[Trained, AnyLog, int]
     steps = folder.resolve_step(log, at)
     recipe = recipe_from_header(log.header, run)
     trained = Trained(recipe, *attach_space(recipe))
-    check_same_base(log.header, replace(log.header, **trained.digests()), run)
+    check_same_base(log.header, replace(log.header, **trained.digests()._asdict()), run)
     trained.play(log, steps)
     return trained, log, steps
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ...core.child import ChildFailed, answer_parent, ask_python
+from ...core.types import Space
 from ...errors import DataError
+from ...methods.spaces.lora import LoraSpace
 from ...recipe.sections import Model
 from ...run.trained import Trained
 from ...scoring.models.base import HEAD_COLUMNS, Base
@@ -53,8 +55,10 @@ def check_exports(jobs: Sequence[tuple[str, Path, Trained]]) -> list[float]:
 def build_reference(kind: str, trained: Trained) -> dict[str, Tensor]:
     """What the fresh process compares with: the trained matrices, of which a GGUF file is; else ids and their logits."""
     if kind == "gguf-lora":
-        matrices = {name: value.detach().cpu().clone() for name, value in trained.space.tensors()}
-        return {**matrices, "scale": torch.tensor(trained.space.scale, dtype=torch.float64)}
+        space = trained.space
+        assert isinstance(space, LoraSpace), "no other space has a GGUF file"
+        matrices = {name: value.detach().cpu().clone() for name, value in space.tensors()}
+        return {**matrices, "scale": torch.tensor(space.scale, dtype=torch.float64)}
     ids = make_probe_ids(trained.base.model.config.vocab_size, trained.base.context_length)
     return {"ids": ids, "logits": compute_logits(trained.base, trained.space, ids)}
 
@@ -66,7 +70,7 @@ def make_probe_ids(vocabulary: int, context: int) -> Tensor:
 
 
 @torch.inference_mode()
-def compute_logits(base: Base, space: Any, ids: Tensor) -> Tensor:
+def compute_logits(base: Base, space: Space, ids: Tensor) -> Tensor:
     """float32 logits [2, T, vocabulary] of the trained model, by the forward that training scores with."""
     everywhere = SimpleNamespace(
         ids=ids,

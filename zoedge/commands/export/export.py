@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...errors import IdentityError, UsageError
 from ...run.folder import open_any_log
@@ -68,7 +67,7 @@ def export_run(
     if differences:
         raise IdentityError(f"{run} does not belong to what is here now: {', '.join(differences)}.")
     replayed = replay(log, at)
-    space: Any = replayed.attached_space()
+    space = replayed.attached_space()
     path, merge = out or log.path.parent / DEFAULT_NAMES[kind], None
     if kind == "peft":
         peft.write_peft(replayed.run, log, recipe, path, base_folder, replayed.steps)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...core.storage import write_durably
 from ...errors import DamagedError, StorageError, UsageError
-from ...methods.spaces.lora import LoraSpace
+from ...methods.spaces.lora import Lora, LoraSpace
 from ...recipe.recipe import Recipe
 from ...recipe.sections import Model
 from .folder import check_exportable, describe_export
@@ -40,7 +40,7 @@ def write_gguf(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, st
 
     UsageError: not a LoRA adapter, a family that is stored otherwise, or `path` is something else. StorageError: disk.
     """
-    if not isinstance(space, LoraSpace):
+    if not isinstance(space, LoraSpace) or not isinstance(space.options, Lora):
         raise UsageError("llama.cpp loads LoRA adapters alone: a run of another space has no GGUF file.")
     if config.model_type not in SUPPORTED_FAMILIES:
         raise UsageError(
@@ -101,7 +101,7 @@ def permute_rows(rows: Tensor, module: str, config: Any) -> Tensor:
     if which not in ("q_proj", "k_proj"):
         return rows
     heads = config.num_attention_heads if which == "q_proj" else config.num_key_value_heads
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)  # type: ignore[no-untyped-call] # torch's own
 
 
 @torch.inference_mode()

@@ -175,7 +175,8 @@ class FullSpace(Space):
                 module.forward = self._each(module)
         embedding.register_forward_hook(self._embedded)
         head.register_forward_hook(self._scored)
-        self._plain, base.project = base.project, self._project
+        self._plain = base.project
+        base.project = self._project  # type: ignore[method-assign, assignment]
 
     def _each(self, module: nn.Module) -> Callable[..., Tensor]:
         """Return a forward whose inputs are [points * S, ...], and which computes each point's share with its parameters."""

@@ -1,0 +1,54 @@
+"""`zoedge eval`: what a run's task measures on labelled rows, before and after training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core import engine
+from ..errors import DataError
+from ..run.evaluate import EmptySpace, Score, evaluate
+from ..run.folder import open_any_log, resolve_step
+from ..run.identity import check_same_base, recipe_from_header
+from ..run.setup import Measuring
+from ..scoring.rows.sets import in_content_order, load_rows
+
+
+def evaluate_run(
+    run: str, data: str | None = None, limit: int | None = None, at: str | None = None
+) -> dict[str, Score]:
+    """Score the base alone and the trained model on the same rows.
+
+    Args:
+        run: the run's folder or name, or its log.
+        data: a file or packaged text; None: the run's test rows, else its validation rows.
+        limit: at most so many rows; None: all.
+        at: after how many steps: a number, last or best; None: as the run's eval.select says.
+
+    Returns:
+        The score by name: "zero-shot", and "after N steps".
+
+    Raises:
+        DataError: the run has no rows to score, or there is something wrong with them.
+        IdentityError: base, tokenizer or arithmetic here are not those of the log.
+    """
+    log = open_any_log(run)
+    steps = resolve_step(log, at)
+    recipe = recipe_from_header(log.header, run)
+    measuring = Measuring.build(recipe)
+    check_same_base(log.header, measuring.header(), run)
+    examples = measuring.texts.test or measuring.texts.valid
+    if data:
+        rows, _ = load_rows(data, "data", recipe.data)
+        ordered = in_content_order(rows, recipe.task.fields())
+        examples, _ = recipe.task.encode(ordered, measuring.base.tokenizer, measuring.limit, recipe.data.on_overflow)
+    if examples is None:
+        raise DataError(f"{run} has no test rows: name some with --data FILE.")
+    examples = examples.head(limit) if limit else examples
+
+    def score(space: Any) -> Score:
+        return evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
+
+    zero_shot = score(EmptySpace())
+    for _ in engine.play(measuring.run(log), steps):
+        pass
+    return {"zero-shot": zero_shot, f"after {steps:,} steps": score(measuring.space)}
