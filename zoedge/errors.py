@@ -1,4 +1,7 @@
-"""One sentence an error, and the exit code that a script can rely on. Anything else that is raised is a bug of ours."""
+"""The errors that zoedge raises: each is one sentence for the user, and one exit code that a script can rely on.
+
+Any other exception is a bug of ours.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ MAX_FAULTS_SHOWN = 20  # faults of a list that are printed
 
 
 class ZoedgeError(Exception):
-    """Its text is shown to the user as it stands: what was found, where, and what to do. Never a traceback."""
+    """An error whose text is shown to the user as it stands: what is wrong, where, and what to do. No traceback is."""
 
     exit_code = 2
 
 
 class UsageError(ZoedgeError):
-    """The command line or the recipe."""
+    """The command line or the recipe is wrong."""
 
 
 class DataError(ZoedgeError):
-    """The data, the model's files, or a run that will not fit."""
+    """The data or the files of the model are wrong, or the run does not fit into memory."""
 
     exit_code = 3
 
@@ -30,7 +33,7 @@ class IdentityError(ZoedgeError):
 
 
 class DamagedError(ZoedgeError):
-    """A log (or an export) whose bytes are not what was written."""
+    """The bytes of a log or an export are not what was written."""
 
     exit_code = 5
 
@@ -42,7 +45,7 @@ class LockedError(ZoedgeError):
 
 
 class DivergedError(ZoedgeError):
-    """Training left the finite numbers."""
+    """The loss stays far over its best, or is not finite."""
 
     exit_code = 7
 
@@ -60,19 +63,19 @@ class LostError(ZoedgeError):
 
 
 class StorageError(ZoedgeError):
-    """The disk refused a write or a sync. Never retried: the kernel may have dropped the page."""
+    """The disk refused a write or a sync. It is never tried again: the kernel may have dropped the page."""
 
     exit_code = 74
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Is it memory that ran out? By name, because torch need not be loaded; its CPU allocator has no class of its own."""
+    """Is it memory that ran out? Names are compared, because torch may not be loaded and its CPU allocator has no class."""
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     return named or any(text in str(e) for text in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
 
 def suggest_nearest(word: str, choices: object) -> str:
-    """- did you mean 'x'? (or nothing), to be appended to a sentence."""
+    """Return " - did you mean 'x'?" to append to a sentence, or nothing if no choice is near."""
     from difflib import get_close_matches
 
     found = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]
@@ -80,17 +83,17 @@ def suggest_nearest(word: str, choices: object) -> str:
 
 
 def format_faults(faults: Sequence[str]) -> str:
-    """The first faults, a line each, and how many more there are."""
+    """Return the first faults, one on each line, and how many more there are."""
     more = f"\n... and {len(faults) - MAX_FAULTS_SHOWN:,} more" if len(faults) > MAX_FAULTS_SHOWN else ""
     return "\n".join(faults[:MAX_FAULTS_SHOWN]) + more
 
 
 def format_error(e: object) -> str:
-    """A sentence, or several lines of it, as a terminal may be shown it: names of files may hold escape sequences too."""
+    """Return an error's text as a terminal may be shown it: even the name of a file may hold escape sequences."""
     return "\n".join(make_printable(line, len(line)) for line in str(e).splitlines())
 
 
 def make_printable(text: str, limit: int = 120) -> str:
-    """User data made safe to print: control characters escaped, cut to `limit` characters."""
+    """Make user data safe to print: control characters are escaped, and it is cut to `limit` characters."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: limit + 1])
     return shown if len(text) <= limit else shown[:limit] + "..."

@@ -10,7 +10,7 @@ HEX_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-][0-9]+")
 
 
 def encode_canonical(value: Any) -> bytes:
-    """JSON with sorted keys and floats as hexadecimal strings: the same bytes on every machine."""
+    """Encode a value as JSON with sorted keys and floats as hexadecimal strings: the same bytes on every machine."""
 
     def plain(v: Any) -> Any:
         if isinstance(v, float):
@@ -23,7 +23,7 @@ def encode_canonical(value: Any) -> bytes:
 
 
 def decode_canonical(block: bytes) -> Any:
-    """The inverse of `canonical`: strings that are hexadecimal floats, as it writes them, become floats again."""
+    """Decode what `encode_canonical` wrote: strings that are hexadecimal floats become floats again."""
 
     def rich(v: Any) -> Any:
         if isinstance(v, str) and HEX_FLOAT.fullmatch(v):

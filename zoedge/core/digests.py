@@ -10,7 +10,7 @@ from .types import AbstractNoise, AbstractRule, Direction, Key, Leaf, Part, Reco
 
 
 def digest(space: Space) -> bytes:
-    """SHA-256 over the trained values' bytes as they are stored, in manifest order."""
+    """Return the SHA-256 over the bytes of the trained values as they are stored, in the order of their offsets."""
     whole = hashlib.sha256()
     for leaf in space.leaves():
         whole.update(host_bytes(leaf.value))
@@ -18,7 +18,7 @@ def digest(space: Space) -> bytes:
 
 
 def selftest(noise: AbstractNoise, rule: AbstractRule, zeros: Any) -> bytes:
-    """SHA-256 of golden noise and golden updates, computed where `zeros` ([1024] float32) lies.
+    """Return the SHA-256 of some fixed noise and updates, computed on the device where `zeros` ([1024] float32) lies.
 
     A device whose digest is another than the header's would not replay the same bits.
     """
@@ -39,7 +39,7 @@ def selftest(noise: AbstractNoise, rule: AbstractRule, zeros: Any) -> bytes:
 
 
 def host_bytes(array: Any) -> memoryview:
-    """The bytes of a tensor or an array. numpy has no bfloat16: 16-bit tensors are seen as integers."""
+    """Return the bytes of a tensor or an array. numpy has no bfloat16, so that 16-bit tensors are read as integers."""
     if hasattr(array, "cpu"):
         array = array.cpu()
         if array.itemsize == 2:

@@ -1,5 +1,7 @@
-"""The one loop. Training, resume and replay are `play`: where the log has a record it is applied, where it ends one is
-measured, and after that both go the same way. A second function that changes theta would be a bug.
+"""The one loop. Training, resuming and replaying are all `play`.
+
+Where the log has a record, that record is applied; where the log ends, a new one is measured, logged and then applied by
+the same code. A second function that changes theta would be a bug.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ LARGEST_WEIGHT = 2.0**64  # a weight beyond it is no estimate, and would leave f
 
 
 def measure(run: Run, step: int) -> Record:
-    """The half that needs the model: a step's record. Changes nothing."""
+    """Measure a step and return its record. This half needs the model, and changes nothing."""
     assert run.task is not None and run.estimator is not None
     batch = run.task.batch(step)
     lr = run.rule.rate(step, run.steps)
@@ -44,14 +46,15 @@ def measure(run: Run, step: int) -> Record:
 
 
 def advance(run: Run, record: Record) -> None:
-    """The half that needs only the log: theta and slots after a record."""
+    """Apply a record to theta and to the rule's slots. This half needs only the log."""
     if record.flags & SKIPPED:
         return
     for leaf in run.space.leaves():
-        found = [run.direction(record.seq, query, leaf) for query in range(len(record.g))]
-        here = record._replace(g=tuple(g for d, g in zip(found, record.g) if d is not None))
-        if here.g:  # else the leaf rests
-            delta = run.rule.update(run.slots[leaf.name], [d for d in found if d is not None], here)
+        directions = [run.direction(record.seq, query, leaf) for query in range(len(record.g))]
+        moving = [(z, g) for z, g in zip(directions, record.g) if z is not None]  # noise may leave a leaf out
+        if moving:
+            weights = record._replace(g=tuple(g for _, g in moving))
+            delta = run.rule.update(run.slots[leaf.name], [z for z, _ in moving], weights)
             reach_failpoint("apply.mid")
             if leaf.storage in HALF_FORMATS:
                 assert run.bits is not None
@@ -62,14 +65,15 @@ def advance(run: Run, record: Record) -> None:
 
 
 def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
-    """Train, resume and replay: every record of start .. until - 1 in order, each applied before it is yielded.
+    """Yield the record of every step from `start` to `until` - 1, each after it was applied.
 
-    After a rewind, the records from its target on follow: those before it were applied again, by this very loop.
+    After a rewind, the steps up to its target are applied again by this same loop without being yielded; the records from
+    the target on follow.
     """
     step, trains = start, run.estimator is not None and run.log.writable
     while True:
-        here = step == len(run.log)
-        if here and trains and (back := check_divergence(run)) is not None:
+        log_ends = step == len(run.log)
+        if log_ends and trains and (back := check_divergence(run)) is not None:
             run.log.rewind(back)
             run.restart()
             for _ in play(run, back):
@@ -78,7 +82,7 @@ def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
             continue
         if step >= until:
             return
-        record = run.log.append(measure(run, step)) if here else run.log[step]
+        record = run.log.append(measure(run, step)) if log_ends else run.log[step]
         advance(run, record)
         run.log.seal(step + 1, partial(agree_on_digest, run))
         yield record
@@ -86,7 +90,7 @@ def play(run: Run, until: int, start: int = 0) -> Iterator[Record]:
 
 
 def check_divergence(run: Run) -> int | None:
-    """The step that the run must go back to; None: go on. DivergedError: it went back often enough, or may not."""
+    """Return the step that the run must go back to; None: it goes on. DivergedError: it has gone back often enough."""
     done, lost = len(run.log), count_nonfinite(run.log)
     over = run.watchdog.look(run.log) if run.watchdog is not None else 0
     if lost < NONFINITE_PATIENCE and (run.watchdog is None or over < run.watchdog.options.patience):
@@ -104,6 +108,6 @@ def check_divergence(run: Run) -> int | None:
 
 
 def agree_on_digest(run: Run) -> bytes:
-    """The state's digest, which every worker has arrived at."""
-    found = digest(run.space)
-    return found if run.workers is None else run.workers.agree(found)
+    """Return the digest of the trained values. ReplayError: another worker's values have another digest."""
+    own = digest(run.space)
+    return own if run.workers is None else run.workers.agree(own)

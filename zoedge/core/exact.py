@@ -20,7 +20,7 @@ PI_128 = 0x3243F6A8885A308D313198A2E03707344  # pi * 2**128
 
 
 def bits16(x: float) -> float:
-    """`x` rounded half-to-even to 16 significant bits; |x| < 2**-100 becomes 0 (some devices flush subnormals).
+    """Round `x` half-to-even to 16 significant bits; |x| < 2**-100 becomes 0 (some devices flush subnormals).
 
     A 16-bit coefficient times noise of at most 8 significant bits is exact in float32, so `p + c*z` has the same bits
     fused or not, on every device.
@@ -34,12 +34,12 @@ def bits16(x: float) -> float:
 
 
 def mean(losses: Sequence[float]) -> float:
-    """The sum in example order, correctly rounded: the same however the batch was cut, and whoever scored it."""
+    """Return the mean of some losses. The sum is rounded once, so that it is the same however the batch was cut."""
     return math.fsum(losses) / len(losses)
 
 
 def cospi(x: Fraction) -> float:
-    """cos(pi x) by integers alone (128 bits, Taylor): the same on every machine, unlike libm's."""
+    """Return cos(pi x) by integers alone (128 bits, Taylor): the same on every machine, unlike that of libm."""
     x = abs(x) % 2
     if x > Fraction(1, 2):
         return -cospi(1 - x)  # cos(pi x) = cos(pi (2 - x)) too: 1 - x is in -1 .. 1/2
@@ -55,23 +55,27 @@ def cospi(x: Fraction) -> float:
 
 
 def exact_sqrt(x: Any) -> Any:
-    """Elementwise sqrt of float32 through float64: float32's own is one ulp off in 17-20 % of values on some CPUs."""
+    """Return the elementwise sqrt of float32 by float64: in float32 some CPUs are one ulp off in 17-20 % of values."""
     if hasattr(x, "double"):
         return x.double().sqrt().float()
     return (x.astype("f8") ** 0.5).astype("f4")
 
 
 def elementwise_sign(x: Any) -> Any:
-    """Elementwise -1, 0 or +1."""
+    """Return the elementwise sign: -1, 0 or +1."""
     return x.sign() if hasattr(x, "sign") else (x > 0).astype("f4") - (x < 0).astype("f4")
 
 
 def round_stochastic(x: Any, bits: Any, storage: str) -> Any:
-    """Float32 `x` on the grid of a 16-bit `storage`, rounded up or down by chance so that the mean is x (in float32).
+    """Round float32 `x` to the grid of a 16-bit `storage`, up or down by chance, so that the mean is x; returns float32.
 
-    bits: int32 in 0 .. 65535, random, an element; torch or numpy. Integer additions alone: a magnitude's dropped bits plus
-    random ones carry with probability dropped / 2**n. float16's subnormals lie on the grid of 2**-14 .. 2**-13, where
-    they are moved first: what that addition rounds is below 2**-14 of a unit.
+    Args:
+        bits: a random int32 in 0 .. 65535 for each element; torch or numpy, as `x`.
+        storage: bfloat16 or float16.
+
+    Only integers are added: the bits that storing drops, plus random ones, carry with probability dropped / 2**n.
+    float16's subnormals are moved to 2**-14 .. 2**-13 first, whose grid they lie on; what that addition rounds is below
+    2**-14 of a unit.
     """
     drop, least = HALF_FORMATS[storage]
     mask = (1 << drop) - 1

@@ -29,7 +29,7 @@ class Journal(Protocol):
 
 @dataclass
 class MemoryLog:
-    """A log that is a list."""
+    """A log that is a list in memory."""
 
     state = None  # nothing but the records is known
     writable = True
@@ -50,7 +50,7 @@ class MemoryLog:
         return record
 
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
-        """Nothing to prove: this log is not kept."""
+        """Do nothing: this log is not kept, so that there is nothing to prove."""
 
     def rewind(self, step: int) -> None:
         del self.records[step:]

@@ -18,7 +18,12 @@ from .types import CLIPPED, MICRO_BATCHED, AbstractEstimator, AbstractRule, Batc
 
 @dataclass
 class StepOracle:
-    """The oracle of one step: turns points into losses of the step's batch, as many points in a forward as fit."""
+    """The oracle of one step: it turns points into losses of the step's batch, as many points in a forward pass as fit.
+
+    Attributes:
+        asked: every loss that was given so far, in the order of asking.
+        flags: what befell the step (types.CLIPPED, types.MICRO_BATCHED).
+    """
 
     run: Run
     batch: Any
@@ -31,6 +36,7 @@ class StepOracle:
     _gains: dict[int, float] = field(default_factory=dict)
 
     def losses(self, points: Sequence[Point]) -> list[float]:
+        """Return the mean loss of the batch at each point."""
         if (workers := self.run.workers) is None:
             found = [mean(row) for row in self._scored(points, self.batch)]
         else:
@@ -46,7 +52,7 @@ class StepOracle:
         return self._scored(points, self.batch if whole else self.batch.part(rows.start, rows.stop))
 
     def _scored(self, points: Sequence[Point], batch: Batch) -> list[list[float]]:
-        """A point, its examples' losses: as many points in a forward as the space and memory hold."""
+        """Return each point's losses, one an example, with as many points in a forward pass as space and memory hold."""
         tokens = max(1, batch.tokens)
         held = max(1, min(self.run.space.width, self.run.rows // tokens))
         found: list[list[float]] = []
@@ -72,7 +78,7 @@ class StepOracle:
         return found
 
     def _forward(self, points: Sequence[Point], batch: Batch, parts: int) -> list[list[float]]:
-        """The examples' losses at some points, in one forward for each of so many parts of the batch."""
+        """Return each point's losses, one an example, by one forward pass for each of `parts` parts of the batch."""
         task, size = self.run.task, math.ceil(len(batch) / parts) if parts > 1 else 0
         assert task is not None
         pieces = [batch.part(i, i + size) for i in range(0, len(batch), size)] if size else [batch]
@@ -81,21 +87,23 @@ class StepOracle:
         return [list(chain(*row)) for row in zip(*scores)]
 
     def dot(self, a: int, b: int) -> float:
+        """Return the inner product of two queries' directions over all trained elements."""
         return self.gain(a) * self.gain(b) * self._inner(a, b)
 
     def sign(self, query: int) -> float:
-        """The last bit of a hash: Philox is the noise's, and the loop knows no kind of noise."""
+        """Return -1 or +1, drawn by a hash of (seed, seq, query): the loop knows no kind of noise that could draw it."""
         name = f"{self.run.seed} {self.seq} {query}".encode()
         return 1.0 if hashlib.sha256(name).digest()[0] & 1 else -1.0
 
     def clip(self, g: float, limit: float) -> float:
-        if limit < abs(g) < math.inf:  # a loss that is not finite is no large one
+        """Return g with its size limited. A limit that bites is noted in the step's flags."""
+        if limit < abs(g) < math.inf:  # an infinite g is no large one: it is a loss that is not finite
             self.flags |= CLIPPED
             return math.copysign(limit, g)
         return g
 
     def gain(self, query: int) -> float:
-        """What the noise of a query is multiplied by: in points, and in the weights that are logged."""
+        """Return the factor of a query's noise, in points and in the weights that are logged."""
         if query not in self._gains:
             elements = sum(len(leaf.value) for leaf in self.run.space.leaves())
             self._gains[query] = self.run.noise.gain(elements, partial(self._inner, query, query))
@@ -122,7 +130,7 @@ class StepOracle:
 
 
 def count_evaluations(estimator: AbstractEstimator, steps: int) -> tuple[int, int]:
-    """(weights, forward passes) of a step, found by asking the estimator on an oracle of zeros."""
+    """Return how many weights and forward passes a step has, by running the estimator on an oracle whose losses are 0."""
 
     class Zeros:
         step, lr, asked = 0, 1.0, 0
@@ -146,6 +154,6 @@ def count_evaluations(estimator: AbstractEstimator, steps: int) -> tuple[int, in
 
 
 def slot_capacity(estimator: AbstractEstimator, steps: int) -> int:
-    """Directions that a log slot must hold: each has room for a weight and two losses. The smallest slot holds two."""
+    """Return how many directions a log slot must hold: each has room for a weight and two losses; two at least."""
     weights, passes = count_evaluations(estimator, steps)
     return max(2, weights, -(-passes // 2))

@@ -1,4 +1,4 @@
-"""Word -> file -> class. The file's name is the recipe's word: no registry, no list to keep up to date."""
+"""The way from a recipe's word to its class: the word is the name of a file, so that there is no registry to keep."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ PART_FOLDERS = {
 
 @lru_cache
 def list_words(folder: str) -> tuple[str, ...]:
-    """The words a folder defines: its files without a leading underscore."""
-    here = PACKAGE.joinpath(*folder.split("."))
-    return tuple(sorted(p.stem for p in here.glob("*.py") if not p.stem.startswith("_")))
+    """Return the words that a folder defines: its files without a leading underscore."""
+    path = PACKAGE.joinpath(*folder.split("."))
+    return tuple(sorted(p.stem for p in path.glob("*.py") if not p.stem.startswith("_")))
 
 
 def load_module(folder: str, word: str) -> ModuleType:
+    """Import the file of a word."""
     return importlib.import_module(f"{PACKAGE.name}.{folder}.{word}")
 
 
 def load_part(kind: str, word: str) -> type[Any]:
-    """The class behind a recipe's word: `rule: zo_adamu` is ZoAdamu in rules/zo_adamu.py."""
+    """Return the class of a recipe's word: `rule: adamu` is Adamu in methods/rules/adamu.py. UsageError: no such word."""
     folder = PART_FOLDERS[kind]
     if word not in list_words(folder):
         raise UsageError(
             f"{kind}: no '{make_printable(word)}'. There is: "
             f"{', '.join(list_words(folder))}{suggest_nearest(word, list_words(folder))}"
         )
-    made: type[Any] = getattr(load_module(folder, word), "".join(w.capitalize() for w in word.split("_")))
-    return made
+    part: type[Any] = getattr(load_module(folder, word), "".join(w.capitalize() for w in word.split("_")))
+    return part
 
 
 def find_word_by_id(kind: str, attribute: str, number: int) -> str:
-    """The word whose class has the frozen id that a log's header names."""
+    """Return the word whose class has the frozen id that a log's header names. UsageError: none has."""
     for word in list_words(PART_FOLDERS[kind]):
         if getattr(load_part(kind, word), attribute) == number:
             return word

@@ -23,20 +23,20 @@ from .watchdog import Watchdog
 
 
 class Workers(Protocol):
-    """The processes that share a run's steps (workers.py)."""
+    """The processes that share a run's steps (run/workers.py has the class)."""
 
     def means(
         self, points: int, rows: int, score: Callable[[slice, slice], tuple[list[list[float]], int]]
     ) -> tuple[list[float], int]:
-        """(mean loss a point, flags): each worker scores a share of the points or rows, all hear the same."""
+        """Return the mean loss of each point, and flags. Each worker scores a share of points or rows; all hear the same."""
 
     def agree(self, digest: bytes) -> bytes:
-        """The digest, if it is every worker's."""
+        """Return the digest if every worker has the same. ReplayError: another worker has another."""
 
 
 @dataclass
 class Run:
-    """Everything that `play` needs. task, model and estimator are for measuring: replay has none."""
+    """Everything that `play` needs. A replay has no task, model or estimator: these are for measuring."""
 
     seed: int
     steps: int
@@ -47,11 +47,11 @@ class Run:
     estimator: AbstractEstimator | None = None
     task: TrainingTask | None = None
     model: Any = None
-    rows: int = 2048  # token rows in one forward: more than ~2,000 gain nothing and cost memory
+    rows: int = 2048  # token rows in one forward: more than about 2,000 are no faster, and need memory
     bits: Callable[[Key, Leaf], Any] | None = None  # random bits for leaves in 16-bit storage
-    most: float = math.inf  # token rows in one forward that memory has been found to hold
+    most: float = math.inf  # the most token rows in one forward that memory was seen to hold
     watchdog: Watchdog | None = None
-    rewound: Callable[[], Any] | None = None  # puts the space to its value at step 0
+    rewound: Callable[[], Any] | None = None  # puts the space back to its values at step 0
     workers: Workers | None = None  # the processes that share the steps
     slots: dict[str, RuleSlots] = field(default_factory=dict)
     _drawn: dict[tuple[int, int, str], Any] = field(default_factory=dict)
@@ -60,14 +60,14 @@ class Run:
         self.slots = {leaf.name: self.rule.slots(leaf, self.steps) for leaf in self.space.leaves()}
 
     def restart(self) -> None:
-        """Space and slots as before step 0."""
+        """Put the space and the rule's slots back to before step 0."""
         assert self.rewound is not None
         self.rewound()
         self._drawn.clear()
         self.__post_init__()
 
     def direction(self, seq: int, query: int, leaf: Leaf) -> Direction | None:
-        """What is probed and what is moved along: one function for both. None: the leaf rests."""
+        """Return the direction that a leaf is both probed and moved along; None: the noise leaves this leaf out."""
         if self._drawn and next(iter(self._drawn))[0] != seq:
             self._drawn.clear()
         if (place := (seq, query, leaf.name)) not in self._drawn:

@@ -1,9 +1,11 @@
-"""The one door to the disk, and the places where a test can stop a process.
+"""The one door to the disk, and the failpoints at which a test can stop a process.
 
-Whatever is to survive a power cut goes through `disk`: tests put one there that fails, or that remembers what was not
-synced. A failpoint is armed by ZOEDGE_FAILPOINT=name:count:action. When `name` (of POINTS) is reached for the count-th
-time, the process is killed (`kill`) or the call fails as the disk would (`ENOSPC`, `EIO`, any errno's name). Unarmed, a
-point is one comparison: 80 ns, where an append takes 28,000 and the fastest sync 150,000.
+Everything that must survive a power cut is written through `disk`. Tests replace it by a disk that fails, or by one that
+remembers what was not synced.
+
+The variable ZOEDGE_FAILPOINT=name:count:action arms a failpoint: when `name` (of FAILPOINTS) is reached for the count-th
+time, the process is killed (`kill`), or the call fails as a disk would (`ENOSPC`, `EIO`, any errno's name). A failpoint
+that is not armed is one comparison: 80 ns, where an append takes 28,000 ns and the fastest sync 150,000 ns.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ FAILPOINTS = (
 
 
 class Disk:
-    """Every call that changes what the disk holds. No descriptor passes to a child, no symlink is followed."""
+    """Every call that changes what is on the disk. No descriptor passes to a child process; no symlink is followed."""
 
     def open(self, path: Path, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
@@ -50,14 +52,14 @@ class Disk:
         return os.write(fd, data)
 
     def datasync(self, fd: int) -> None:
-        """Onto the platter: fdatasync; macOS needs F_FULLFSYNC, its fsync stops at the drive's cache."""
+        """Sync a file's data to the disk: fdatasync; on macOS F_FULLFSYNC, as its fsync stops at the drive's cache."""
         if hasattr(fcntl, "F_FULLFSYNC"):
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         else:
             os.fdatasync(fd)
 
     def sync(self, fd: int) -> None:
-        """As `datasync`, and what a file's size and age are."""
+        """Sync a file's data, size and times."""
         os.fsync(fd)
 
     def truncate(self, fd: int, size: int) -> None:

@@ -1,9 +1,10 @@
-"""When a run has gone wrong: a function of its effective records alone, so that resume finds what training found.
+"""The watchdog says when a run has gone wrong. It reads the log's effective records alone: a resumed run decides the same.
 
-Clipping: |g| of a query is at most so many times the median of its last 200 that were not zero. Rolling back: the loss
-was over factor times its best for so many steps, or not finite for eight, and the run goes back to an earlier state.
-Too long a step need not show so: it may keep the loss high without ever making it large. So it may also be the mean of
-so many losses that is over `rise` times the lowest such mean; that is no reason to give a run up.
+It clips: |g| of a query is at most `clip` times the median of that query's last 200 values that were not zero.
+
+It rolls back to an earlier state in three cases: the loss was over `factor` times its best for `patience` steps; or it was
+not finite for eight steps; or the mean of the last `patience` losses is over `rise` times the lowest such mean. The third
+case catches steps that are too long and keep the loss high without ever making it large; a run is never given up for it.
 """
 
 from __future__ import annotations
@@ -22,35 +23,39 @@ NONFINITE_PATIENCE = 8  # non-finite steps in a row before a run is given up
 
 
 def clip_limit(clip: float, past: Journal, step: int, query: int) -> float:
-    """The most that |g| of a query may be at `step`."""
-    some = (past[i].g for i in range(max(0, step - CLIP_WINDOW), step))
-    sizes = [abs(g[query]) for g in some if len(g) > query and g[query]]
+    """Return the most that |g| of a query may be at `step`; infinity while too few steps are known."""
+    recent = (past[i].g for i in range(max(0, step - CLIP_WINDOW), step))
+    sizes = [abs(g[query]) for g in recent if len(g) > query and g[query]]
     return clip * median(sizes) if clip and len(sizes) >= MIN_STEPS else math.inf
 
 
 def trust_limit(trust: float | None, loss: float, lr: float) -> float:
-    """The most that |g| may be for a step not to promise more of its loss than that share: lr g^2 <= trust * loss.
+    """Return the most that |g| may be so that a step promises to take at most the share `trust` off its loss.
 
-    Of the slope g along z, a step of lr g takes lr g^2 off the loss, if the loss were linear. A direction in many tells
-    little of the rest: where the promise is a large part of all there is to lose, lr is too large, by that step alone.
+    If the loss were linear with slope g along z, a step of lr * g would take lr * g^2 off it. One random direction knows
+    little of the loss: where it promises a large share of all there is to lose, lr is too large. So lr g^2 <= trust * loss.
     """
     return math.sqrt(trust * loss / lr) if trust and lr and 0 < loss < math.inf else math.inf
 
 
 def count_nonfinite(past: Journal) -> int:
-    """How many of the newest steps in a row were not finite; at most PATIENCE are counted."""
+    """Return how many of the newest steps in a row were not finite; at most NONFINITE_PATIENCE are counted."""
     end = len(past)
     newest = range(end - 1, max(-1, end - 1 - NONFINITE_PATIENCE), -1)
     return next((end - 1 - i for i in newest if not past[i].flags & SKIPPED), len(newest))
 
 
 def lowest_loss(record: Record) -> float:
-    """The lowest loss of a step: others may be of trial steps that were not taken."""
+    """Return the lowest loss of a step: the others may be of trial steps that were not taken."""
     return min((x for x in record.losses if math.isfinite(x)), default=math.inf)
 
 
 class LossTrend(NamedTuple):
-    """After a step. mean: of the newest losses. best: the lowest such mean so far. over: steps in a row too high."""
+    """How the loss stands after a step.
+
+    loss: of this step. mean: of the newest losses. best: the lowest such mean so far. over: for how many steps in a row the
+    loss has been too high.
+    """
 
     loss: float
     mean: float
@@ -60,13 +65,18 @@ class LossTrend(NamedTuple):
 
 @dataclass
 class Watchdog:
-    """options: recipe.Watchdog. seen: one a record of the log, kept because a run asks at every step."""
+    """Watches one run.
+
+    Attributes:
+        options: recipe.sections.WatchdogOptions.
+        seen: the trend after each record of the log, kept because a run asks at every step.
+    """
 
     options: Any
     seen: list[LossTrend] = field(default_factory=list)
 
     def look(self, past: Journal) -> int:
-        """How many of the newest steps in a row were over factor times the best loss before them."""
+        """Return how many of the newest steps in a row were over `factor` times the best loss before them."""
         o, seen = self.options, self.seen
         del seen[len(past) :]  # after a rewind
         while len(seen) < len(past):
@@ -82,7 +92,7 @@ class Watchdog:
         return seen[-1].over if seen else 0
 
     def target(self, log: Any, bad: int) -> int:
-        """The step to go back to: of those with a logged state before the last `bad` ones, the lowest in loss; or 0."""
+        """Return the step to go back to: before the last `bad` steps, the logged state of the lowest mean loss; else 0."""
         before = len(log) - bad
         steps = [s for s in log.state.hashes if 0 < s < before]
         first = self.seen[min(self.options.patience, before) - 1].mean if before else math.inf

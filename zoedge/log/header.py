@@ -57,12 +57,12 @@ class Header:
 
     @property
     def length(self) -> int:
-        """Bytes of the header: where slot 0 begins."""
+        """The length of the header in bytes: slot 0 begins there."""
         return 512 + -(-len(self.block) // 512) * 512
 
     @property
     def about(self) -> dict[str, Any]:
-        """The block, decoded: the resolved recipe, the space's description, the model's source."""
+        """The decoded block: the resolved recipe and the space's description. DamagedError: it cannot be read."""
         try:
             value = decode_canonical(self.block)
             if (
@@ -75,7 +75,7 @@ class Header:
         raise DamagedError(f"{self.where}: the header's block cannot be read: {what}.")
 
     def encode(self) -> bytes:
-        """The header's bytes. What could not be read back as itself is not written: ValueError, or a ZoedgeError."""
+        """Return the header's bytes. ValueError or a ZoedgeError: they could not be read back as what they are."""
         try:
             whole = replace(self, run_id=self.run_id or self.identity())
             fixed = _HEADER_STRUCT.pack(
@@ -103,7 +103,7 @@ class Header:
         return raw
 
     def identity(self) -> bytes:
-        """The run id: what is trained, on what, from where. Two runs of one recipe on one machine write one log."""
+        """Return the run id, 16 bytes: two runs of the same recipe, base and data from the same start have the same."""
         whole = hashlib.sha256(struct.pack("<QQ", self.seed, self.elements))
         for name in DIGEST_FIELDS[:-1]:
             whole.update(getattr(self, name))
@@ -111,7 +111,7 @@ class Header:
 
     @classmethod
     def decode(cls, raw: bytes, where: str) -> tuple[Header, int]:
-        """The header at the start of `raw` and its length in bytes. `raw`: at least the header."""
+        """Decode the header at the start of `raw`, and return it with its length in bytes. DamagedError: it is not whole."""
 
         def require(ok: bool, what: str) -> None:
             if not ok:

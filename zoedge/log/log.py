@@ -1,4 +1,6 @@
-r"""The seed log (.zlog, version 1): the only checkpoint. Little-endian, fixed slots, a SHA-256 hash chain.
+r"""The seed log (.zlog, version 1), a run's only checkpoint. It has slots of one size in a SHA-256 hash chain.
+
+Its integers are little-endian.
 
 Header: 512 bytes + block, padded with zeros to a multiple of 512.
 
@@ -82,7 +84,7 @@ def is_unfinished(raw: bytes) -> bool:
 
 
 class Log:
-    """One open log. `open` reads; `resume` also locks, cuts a torn tail off and appends. Use as a context manager."""
+    """One open log, to be used as a context manager. `open` reads it; `resume` also locks it, and can append."""
 
     delivers: int | None = None  # only a shared log says which step it delivers
 
@@ -99,7 +101,7 @@ class Log:
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Log:
-        """A new log at `path`, durable with its directory entry when this returns. FileExistsError if there is one."""
+        """Create a log at `path`. It is durable, with its directory entry, when this returns. FileExistsError: one is there."""
         raw = header.encode()
         log = cls(path, header, -1, True)
         try:
@@ -116,17 +118,17 @@ class Log:
 
     @classmethod
     def open(cls, path: Path) -> Log:
-        """Read-only. DamagedError names slot, offset and step; a torn tail is counted in `torn`, not an error."""
+        """Open a log for reading. DamagedError names slot, offset and step; a torn tail is no error: `torn` counts it."""
         return cls._scan(path, os.O_RDONLY)
 
     @classmethod
     def resume(cls, path: Path) -> Log:
-        """For appending: LockedError if another process has it; a torn tail is moved to `.torn` and cut off."""
+        """Open a log for appending; a torn tail is kept in a `.torn` file and cut off. LockedError: another process has it."""
         return cls._scan(path, os.O_RDWR)
 
     @classmethod
     def inspect(cls, path: Path) -> Log:
-        """Locked, and read up to its damage (`wrong`), for repair: nothing is changed, and nothing can be appended."""
+        """Open a log for repair: it is locked and read up to its damage, which `wrong` names. Nothing can be appended."""
         return cls._scan(path, os.O_RDWR, inspect=True)
 
     @classmethod
@@ -162,7 +164,7 @@ class Log:
         return log
 
     def read(self) -> None:
-        """Fold in what stands behind the slots that were read; stops at damage, which `wrong` then names."""
+        """Read the slots that follow those already read, up to the file's end or to damage, which `wrong` then names."""
         size, offset, end = self.header.slot_size, self.size, os.fstat(self._fd).st_size
         self.wrong = ""
         with os.fdopen(os.dup(self._fd), "rb") as file:
@@ -185,7 +187,7 @@ class Log:
         self.torn = end - offset
 
     def _mend(self) -> None:
-        """Cut a torn tail off, and make the rest durable: a killed process may have left it in the kernel's cache."""
+        """Cut a torn tail off, and sync the rest: a killed process may have left it in the kernel's cache."""
         if self.torn:
             aside = storage.disk.open(self.path.with_suffix(".torn"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
@@ -207,7 +209,7 @@ class Log:
             ) from None
 
     def _hold(self) -> None:
-        """Say beside the log who has it. Only for the sentence of who does not get it: the lock is the kernel's."""
+        """Write beside the log which process has it. The lock itself is the kernel's: the file is for a message alone."""
         _locked_logs.add(self)
         with suppress(OSError):
             fd = storage.Disk().open(self._lockfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -249,7 +251,7 @@ class Log:
 
     @property
     def place(self) -> str:
-        """Where its damage is."""
+        """Where the damage is, in words."""
         return f"damaged at slot {self.seq} (byte {self.size}, after {len(self)} steps)"
 
     @property
@@ -260,9 +262,11 @@ class Log:
     # -- writing
 
     def append(self, record: Record) -> Record:
-        """Make a step durable; returns it as it will be read back (losses rounded to float32).
+        """Append a step's record and make it durable. Returns it as it will be read back (losses rounded to float32).
 
-        StorageError: it is not logged and MUST NOT be applied; nothing more will be written. ValueError: a bug of ours.
+        Raises:
+            StorageError: the record is not logged and MUST NOT be applied; nothing more will be written.
+            ValueError: a bug of ours.
         """
         if record.seq != self.seq:  # its direction was drawn for another slot
             raise ValueError(f"refusing to log slot {self.seq}: the record was measured for slot {record.seq}")
@@ -271,7 +275,14 @@ class Log:
         return slot.record
 
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
-        """`digest()` is the SHA-256 of the state after `step` steps: logged if it is due, compared if it is known."""
+        """Log the state after `step` steps if that is due, or compare it with what the log knows.
+
+        Args:
+            digest: computes the SHA-256 of the trained values; called only if it is needed.
+
+        Raises:
+            ReplayError: the log knows another state.
+        """
         due = self.writable and step == len(self) and step % self.header.hash_every == 0
         if (known := self.state.hashes.get(step)) is not None:
             check_state_hash(self.path, step, known, digest)
@@ -281,19 +292,21 @@ class Log:
             reach_failpoint("hash.after")
 
     def session(self, digest: bytes) -> bool:
-        """Record the environment if it is another than the last; an unchanged one leaves no trace, so that a run that
-        was killed and resumed ends in the same bytes as one that was not. Returns whether it changed."""
+        """Log the digest of the environment if it is another than the last one; returns whether it is.
+
+        The same environment leaves no trace: a run that was killed and resumed ends in the bytes of one that was not.
+        """
         if self.state.session == digest[:24]:
             return False
         self._put(SESSION, len(self), digest=digest)
         return True
 
     def rewind(self, step: int) -> None:
-        """Drop the effective steps >= `step`; the next record is that step again, with new noise."""
+        """Drop the effective steps from `step` on; the next record is that step again, with new noise."""
         self._put(REWIND, step)
 
     def finish(self, digest: bytes) -> None:
-        """END: the final state's SHA-256. Nothing can follow. ReplayError: the log says another state."""
+        """Log the end of the run with the final state's SHA-256; nothing can follow. ReplayError: the log has another state."""
         if (known := self.state.hashes.get(len(self))) is not None:
             check_state_hash(self.path, len(self), known, lambda: digest)
         if self.state.end is None:

@@ -1,4 +1,6 @@
-r"""A packed log (.zpack, version 1): what replay needs of a log, in 3 to 5 bytes a step. Little-endian; for sharing.
+r"""A packed log (.zpack, version 1), for sharing: what replay needs of a log, in 3 to 5 bytes a step.
+
+Its integers are little-endian.
 
     off  size  field
       0     8  magic 89 5A 50 4B 0D 0A 1A 0A
@@ -52,25 +54,25 @@ _HEADER_STRUCT = struct.Struct("<8sHHIIIIIIB11s16s")
 
 
 def encode_planes(values: Any, width: int) -> bytes:
-    """Differences of unsigned integers, byte plane by byte plane."""
+    """Encode unsigned integers as differences to the one before, byte plane by byte plane."""
     differences = np.diff(np.asarray(values, "<u4"), prepend=np.zeros(1, "<u4"))
     return differences.astype("<u4").view("u1").reshape(-1, 4)[:, :width].T.tobytes()
 
 
 def decode_planes(raw: bytes, width: int) -> Any:
-    """The inverse of `planes`, as uint32."""
+    """Decode what `encode_planes` wrote, as uint32."""
     whole = np.zeros((len(raw) // width, 4), "u1")
     whole[:, :width] = np.frombuffer(raw, "u1").reshape(width, -1).T
     return (np.cumsum(whole.view("<u4")[:, 0], dtype="u8") & (256**width - 1)).astype("<u4")
 
 
 def float_bits(values: Any) -> Any:
-    """float32 patterns as uint32."""
+    """Return the bit patterns of float32 values as uint32."""
     return np.asarray(values, "<f4").view("<u4")
 
 
 def pack_log(log: Log) -> bytes:
-    """A log as a packed one."""
+    """Return the bytes of a packed log."""
     records, known = list(log), sorted(log.state.hashes.items())
     header = log.header.encode()
     body = b"".join(
@@ -106,7 +108,7 @@ def pack_log(log: Log) -> bytes:
 
 
 class KnownStates(NamedTuple):
-    """What a packed log knows of the states: first 24 bytes of their SHA-256 after so many steps; the final one."""
+    """The states that a packed log knows: the first 24 bytes of their SHA-256, by number of steps; and the final one."""
 
     hashes: dict[int, bytes]
     end: bytes | None

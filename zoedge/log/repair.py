@@ -1,4 +1,7 @@
-"""Mending a damaged log: by the chain where one byte of a slot is wrong, else by cutting. What it was is kept beside it."""
+"""Repair of a damaged log. One wrong byte of a slot is found by the chain and mended; else the log is cut there.
+
+A copy of the log as it was stays beside it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,13 @@ from .slots import chain_value
 
 
 def repair(path: Path) -> list[str]:
-    """Mend a log, or cut it where its damage begins; returns what was done, in sentences.
+    """Mend a log, or cut it where its damage begins. Returns what was done, in sentences.
 
-    UsageError: nothing is damaged. DamagedError: nothing can be read, its header is gone. LockedError. StorageError.
+    Raises:
+        UsageError: nothing is damaged.
+        DamagedError: the header cannot be read.
+        LockedError: another process has the log.
+        StorageError: the disk refuses.
     """
     try:
         log = Log.inspect(path)
@@ -35,7 +42,7 @@ def repair(path: Path) -> list[str]:
 
 
 def repair_in_place(log: Log, path: Path) -> list[str]:
-    """The log's file, changed in place, after a copy of it is durable. A crash on the way leaves it as damaged, or less."""
+    """Change the log's file in place, after a copy of it is durable. A crash on the way leaves it no more damaged."""
     fd, size, said = log._fd, log.header.slot_size, []
     kept = save_damaged_copy(path, os.pread(fd, os.fstat(fd).st_size, 0))
     while log.wrong and (found := find_wrong_byte(bytes.fromhex(log.fingerprint), os.pread(fd, size, log.size))):
@@ -55,7 +62,7 @@ def repair_in_place(log: Log, path: Path) -> list[str]:
 
 
 def save_damaged_copy(path: Path, raw: bytes) -> Path:
-    """A copy beside `path` under a name that nothing has yet."""
+    """Write a copy beside `path`, under a name that nothing has yet, and return its path."""
     for number in count(1):
         kept = path.with_suffix(f".damaged-{number}")
         try:
@@ -67,14 +74,14 @@ def save_damaged_copy(path: Path, raw: bytes) -> Path:
 
 
 def find_wrong_byte(previous: bytes, raw: bytes) -> tuple[int, bytes] | None:
-    """(place, the slot) if changing one byte puts a slot on the chain; 12,000 SHA-256 for 64 bytes, 10 ms.
+    """Find the one byte whose change puts a slot on the chain; returns its place and the mended slot, or None.
 
-    By chance one of them would once in 2**114 slots.
+    A slot of 64 bytes needs 12,000 SHA-256, 10 ms. By chance a wrong change would fit once in 2**114 slots.
     """
     body, said, value = raw[:-16], raw[-16:], chain_value(previous, raw[:-16])
     wrong = [i for i in range(16) if value[i] != said[i]]
     if not wrong:
-        return None  # not the bytes are wrong: they say what no writer writes
+        return None  # the chain is whole: a program has written what zoedge never writes
     if len(wrong) == 1:
         return len(body) + wrong[0], body + value
     for at in range(len(body)):

@@ -1,9 +1,12 @@
-"""`eps: auto` and `lr: auto`: found before a run begins, by forward passes on its own training batches.
+"""`eps: auto` and `lr: auto` are found before a run begins, by forward passes on its own training batches.
 
-eps: the smallest radius of LADDER at which a slope is the same number at one and a quarter times the radius. lr: short
-trial runs of the same engine, from the same start along the same directions on the same batches, each with a log of its
-own under search/; the best one's, divided by CAUTION. Both are functions of recipe, base and data: a killed search goes
-on where its logs end, and finds the same. The run itself sees numbers alone, and its header has them.
+eps is the smallest radius of EPS_LADDER at which a slope has the same value as at 1.25 times the radius.
+
+lr is found by short trial runs of the same engine. Each starts from the same point, along the same directions, on the same
+batches, and has a log of its own under search/. The lr of the best trial is divided by CAUTION_FACTOR.
+
+Both depend on recipe, base and data alone: a search that was killed goes on where its logs end, and finds the same. The
+run itself sees only numbers, and its header has them.
 """
 
 from __future__ import annotations
@@ -31,35 +34,32 @@ from .setup import cache_trunk
 
 SEARCH_FOLDER = "search"  # the trials' logs, in the run's folder
 
-PROBE_SEQ = 2**32 - 1  # of the directions that slopes are measured along: no step of a run reaches it
+PROBE_SEQ = 2**32 - 1  # the slot number of the directions that slopes are measured along: no run has so many steps
 
 EPS_LADDER = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
-WIDENING_FACTOR, MAX_SLOPE_NOISE, SLOPE_DIRECTIONS = (
-    1.25,
-    0.1,
-    4,
-)  # slopes of four directions differ by less than a tenth of their size
+WIDENING_FACTOR = 1.25  # a slope is compared with the slope at this many times the radius
+MAX_SLOPE_NOISE = 0.1  # how much the two may differ, as a share of their size
+SLOPE_DIRECTIONS = 4  # the directions that slopes are compared along
 
-MAX_TRIALS, TRIAL_SHARE, MIN_TRIAL_STEPS = (
-    12,
-    0.01,
-    40,
-)  # at most; steps of each, as a share of the run's; at least so many
+MAX_TRIALS = 12  # the most trial runs of a search
+TRIAL_SHARE = 0.01  # the steps of a trial, as a share of the run's
+MIN_TRIAL_STEPS = 40  # the fewest steps of a trial
 
-JUDGING_BATCHES = 16  # batches, those after a trial's own, on which its end is judged
+JUDGING_BATCHES = 16  # the batches after a trial's own, on which its end is scored
 
-SETTLING_STEPS, DIVERGENCE_RATIO = (
-    8,
-    2.0,
-)  # a trial whose loss over so many steps is so many times that of its first ones has diverged
+SETTLING_STEPS = 8  # steps over which a trial's first and newest losses are averaged
+DIVERGENCE_RATIO = 2.0  # a trial whose newest losses are this many times its first ones has diverged
 
-CAUTION_FACTOR = 3.0  # a short run bears a longer step than a long one
+CAUTION_FACTOR = 3.0  # a short run tolerates a longer step than a long one
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A value, and what it was chosen by. tried: candidate -> noise over signal (eps) or loss (lr); passes: of a sample."""
+    """A value, and what it was chosen by.
+
+    tried: by candidate, the noise over the signal (eps) or the loss (lr). passes: forward passes of a sample.
+    """
 
     value: float
     tried: dict[float, float]
@@ -67,7 +67,7 @@ class SearchResult:
 
 
 def fill_from_log(recipe: Recipe, header: Header) -> Recipe:
-    """The recipe with the numbers that a run of it has begun with, for what it leaves to be found."""
+    """Return the recipe with the numbers that a run of it has begun with, in the place of each `auto`."""
     about = header.about.get("recipe")
     found: dict[str, Any] = {}
     for path in recipe.auto:
@@ -105,7 +105,7 @@ def resolve_numbers(measuring: setup.Measuring, folder: Path, say: Callable[[str
 
 
 def format_result(found: SearchResult) -> dict[str, Any]:
-    """As a line of metrics.jsonl: JSON has no infinity."""
+    """Return a result as fields of metrics.jsonl; infinity becomes null, as JSON has none."""
     tried = {f"{key:g}": value if math.isfinite(value) else None for key, value in sorted(found.tried.items())}
     return {"value": found.value, "tried": tried, "passes": found.passes}
 
@@ -114,7 +114,7 @@ def format_result(found: SearchResult) -> dict[str, Any]:
 
 
 def measure_slopes(measuring: setup.Measuring, eps: float, directions: int) -> list[float]:
-    """(f(theta + eps z) - f(theta - eps z)) / 2 eps along some directions, on the first batch."""
+    """Return (f(theta + eps z) - f(theta - eps z)) / 2 eps on the first batch, for each of some directions z."""
     run = measuring.run(None)  # type: ignore[arg-type]
     oracle = core_oracle.StepOracle(run, measuring.task.batch(0), 0, run.steps, PROBE_SEQ)
     losses = oracle.losses([((sign * eps, q),) for q in range(directions) for sign in (1.0, -1.0)])
@@ -122,9 +122,10 @@ def measure_slopes(measuring: setup.Measuring, eps: float, directions: int) -> l
 
 
 def find_radius(measuring: setup.Measuring) -> SearchResult:
-    """The smallest radius of LADDER whose slopes are STABLE, else the one whose slopes are most so.
+    """Find the smallest radius of EPS_LADDER whose slopes agree with those at a slightly wider radius.
 
-    Rounding is another at a slightly wider radius, and shows as a difference, as does a slope that bends.
+    Where none agrees well enough, the radius with the best agreement is taken. Rounding errors differ between the two
+    radii, and so does a slope that bends: both show as a difference.
     """
     tried: dict[float, float] = {}
     passes = 0
@@ -145,7 +146,7 @@ def find_radius(measuring: setup.Measuring) -> SearchResult:
 
 
 def diagnose_radius(measuring: setup.Measuring, name: str) -> str:
-    """What is wrong with the radius of the recipe, if its slope is another at half of it; or ''."""
+    """Return a sentence on the recipe's radius if the slope at half of it is another one; else ''."""
     radius = getattr(measuring.recipe.estimator, name)
     (whole,), (half,) = measure_slopes(measuring, radius, 1), measure_slopes(measuring, radius / 2, 1)
     if 0.5 <= (half / whole if whole else 0.0) <= 2.0:
@@ -160,12 +161,12 @@ def diagnose_radius(measuring: setup.Measuring, name: str) -> str:
 
 
 def ladder_rung(start: float, k: int) -> float:
-    """start * 1, 3, 10, 30, ... and downwards, as people write it."""
+    """Return rung k of a ladder: start times 1, 3, 10, 30, ... upwards, and 1/3, 1/10, ... downwards for negative k."""
     return float(f"{start * 10 ** (k // 2) * (3 if k % 2 else 1):.6g}")
 
 
 def bracket_minimum(start: float, trial: Callable[[float], float], most: int) -> dict[float, float]:
-    """{candidate: loss} of rungs tried until the best stands between two others; infinite: it diverged."""
+    """Try rungs until the best lies between two others. Returns the loss of each candidate; infinite: it diverged."""
     found: dict[int, float] = {0: trial(start)}
     while len(found) < most:
         best = min(found, key=lambda k: (found[k], k))
@@ -177,7 +178,7 @@ def bracket_minimum(start: float, trial: Callable[[float], float], most: int) ->
 
 
 def find_learning_rate(measuring: setup.Measuring, folder: Path) -> SearchResult:
-    """The step size whose trial ends at the lowest loss, divided by CAUTION. DivergedError: none ends anywhere."""
+    """Find the lr whose trial ends at the lowest loss, divided by CAUTION_FACTOR. DivergedError: all trials diverged."""
     recipe = measuring.recipe
     steps = max(MIN_TRIAL_STEPS, math.ceil(recipe.train.steps * TRIAL_SHARE))
     folder.mkdir(exist_ok=True)
@@ -206,7 +207,7 @@ def find_learning_rate(measuring: setup.Measuring, folder: Path) -> SearchResult
 
 
 def trial_recipe(recipe: Recipe, lr: float, steps: int) -> Recipe:
-    """The recipe of a trial: so many steps with that lr throughout, unguarded."""
+    """Return the recipe of a trial: `steps` steps at a constant lr, without weight decay and watchdog."""
     return replace(
         recipe,
         rule=replace(recipe.rule, lr=lr, schedule="constant", weight_decay=0.0),
@@ -217,7 +218,7 @@ def trial_recipe(recipe: Recipe, lr: float, steps: int) -> Recipe:
 
 
 def run_trial(measuring: setup.Measuring, path: Path) -> tuple[float, int]:
-    """(loss where the trial ends, infinite if it diverged; forward passes of a sample). Goes on where its log ends."""
+    """Run a trial, or go on with it where its log ends. Returns its final loss (infinite: it diverged) and its passes."""
     recipe = measuring.recipe
     with open_trial_log(path, measuring.header()) as log:
         run, asked = measuring.run(log), 0
@@ -240,7 +241,7 @@ def run_trial(measuring: setup.Measuring, path: Path) -> tuple[float, int]:
 
 
 def has_diverged(log: Journal) -> bool:
-    """Is the mean loss of a log's newest steps FAR over that of its first ones, or not finite?"""
+    """Is the mean loss of a log's newest steps far over that of its first ones, or not finite?"""
     if len(log) < 2 * SETTLING_STEPS:
         return False
     first, newest = (
@@ -250,7 +251,7 @@ def has_diverged(log: Journal) -> bool:
 
 
 def open_trial_log(path: Path, header: Header) -> Log:
-    """The trial's log, to go on with; one of another recipe, base or data, or a damaged one, is begun anew."""
+    """Open a trial's log to go on with it; a damaged one, or one of another recipe, base or data, is begun anew."""
     if path.exists():
         with suppress(DamagedError):
             log = Log.resume(path)
@@ -267,7 +268,7 @@ def open_trial_log(path: Path, header: Header) -> Log:
 
 
 class SavedStart:
-    """Where a space begins, kept on disk: of all weights, another copy would not fit in memory."""
+    """The values that a space begins with, kept on disk: a copy of all weights would not fit into memory."""
 
     def __init__(self, space: Any, folder: Path):
         self.space, self.file = space, tempfile.TemporaryFile(dir=folder)

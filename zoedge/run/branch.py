@@ -1,7 +1,7 @@
-"""A branch: a run whose first steps are another's. Its log holds them itself, so that it replays alone.
+"""A branch is a run whose first steps are those of another run, its parent. Its log holds them, so that it replays alone.
 
-Slot i is the parent's slot i where that has an effective step, or the state right after one; every other slot is a NOTE,
-because a direction is named by its slot. Then a HASH: the state that the branch goes on from, replayed from the parent.
+A direction is named by its slot. So slot i of the branch is the parent's slot i where that holds an effective step, or the
+state right after one; every other slot is a NOTE. Then a HASH follows: the state that the branch goes on from.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from ..core.types import Record
 from ..errors import IdentityError, LockedError, StorageError, UsageError
 from ..log.header import Header
 from ..log.log import Log
+from ..log.packed import AnyLog
 from ..log.slots import HASH, NOTE, STEP, chain_value, encode_slot
 from ..recipe.recipe import Recipe
 from . import identity, replay
 
-# what a record says itself (lr, decay), or what only measuring needs; all else must be the parent's, or its steps would
-# not give its states
+# A branch may change what every record says itself (lr, decay) and what only measuring needs. All else must be as in the
+# parent, or the parent's steps would lead to other states.
 BRANCH_MAY_CHANGE = (
     "model",
     "data",
@@ -39,18 +40,18 @@ BRANCH_MAY_CHANGE = (
 
 
 class Parent(NamedTuple):
-    """A log, raw or packed, and how many of its steps are taken."""
+    """A parent run's log, and how many of its steps the branch begins with."""
 
-    log: Any
+    log: AnyLog
     steps: int
 
     def about(self) -> dict[str, Any]:
-        """What the branch's header says of it."""
+        """Return what the header of the branch says of its parent."""
         return {"fingerprint": self.log.fingerprint, "step": self.steps}
 
 
 def check_same_parent(header: Header, parent: Parent, folder: Path) -> None:
-    """IdentityError: the run in `folder` is no branch of it."""
+    """Raise IdentityError unless the run in `folder` is a branch of this parent."""
     if identity.parent_from_header(header) != parent.about():
         raise IdentityError(
             f"{folder} holds a run that did not begin as {parent.log.path}@{parent.steps}. Choose another name, or --run-dir."
@@ -58,7 +59,7 @@ def check_same_parent(header: Header, parent: Parent, folder: Path) -> None:
 
 
 def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
-    """IdentityError: under this recipe the parent's steps would lead elsewhere. UsageError: nothing is left to train."""
+    """Raise IdentityError if the parent's steps would lead elsewhere under this recipe; UsageError if no step is left."""
     theirs, ours, where = parent.log.header, header, f"{parent.log.path}@{parent.steps}"
     old = identity.recipe_from_header(theirs, str(parent.log.path))
     if not 0 < parent.steps < recipe.train.steps:
@@ -78,7 +79,7 @@ def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
             ]
     if recipe.estimator.bound and not isinstance(parent.log, Log):
         wrong.append("a packed log has no losses for the estimator to read")
-    # `replayer` asks for the parent's self-test, and ours is another where weight_decay is
+    # build_replay_run proves the parent's self-test; ours differs where weight_decay does
     asked = replace(theirs, recipe=ours.recipe, data=ours.data, selftest=ours.selftest)
     wrong += identity.identity_differences(asked, ours)
     if wrong:
@@ -86,11 +87,12 @@ def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
 
 
 def can_change(path: str) -> bool:
+    """May a branch change this key of the recipe?"""
     return any(path == word or path.startswith(f"{word}.") for word in BRANCH_MAY_CHANGE)
 
 
 def begin_branch(parent: Parent, header: Header, recipe: Recipe, path: Path) -> None:
-    """The branch's log at `path`, whole or not at all. ReplayError: the parent is not what it says."""
+    """Write the log of the branch to `path`, whole or not at all. ReplayError: the parent does not replay to its states."""
     check_parent(parent, header, recipe)
     elsewhere = identity.recipe_from_header(parent.log.header, str(parent.log.path)).model.source != recipe.model.source
     run = replay.build_replay_run(parent.log, base=recipe.model.source if elsewhere else None)
@@ -112,7 +114,7 @@ def begin_branch(parent: Parent, header: Header, recipe: Recipe, path: Path) -> 
 
 
 def encode_branch(parent: Parent, header: Header, state: bytes) -> bytes:
-    """The bytes of a log that begins with the parent's steps, and `state` after them."""
+    """Return the bytes of a log that has the parent's steps, and after them the digest `state`."""
     raw = header.encode()
     out, link, known = [raw], raw[480:496], parent.log.state.hashes
     origin = hashlib.sha256(encode_canonical(parent.about())).digest()

@@ -1,4 +1,4 @@
-"""How sharp the loss is where training stands: tr H by random directions (FlatZero, arXiv 2506.05454, section 5).
+"""The sharpness of the loss where training stands: tr H by random directions (FlatZero, arXiv 2506.05454, section 5).
 
 antithetic: mean over u of (f(x + d u) + f(x - d u) - 2 f(x)) / d^2, u normal: the gradient cancels.
 paper: (2 / d^2) |mean over u of f(x + d u) - f(x)|: its spread is (2 / d) |grad f| / sqrt(directions), which buries tr H
@@ -16,12 +16,12 @@ from ..core.types import CURVATURE_STREAM, Key, Leaf
 from ..methods.noise.normal import Normal
 from ..recipe.sections import Curvature
 
-FORWARD_TOKENS = 2048  # token rows of a forward
+FORWARD_TOKENS = 2048  # token rows in one forward pass
 
 
 @dataclass(frozen=True)
 class HessianTrace:
-    """trace: of the Hessian over all that is trained. error: its standard error over the directions. loss: f(x)."""
+    """An estimate of the trace of the Hessian over all that is trained, its standard error, and the loss f(x)."""
 
     trace: float
     error: float
@@ -31,7 +31,10 @@ class HessianTrace:
 def estimate_trace(
     space: Any, task: Any, model: Any, examples: Any, options: Curvature, seed: int, step: int
 ) -> HessianTrace:
-    """tr H of the mean loss of the first `options.rows` examples: 1 + 2 (paper: 1) forward passes a direction of them."""
+    """Estimate tr H of the mean loss of the first `options.rows` examples.
+
+    It takes one forward pass of them, and two more for each direction (estimator: paper, one more).
+    """
     count = min(options.rows, len(examples))
     batches = examples.sorted_batches(
         max(1, FORWARD_TOKENS // (2 * max(map(len, examples.tokens)) * examples.per)), count

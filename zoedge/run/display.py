@@ -1,6 +1,6 @@
-"""What a run shows while it goes: a live panel on a terminal, plain lines elsewhere, JSON lines for machines, or nothing.
+"""The displays of a run: a live panel on a terminal, plain lines elsewhere, JSON lines for machines, or nothing.
 
-A display consumes records and scores; it decides nothing.
+A display is given records and scores; it decides nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..core.types import SKIPPED, Record
 from .evaluate import Score
 
 SPARKLINE_BARS = "▁▂▃▄▅▆▇█"
-MEAN_DECAY = 0.98  # of the running mean of loss and |gamma|, a step
+MEAN_DECAY = 0.98  # how much of the running means of loss and |gamma| a step keeps
 
 
 def draw_sparkline(values: Iterable[float], width: int = 40) -> str:
-    """The last values as a line of blocks, lowest to highest."""
-    some = list(values)[-width:]
-    if not some:
+    """Draw the last values as a line of blocks, the lowest value as the lowest block."""
+    shown = list(values)[-width:]
+    if not shown:
         return ""
-    low, high = min(some), max(some)
+    low, high = min(shown), max(shown)
     return "".join(
-        SPARKLINE_BARS[int((v - low) / (high - low) * 7.999)] if high > low else SPARKLINE_BARS[3] for v in some
+        SPARKLINE_BARS[int((v - low) / (high - low) * 7.999)] if high > low else SPARKLINE_BARS[3] for v in shown
     )
 
 
@@ -39,15 +39,15 @@ def format_seconds(seconds: float) -> str:
 
 
 def read_peak_memory() -> int:
-    """The most memory that this process has had at once, in bytes: resident, without a GPU's."""
+    """Return the most memory that this process has held at once, in bytes; the memory of a GPU is not counted."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
 class Plain:
-    """A line an event: for pipes, logs and --plain. The other displays override how, not what."""
+    """Prints one line for each event: for pipes, logs and --plain. The other displays show the same in another form."""
 
-    every = 50  # steps a line
+    every = 50  # steps for each line
 
     def __init__(self, steps: int = 0):
         self.steps, self.first, self.began = steps, -1, 0.0
@@ -63,7 +63,7 @@ class Plain:
         self.say(f"note: {text}")
 
     def start(self, steps: int, title: str, facts: dict[str, str] | None = None) -> None:
-        """What is about to happen: a title, and a line a fact."""
+        """Say what is about to happen: a title, and one line for each fact."""
         self.steps, self.title = steps, title
         self.say(title)
         for name, text in (facts or {}).items():
@@ -71,12 +71,12 @@ class Plain:
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:
-        """Something that takes a while and has no count."""
+        """Show that something takes a while whose length is not known."""
         self.say(f"{text} ...")
         yield
 
     def track(self, sizes: Iterable[int], total: int, text: str) -> None:
-        """Something that yields how much of `total` each part was."""
+        """Show the progress of work that yields how much of `total` each part was."""
         began, done = time.monotonic(), 0
         for size in sizes:
             done += size
@@ -130,14 +130,14 @@ class Plain:
 
 
 class Quiet(Plain):
-    """Errors alone."""
+    """Shows nothing; errors are raised."""
 
     def say(self, text: str) -> None:
         pass
 
 
 class Json(Plain):
-    """One JSON object a line on standard output."""
+    """Prints one JSON object on each line of standard output."""
 
     def say(self, text: str) -> None:
         self.put("message", text=text)
@@ -156,7 +156,7 @@ class Json(Plain):
 
 
 def format_changes(score: Score, before: Score | None) -> list[str]:
-    """A score's columns, each with an arrow in the direction that it went since `before`, if that is of as many rows."""
+    """Return a score's columns, each with an arrow for its change since `before`, if that is of as many rows."""
     now, then = score.columns(), before.columns() if before is not None and before.count == score.count else {}
     found = []
     for name, text in now.items():
@@ -168,7 +168,7 @@ def format_changes(score: Score, before: Score | None) -> list[str]:
 
 
 class Live(Plain):
-    """A panel that stays in place: bar, steps/s, time left, loss, gamma, sparkline, the last scores."""
+    """Shows a panel that stays in place: progress, steps/s, time left, loss, gamma, a sparkline, the last scores."""
 
     def __init__(self, steps: int = 0):
         super().__init__(steps)
@@ -266,7 +266,7 @@ class Live(Plain):
 
 
 def make_display(style: str) -> Plain:
-    """auto, plain, quiet or json; auto is the panel on a terminal and plain lines elsewhere."""
+    """Return the display of a name: auto, plain, quiet or json; auto is the panel on a terminal, plain lines elsewhere."""
     if style == "auto":
         return Live() if sys.stdout.isatty() else Plain()
     return {"plain": Plain, "quiet": Quiet, "json": Json}[style]()

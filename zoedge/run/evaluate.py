@@ -1,4 +1,4 @@
-"""How good the model is on labelled rows: what its task measures, where the space stands now."""
+"""Scores of a model on labelled rows: what its task measures, at the space's current value."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """loss: the mean cross-entropy. count: rows. What a task does not measure is None.
+    """A score. What a task does not measure is None; shares are between 0 and 1.
 
-    accuracy: of the likeliest option. calibrated: after the label bias is taken off. majority: what always answering the
-    commonest label gives. f1, exact_match: of generated texts, as SQuAD's. reward: the user's function's.
+    Attributes:
+        loss: the mean cross-entropy.
+        count: of rows.
+        accuracy: the share of rows whose likeliest option is right.
+        calibrated: the same after the label bias is taken off.
+        majority: the share of rows with the commonest label.
+        f1, exact_match: of generated texts, as SQuAD measures them.
+        reward: the mean of the user's function.
     """
 
     loss: float
@@ -27,11 +33,11 @@ class Score:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Score:
-        """From a line of metrics.jsonl, which has more, and may be older."""
+        """Read a score from a line of metrics.jsonl, which has more fields, and may be of an older version."""
         return cls(**{k: v for k, v in fields.items() if k in cls.__dataclass_fields__})
 
     def columns(self) -> dict[str, str]:
-        """What applies, as a table shows it: name -> text."""
+        """Return what was measured as a table shows it: text by name."""
         shares = {
             "accuracy" if self.calibrated is None else "raw": self.accuracy,
             "calibrated": self.calibrated,
@@ -43,7 +49,7 @@ class Score:
         return found | {name: f"{x:.4f}" for name, x in numbers.items() if x is not None}
 
     def sentence(self) -> str:
-        """What applies, on one line."""
+        """Return what was measured on one line."""
         named = [f"{name} {text}" for name, text in self.columns().items()]
         if self.calibrated is not None:
             named[:2] = [
@@ -60,7 +66,7 @@ def format_percent(x: float) -> str:
 
 
 def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
-    """Scores of the same rows under one another, by what they are of, and what the commonest label gives."""
+    """Return the lines of a table of scores on the same rows, with what always answering the commonest label gives."""
     some = {name: score for name, score in scores.items() if score is not None}
     last = next(reversed(some.values()))
     lines = [f"{'':22}" + "".join(f"{name:>12}" for name in last.columns())]
@@ -70,7 +76,7 @@ def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
 
 
 class EmptySpace:
-    """In the place of a space: the base alone, without what the space starts from (virtual tokens)."""
+    """Stands in the place of a space for the base alone, without what the space starts from (virtual tokens)."""
 
     @contextmanager
     def visit(self, deltas: Any) -> Iterator[None]:
@@ -78,6 +84,10 @@ class EmptySpace:
 
 
 def evaluate(space: Any, task: Any, model: Any, examples: Any, calibrate: int) -> Score:
-    """The task's score at the space's current value. calibrate: training rows, without their labels, for the bias."""
+    """Return the task's score at the space's current value.
+
+    Args:
+        calibrate: how many training rows, without their labels, measure the label bias.
+    """
     with space.visit([lambda leaf: None]):
         return Score(**task.judge(model, examples, calibrate))

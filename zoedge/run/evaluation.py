@@ -1,4 +1,4 @@
-"""Scores along the way: the validation rows during a run, the test rows before and after it."""
+"""Evaluation in the course of a run: on validation rows during it, on test rows before and after it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..log.log import Log
 from . import curvature, evaluate, folder, setup, trackers
 from .display import Plain
 from .evaluate import Score
 
+if TYPE_CHECKING:
+    from ..scoring.tasks._examples import Examples
+
 
 class Stopwatch:
-    """seconds: by part of a run."""
+    """Adds up the seconds that the parts of a run take, by the name of the part."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -29,7 +32,7 @@ class Stopwatch:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
 
     def each(self, part: str, items: Iterator[Any]) -> Iterator[Any]:
-        """The items, their making timed: not what is done with them."""
+        """Yield the items, and time how long each takes to make, but not what is done with it."""
         while True:
             with self(part):
                 item = next(items, None)
@@ -38,11 +41,16 @@ class Stopwatch:
             yield item
 
 
-SAMPLE_COUNT = 6  # held-out rows whose answers are noted before and after
+SAMPLE_COUNT = 6  # the held-out rows whose answers are noted before and after a run
 
 
 class Evaluator:
-    """Evaluation along the way: on validation rows, and before and after on test rows. What it found is noted."""
+    """Evaluates a run, and writes each score to metrics.jsonl, the display and the trackers.
+
+    Attributes:
+        last: the rows that are scored before and after the run: the test rows, else the validation rows, else None.
+        rows: what these rows are called.
+    """
 
     def __init__(
         self,
@@ -57,7 +65,8 @@ class Evaluator:
         self.last = measuring.texts.test if measuring.texts.test is not None else measuring.texts.valid
         self.rows = "test" if measuring.texts.test is not None else "validation"
 
-    def look(self, space: Any, examples: Any, **fields: Any) -> Score:
+    def look(self, space: Any, examples: Examples, **fields: Any) -> Score:
+        """Score some examples, and write the score with some fields to metrics.jsonl."""
         b = self.measuring
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
@@ -68,7 +77,7 @@ class Evaluator:
         return score
 
     def before(self) -> Score | None:
-        """The score of the base alone: zero-shot, also when a run is resumed."""
+        """Return the zero-shot score of the base alone, which a resumed run reads from metrics.jsonl."""
         if self.last is None or not self.measuring.recipe.eval.at_start:
             return None
         for line in folder.read_metrics(self.folder):
@@ -80,8 +89,9 @@ class Evaluator:
         return score
 
     def samples(self, space: Any, step: int) -> None:
-        """What the model answers to the first held-out rows, noted for people to read."""
+        """Note for people what the model answers to the first held-out rows."""
         b = self.measuring
+        assert self.last is not None
         some = self.last.head(SAMPLE_COUNT)
         with space.visit([lambda leaf: None]):
             replies = b.task.replies(b.base, some)
@@ -92,24 +102,25 @@ class Evaluator:
             folder.append_metric(self.folder, event="samples", step=step, rows=self.rows, samples=found)
 
     def due(self, step: int) -> bool:
-        """Of the last step, `after` tells what there is to know, unless the validation rows are to choose."""
+        """Is the step to be evaluated on validation rows? The last one only if they choose the step that is delivered."""
         options, steps = self.measuring.recipe.eval, self.measuring.recipe.train.steps
         looked = step % options.every == 0 if step < steps else options.select == "best"
         return self.measuring.texts.valid is not None and looked
 
     def missed(self, step: int, last: int) -> bool:
-        """Whether a step that was taken before still lacks a look that `best` may need, or the last a look at all: a
-        kill came between."""
+        """Did a kill prevent the evaluation of a step that is already logged, and is that evaluation still needed?"""
         wanted = (self.measuring.recipe.eval.select == "best" or step == last) and self.due(step)
         return wanted and step not in folder.validation_losses(self.folder, self.log)
 
     def at(self, step: int) -> None:
+        """Evaluate the validation rows after `step` steps, if that is due."""
         if self.due(step):
             seq = self.log[step - 1].seq
             score = self.look(self.measuring.space, self.measuring.texts.valid, event="valid", step=step, seq=seq)
             self.show.score(step, score, "validation")
 
     def curvature(self, step: int) -> None:
+        """Estimate the trace of the Hessian after `step` steps, if the recipe asks for it there."""
         b, options = self.measuring, self.measuring.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
             found = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
@@ -119,6 +130,7 @@ class Evaluator:
             self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
 
     def after(self, step: int) -> Score | None:
+        """Return the score of the trained model on the rows that `before` scored; None: there are no such rows."""
         if self.last is None:
             return None
         score = self.look(self.measuring.space, self.last, event="after", step=step)

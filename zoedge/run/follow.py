@@ -1,4 +1,4 @@
-"""A worker that shares the steps of worker 0's run."""
+"""The work of every worker but the first: a share of the steps of worker 0's run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ from .workers import Workers
 
 
 def follow_leader(recipe: Recipe | None, folder: Path, workers: Workers) -> None:
-    """Take a share of worker 0's steps. Its log comes to `folder`, and is replayed: what was learnt is never sent.
+    """Take a share of worker 0's steps until its run ends. Worker 0 sends its log, which is replayed here.
 
-    recipe: None, as the log says. IdentityError: the base, the data or the arithmetic here is another.
+    Args:
+        recipe: what is trained; None: as the log says.
+        folder: where the log is put.
+        workers: the processes of this launch.
+
+    Raises:
+        IdentityError: the base, the data or the arithmetic here is another.
     """
     path = folder / run_folder.LOG_FILE
 
     def received() -> bool:
-        handed = workers.share(None)  # nothing: the run was finished already
-        if handed:
-            write_durably(path, handed)
-        return bool(handed)
+        log_bytes = workers.share(None)  # nothing: the run was finished already
+        if log_bytes:
+            write_durably(path, log_bytes)
+        return bool(log_bytes)
 
     with handle_signals(folder, Quiet(), workers) as stop:
         if recipe is None:

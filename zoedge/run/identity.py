@@ -1,11 +1,11 @@
-"""What a run is of (recipe, base, tokenizer, data, arithmetic), and the sentence for what differs now."""
+"""A run's identity: recipe, base, tokenizer, data and arithmetic; and the sentences for what is another now."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..core.canonical import encode_canonical
 from ..core.digests import digest, selftest
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
 
 
 def manifest_digest(space: Space) -> bytes:
-    """SHA-256 over the ordered (name, offset, shape, dtype) of everything trained."""
+    """Return the SHA-256 over name, offset, shape and dtype of everything trained, in order."""
     rows = [[p.name, p.offset, list(p.shape), leaf.storage] for leaf in space.leaves() for p in leaf.parts]
     return hashlib.sha256(encode_canonical(rows)).digest()
 
 
 def recipe_digest(recipe: Recipe) -> bytes:
+    """Return the SHA-256 of what decides a recipe's numbers."""
     return hashlib.sha256(encode_canonical(recipe.semantic())).digest()
 
 
 def check_same_recipe(log: Header, recipe: Recipe, run: Path) -> None:
-    """IdentityError unless the log was begun by a recipe that decides the same numbers; no model is needed to tell."""
+    """Raise IdentityError unless the log was begun by a recipe that decides the same numbers. No model is needed."""
     if log.recipe != recipe_digest(recipe):
         refuse_resume(run, describe_changes(log.about.get("recipe"), recipe.resolved()))
 
 
 def identity_differences(log: Header, now: Header) -> list[str]:
-    """What of a run's identity is another now, in words that name the field."""
-    found = []
+    """Return what of a run's identity is another now, one phrase for each field."""
+    differences = []
     if log.recipe != now.recipe:
-        found += describe_changes(log.about.get("recipe"), now.about.get("recipe"))
+        differences += describe_changes(log.about.get("recipe"), now.about.get("recipe"))
     words = {
         "base": "the base model (model.source, quantization)",
         "tokenizer": "the tokenizer",
@@ -52,16 +53,17 @@ def identity_differences(log: Header, now: Header) -> list[str]:
     for name in DIGEST_FIELDS[1:]:
         a, b = getattr(log, name), getattr(now, name)
         if a != b:
-            found.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
-    return found
+            differences.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
+    return differences
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:
-    """What two recipes differ in; nothing of them is trusted, a log may be anyone's."""
+    """Return what two recipes differ in, made printable: a log may come from anyone."""
     return [make_printable(f"{path} {a} -> {b}".strip()) for path, a, b in recipe_changes(old, new)] or ["the recipe"]
 
 
 def recipe_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, old value, new value) of what two resolved recipes differ in, names and folders left out."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if path + key not in ("name", "output", "eval"):
@@ -73,20 +75,21 @@ def recipe_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, An
 
 
 def check_same_run(log: Header, now: Header, run: Path) -> None:
-    """IdentityError unless the log is of this base, tokenizer, data, recipe and arithmetic."""
+    """Raise IdentityError unless the log is of this base, tokenizer, data, recipe and arithmetic."""
     if found := identity_differences(log, now):
         refuse_resume(run, found)
 
 
-def refuse_resume(run: Path, found: list[str]) -> None:
+def refuse_resume(run: Path, differences: list[str]) -> NoReturn:
+    """Raise IdentityError: the run in this folder is of something else."""
     raise IdentityError(
-        f"Cannot resume {run}: what was trained on changed: {', '.join(found)}. Undo the change, or start a new run "
+        f"Cannot resume {run}: what was trained on changed: {', '.join(differences)}. Undo the change, or start a new run "
         "(another name, or --run-dir)."
     )
 
 
 def check_same_base(log: Header, now: Header, run: str) -> None:
-    """IdentityError unless a trained state means on this base what it meant when it was trained."""
+    """Raise IdentityError unless a trained state means here what it meant when it was trained; data may differ."""
     off = [
         w
         for w in identity_differences(log, now)
@@ -97,12 +100,12 @@ def check_same_base(log: Header, now: Header, run: str) -> None:
 
 
 def is_optimizer_log(header: Header) -> bool:
-    """Is it the log of a zoedge.optim.ZerothOrder? Then no recipe is in it."""
+    """Is it the log of a zoedge.optim.ZerothOrder? Such a log holds no recipe."""
     return isinstance(header.about.get("optimizer"), dict)
 
 
 def recipe_from_header(header: Header, where: str) -> Recipe:
-    """The recipe inside a log, checked as strictly as a user's. UsageError: there is none, it is an optimiser's."""
+    """Return the recipe inside a log, checked as strictly as a user's. UsageError: it is an optimiser's log."""
     if is_optimizer_log(header):
         raise UsageError(
             f"{where} is the log of a zoedge.optim.ZerothOrder: no recipe made it, and only its own program has the loss. "
@@ -116,7 +119,7 @@ def recipe_from_header(header: Header, where: str) -> Recipe:
 
 
 def parent_from_header(header: Header) -> dict[str, Any]:
-    """Of a branch, the parent's fingerprint and how many of its steps came first; else an empty fingerprint and 0."""
+    """Return a branch's parent: its fingerprint, and how many of its steps came first; '' and 0 for other runs."""
     found = header.about.get("parent", {"fingerprint": "", "step": 0})
     match found:
         case {"fingerprint": str(), "step": int(step), **more} if step >= 0 and not more:
@@ -125,7 +128,7 @@ def parent_from_header(header: Header) -> dict[str, Any]:
 
 
 def check_part_ids(log: AnyLog, noise: AbstractNoise, rule: AbstractRule) -> None:
-    """IdentityError: the header's frozen numbers of noise and rule are not those of its settings."""
+    """Raise IdentityError if the frozen ids of noise and rule in the header are not those of its recipe."""
     header = log.header
     for kind, attribute, number, made in (
         ("noise", "scheme", header.noise, noise),
@@ -138,7 +141,7 @@ def check_part_ids(log: AnyLog, noise: AbstractNoise, rule: AbstractRule) -> Non
 
 
 def check_replayable(log: AnyLog, space: Space, noise: AbstractNoise, rule: AbstractRule) -> None:
-    """IdentityError: this space, at its start, or this device's arithmetic would not replay the log's bits."""
+    """Raise IdentityError if this space, at its start, or this device's arithmetic would replay other bits."""
     header, first = log.header, space.leaves()[0].value
     for what, ours, theirs in (
         ("trained tensors", manifest_digest(space), header.manifest),

@@ -97,7 +97,7 @@ class Measuring(Trained):
 
 
 def describe_environment(base: Any) -> dict[str, Any]:
-    """What the forward's bits may depend on; its digest is the log's SESSION record."""
+    """Return what the bits of a forward pass may depend on; its digest is the log's SESSION record."""
     import platform
 
     import bitsandbytes
@@ -126,9 +126,10 @@ def describe_environment(base: Any) -> dict[str, Any]:
 
 
 def begin_run(measuring: Measuring, folder: Path, parent: Parent | None = None) -> Log:
-    """A new run: recipe.yaml and the log's header, both durable; of a branch, with the parent's steps.
+    """Begin a run in its folder: write recipe.yaml and the log's header, both durable; a branch gets its parent's steps.
 
-    LockedError: another process was faster.
+    Raises:
+        LockedError: another process has begun the run meanwhile.
     """
     from . import branch
 
@@ -144,7 +145,7 @@ def begin_run(measuring: Measuring, folder: Path, parent: Parent | None = None) 
 
 
 def cache_trunk(measuring: Measuring, folder: Path, show: Plain) -> None:
-    """What is computed once, on all threads; what follows takes those that the recipe wants."""
+    """Compute the lower layers' outputs once, on all threads; the steps then take as many threads as the recipe says."""
     texts, threads = measuring.texts, measuring.recipe.train.threads
     for which, examples in {"train": texts.train, "valid": texts.valid, "test": texts.test}.items():
         if examples is not None:

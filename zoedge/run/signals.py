@@ -15,10 +15,11 @@ from ..errors import ZoedgeError
 from ..log.log import Log
 from . import folder as run_folder
 from .display import Plain
+from .workers import Workers
 
 
 class Stopped(ZoedgeError):
-    """Ctrl-C or SIGTERM: nothing is lost."""
+    """The run was stopped by Ctrl-C or SIGTERM. Nothing is lost, and the same call goes on."""
 
     def __init__(self, text: str, number: int):
         super().__init__(text)
@@ -26,17 +27,25 @@ class Stopped(ZoedgeError):
 
 
 class Interrupt(BaseException):
-    """A signal has come. No Exception: libraries swallow those."""
+    """A signal has come. It is no Exception, because libraries swallow those."""
 
 
 @dataclass
 class SignalHandler:
-    """SIGINT and SIGTERM. A step is finished first; anything else is left where it is: the log is written ahead, files
-    are written whole, and looks are taken again. A second signal exits at once, whatever is going on."""
+    """Handles SIGINT and SIGTERM: a step is finished first, and anything else is left at once.
+
+    That is safe: the log is written ahead, files are written whole, and an evaluation is done again. A second signal ends
+    the process at once.
+
+    Attributes:
+        seen: the number of the signal that came; 0: none.
+        waits: whether a step is going on, which must be finished.
+        workers: the other processes, which must stop after the same step.
+    """
 
     seen: int = 0
     waits: bool = False
-    workers: Any = None  # who must stop after the same step
+    workers: Workers | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
         if self.seen:
@@ -46,7 +55,7 @@ class SignalHandler:
             raise Interrupt
 
     def between(self, steps: Iterator[Record]) -> Iterator[Record]:
-        """The steps, each whole. Interrupt: a signal came meanwhile."""
+        """Yield the steps' records, and finish each step. Interrupt: a signal came meanwhile."""
         while True:
             self.waits = True
             try:
@@ -61,6 +70,7 @@ class SignalHandler:
             yield record
 
     def ended(self) -> bool:
+        """Must the run stop after this step?"""
         if self.workers is None:
             return self.seen > 0
         self.workers.wish = self.seen
@@ -69,25 +79,25 @@ class SignalHandler:
 
 
 @contextmanager
-def handle_signals(folder: Path, show: Plain, workers: Any = None) -> Iterator[SignalHandler]:
-    """While open, a signal ends in Stopped, which says how to go on."""
-    here = SignalHandler(workers=workers)
+def handle_signals(folder: Path, show: Plain, workers: Workers | None = None) -> Iterator[SignalHandler]:
+    """Turn a signal that comes while the context is open into Stopped, which says how to go on."""
+    handler = SignalHandler(workers=workers)
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup, `&`
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # Python lets no other thread handle them
-    old = {number: signal.signal(number, here) for number in numbers}
+    old = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield here
+        yield handler
     except Interrupt:
         show.close()
         path = folder / run_folder.LOG_FILE
         if workers and workers.index:
-            raise Stopped("Stopped with worker 0.", here.seen) from None
+            raise Stopped("Stopped with worker 0.", handler.seen) from None
         if not path.exists():
-            raise Stopped("Stopped before the first step.", here.seen) from None
+            raise Stopped("Stopped before the first step.", handler.seen) from None
         with Log.open(path) as log:
             raise Stopped(
-                f"Stopped after step {len(log):,}; nothing is lost. Go on with: zoedge resume {folder}", here.seen
+                f"Stopped after step {len(log):,}; nothing is lost. Go on with: zoedge resume {folder}", handler.seen
             ) from None
     finally:
         for number, former in old.items():

@@ -1,4 +1,4 @@
-"""Experiment trackers (`log.trackers: [tensorboard, wandb]`) through accelerate. They look on: none can end or change a run."""
+"""Experiment trackers (`log.trackers: [tensorboard, wandb]`), through accelerate. None of them can end or change a run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,14 @@ if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
     from .evaluate import Score
 
-LOGGING_INTERVAL = (
-    10  # steps: their means are logged. A step may take 15 ms, and a tracker flushes or sends at each call
-)
+LOGGING_INTERVAL = 10  # steps whose means are logged: a step may take 15 ms, and a tracker flushes at each call
 TRACKERS_FOLDER = "trackers"  # in the run's, for those that write files
-PACKAGE_MODULES = {
-    "tensorboard": ("tensorboard", "tensorboardX")
-}  # what a word's package is imported as, if not as the word
+PACKAGE_MODULES = {"tensorboard": ("tensorboard", "tensorboardX")}  # modules of a word, if not named as the word
 PIP_NAMES = {"comet_ml": "comet-ml"}
 
 
 def check_packages(words: Sequence[str]) -> None:
-    """UsageError unless the package of each word is there. Asked before anything is loaded."""
+    """Raise UsageError unless the package of each tracker is installed. This is asked before anything is loaded."""
     missing = [word for word in words if not any(map(find_spec, PACKAGE_MODULES.get(word, (word,))))]
     if missing:
         raise UsageError(
@@ -39,7 +35,7 @@ def check_packages(words: Sequence[str]) -> None:
 
 
 def flatten_values(table: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """A recipe's values under dotted names; lists as texts, as trackers take them."""
+    """Return a recipe's values by dotted names; lists become texts, as trackers take no lists."""
     found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
@@ -50,7 +46,7 @@ def flatten_values(table: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 class Trackers:
-    """The trackers of a run, open from here to `close`. Whatever one raises becomes a note, and it is left alone."""
+    """The trackers of a run, open until `close`. A tracker that raises is reported in a note and not used any more."""
 
     def __init__(self, recipe: Recipe, folder: Path, warn: Callable[[str], None]):
         self.warn, self.steps = warn, recipe.train.steps
@@ -77,7 +73,7 @@ class Trackers:
                 self.open[word] = tracker
 
     def step(self, record: Record) -> None:
-        """Means of loss and |gamma| of EVERY steps, and the lr."""
+        """Log the means of loss and |gamma| over LOGGING_INTERVAL steps, and the lr."""
         if not self.open:
             return
         losses = [x for x in record.losses if math.isfinite(x)]
@@ -92,7 +88,7 @@ class Trackers:
             self._log({"train/loss": loss / count, "train/gamma": gamma / count, "train/lr": record.lr}, done)
 
     def score(self, step: int, rows: str, score: Score) -> None:
-        """All that a look found, under the rows' name: valid/accuracy, test/loss."""
+        """Log a score under the name of its rows, such as valid/accuracy and test/loss."""
         found = {f"{rows}/{k}": v for k, v in asdict(score).items() if v is not None and k != "count"}
         self._log(found, step)
 

@@ -1,4 +1,4 @@
-"""The steps of a run: what is noted before the first, the loop with its looks, and the way back to a chosen step.
+"""The steps of a run: what is noted before the first one, the loop with its evaluations, and the return to a chosen step.
 
 The loop itself is `engine.play`; `commands/finetune.py` tells the whole story of a run.
 """
@@ -49,9 +49,9 @@ def train_steps(
     listeners: trackers.Trackers,
     workers: Workers | None,
 ) -> None:
-    """Play the log to the run's last step, and look at the validation rows on the way.
+    """Play the log to the run's last step, and evaluate the validation rows on the way.
 
-    Steps that the log already holds are replayed: nothing is shown or measured again, but for a look that a kill prevented.
+    Steps that the log already holds are replayed: only an evaluation that a kill prevented is made up for.
     """
     recipe, shown_from = measuring.recipe, len(log)
     zero_steps, rewinds = 0, log.state.rewinds
@@ -84,30 +84,30 @@ def return_to_step(measuring: setup.Measuring, log: Log, steps: int, show: Plain
 
 
 def objective_name(recipe: Recipe) -> str:
-    """What the run lowers: a task that can only lower its loss has no such option."""
+    """Return what the run lowers: loss, a metric, or the user's function."""
     return str(recipe.task.objective)
 
 
 def explain_zero_steps(recipe: Recipe, step: int) -> str:
-    """Why gamma may be 0 for many steps in a row, and what to change."""
+    """Return why gamma may have been 0 for many steps in a row, and what to change."""
     objective = objective_name(recipe)
     option = recipe.estimator.radius_option
     radius = f"estimator.{option}" if option else "rule.lr"
-    few, other = "", ""
+    reason, other = "", ""
     if objective != "loss":
-        few, other = (
+        reason, other = (
             f"{objective} takes few values, and no prediction of a batch flips; ",
             ", or set task.objective: loss",
         )
     return (
-        f"gamma was 0 at steps {step + 2 - ZERO_STEP_LIMIT:,}..{step + 1:,}: nothing is being learnt. {few}an "
+        f"gamma was 0 at steps {step + 2 - ZERO_STEP_LIMIT:,}..{step + 1:,}: nothing is being learnt. {reason}an "
         "adapter that starts at 0 "
         f"(LoRA's B) all but hides a small {radius}. Raise {radius} (tenfold) or train.batch{other}."
     )
 
 
 def record_session(measuring: setup.Measuring, log: Log, show: Plain) -> None:
-    """Record where the run goes on, if it is elsewhere than before."""
+    """Log the environment that the run goes on in, if it is another than before."""
     environment, again = setup.describe_environment(measuring.base), bool(log.state.sessions)
     if log.session(hashlib.sha256(encode_canonical(environment)).digest()):
         texts = {"train": measuring.texts.train, "valid": measuring.texts.valid, "test": measuring.texts.test}

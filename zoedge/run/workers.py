@@ -1,9 +1,9 @@
-"""More than one device: each worker scores a share of a step's work, and only losses travel.
+"""Several processes share a run: each worker scores a share of a step's work, and only losses travel.
 
-Every worker holds the same base and theta, and computes the same record from the gathered losses; the first one's log is
-the run's. Started by `accelerate launch -m zoedge ...` or torchrun, which set RANK and WORLD_SIZE; torch.distributed's
-gloo carries the numbers, also where the workers' models are on GPUs. No parameter is ever sent: who comes later gets the
-log, and replays it.
+Every worker holds the same base and theta, and computes the same record from the losses of all; the first one's log is the
+run's. `accelerate launch -m zoedge ...` or torchrun starts them and sets RANK and WORLD_SIZE. gloo of torch.distributed
+carries the numbers, even where the models are on GPUs. No parameter is ever sent: a worker that comes later gets the log,
+and replays it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from ..core.exact import mean
 from ..errors import LostError, ReplayError, format_error
 
 PointLosses = list[list[float]]  # a point, its examples' losses
-DEFAULT_TIMEOUT = (
-    1800.0  # seconds to wait for another worker, if train.timeout does not say: the others wait while one looks
-)
+DEFAULT_TIMEOUT = 1800.0  # seconds to wait for another worker; all wait while the first one evaluates
 
 
 def is_launched() -> bool:
@@ -32,7 +30,7 @@ def is_launched() -> bool:
 
 
 def is_follower() -> bool:
-    """Is it one of several, and not the one that has the run's log?"""
+    """Is this process one of several, and not the one that has the run's log?"""
     return is_launched() and os.environ.get("RANK", "0") != "0"
 
 
@@ -44,19 +42,24 @@ def exit_process(code: int) -> None:
 
 
 def split_work(points: int, workers: int) -> tuple[int, int]:
-    """(groups of points, groups of rows): as many workers as can divide the points do, and the rest divide the rows.
+    """Return into how many groups the points and the rows of a step are split, for so many workers.
 
-    A share of the points answers with means, 8 bytes each; a share of the rows with a number an example, because the sum
-    over examples is rounded once, in example order.
+    The points are split among as many workers as possible, since a share of them answers with one mean a point, 8 bytes. A
+    share of the rows must answer with one number an example, because their sum is rounded once, in example order.
     """
     groups = next(g for g in range(min(points, workers), 0, -1) if workers % g == 0)
     return groups, workers // groups
 
 
 class Workers:
-    """This process among those of its launch. LostError: another has gone, or did not answer in time.
+    """This process among those of its launch. Its methods raise LostError if another one has gone or is too late.
 
-    index: this one's, 0 logs. wish: a signal that has come here; stop: one that all have seen, after the same step.
+    Attributes:
+        index: of this process; 0 has the log.
+        count: of processes.
+        wish: the signal that has come here; 0: none.
+        stop: the signal that all have seen after the same step; 0: none.
+        sent: bytes of losses that this process has sent.
     """
 
     def __init__(self, timeout: float | None = None, cuda: bool = False):
@@ -81,7 +84,12 @@ class Workers:
     def means(
         self, points: int, rows: int, score: Callable[[slice, slice], tuple[PointLosses, int]]
     ) -> tuple[list[float], int]:
-        """(mean loss a point, flags) of a batch. score(points, rows) -> (losses, flags) of a share, which is scored here."""
+        """Return the mean loss of each point on a batch, and the flags of all workers.
+
+        Args:
+            points: how many. rows: of the batch, how many.
+            score: computes the losses and flags of this process's share, given as slices of points and rows.
+        """
         groups, parts = split_work(points, self.count)
         some, each = math.ceil(points / groups), math.ceil(rows / parts)
 
@@ -105,7 +113,7 @@ class Workers:
         return [row[0] if parts == 1 else mean(row) for row in losses], reduce(or_, words) & 255
 
     def agree(self, digest: bytes) -> bytes:
-        """The state's digest, which is every worker's. ReplayError: another worker's is another."""
+        """Return the state's digest if every worker has the same. ReplayError: another worker has another state."""
         own = [float(int.from_bytes(digest[i : i + 6], "big")) for i in range(0, len(digest), 6)]  # exact: 48 bits
         for index, other in enumerate(self._gather(own)):
             if other != own:
@@ -116,7 +124,7 @@ class Workers:
         return digest
 
     def share(self, data: bytes | None) -> bytes:
-        """Worker 0's bytes (the log), to all."""
+        """Send worker 0's bytes (its log) to all; returns them. data: of worker 0; the others give None."""
         import torch
 
         size = torch.tensor([len(data) if data is not None else 0])
@@ -126,7 +134,7 @@ class Workers:
         return bytes(whole.numpy())[: int(size)]
 
     def _gather(self, values: Sequence[float]) -> list[list[float]]:
-        """The same number of values of every worker, in the workers' order."""
+        """Return the values of every worker, in their order. All give the same number of values."""
         import torch
 
         own = torch.tensor(values, dtype=torch.float64)
@@ -148,5 +156,5 @@ class Workers:
 
 
 def format_reason(e: Exception) -> str:
-    """gloo's words for it, without its source file's name."""
+    """Return gloo's words for a failure, without the name of its source file."""
     return format_error(str(e).rpartition("] ")[2].splitlines()[0].split(". This may")[0])[:160].rstrip(".")
