@@ -277,7 +277,7 @@ def test_an_mlx_folders_rows_say_the_task(fields: dict[str, str], task: str, tmp
     if fields:
         rows(tmp_path / "d" / "train.jsonl", 3, **fields)
     found = imported("model: a/b\ndata: d\niters: 5\n")
-    assert found.table["task"] == task and ("for plain text: task: lm" in told(found, "data")) == (not fields)
+    assert found.table["task"] == task and ("for plain text, set task: lm" in told(found, "data")) == (not fields)
 
 
 def test_axolotls_data_sets() -> None:
