@@ -40,7 +40,7 @@ def convert_mlx_lm_rows(s: ConfigConverter) -> None:
         s.train("data", s.take("data") or "data")
         return
     s.train("hf_dataset.name", name)
-    s.lose("data", "mlx-lm ignores it where hf_dataset is set")
+    s.lose("data", "mlx-lm does not read it where hf_dataset is set")
     for theirs, ours in FIELDS_BY_KEY.items():
         for key in (f"hf_dataset.{theirs}", f"hf_dataset.0.{theirs}"):
             s.carry(key, f"data.fields.{ours}")
