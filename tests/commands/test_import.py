@@ -243,7 +243,7 @@ def test_what_is_another_in_meaning() -> None:
     assert told(ax, "chat_template").startswith("the tokenizer's own chat template is used")
     assert told(ax, "gradient_checkpointing") == REASON_BY_KEY["gradient_checkpointing"]
     assert told(ax, "datasets.1.path").startswith("one set of rows: join the files")
-    assert told(ax, "loss_watchdog_threshold") == "near to it is train.watchdog"
+    assert told(ax, "loss_watchdog_threshold") == "the nearest key of a recipe is train.watchdog"
     assert (
         told(ax, "special_tokens.pad_token") == REASON_BY_KEY["special_tokens"]
         and told(ax, "datasets.0.roles.user") == REASON_BY_KEY["roles"]
@@ -262,7 +262,7 @@ def test_epochs_are_steps_where_the_rows_are_here(tmp_path: Path) -> None:
     assert found.table["train"] == {"batch": 8, "steps": 38}  # 300 rows in batches of 8
     assert "3 epochs of 100 rows in batches of 8 are 38 steps" in told(found, "num_epochs")
     both = imported(text + "max_steps: 50\n")
-    assert both.table["train"]["steps"] == 50 and "max_steps comes before it" in told(both, "num_epochs")
+    assert both.table["train"]["steps"] == 50 and told(both, "num_epochs") == "max_steps decides, as it does in axolotl"
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text('{"mine": {"file_name": "../mine.jsonl"}}')
     factory = imported("model_name_or_path: a/b\ndataset: mine\ncutoff_len: 64\nnum_train_epochs: 2\nmax_samples: 40\n")
@@ -277,7 +277,7 @@ def test_an_mlx_folders_rows_say_the_task(fields: dict[str, str], task: str, tmp
     if fields:
         rows(tmp_path / "d" / "train.jsonl", 3, **fields)
     found = imported("model: a/b\ndata: d\niters: 5\n")
-    assert found.table["task"] == task and ("for plain text: task: lm" in told(found, "data")) == (not fields)
+    assert found.table["task"] == task and ("for plain text, set task: lm" in told(found, "data")) == (not fields)
 
 
 def test_axolotls_data_sets() -> None:
@@ -335,7 +335,7 @@ def test_a_value_that_the_recipe_does_not_take_is_listed() -> None:
     [
         (
             "a: 1\nb: 2\n",
-            r"c\.yml: cannot tell which tool's this is \(keys: a, b\)\. Say it: --from mlx-lm \| axolotl \| llama-f",
+            r"c\.yml: cannot tell which tool's this is \(keys: a, b\)\. Name it: --from mlx-lm \| axolotl \| llama-f",
         ),
         (
             "version: 1\nmodel: {source: x}\ndata: {train: y}\n",

@@ -131,7 +131,7 @@ def test_it_asks_first(folder: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Ca
         ("link", "runs/link is a symlink to {tiny}. Name the folder itself."),
         ("foreign", "runs/foreign/run.zlog is not a zoedge log. Nothing was removed; delete runs/foreign yourself."),
         ("nest", "runs/nest holds other runs (inner). Name each of them."),
-        ("here", "{here} is where you are. Go elsewhere first: cd .."),
+        ("here", "{here} contains the current folder. Leave it first: cd .."),
     ],
 )
 def test_what_is_not_a_run_stays(

@@ -117,7 +117,7 @@ def test_random_points_are_a_function_of_the_seed(here: Path) -> None:
         ("name: [a]", "s.yaml:1:1: name: a sweep names its runs and folders itself; --dir says where they go."),
         ("rule.lr: {low: 2, high: 1}", "s.yaml:1:1: rule.lr: low and high are two numbers, the lower first."),
         ("rule.lr: {low: 0, high: 1, log: true}", "s.yaml:1:1: rule.lr: log is true or false, and where it is true, low"),
-        ("rule.lr: {low: 1, high: 2}", "s.yaml:1:1: rule.lr: a range is drawn from. Add --random N, or write a list"),
+        ("rule.lr: {low: 1, high: 2}", "s.yaml:1:1: rule.lr: a range has no list of values to make a grid of. Add --random"),
         ("_: [1]", "s.yaml:1:1: _: a list of tables of keys that go together, such as [{rule.lr: 1e-3, seed: 1}]."),
         ("rule.lr: [1]\n_: [{rule.lr: 2}]", "s.yaml:1:1: rule.lr stands twice, under _ and alone."),
         ("seed.x: [1]", "s.yaml:1:10: seed: "),

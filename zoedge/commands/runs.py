@@ -1,4 +1,4 @@
-"""The runs in a folder: what each has come to, and how one is removed."""
+"""`zoedge runs` lists the runs in a folder, with what each has come to, and removes runs."""
 
 from __future__ import annotations
 
@@ -24,34 +24,31 @@ MAX_DEPTH = 2  # a sweep's runs lie in a folder of its own
 
 @dataclass
 class RunSummary:
-    """A run. state: ended | stopped | running | damaged. at: when its log was last written, seconds since 1970.
-
-    score: the last one noted, of held-out rows. bytes: of all files in its folder. wrong: what is damaged.
-    """
+    """A run in a folder, and what it has come to."""
 
     name: str
-    state: str
-    at: float
-    bytes: int
+    state: str  # ended | stopped | running | damaged
+    at: float  # when its log was last written, in seconds since 1970
+    bytes: int  # of all files in its folder
     model: str = ""
     task: str = ""
-    steps: int = 0
-    of: int = 0
-    score: Score | None = None
+    steps: int = 0  # in the log
+    of: int = 0  # steps that the recipe asks for
+    score: Score | None = None  # the newest of held-out rows
     fingerprint: str = ""
-    wrong: str = ""
+    wrong: str = ""  # what is damaged
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
-    """The runs below a folder, the newest first. UsageError: no such folder."""
+    """Return the runs below a folder, the newest first. UsageError: there is no such folder."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder. Name the one that runs are in: --dir")
-    found = [summarize_run(path, path.parent.relative_to(folder).as_posix()) for path in find_logs(folder)]
-    return sorted(found, key=lambda x: (-x.at, x.name))
+    runs = [summarize_run(path, path.parent.relative_to(folder).as_posix()) for path in find_logs(folder)]
+    return sorted(runs, key=lambda run: (-run.at, run.name))
 
 
 def find_logs(folder: Path, deep: int = MAX_DEPTH) -> Iterator[Path]:
-    """The logs in a folder's folders. Symlinks are not followed."""
+    """Yield the logs in a folder's folders, down to `deep` levels. Symlinks are not followed."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
             if os.path.lexists(path / LOG_FILE):
@@ -61,41 +58,40 @@ def find_logs(folder: Path, deep: int = MAX_DEPTH) -> Iterator[Path]:
 
 
 def summarize_run(path: Path, name: str) -> RunSummary:
-    status = path.lstat()
-    found = RunSummary(name, "damaged", status.st_mtime, count_bytes(path.parent))
+    """Return what the log at `path` and its folder say of a run."""
+    summary = RunSummary(name, "damaged", path.lstat().st_mtime, count_bytes(path.parent))
     try:
         with Log.open(path) as log:
             recipe = identity.recipe_from_header(log.header, str(path))
-            found.steps, found.of, found.fingerprint = len(log), recipe.train.steps, log.fingerprint
-            found.model, found.task = recipe.model.source, type(recipe.task).__name__.lower()
-            found.state = "ended" if log.state.end is not None else "stopped"
+            summary.steps, summary.of, summary.fingerprint = len(log), recipe.train.steps, log.fingerprint
+            summary.model, summary.task = recipe.model.source, type(recipe.task).__name__.lower()
+            summary.state = "ended" if log.state.end is not None else "stopped"
     except ZoedgeError as e:
-        found.wrong = str(e)
-        return found
-    found.score = find_last_score(path.parent)
+        summary.wrong = str(e)
+        return summary
+    summary.score = find_last_score(path.parent)
     if is_locked(path):
-        found.state = "running"
-    return found
+        summary.state = "running"
+    return summary
 
 
 def find_last_score(folder: Path) -> Score | None:
-    """The newest score noted of a run: after it, else on validation rows; of one that has not begun to learn, before."""
+    """Return the newest score that was noted: of the end if there is one, else of validation rows, else of the start."""
     from .report.facts import parse_score
 
-    best: tuple[int, Score] | None = None
+    last: dict[str, Score] = {}
     for line in run_folder.read_metrics(folder):
-        rank = (
-            ("before", "valid", "after").index(event)
-            if (event := line.get("event")) in ("before", "valid", "after")
-            else -1
-        )
-        if rank >= 0 and (score := parse_score(line)) and (best is None or rank >= best[0]):
-            best = rank, score
-    return best and best[1]
+        event = line.get("event")
+        if event in ("before", "valid", "after") and (score := parse_score(line)):
+            last[event] = score
+    return last.get("after") or last.get("valid") or last.get("before")
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process is writing the log. A shared lock, for the blink of an eye: an own one would look like a run."""
+    """Return whether a process is writing the log.
+
+    It takes a shared lock for a moment; an exclusive one could make another `runs` believe that a run is being written.
+    """
     fd = open_file(path)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -107,13 +103,13 @@ def is_locked(path: Path) -> bool:
 
 
 def count_bytes(folder: Path) -> int:
-    """Bytes of the files below a folder; of a symlink, its own."""
+    """Return the bytes of all files below a folder. A symlink counts as itself, not as what it names."""
     total = 0
-    for here, _, files in os.walk(folder):
+    for parent, _, files in os.walk(folder):
         for name in files:
             try:
-                total += os.lstat(os.path.join(here, name)).st_size
-            except FileNotFoundError:  # a run writes and renames meanwhile
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:  # a run may write and rename files meanwhile
                 continue
     return total
 
@@ -122,9 +118,9 @@ def count_bytes(folder: Path) -> int:
 
 
 def find_removable(run: str) -> Path:
-    """The folder that a user means, if it is a run of ours and nothing but a run.
+    """Return the folder that a user means, if it is a run of ours and nothing but a run.
 
-    UsageError: it is none, a symlink, or holds other runs. StorageError: its log cannot be opened.
+    UsageError: it is not a run, is a symlink, or holds other runs. StorageError: its log cannot be opened.
     """
     folder = next((p for p in (Path(run), Path("runs") / run) if run and os.path.lexists(p)), None)
     if folder is None:
@@ -141,14 +137,16 @@ def find_removable(run: str) -> Path:
     if inside := [path.parent.name for path in find_logs(folder)]:
         raise UsageError(f"{folder} holds other runs ({make_printable(', '.join(inside))}). Name each of them.")
     if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
-        raise UsageError(f"{folder} is where you are. Go elsewhere first: cd ..")
+        raise UsageError(f"{folder} contains the current folder. Leave it first: cd ..")
     return folder
 
 
 def remove_run(folder: Path) -> int:
-    """Remove a run's folder; how many bytes that were. LockedError: a process is writing it. StorageError: the disk.
+    """Remove a run's folder, and return how many bytes it had. LockedError: a process is writing the run. StorageError: the
+    disk.
 
-    Symlinks in it are removed, and what they name is not. The log goes last: a removal cut short is still a run.
+    Symlinks in the folder are removed, and what they name is kept. The log is removed last, so that a removal which is cut
+    short leaves a run that can be removed again.
     """
     fd = open_file(folder / LOG_FILE)
     try:
@@ -172,7 +170,7 @@ def remove_run(folder: Path) -> int:
 
 
 def format_age(at: float, now: float | None = None) -> str:
-    """How long ago, in its largest unit."""
+    """Return how long ago a time was, in the largest unit that fits: 3 d, 5 h, 12 min."""
     seconds = max(0.0, (time.time() if now is None else now) - at)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:

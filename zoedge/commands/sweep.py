@@ -1,7 +1,7 @@
-"""One recipe with many values: a grid of them, or points drawn at random, a run each, one after another.
+"""`zoedge sweep` trains one recipe with many values: a grid of them, or points drawn at random, one run after another.
 
-A point is a run in a folder of its own, named by its values, trained by `zoedge finetune` in a process of its own: it
-gives the log that it would give alone. So a sweep is resumable as its runs are: what is finished is not run again.
+A point is a run in a folder of its own, which is named by the point's values. `zoedge finetune` trains it in a process of
+its own, so that it gives the log that it would give alone. A sweep can be resumed: finished runs are not run again.
 """
 
 from __future__ import annotations
@@ -34,52 +34,55 @@ from ..run import auto, identity
 from ..run import folder as run_folder
 from ..run.evaluate import Score
 
-PAIRED_KEY = "_"  # axolotl's word for values that go together: a list of tables
-RESERVED_KEYS = ("name", "version", "output.dir")  # what a sweep sets itself
-MAX_POINTS = 1000  # points of a grid
-MAX_NAME_LENGTH = 60  # characters of a folder's
-TOLERATED_EXITS = (
-    DivergedError.exit_code,
-    DataError.exit_code,
-    -signal.SIGKILL,
-)  # a point's own fault: too far, or too large
+PAIRED_KEY = "_"  # the key of values that go together, as in axolotl: it has a list of tables
+RESERVED_KEYS = ("name", "version", "output.dir")  # a sweep sets these itself
+MAX_POINTS = 1000  # of a grid
+MAX_NAME_LENGTH = 60  # characters of a folder's name
+# exits that are one point's own fault, after which the others are still run: it diverged, or did not fit into memory
+TOLERATED_EXITS = (DivergedError.exit_code, DataError.exit_code, -signal.SIGKILL)
+
+
+PlacedValues = dict[str, tuple[Any, Position]]  # dotted key -> (value, its line and column in the sweep's file)
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A run of a sweep. values: dotted key -> value."""
+    """A run of a sweep."""
 
-    name: str
-    values: dict[str, Any]
+    name: str  # of its folder
+    values: dict[str, Any]  # by dotted key
     recipe: Recipe
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is chosen among: values, each a table of keys with the place of each; or a range of one key, if low < high."""
+    """The choices for one key, or for some keys that go together: a list of values, or a range of one key.
 
-    values: list[dict[str, tuple[Any, Position]]]
+    values: each a table of keys; empty for a range, which has `low` < `high`.
+    """
+
+    values: list[PlacedValues]
     key: str = ""
-    place: Position = (0, 0)
+    place: Position = (0, 0)  # the key's line and column in the sweep's file
     low: float = 0.0
     high: float = 0.0
-    log: bool = False
+    log: bool = False  # drawn with equal chance for equal ratios
 
-    def draw(self, u: float) -> dict[str, tuple[Any, Position]]:
-        """The value at u in 0 .. 1, of a range rounded to 4 digits: they are in the folder's name."""
+    def draw(self, u: float) -> PlacedValues:
+        """Return the values at u in 0 .. 1. A value of a range has 4 digits, because it is part of the folder's name."""
         if self.values:
             return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
         if self.log:
-            found = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
+            value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
         else:
-            found = self.low + u * (self.high - self.low)
+            value = self.low + u * (self.high - self.low)
         if isinstance(self.low, int) and isinstance(self.high, int):
-            return {self.key: (min(self.high, math.floor(found + (0.0 if self.log else u))), self.place)}
-        return {self.key: (min(self.high, max(self.low, float(f"{found:.4g}"))), self.place)}
+            return {self.key: (min(self.high, math.floor(value + (0.0 if self.log else u))), self.place)}
+        return {self.key: (min(self.high, max(self.low, float(f"{value:.4g}"))), self.place)}
 
 
 class Stopped(ZoedgeError):
-    """Ctrl-C or SIGTERM: nothing is lost."""
+    """The sweep was stopped by Ctrl-C or SIGTERM; nothing is lost."""
 
     def __init__(self, text: str, number: int):
         super().__init__(text)
@@ -87,7 +90,7 @@ class Stopped(ZoedgeError):
 
 
 class RunFailed(ZoedgeError):
-    """A run ended in a way that the others would, too."""
+    """A run ended with an error that the other runs would meet, too."""
 
     def __init__(self, text: str, code: int):
         super().__init__(text)
@@ -98,125 +101,156 @@ class RunFailed(ZoedgeError):
 
 
 def read_axes(path: Path) -> list[Axis]:
-    """The file's axes in its order. UsageError: every mistake, with file:line:column."""
+    """Return the axes of a sweep's file, in its order. UsageError: all mistakes in it, each with file:line:column."""
     table, marks = strict_yaml.read_yaml(strict_yaml.read_text_file(path), str(path))
     if not isinstance(table, dict) or not table:
         raise UsageError(
             f"{path}: a sweep is a table of recipe keys and lists of values, such as 'rule.lr: [1e-3, 1e-4]'."
         )
-    found, wrong = [], []
+    axes: list[Axis] = []
+    wrong: list[str] = []
 
-    def at(*place: Any) -> Position:
+    def find_place(*place: str | int) -> Position:
+        """Return the line and column of an entry, or of the nearest entry around it whose place is known."""
         return next(marks[place[:i]] for i in range(len(place), -1, -1) if place[:i] in marks)
 
-    def fault(place: Position, what: str) -> None:
-        wrong.append(f"{path}:{place[0]}:{place[1]}: {what}")
-
     for key, value in table.items():
-        place = at(key)
-        here = make_printable(key)
-        if key in RESERVED_KEYS:
-            fault(place, f"{here}: a sweep names its runs and folders itself; --dir says where they go.")
-        elif key == PAIRED_KEY:
-            if isinstance(value, list) and value and all(isinstance(v, dict) and v for v in value):
-                found.append(Axis([{k: (x, at(key, i, k)) for k, x in v.items()} for i, v in enumerate(value)]))
-            else:
-                fault(
-                    place,
-                    f"{PAIRED_KEY}: a list of tables of keys that go together, such as [{{rule.lr: 1e-3, seed: 1}}].",
-                )
-        elif isinstance(value, list):
-            if value:
-                found.append(Axis([{key: (v, at(key, i))} for i, v in enumerate(value)], key, place))
-            else:
-                fault(place, f"{here}: an empty list. Write values, such as [1e-3, 1e-4], or remove it.")
-        elif isinstance(value, dict) and {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
-            low, high, log = value["low"], value["high"], value.get("log", False)
-            if not all(type(x) in (int, float) and math.isfinite(x) for x in (low, high)) or not low < high:
-                fault(place, f"{here}: low and high are two numbers, the lower first.")
-            elif not isinstance(log, bool) or (log and low <= 0):
-                fault(place, f"{here}: log is true or false, and where it is true, low is above 0.")
-            else:
-                found.append(Axis([], key, place, low, high, log))
-        else:
-            shown = sentences.format_value(value)
-            fault(
-                place,
-                f"{here}: {shown} is no list of values, and no range such as {{low: 1e-4, high: 1e-2, log: true}}.",
-            )
+        try:
+            axes.append(make_axis(key, value, find_place))
+        except ValueError as e:
+            line, column = find_place(key)
+            wrong.append(f"{path}:{line}:{column}: {e}")
     if wrong:
         raise UsageError(format_faults(wrong))
-    seen: dict[str, Position] = {}
-    for axis in found:
-        for key in dict.fromkeys(key for some in axis.values for key in some) if axis.values else [axis.key]:
-            if key in seen:
+    check_keys_differ(path, axes)
+    return axes
+
+
+def make_axis(key: str, value: object, find_place: Callable[..., Position]) -> Axis:
+    """Return the axis of one entry of a sweep's file. ValueError: it is none, with a sentence that says why.
+
+    find_place: returns the line and column of a key, or of a key and the indices below it.
+    """
+    name, place = make_printable(key), find_place(key)
+    if key in RESERVED_KEYS:
+        raise ValueError(f"{name}: a sweep names its runs and folders itself; --dir says where they go.")
+    if key == PAIRED_KEY:
+        if not isinstance(value, list) or not value or not all(isinstance(v, dict) and v for v in value):
+            example = "[{rule.lr: 1e-3, seed: 1}]"
+            raise ValueError(f"{PAIRED_KEY}: a list of tables of keys that go together, such as {example}.")
+        return Axis([{k: (x, find_place(key, i, k)) for k, x in v.items()} for i, v in enumerate(value)])
+    if isinstance(value, list):
+        if not value:
+            raise ValueError(f"{name}: an empty list. Write values, such as [1e-3, 1e-4], or remove it.")
+        return Axis([{key: (v, find_place(key, i))} for i, v in enumerate(value)], key, place)
+    if not isinstance(value, dict) or not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+        text, example = sentences.format_value(value), "{low: 1e-4, high: 1e-2, log: true}"
+        raise ValueError(f"{name}: {text} is no list of values, and no range such as {example}.")
+    low, high, log = value["low"], value["high"], value.get("log", False)
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in (low, high)) or not low < high:
+        raise ValueError(f"{name}: low and high are two numbers, the lower first.")
+    if not isinstance(log, bool) or (log and low <= 0):
+        raise ValueError(f"{name}: log is true or false, and where it is true, low is above 0.")
+    return Axis([], key, place, low, high, log)
+
+
+def check_keys_differ(path: Path, axes: Sequence[Axis]) -> None:
+    """Raise UsageError where a key stands both in the paired tables and alone."""
+    places: dict[str, Position] = {}
+    for axis in axes:
+        keys = dict.fromkeys(key for values in axis.values for key in values) if axis.values else [axis.key]
+        for key in keys:
+            if key in places:
+                line, column = places[key]
                 raise UsageError(
-                    f"{path}:{seen[key][0]}:{seen[key][1]}: {make_printable(key)} stands twice, under {PAIRED_KEY} and alone."
+                    f"{path}:{line}:{column}: {make_printable(key)} stands twice, under {PAIRED_KEY} and alone."
                 )
-            seen[key] = axis.place if axis.key else next(some[key][1] for some in axis.values if key in some)
-    return found
+            places[key] = axis.place if axis.key else next(values[key][1] for values in axis.values if key in values)
 
 
 def build_points(
     name: str, path: Path, overrides: list[str] | None, folder: Path | None, draws: int, seed: int
 ) -> list[SweepPoint]:
-    """A sweep's points, each with its checked recipe. draws: so many at random; 0: the grid.
+    """Return a sweep's points, each with its checked recipe.
 
-    UsageError: the recipe's own sentences, with the place in the sweep's file of the value that is at fault.
+    draws: how many points to draw at random; 0: all points of the grid. folder: of the runs; None: below output.dir, named as
+    the sweep's file. UsageError: the recipe's own messages, each with the place of the wrong value in the sweep's file.
     """
     base = reading.read_table(name, overrides)
-    whole = check.check(*base)
-    there = read_axes(path)
+    base_recipe = check.check(*base)
+    axes = read_axes(path)
     if draws:
-        chosen = [[axis.draw(u) for axis, u in zip(there, draw_uniform(seed, i, len(there)))] for i in range(draws)]
+        chosen = [[axis.draw(u) for axis, u in zip(axes, draw_uniform(seed, i, len(axes)))] for i in range(draws)]
     else:
-        for axis in there:
-            if not axis.values:
-                raise UsageError(
-                    f"{path}:{axis.place[0]}:{axis.place[1]}: {make_printable(axis.key)}: a range is drawn "
-                    "from. Add --random N, or "
-                    "write a list of values."
-                )
-        if (count := math.prod(len(axis.values) for axis in there)) > MAX_POINTS:
-            raise UsageError(f"{path}: a grid of {count:,} points, where {MAX_POINTS:,} is the most. Add --random N.")
-        chosen = [list(some) for some in product(*(axis.values for axis in there))]
-    parent = folder or Path(whole.output.dir) / clean_name(path.stem)
-    found: dict[str, SweepPoint] = {}
+        chosen = list_grid(path, axes)
+    parent = folder or Path(base_recipe.output.dir) / clean_name(path.stem)
+    points: dict[str, SweepPoint] = {}
     wrong: dict[str, None] = {}
-    for some in chosen:
-        placed = {key: pair for part in some for key, pair in part.items()}
-        values = {key: value for key, (value, _) in placed.items()}
-        table, marks = deepcopy(base[0]), {(): next(iter(placed.values()))[1]}
+    for parts in chosen:
+        values = {key: pair for part in parts for key, pair in part.items()}
         try:
-            for key, (value, place) in placed.items():
-                at = f"{path}:{place[0]}:{place[1]}: "
-                words = tuple(key.split("."))
-                if not all(words) or len(words) > strict_yaml.MAX_DEPTH:
-                    raise UsageError(f"{at}'{make_printable(key)}' is no recipe key, such as rule.lr.")
-                recipe_overrides.set_value(table, marks, words, value, at, place)
-            title = name_point(values)
-            table |= {"name": title}
-            recipe_overrides.set_value(table, marks, ("output", "dir"), str(parent))
-            found.setdefault(title, SweepPoint(title, values, check.check(table, marks, str(path))))
+            point = build_point(base[0], values, path, parent)
+            points.setdefault(point.name, point)
         except UsageError as e:
             wrong |= dict.fromkeys(str(e).splitlines())
     if wrong:
         raise UsageError(format_faults(list(wrong)))
-    return list(found.values())
+    return list(points.values())
+
+
+def list_grid(path: Path, axes: Sequence[Axis]) -> list[list[PlacedValues]]:
+    """Return every combination of the axes' values. UsageError: an axis is a range, or there are too many."""
+    for axis in axes:
+        if not axis.values:
+            line, column = axis.place
+            raise UsageError(
+                f"{path}:{line}:{column}: {make_printable(axis.key)}: a range has no list of values to make a grid of. "
+                "Add --random N, or write a list of values."
+            )
+    if (count := math.prod(len(axis.values) for axis in axes)) > MAX_POINTS:
+        raise UsageError(f"{path}: a grid of {count:,} points, where {MAX_POINTS:,} is the most. Add --random N.")
+    return [list(parts) for parts in product(*(axis.values for axis in axes))]
+
+
+def build_point(base: dict[str, Any], placed: PlacedValues, path: Path, parent: Path) -> SweepPoint:
+    """Return the point with these values: the base's table with them set, checked.
+
+    placed: the values by dotted key, with their places in the sweep's file `path`. parent: the folder of the sweep's runs.
+    UsageError: a key or a value is wrong, with its place in that file.
+    """
+    values = {key: value for key, (value, _) in placed.items()}
+    table, marks = deepcopy(base), {(): next(iter(placed.values()))[1]}
+    for key, (value, place) in placed.items():
+        at = f"{path}:{place[0]}:{place[1]}: "
+        words = tuple(key.split("."))
+        if not all(words) or len(words) > strict_yaml.MAX_DEPTH:
+            raise UsageError(f"{at}'{make_printable(key)}' is no recipe key, such as rule.lr.")
+        recipe_overrides.set_value(table, marks, words, value, at, place)
+    name = name_point(values)
+    table |= {"name": name}
+    recipe_overrides.set_value(table, marks, ("output", "dir"), str(parent))
+    return SweepPoint(name, values, check.check(table, marks, str(path)))
 
 
 def draw_uniform(seed: int, index: int, count: int) -> Iterator[float]:
-    """Numbers in 0 .. 1 as a function of (seed, index): a longer sweep begins with the points of a shorter one."""
+    """Return an iterator over `count` numbers in 0 .. 1 that depend on (seed, index) alone.
+
+    So a longer sweep begins with the points of a shorter one.
+    """
     stream = random.Random(f"zoedge sweep {seed} {index}")
     return (stream.random() for _ in range(count))
 
 
 def clean_name(text: str) -> str:
+    """Return a text as the name of a folder, with `-` for every other character than letters, digits, `.`, `_` and `-`."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:MAX_NAME_LENGTH] or "sweep"
 
 
 def name_point(values: dict[str, Any]) -> str:
-    """A folder's name that tells these values from others: lr-0.001_eps-0.01, with a digest where words are not enough."""
+    """Return the name of a folder that tells these values from others, such as lr-0.001_eps-0.01.
+
+    A digest is added where the words alone would not do.
+    """
     words = [key.rpartition(".")[2] for key in values]
     texts = [
         str(value).lower() if isinstance(value, bool) else f"{value}".replace("e+", "e") for value in values.values()
@@ -232,19 +266,21 @@ def name_point(values: dict[str, Any]) -> str:
 # -- running
 
 
-def run_points(some: Sequence[SweepPoint], how: list[str], say: Callable[[str], None], again: str) -> None:
-    """Train every point that is not finished. how: options of finetune. again: the command that goes on.
+def run_points(points: Sequence[SweepPoint], how: list[str], say: Callable[[str], None], again: str) -> None:
+    """Train every point that is not finished yet.
 
-    A point that diverges, or that does not fit, is noted, and the others are run. Stopped: a signal; the point that is
-    being trained has ended after a whole step. Failed: a point ended otherwise. IdentityError: a folder of the sweep's
-    has a run of another recipe.
+    A point that diverges or does not fit is noted, and the others are run. how: options of `zoedge finetune`. say: prints a
+    line. again: the command that goes on, for messages.
+
+    Stopped: a signal arrived, and the point that was being trained has ended after a whole step. RunFailed: a point ended with
+    another error. IdentityError: the folder of a point has a run of another recipe.
     """
-    for point in some:
+    for point in points:
         check_same_recipe(point)
     with forward_signals() as children:
-        for i, point in enumerate(some, 1):
+        for i, point in enumerate(points, 1):
             folder = run_folder.run_folder(point.recipe)
-            head = f"[{i}/{len(some)}] {point.name}"
+            head = f"[{i}/{len(points)}] {point.name}"
             if is_finished(folder):
                 say(f"{head}: finished before")
                 continue
@@ -272,7 +308,7 @@ def run_points(some: Sequence[SweepPoint], how: list[str], say: Callable[[str], 
 
 
 def check_same_recipe(point: SweepPoint) -> None:
-    """IdentityError: the run in the point's folder was begun by another recipe: the base, not a value, has changed."""
+    """Raise IdentityError if the run in the point's folder was begun with another recipe: the base recipe has changed."""
     folder = run_folder.run_folder(point.recipe)
     if os.path.lexists(folder / run_folder.LOG_FILE):
         with Log.open(folder / run_folder.LOG_FILE) as log:
@@ -280,13 +316,14 @@ def check_same_recipe(point: SweepPoint) -> None:
 
 
 def describe_exit(code: int) -> str:
+    """Return how a run with this exit code ended, in a few words."""
     return {DivergedError.exit_code: "diverged", DataError.exit_code: "did not fit, or its data is wrong"}.get(
         code, "killed"
     )
 
 
 def is_finished(folder: Path) -> bool:
-    """Trained to its end, scored and exported."""
+    """Return whether the run in a folder is trained to its end, scored and exported."""
     if not os.path.lexists(folder / run_folder.LOG_FILE):
         return False
     with Log.open(folder / run_folder.LOG_FILE) as log:
@@ -296,7 +333,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_exit_codes(folder: Path) -> dict[str, int]:
-    """How each point's last run ended, as it was noted."""
+    """Return {name of a point: exit code of its last run} as it was noted in the sweep's folder."""
     lines = [
         line
         for line in run_folder.read_metrics(folder)
@@ -305,31 +342,36 @@ def read_exit_codes(folder: Path) -> dict[str, int]:
     return {str(line.get("name")): line["exit"] for line in lines}
 
 
-# -- what came of it
+# -- results
 
 
 @dataclass
 class SweepResult:
-    """valid: on validation rows, of the step that is delivered. test: on test rows, if there are any."""
+    """What came of a point."""
 
     point: SweepPoint
-    state: str
+    state: str  # finished, stopped, not begun, or how it failed
     steps: int = 0
     seconds: float = 0.0
-    valid: Score | None = None
-    test: Score | None = None
+    valid: Score | None = None  # of the validation rows, at the step that is delivered
+    test: Score | None = None  # of the test rows, if there are any
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The scores that there are, by the set of rows."""
+        return {which: score for which, score in (("valid", self.valid), ("test", self.test)) if score is not None}
 
 
-def collect_results(some: Sequence[SweepPoint]) -> list[SweepResult]:
-    """Of every point, by validation loss; then those that have none."""
+def collect_results(points: Sequence[SweepPoint]) -> list[SweepResult]:
+    """Return the results of all points: finished ones first, by their validation loss, then the others."""
     from .report.facts import read_facts
 
-    found = []
-    for point in some:
+    results = []
+    for point in points:
         folder = run_folder.run_folder(point.recipe)
         code = read_exit_codes(folder.parent).get(point.name, 0)
         if not os.path.lexists(folder / run_folder.LOG_FILE):
-            found.append(SweepResult(point, describe_exit(code) if code in TOLERATED_EXITS else "not begun"))
+            results.append(SweepResult(point, describe_exit(code) if code in TOLERATED_EXITS else "not begun"))
             continue
         facts = read_facts(folder / run_folder.LOG_FILE)
         state = (
@@ -338,40 +380,42 @@ def collect_results(some: Sequence[SweepPoint]) -> list[SweepResult]:
             else facts.state.partition(" after ")[0]
         )
         best = point.recipe.eval.select == "best"
-        looks = [score for _, score in facts.valid]
-        valid = (min(looks, key=lambda s: s.loss) if best else looks[-1]) if looks else None
+        scores = [score for _, score in facts.valid]
+        valid = (min(scores, key=lambda s: s.loss) if best else scores[-1]) if scores else None
         tested = point.recipe.data.test is not None
         result = SweepResult(point, state, facts.steps, facts.seconds or 0.0, valid, facts.after if tested else None)
         if not tested and facts.after:
             result.valid = facts.after
-        found.append(result)
-    return sorted(found, key=lambda r: (r.state != "finished", get_ranking_loss(r), r.point.name))
+        results.append(result)
+    return sorted(results, key=lambda r: (r.state != "finished", get_ranking_loss(r), r.point.name))
 
 
 def get_ranking_loss(result: SweepResult) -> float:
+    """Return the loss by which results are ordered; infinity: there is none."""
     score = result.valid or result.test
     return score.loss if score else math.inf
 
 
-def format_table(found: Sequence[SweepResult]) -> list[str]:
-    """As text, the best first."""
+def format_table(results: Sequence[SweepResult]) -> list[str]:
+    """Return the results as lines of a table, in the order given."""
     from .report.words import format_duration
 
-    keys = list(dict.fromkeys(key for r in found for key in r.point.values))
-    short = [key.rpartition(".")[2] for key in keys]
-    heads = [word if short.count(word) == 1 else key for key, word in zip(keys, short)]
-    sets = [which for which in ("valid", "test") if any(getattr(r, which) for r in found)]
-    columns = {which: list(next(getattr(r, which) for r in found if getattr(r, which)).columns()) for which in sets}
-    rows = [[*heads, *(f"{which} {name}" for which in sets for name in columns[which]), "steps", "time", "state"]]
-    for r in found:
+    keys = list(dict.fromkeys(key for r in results for key in r.point.values))
+    words = [key.rpartition(".")[2] for key in keys]
+    heads = [word if words.count(word) == 1 else key for key, word in zip(keys, words)]
+    columns: dict[str, list[str]] = {}  # set -> its measures
+    for result in results:
+        for which, score in result.scores.items():
+            columns.setdefault(which, list(score.columns()))
+    measures = [(which, name) for which in ("valid", "test") for name in columns.get(which, ())]
+    rows = [[*heads, *(f"{which} {name}" for which, name in measures), "steps", "time", "state"]]
+    for result in results:
+        values, scores = result.point.values, {which: score.columns() for which, score in result.scores.items()}
         cells = [
-            make_printable(sentences.format_value(r.point.values[key]).strip("'"), 32) if key in r.point.values else ""
-            for key in keys
+            make_printable(sentences.format_value(values[key]).strip("'"), 32) if key in values else "" for key in keys
         ]
-        for which in sets:
-            score = getattr(r, which)
-            shown = score.columns() if score else {}
-            cells += [shown.get(name, "-") for name in columns[which]]
-        rows.append([*cells, f"{r.steps:,}", format_duration(r.seconds) if r.seconds else "-", r.state])
+        cells += [scores.get(which, {}).get(name, "-") for which, name in measures]
+        duration = format_duration(result.seconds) if result.seconds else "-"
+        rows.append([*cells, f"{result.steps:,}", duration, result.state])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(f"{x:>{w}}" for x, w in zip(row[:-1], widths)) + f"  {row[-1]}" for row in rows]

@@ -1,46 +1,55 @@
-"""Everything about a run that can be wrong and be told without its weights: the recipe, the rows, the model, the exports."""
+"""`zoedge validate` checks all of a run that can be checked without weights: the recipe, rows, model and exports."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import DataError, UsageError, ZoedgeError, make_printable
 from ..recipe.reading import read_recipe
 from ..recipe.recipe import Recipe, part_name
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..core.base import SpaceBase
+    from ..scoring.models.base import Base
+
 
 def validate_recipe(name: str, overrides: list[str] | None = None) -> str:
-    """What a recipe comes to, in a line. UsageError or DataError lists all that is wrong with it."""
-    recipe = read_recipe(name, overrides)
-    faults: list[ZoedgeError] = []
-    found: list[str] = []
-    tokenizer, limit = None, recipe.data.max_length
+    """Return a line that says what a recipe comes to. UsageError or DataError: all that is wrong with it, a line each."""
     from ..scoring.models.loading import load_tokenizer
 
+    recipe = read_recipe(name, overrides)
+    faults: list[ZoedgeError] = []
+    summary: list[str] = []
+    tokenizer, limit = None, recipe.data.max_length
     try:
         folder, config = read_model_config(recipe)
         if folder is None:
-            found.append(f"{recipe.model.source} (not fetched yet)")
+            summary.append(f"{recipe.model.source} (not fetched yet)")
         else:
             base = meta_model(recipe, folder)
-            found.append(f"{config.get('model_type')}, {len(base.blocks)} layers, {recipe.model.quantization}")
+            summary.append(f"{config.get('model_type')}, {len(base.blocks)} layers, {recipe.model.quantization}")
             limit = min(limit, base.context_length)
             tokenizer = load_tokenizer(folder)
     except ZoedgeError as e:
         faults.append(e)
-    found += count_rows(recipe, tokenizer, limit, faults)
-    found.append(f"{part_name(recipe.space)}, {recipe.train.steps:,} steps of {recipe.train.batch}")
-    found.append(f"then {' and '.join(recipe.output.export)}" if recipe.output.export else "no export")
+    summary += count_rows(recipe, tokenizer, limit, faults)
+    summary.append(f"{part_name(recipe.space)}, {recipe.train.steps:,} steps of {recipe.train.batch}")
+    summary.append(f"then {' and '.join(recipe.output.export)}" if recipe.output.export else "no export")
     if faults:
         kind = UsageError if all(isinstance(e, UsageError) for e in faults) else DataError
         raise kind("\n".join(dict.fromkeys(map(str, faults))))
-    return "; ".join(found)
+    return "; ".join(summary)
 
 
 def read_model_config(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
-    """(the model's folder, its config.json); None: a packaged model or a hub's that has not been fetched: nothing is, here."""
+    """Return (the model's folder, its config.json); (None, {}): the model is packaged or a hub's, and not downloaded yet.
+
+    Nothing is downloaded here. DataError: there is no such model, or it is quantised already.
+    """
     from ..scoring.models.checkpoint import check_files
     from ..scoring.models.loading import resolve_device
     from ..scoring.sources.cache import cache_folder
@@ -54,9 +63,9 @@ def read_model_config(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
         if not (folder := cache_folder("models") / source).is_dir():
             return None, {}
     elif HUB_ID_PATTERN.fullmatch(source) and not Path(source).expanduser().exists():
-        if (there := find_cached_model(source, recipe.model.revision)) is None:
+        if (snapshot := find_cached_model(source, recipe.model.revision)) is None:
             return None, {}
-        folder = there
+        folder = snapshot
     else:
         folder = resolve_model(source)
     check_files(folder)
@@ -69,7 +78,7 @@ def read_model_config(recipe: Recipe) -> tuple[Path | None, dict[str, Any]]:
 
 
 def find_cached_model(source: str, revision: str | None) -> Path | None:
-    """A hub's model as an earlier run has fetched it."""
+    """Return the folder of a hub's model that an earlier run has downloaded; None: there is none."""
     import huggingface_hub
 
     try:
@@ -78,8 +87,11 @@ def find_cached_model(source: str, revision: str | None) -> Path | None:
         return None
 
 
-def meta_model(recipe: Recipe, folder: Path) -> Any:
-    """The base without storage. DataError: what the recipe asks of it that it has not."""
+def meta_model(recipe: Recipe, folder: Path) -> Base:
+    """Return the base without data, with the recipe's space described over it.
+
+    DataError: the recipe asks for layers, modules or a head that the base does not have.
+    """
     import torch
     from transformers import AutoConfig
 
@@ -89,63 +101,78 @@ def meta_model(recipe: Recipe, folder: Path) -> Any:
     from ..scoring.models.loading import auto_class
 
     with translate_errors(folder), torch.device("meta"):
-        made, facts = auto_class(folder)
+        model_class, facts = auto_class(folder)
         check_head(part_name(recipe.task), recipe.task.head, facts)
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        base = Base(made.from_config(config), None, facts, torch.float32, torch.device("meta"), b"", folder)
+        base = Base(model_class.from_config(config), None, facts, torch.float32, torch.device("meta"), b"", folder)
     base.quantization = recipe.model.quantization
-    recipe.space.describe(base)
+    # mypy takes the function in `Base.project` for a method, which cannot be set
+    recipe.space.describe(cast("SpaceBase", base))
     return base
 
 
-def count_rows(recipe: Recipe, tokenizer: Any, limit: int, faults: list[ZoedgeError]) -> list[str]:
-    """How many rows there are of each set; what is wrong with them is added to `faults`."""
+def count_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, limit: int, faults: list[ZoedgeError]
+) -> list[str]:
+    """Return how many rows each set has, or that it is not downloaded yet. What is wrong with them is added to `faults`."""
     from ..scoring.rows.fields import without_rows
-    from ..scoring.rows.sets import load_rows
-    from ..scoring.sources.cache import cache_folder
-    from ..scoring.sources.catalog import PACKAGED_TEXTS
-    from ..scoring.sources.hub import HUB_ID_PATTERN
-    from ..scoring.sources.resolve import find_split_file
+    from ..scoring.rows.sets import load_rows, load_sets
+    from ..scoring.texts import load_datasets
 
-    data, found = recipe.data, []
-    whole = True  # nothing hides what the sets themselves would say
-    sources = {"train": data.train}
-    for which in ("valid", "test"):
-        place = getattr(data, which)
-        if place is None:
-            try:
-                place = find_split_file(data.train, which)
-            except DataError as e:
-                faults.append(e)
-        if isinstance(place, str):
-            sources[which] = place
-    for which, source in sources.items():
-        if (source in PACKAGED_TEXTS and not (cache_folder("texts") / f"{source}.jsonl").exists()) or (
-            HUB_ID_PATTERN.fullmatch(source.partition(":")[0])
-            and not Path(source.partition(":")[0]).expanduser().exists()
-            and not Path(source).suffix[1:].isalpha()
-        ):
-            found.append(f"{which} {make_printable(source)} (not fetched yet)")
-            whole = False
+    data = recipe.data
+    missing: list[str] = []
+    is_readable = True  # every set by itself: only then do the sets together say more
+    for which, source in find_row_sources(recipe, faults).items():
+        if is_unfetched(source):
+            missing.append(f"{which} {make_printable(source)} (not fetched yet)")
+            is_readable = False
             continue
         try:
             without_rows(load_rows(source, f"data.{which}", data)[0], data.without)
         except ZoedgeError as e:
             faults.append(e)
-            whole = False
-    if not whole:
-        return found
-    from ..scoring.rows.sets import load_sets
-    from ..scoring.texts import load_datasets
-
+            is_readable = False
+    if not is_readable:
+        return missing
     try:
         if tokenizer is None:
             main, parts, _ = load_sets(data, recipe.task.fields())
-            sizes = {"train": len(main), **{k: len(v) for k, v in parts.items()}}
+            sizes = {"train": len(main), **{which: len(rows) for which, rows in parts.items()}}
         else:
-            made = load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, limit)
-            sizes = {k: len(v) for k in ("train", "valid", "test") if (v := getattr(made, k)) is not None}
+            sets = load_datasets(data, recipe.task, recipe.seed, tokenizer, limit)
+            pairs = (("train", sets.train), ("valid", sets.valid), ("test", sets.test))
+            sizes = {which: len(examples) for which, examples in pairs if examples is not None}
     except ZoedgeError as e:
         faults.append(e)
-        return found
-    return [*found, ", ".join(f"{count:,} {which} rows" for which, count in sizes.items())]
+        return missing
+    return [*missing, ", ".join(f"{count:,} {which} rows" for which, count in sizes.items())]
+
+
+def find_row_sources(recipe: Recipe, faults: list[ZoedgeError]) -> dict[str, str]:
+    """Return where the rows of each set come from; what is wrong with that is added to `faults`."""
+    from ..scoring.sources.resolve import find_split_file
+
+    data = recipe.data
+    sources = {"train": data.train}
+    for which, value in (("valid", data.valid), ("test", data.test)):
+        try:
+            source = find_split_file(data.train, which) if value is None else value
+        except DataError as e:
+            faults.append(e)
+            continue
+        if isinstance(source, str):  # not a share of the training rows
+            sources[which] = source
+    return sources
+
+
+def is_unfetched(source: str) -> bool:
+    """Return whether these rows are packaged or a hub's, and have not been downloaded yet."""
+    from ..scoring.sources.cache import cache_folder
+    from ..scoring.sources.catalog import PACKAGED_TEXTS
+    from ..scoring.sources.hub import HUB_ID_PATTERN
+
+    if source in PACKAGED_TEXTS and not (cache_folder("texts") / f"{source}.jsonl").exists():
+        return True
+    name = source.partition(":")[0]
+    is_hub_id = HUB_ID_PATTERN.fullmatch(name) is not None
+    return is_hub_id and not Path(name).expanduser().exists() and not Path(source).suffix[1:].isalpha()

@@ -1,1 +1,1 @@
-"""`zoedge doctor`: the versions, the memory and the arithmetic of this machine, and what to type against what is in the way."""
+"""`zoedge doctor` shows the versions, memory and arithmetic of this machine, and the commands that mend what hinders a run."""

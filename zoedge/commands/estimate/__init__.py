@@ -1,1 +1,1 @@
-"""`zoedge estimate`: the memory, disk and time that a recipe will need, without reading a weight."""
+"""`zoedge estimate` predicts a run's memory by part, its disk space and its time; it reads no weights."""

@@ -1,4 +1,4 @@
-"""The shape of a model (layers, widths, bytes), read from its files without reading a weight."""
+"""This module reads the shape of a model (layers, widths, types) from its files, without reading a weight."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
+from ...recipe.sections import Model
 
-HEAD_COLUMNS, FORWARD_TOKENS, PIECE_ELEMENTS, QUANTISED_BLOCK = (
-    8192,
-    2048,
-    1 << 19,
-    64,
-)  # of models.base, tasks, spaces.full and bitsandbytes: tests compare
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-MAX_LAYERS = 1000  # building more would not end
+    from ...scoring.models.base import Base
+
+# Copies, so that nothing heavy is imported; tests compare the first three with their owners.
+HEAD_COLUMNS = 8192  # columns of the head in one chunk of logits: scoring/models/base.py
+FORWARD_TOKENS = 2048  # token rows of a forward pass over held-out rows: scoring/tasks/_training.py
+PIECE_ELEMENTS = 1 << 19  # elements of the pieces in which `space: full` moves: methods/spaces/full.py
+QUANTISED_BLOCK = 64  # weights that share a scale in 4 bits: bitsandbytes
+
+MAX_LAYERS = 1000  # building a model of more takes too long
 
 TYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of safetensors
+SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # the name in a header -> torch's name
 
-PACKAGED_CONFIGS = {  # config.json of a model that is yet to be fetched
+PACKAGED_CONFIGS: dict[str, dict[str, Any]] = {  # config.json of packaged models that may not have been fetched yet
     "smollm2-135m-instruct": {
         "model_type": "llama",
         "hidden_size": 576,
@@ -40,51 +45,51 @@ PACKAGED_CONFIGS = {  # config.json of a model that is yet to be fetched
 }
 
 
-# -- facts
-
-
 @dataclass(frozen=True)
 class ModelShape:
-    """Of a model, in elements. linears: (name, out, in) of what is quantised; tables: of tokens (a tied head once).
+    """The shape of a model: how many elements it has of each kind, and the widths that its activations have.
 
-    other_elements: norms, biases, positions. kind: the type of the source's files. inner, query, key: widths of a block's
-    hidden layer, of q, and of k. gated: two products make the hidden layer. context: tokens of a sequence at most.
+    Sizes are counted in elements, unless a name says otherwise.
     """
 
-    linears: tuple[tuple[str, int, int], ...]
-    table_elements: int
-    vocabulary: int
-    other_elements: int
-    stored_type: str
+    linears: tuple[
+        tuple[str, int, int], ...
+    ]  # (name, outputs, inputs) of the Linear modules, which quantisation changes
+    table_elements: int  # of the tables of tokens; a head that is tied to the embedding counts once
+    vocabulary: int  # tokens
+    other_elements: int  # of norms, biases and positions
+    stored_type: str  # the type in the source's files: a key of TYPE_BYTES
     layers: int
     hidden_width: int
-    inner_width: int
-    query_width: int
-    key_width: int
-    is_gated: bool
-    rotary: bool
-    context: int
-    meta_base: Any = None  # models.base.Base of the model without data: what attaching asks of it
-    folder: Path | None = None  # where its files lie, if they are here
+    inner_width: int  # of the hidden layer inside a block
+    query_width: int  # of all heads together
+    key_width: int  # of all groups together
+    is_gated: bool  # the hidden layer is the product of two projections
+    rotary: bool  # positions are rotations of queries and keys
+    context: int  # tokens of a sequence at most
+    meta_base: Base  # the model without data, which a space's `describe` asks
+    folder: Path | None = None  # where its files lie; None: they are not fetched yet
 
     @property
     def stored_itemsize(self) -> int:
-        """Bytes an element of the source's files."""
+        """The bytes of an element in the source's files."""
         return TYPE_BYTES[self.stored_type]
 
     @property
     def elements(self) -> int:
+        """All weights of the model."""
         return sum(out * wide for _, out, wide in self.linears) + self.table_elements + self.other_elements
 
     @property
     def largest_linear(self) -> int:
+        """The elements of the largest Linear module."""
         return max(out * wide for _, out, wide in self.linears)
 
 
 def find_config_folder(source: str, revision: str | None) -> Path | None:
-    """The folder with config.json of a model; of a hub id, that file alone is fetched. None: a packaged model not yet here.
+    """Return the folder with a model's config.json; None: a packaged model that has not been fetched yet.
 
-    DataError: no such source.
+    Of a model named by a hub id, only config.json is downloaded. DataError: there is no such source.
     """
     from ...scoring.sources import cache, catalog, hub, resolve
 
@@ -96,8 +101,11 @@ def find_config_folder(source: str, revision: str | None) -> Path | None:
     return resolve.resolve_model(source, revision)
 
 
-def read_model_shape(model: Any) -> ModelShape:
-    """The facts of a recipe's model section. DataError: no such source, no or an odd config.json, an unknown family."""
+def read_model_shape(model: Model) -> ModelShape:
+    """Return the shape of the model that a recipe's `model` section names.
+
+    DataError: there is no such source, config.json is missing or malformed, or the family is not supported.
+    """
     import torch
     import transformers
     from transformers.initialization import no_init_weights
@@ -110,7 +118,7 @@ def read_model_shape(model: Any) -> ModelShape:
         table = dict(PACKAGED_CONFIGS[model.source])
         config: Any = transformers.AutoConfig.for_model(table.pop("model_type"), **table)
     else:
-        if any(p.suffix == ".safetensors" for p in folder.iterdir()):  # of a hub id, config.json may be here alone
+        if any(p.suffix == ".safetensors" for p in folder.iterdir()):  # of a hub id, only config.json may be here
             checkpoint.check_files(folder)
         with checkpoint.translate_errors(folder):
             config = transformers.AutoConfig.from_pretrained(
@@ -122,12 +130,15 @@ def read_model_shape(model: Any) -> ModelShape:
     with checkpoint.translate_errors(folder or Path(model.source)), torch.device("meta"), no_init_weights():
         empty: Any = getattr(transformers, f"AutoModelFor{family.HEAD}").from_config(config)
         empty.tie_weights()
-    here = base.Base(empty, None, family, loading.resolve_dtype(model, device), device, b"", folder or Path())
-    return read_base_shape(here, find_stored_type(folder, config), folder)
+    meta = base.Base(empty, None, family, loading.resolve_dtype(model, device), device, b"", folder or Path())
+    return read_base_shape(meta, find_stored_type(folder, config), folder)
 
 
-def read_base_shape(base: Any, kind: str, folder: Path | None = None) -> ModelShape:
-    """The facts of a model (models.base.Base) whose tensors may be without data."""
+def read_base_shape(base: Base, stored_type: str, folder: Path | None = None) -> ModelShape:
+    """Return the shape of a model, whose tensors may be without data.
+
+    stored_type: the type of the source's files. folder: where they lie.
+    """
     from torch import nn
 
     model, config = base.model, base.model.config
@@ -146,7 +157,7 @@ def read_base_shape(base: Any, kind: str, folder: Path | None = None) -> ModelSh
         linears=linears,
         table_elements=tables,
         vocabulary=len(embedding),
-        stored_type=kind,
+        stored_type=stored_type,
         other_elements=sum(p.numel() for p in model.parameters())
         - tables
         - sum(out * wide for _, out, wide in linears),
@@ -163,8 +174,8 @@ def read_base_shape(base: Any, kind: str, folder: Path | None = None) -> ModelSh
     )
 
 
-def find_stored_type(folder: Path | None, config: Any) -> str:
-    """The type of a model's files: the commonest in their headers, else what config.json says."""
+def find_stored_type(folder: Path | None, config: PretrainedConfig) -> str:
+    """Return the type that most elements of the safetensors files have; without files, the type that config.json names."""
     from ...scoring.models.checkpoint import HEADER_LIMIT, parse_header
 
     sizes: dict[str, int] = {}

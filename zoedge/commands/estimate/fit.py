@@ -1,19 +1,20 @@
-"""What a run will need, told before it begins: memory by part, disk and time, from shapes alone; no weight is read.
+"""This module predicts whether a run fits into memory, before it begins: from shapes alone, no weight is read.
 
-    facts_of_model(model) -> Facts        config.json, and the headers of the weights where they lie
-    work_of(recipe, shape, datasets) -> Work what the recipe and the longest batches ask of it
-    parts(shape, work) -> {part: bytes}   a pure function: the parts of the fullest moment
+    read_model_shape(model) -> ModelShape                   reads config.json and the headers of the weights (facts.py)
+    compute_workload(recipe, shape, datasets) -> Workload   the recipe's demands, with its longest batches (work.py)
+    memory_by_moment(shape, workload) -> bytes              by moment and part (memory.py)
+    peak_memory_parts(shape, workload) -> {part: bytes}     the parts of the moment that needs most
 
-The moments are: loading, the lower layers' cache, a step's blocks, its logits, its update, and a look at held-out rows.
-docs/estimate.md has the formulas' reasons, and predicted against measured.
+A run's moments are: loading, filling the lower layers' cache, a step's blocks, its logits, its update, and scoring
+held-out rows (which is called `look`). docs/estimate.md explains the formulas, and compares predicted with measured memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import DataError, UsageError, ZoedgeError
 from ...recipe.check import check
@@ -23,45 +24,53 @@ from .machine import format_bytes, read_memory_budget, read_resident_memory
 from .memory import memory_by_moment, peak_memory_parts
 from .work import ForwardSize, Workload, compute_workload, count_rule_slots, longest_forwards
 
-REFUSAL_MARGIN = 0.9  # the prediction is right to 10 %: what may fit is not refused
+if TYPE_CHECKING:
+    from ...scoring.texts import Datasets
 
-
-# -- will it fit?
+REFUSAL_MARGIN = 0.9  # a prediction may be 10 % too high: a run that may fit is not refused
+Value = str | int  # of a recipe's key
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe over a model and its data: all that another setting's memory is computed from."""
+    """A recipe, its model's shape and its rows: all that the memory of this run, or of one with another setting, depends on.
+
+    datasets: None where the rows are not tokenised: then every sequence is taken to be as long as it may be.
+    overhead: bytes that the process holds without the run.
+    """
 
     recipe: Recipe
     shape: ModelShape
-    datasets: Any
+    datasets: Datasets | None
     overhead: int
 
     @cached_property
     def workload(self) -> Workload:
+        """The work of a step of this recipe."""
         return compute_workload(self.recipe, self.shape, self.datasets, self.overhead)
 
     @cached_property
     def parts(self) -> dict[str, int]:
+        """Bytes by part at the fullest moment."""
         return peak_memory_parts(self.shape, self.workload)
 
     @property
     def needed_bytes(self) -> int:
+        """The peak: all bytes at the fullest moment."""
         return sum(self.parts.values())
 
     @property
     def moment_totals(self) -> dict[str, int]:
-        """Bytes at each moment."""
-        return {name: sum(some.values()) for name, some in memory_by_moment(self.shape, self.workload).items()}
+        """Bytes in all at each moment, by its name."""
+        return {name: sum(parts.values()) for name, parts in memory_by_moment(self.shape, self.workload).items()}
 
     @property
     def fullest_moment(self) -> str:
-        """The fullest one."""
-        return max(found := self.moment_totals, key=found.__getitem__)
+        """The name of the moment that needs most."""
+        return max(totals := self.moment_totals, key=totals.__getitem__)
 
-    def with_value(self, key: str, value: Any) -> Plan | None:
-        """The same with another value of a key; None: the recipe refuses it."""
+    def with_value(self, key: str, value: Value) -> Plan | None:
+        """Return the plan with another value of a key, such as `train.rows`; None: the recipe refuses that value."""
         from ...scoring.models.base import DTYPES
 
         table = self.recipe.resolved()
@@ -72,31 +81,31 @@ class Plan:
         except UsageError:
             return None
         if key == "model.compute_dtype":
-            other = replace(
-                other, shape=replace(self.shape, meta_base=replace(self.shape.meta_base, dtype=DTYPES[value]))
-            )
+            base = replace(self.shape.meta_base, dtype=DTYPES[str(value)])
+            other = replace(other, shape=replace(self.shape, meta_base=base))
         return other
 
 
 class Saving(NamedTuple):
-    """A change of one key. saved: bytes."""
+    """A change of one key, the plan that it leads to, and the bytes that it saves at the peak."""
 
     key: str
-    old: Any
-    new: Any
+    old: Value
+    new: Value
     plan: Plan
     saved_bytes: int
 
     def format_change(self, most: int) -> str:
+        """Return the change, the memory that it saves, and whether the run then fits into `most` bytes."""
         fits = ", fits" if self.plan.needed_bytes <= most else ""
         return f"{self.key} {self.old} -> {self.new} (-{format_bytes(self.saved_bytes)}{fits})"
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """A recipe, its model's shape and its rows, and what a process holds that has imported all and loaded nothing.
+    """Read the model's shape and tokenise the rows of a recipe, and measure what this process holds.
 
-    DataError: whatever is wrong with the source or the rows. Where the tokenizer is not here, rows are taken as the longest
-    that there may be.
+    Rows are taken to be as long as they may be where the tokenizer is not on this machine. DataError: something is wrong with
+    the source or the rows.
     """
     from ...scoring.models.families import check_head
 
@@ -107,7 +116,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def measure_overhead(shape: ModelShape) -> int:
-    """Bytes that a process holds that has imported all and loaded nothing; on a GPU that is not there."""
+    """Return the bytes that this process holds once it has imported everything and loaded no model; 0 on a GPU."""
     if shape.meta_base.device.type == "cuda":
         return 0
     import accelerate  # noqa: F401 - transformers imports it to load
@@ -117,30 +126,29 @@ def measure_overhead(shape: ModelShape) -> int:
     from ...scoring.models.quantised import LinearScales
 
     LinearScales.has(torch.nn.Identity())  # imports bitsandbytes
-    torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # the library of products is loaded once
+    torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64))  # the first product loads its library
     release_memory()
     return read_resident_memory()
 
 
-def predict_parts(plan: Plan, datasets: Any) -> dict[str, int]:
-    """Parts of a run that passed the gate as `plan`, now that its rows are tokenised (runs.Texts)."""
+def predict_parts(plan: Plan, datasets: Datasets) -> dict[str, int]:
+    """Return the bytes by part of a run that `check_memory` let begin as `plan`, now that its rows are tokenised."""
     work = compute_workload(plan.recipe, plan.shape, datasets, plan.overhead)
-    return peak_memory_parts(
-        plan.shape, replace(work, has_cached_weights=plan.workload.has_cached_weights)
-    )  # what loading made did not lie there
+    # by now the cache has the quantised weights: what counts is whether it had them before loading
+    return peak_memory_parts(plan.shape, replace(work, has_cached_weights=plan.workload.has_cached_weights))
 
 
 def list_halves(value: int, least: int = 1) -> list[int]:
-    """value / 2, value / 4, ... down to the least."""
-    found = []
+    """Return value / 2, value / 4 and so on, down to `least`."""
+    halves = []
     while value > least:
         value = max(least, value // 2)
-        found.append(value)
-    return found
+        halves.append(value)
+    return halves
 
 
-def smaller_settings(plan: Plan) -> Iterator[tuple[str, Any, list[Any]]]:
-    """(key, value, smaller ones) of what decides memory, in the order in which they cost least of a run's result."""
+def smaller_settings(plan: Plan) -> Iterator[tuple[str, Value, Sequence[Value]]]:
+    """Yield (key, its value, smaller values) for the settings that decide memory, those that harm the result least first."""
     from ...methods.spaces.lora import Lora
 
     recipe = plan.recipe
@@ -163,25 +171,31 @@ def smaller_settings(plan: Plan) -> Iterator[tuple[str, Any, list[Any]]]:
 
 
 def find_savings(plan: Plan, most: int) -> list[Saving]:
-    """What each key alone can save: its first value with which the run fits, else its smallest. The best first."""
-    found, needs = [], plan.needed_bytes
+    """Return what each key alone can save: the first smaller value with which the run fits into `most` bytes, or the smallest.
+
+    Changes with which the run fits come first, then those that save most.
+    """
+    savings = []
     for key, old, values in smaller_settings(plan):
-        last = None
+        saving = None
         for value in values:
             other = plan.with_value(key, value)
             if other is None:
                 continue
-            last = Saving(key, old, value, other, needs - other.needed_bytes)
+            saving = Saving(key, old, value, other, plan.needed_bytes - other.needed_bytes)
             if other.needed_bytes <= most:
                 break
-        if last is not None and last.saved_bytes > 0:
-            found.append(last)
-    return sorted(found, key=lambda one: (one.plan.needed_bytes > most, -one.saved_bytes))
+        if saving is not None and saving.saved_bytes > 0:
+            savings.append(saving)
+    return sorted(savings, key=lambda one: (one.plan.needed_bytes > most, -one.saved_bytes))
 
 
 def fit_plan(plan: Plan, most: int) -> tuple[Plan, list[Saving]]:
-    """(the recipe with the fewest, mildest changes that fits into so many bytes, or as near as it comes; the changes)."""
-    made: list[Saving] = []
+    """Shrink train.rows, estimator.queries and train.batch, in this order, until the run fits into `most` bytes.
+
+    Return (the new plan, which may still be too large; the changes that led to it).
+    """
+    savings: list[Saving] = []
     for key, old, values in smaller_settings(plan):
         if plan.needed_bytes <= most or key not in ("train.rows", "estimator.queries", "train.batch"):
             break
@@ -189,23 +203,23 @@ def fit_plan(plan: Plan, most: int) -> tuple[Plan, list[Saving]]:
             if (other := plan.with_value(key, value)) is None:
                 continue
             if (saved := plan.needed_bytes - other.needed_bytes) > 0:
-                made = [one for one in made if one.key != key] + [Saving(key, old, value, other, saved)]
+                savings = [one for one in savings if one.key != key] + [Saving(key, old, value, other, saved)]
                 plan = other
             if plan.needed_bytes <= most:
                 break
-    return plan, made
+    return plan, savings
 
 
-def format_parts(some: dict[str, int]) -> str:
-    """weights 3.9 | logits 4.1 | ..., in GB, or all in MB below one."""
-    unit, digits, name = (1e9, 1, "GB") if sum(some.values()) >= 1e9 else (1e6, 0, "MB")
-    return " | ".join(f"{part} {count / unit:.{digits}f}" for part, count in some.items() if count) + f" {name}"
+def format_parts(parts: dict[str, int]) -> str:
+    """Return the parts as `weights 3.9 | logits 4.1 GB`; in MB where all together are less than 1 GB."""
+    unit, digits, name = (1e9, 1, "GB") if sum(parts.values()) >= 1e9 else (1e6, 0, "MB")
+    return " | ".join(f"{part} {count / unit:.{digits}f}" for part, count in parts.items() if count) + f" {name}"
 
 
 def format_refusal(plan: Plan, most: int, where: str) -> str:
-    """Message 7: what is needed, what there is, the parts, and the one key that saves most."""
-    found = find_savings(plan, most)
-    best = f" Biggest lever: {found[0].format_change(most)}." if found else ""
+    """Return the sentence that refuses a run: what it needs, what is free, the parts, and the one change that helps most."""
+    savings = find_savings(plan, most)
+    best = f" Biggest lever: {savings[0].format_change(most)}." if savings else ""
     return (
         f"Will not fit: needs {format_bytes(plan.needed_bytes)}, {format_bytes(most)} free on {where}: "
         f"{format_parts(plan.parts)}.{best}"
@@ -213,11 +227,13 @@ def format_refusal(plan: Plan, most: int, where: str) -> str:
 
 
 def check_memory(recipe: Recipe) -> Plan | None:
-    """What a run will ask for. DataError, before anything is fetched or loaded, if that cannot fit into the free memory.
+    """Predict a run's memory, and refuse a run that cannot fit, before anything is downloaded or loaded.
 
-    It is refused when MARGIN of what is predicted is more than is free. What the longest batch is asks for the tokenizer,
-    which is only needed where the shortest possible one would fit and the longest possible would not. None: something
-    else is wrong, for which the run itself has a sentence.
+    A run is refused if REFUSAL_MARGIN times the prediction is more than is free. The rows are tokenised only if their length
+    decides: where the run would fit with the shortest possible sequences, and not with the longest possible ones.
+
+    Returns the plan; None: something else is wrong with the recipe, which the run itself will report. DataError: the run cannot
+    fit.
     """
     try:
         shape = read_model_shape(recipe.model)
@@ -232,17 +248,17 @@ def check_memory(recipe: Recipe) -> Plan | None:
         return plan
     if REFUSAL_MARGIN * sum(peak_memory_parts(shape, least).values()) <= most:
         try:
-            found = replace(plan, datasets=tokenise_datasets(recipe, shape))
+            exact = replace(plan, datasets=tokenise_datasets(recipe, shape))
         except ZoedgeError:
             return plan
-        if found.datasets is None or REFUSAL_MARGIN * found.needed_bytes <= most:
+        if exact.datasets is None or REFUSAL_MARGIN * exact.needed_bytes <= most:
             return plan
-        plan = found
+        plan = exact
     raise DataError(format_refusal(plan, most, where) + " Nothing was downloaded or changed.")
 
 
-def tokenise_datasets(recipe: Recipe, shape: ModelShape) -> Any:
-    """The recipe's rows (runs.Texts), if the tokenizer is here; None: it is not."""
+def tokenise_datasets(recipe: Recipe, shape: ModelShape) -> Datasets | None:
+    """Return the recipe's tokenised rows; None: the tokenizer is not on this machine."""
     from ...scoring.models.loading import load_tokenizer
     from ...scoring.texts import load_datasets
 

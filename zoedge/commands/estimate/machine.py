@@ -1,4 +1,4 @@
-"""What this machine has and does: free memory and its limits, a process's peak, rates of products, a step run for real."""
+"""This module asks the machine about memory: what is free, which limits hold, and what this process has used at most."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...errors import UsageError, make_printable
+
+if TYPE_CHECKING:
+    from ...scoring.models.base import Base
 
 BYTE_UNITS = {"": 1, "b": 1}  # kb and k are 1000, kib 1024
 for power, letter in enumerate("kmgt", 1):
@@ -20,9 +23,12 @@ CGROUP_ROOT, CGROUP_MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """Bytes of a text such as 8GB, 7.5GiB or 900MB. UsageError: something else, or nothing."""
-    found = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{0,3})\s*", text)
-    count = int(float(found[1]) * BYTE_UNITS.get(found[2].lower(), 0)) if found else 0
+    """Return the bytes that a text such as 8GB, 7.5GiB or 900MB names. UsageError: it names no amount, or 0.
+
+    option: where the text was given, for the message.
+    """
+    match = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Za-z]{0,3})\s*", text)
+    count = int(float(match[1]) * BYTE_UNITS.get(match[2].lower(), 0)) if match else 0
     if not count:
         raise UsageError(
             f"{option}: '{make_printable(text)}' is not an amount of memory, such as 8GB, 7.5GiB or 900MB."
@@ -31,7 +37,7 @@ def parse_bytes(text: str, option: str) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes for people: 9.8 GB, 81 MB."""
+    """Return bytes as people write them: 9.8 GB, 81 MB."""
     for unit, name, digits in ((1e9, "GB", 1), (1e6, "MB", 0), (1e3, "kB", 0)):
         if count >= unit:
             return f"{count / unit:.{digits}f} {name}"
@@ -39,32 +45,32 @@ def format_bytes(count: float) -> str:
 
 
 def read_resident_memory() -> int:
-    """Bytes that this process holds in memory."""
+    """Return the bytes of memory that this process holds."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def read_peak_memory() -> int:
-    """Bytes of memory that this process has held at most, since it began or since `rest_peak`."""
+    """Return the most bytes that this process has held since it began, or since `reset_peak_memory`."""
     status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s+([0-9]+) kB", status.read_text())):
-        return int(found[1]) * 1024
+    if status.exists() and (match := re.search(r"VmHWM:\s+([0-9]+) kB", status.read_text())):
+        return int(match[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
 
 def reset_peak_memory() -> None:
-    """The peak begins anew at what is resident now (Linux alone)."""
+    """Let the peak begin anew at what this process holds now. Only Linux can do this; elsewhere nothing happens."""
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
         reset.write_text("5")
 
 
 def read_available_memory() -> Iterator[tuple[int, str]]:
-    """(bytes that this process may still take, what says so): of the machine, its control groups, and ZOEDGE_MEMORY.
+    """Yield (bytes that this process may still take, which limit that is): the machine's, its control groups', ZOEDGE_MEMORY's.
 
-    Below 0: it holds more than that already.
+    A negative number means that the process already holds more than the limit.
     """
     import psutil
 
@@ -78,21 +84,24 @@ def read_available_memory() -> Iterator[tuple[int, str]]:
 
 
 def read_cgroup_limits() -> Iterator[tuple[int, int]]:
-    """(limit, use) of the control groups over this process that have a limit; pages of files give way."""
+    """Yield (limit, use) in bytes of every control group above this process that has a limit.
+
+    Pages of files that have not been used lately do not count as used: the kernel gives them up when memory is needed.
+    """
     for line in CGROUP_MEMBERSHIP.read_text().splitlines() if CGROUP_MEMBERSHIP.exists() else ():
         _, names, path = line.split(":", 2)
         if names and "memory" not in names.split(","):
             continue
         root = CGROUP_ROOT / "memory" if names else CGROUP_ROOT
         files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if names else ("memory.max", "memory.current")
-        here = root / path.lstrip("/")
-        for folder in (here, *here.parents):
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
             if not folder.is_relative_to(root):
                 break
             try:
                 most, used = ((folder / name).read_text().strip() for name in files)
                 stat = (folder / "memory.stat").read_text()
-            except OSError:  # not this process's to see, or none
+            except OSError:  # there is no such file, or this process may not read it
                 continue
             if most.isdigit() and int(most) < 1 << 60:
                 cold = re.search(r"^(?:total_)?inactive_file ([0-9]+)$", stat, re.MULTILINE)
@@ -100,7 +109,10 @@ def read_cgroup_limits() -> Iterator[tuple[int, int]]:
 
 
 def read_memory_budget(cuda: bool) -> tuple[int, str]:
-    """(bytes for a whole run, where): on a CPU what is free and what this process holds already; the least of the limits."""
+    """Return (bytes that a whole run may take, which limit that is).
+
+    On a CPU the budget is what is free plus what this process holds already; on a GPU, what the device has free.
+    """
     if not cuda:
         left, where = min(read_available_memory())
         return left + read_resident_memory(), where
@@ -112,8 +124,8 @@ def read_memory_budget(cuda: bool) -> tuple[int, str]:
     return left, f"{torch.cuda.get_device_name(0)} ({format_bytes(whole)})"
 
 
-def read_run_peak(base: Any) -> int:
-    """Bytes that a run over a base (models.base.Base) has held at most, where the base lies."""
+def read_run_peak(base: Base) -> int:
+    """Return the most bytes that a run over this base has held, on the device where the base lies."""
     if base.device.type == "cpu":
         return read_peak_memory()
     import torch

@@ -1,4 +1,4 @@
-"""The memory of one step measured in a process of its own (`zoedge estimate --measure`)."""
+"""This module measures the memory of a real step, in a process of its own (`zoedge estimate --measure`)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...core.child import answer_parent, ask_python
+from ...core.types import Record
+from ...recipe.recipe import Recipe
 from .machine import read_peak_memory, read_resident_memory, reset_peak_memory
 
-# -- a step for real
+if TYPE_CHECKING:
+    from ...run.setup import Bench
+    from ...scoring.tasks._examples import Examples
+
+T = TypeVar("T")
 
 
-def measure_in_child(recipe: Any) -> dict[str, dict[str, int]]:
-    """{moment: {before, peak}} bytes of a fresh process that loads the base and takes the longest batch's step.
+def measure_in_child(recipe: Recipe) -> dict[str, dict[str, int]]:
+    """Load the base and take the step with the longest batch in a new process. Return {moment: {"before", "peak"}} in bytes.
 
-    ZoedgeError: what the run itself would say. It leaves nothing behind but the quantised weights in the cache.
+    ZoedgeError: what the run itself would raise. Nothing remains on the disk but the quantised weights in the cache.
     """
     measured: dict[str, dict[str, int]] = ask_python(
         ["-m", __name__], "--measure: the process that took the step", recipe.resolved()
@@ -25,8 +31,8 @@ def measure_in_child(recipe: Any) -> dict[str, dict[str, int]]:
     return measured
 
 
-def measure_own_memory(recipe: Any) -> dict[str, dict[str, int]]:
-    """What `measured` says, of this process."""
+def measure_own_memory(recipe: Recipe) -> dict[str, dict[str, int]]:
+    """Do in this process what `measure_in_child` does in a new one, and return the same."""
     import torch
 
     from ...core import engine
@@ -36,19 +42,21 @@ def measure_own_memory(recipe: Any) -> dict[str, dict[str, int]]:
     from .work import find_longest_step
 
     cuda = loading.resolve_device(recipe.model).type == "cuda"
-    found: dict[str, dict[str, int]] = {}
+    moments: dict[str, dict[str, int]] = {}
 
-    def moment(name: str, act: Callable[[], Any]) -> Any:
+    def moment(name: str, act: Callable[[], T]) -> T:
+        """Note the memory before and at the peak of a call, and return what it returned."""
         reset_peak_memory()
         before = torch.cuda.memory_reserved() if cuda else read_resident_memory()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         result = act()
         most = torch.cuda.max_memory_reserved() if cuda else read_peak_memory()
-        found[name] = {"before": before, "peak": max(before, most)}  # Linux counts a process's pages in batches
+        # Linux counts a process's pages in batches, so that the peak it reports may lag behind what is resident
+        moments[name] = {"before": before, "peak": max(before, most)}
         return result
 
-    import bitsandbytes  # noqa: F401 - so that it is not counted as the base's
+    import bitsandbytes  # noqa: F401 - now, so that its memory is not counted as the base's
     import transformers  # noqa: F401
 
     loading.auto_class(resolve.resolve_model(recipe.model.source, recipe.model.revision))
@@ -56,9 +64,9 @@ def measure_own_memory(recipe: Any) -> dict[str, dict[str, int]]:
     bench = moment("base", lambda: setup.Measuring.build(recipe))
     with tempfile.TemporaryDirectory() as folder:
         if bench.base.cut:
-            keep = bench.base.keep(bench.texts.train, Path(folder))  # the longest sequences come first
-            moment("lower layers", lambda: next(keep))
-            for _ in keep:
+            batches = bench.base.keep(bench.texts.train, Path(folder))  # the longest sequences come first
+            moment("lower layers", lambda: next(batches))
+            for _ in batches:
                 pass
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
@@ -74,11 +82,11 @@ def measure_own_memory(recipe: Any) -> dict[str, dict[str, int]]:
             if examples is not None and len(examples):
                 few = examples.head(len(examples))
                 moment("look", lambda: score_longest_batch(bench, few))
-    return found
+    return moments
 
 
-def score_longest_batch(bench: Any, examples: Any) -> None:
-    """The longest batch of held-out rows, scored."""
+def score_longest_batch(bench: Bench, examples: Examples) -> None:
+    """Score the longest batch of some held-out rows."""
     from ...scoring.tasks._training import evaluation_batches
 
     longest = list(evaluation_batches(examples))[-1]
@@ -86,14 +94,14 @@ def score_longest_batch(bench: Any, examples: Any) -> None:
 
 
 class EmptyLog:
-    """A log of no steps: what estimators and rules may ask of one."""
+    """A log without steps, with what estimators and rules may ask of a log."""
 
     writable, next_seq = True, 0
 
     def __len__(self) -> int:
         return 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Record]:
         return iter(())
 
 

@@ -1,24 +1,25 @@
-"""The bytes that a run holds at each moment, part by part."""
+"""This module computes the bytes that a run holds at each of its moments, part by part, from shapes alone."""
 
 from __future__ import annotations
 
 from .facts import PIECE_ELEMENTS, QUANTISED_BLOCK, ModelShape
 from .work import ForwardSize, Workload
 
-HEAP_RETAINED = (
-    32 << 20
-)  # glibc gives freed blocks back above 32 MiB; below, about the largest one stays with the process
+# glibc gives freed blocks of more than 32 MiB back to the system; of smaller ones, about the largest stays
+HEAP_RETAINED = 32 << 20
 
-GPU_WORKSPACE = 64 << 20  # cuBLAS's and the allocator's rounding
+GPU_WORKSPACE = 64 << 20  # of cuBLAS, and the allocator's rounding
 
-QUANTISING_BYTES = 200 << 20  # bytes beyond source and result: found in three runs, of 135 M and 1.2 G weights
-
-
-# -- memory
+QUANTISING_BYTES = (
+    200 << 20
+)  # beyond source and result, as measured in three runs (135 million and 1.2 billion weights)
 
 
 def quantised_bytes(n: int, rows: int, scheme: str, double: bool) -> int:
-    """Bytes of n quantised weights in so many rows: codes, scales and their tables, as bitsandbytes holds them."""
+    """Return the bytes of n quantised weights in `rows` rows: codes, scales and their tables, as bitsandbytes holds them.
+
+    double: the scales are quantised too.
+    """
     if scheme == "int8":
         return n + 4 * rows
     blocks = -(-n // QUANTISED_BLOCK)
@@ -27,12 +28,11 @@ def quantised_bytes(n: int, rows: int, scheme: str, double: bool) -> int:
 
 
 def weight_bytes(shape: ModelShape, work: Workload) -> tuple[int, int]:
-    """(bytes of the matrices, norms and biases; bytes of the tables of tokens)."""
+    """Return (bytes of matrices, norms and biases; bytes of the tables of tokens)."""
     small = shape.other_elements * work.compute_itemsize
     if work.quantization == "none":
-        return sum(
-            out * wide for _, out, wide in shape.linears
-        ) * work.compute_itemsize + small, shape.table_elements * work.compute_itemsize
+        linear = sum(out * wide for _, out, wide in shape.linears)
+        return linear * work.compute_itemsize + small, shape.table_elements * work.compute_itemsize
     codes = sum(
         quantised_bytes(out * wide, out, work.quantization, work.double_quant) for _, out, wide in shape.linears
     )
@@ -40,19 +40,27 @@ def weight_bytes(shape: ModelShape, work: Workload) -> tuple[int, int]:
 
 
 def trained_bytes(shape: ModelShape, work: Workload) -> int:
-    """Bytes of what is trained while a forward runs: float32 master, slots, directions, and the points in compute type."""
-    if work.trains_all:  # the master is the model; a matrix's points, and a piece's direction
-        widest = max(shape.largest_linear, 1)
-        return 2 * widest * work.compute_itemsize + 4 * work.slots * work.elements + 4 * 4 * PIECE_ELEMENTS
+    """Return the bytes that training adds during a forward pass.
+
+    These are the float32 master, the rule's slots, the step's directions, and the points in the compute type.
+    """
+    if work.trains_all:  # the master is the model itself: two copies of a matrix at its points, a piece's directions
+        return (
+            2 * max(shape.largest_linear, 1) * work.compute_itemsize
+            + 4 * work.slots * work.elements
+            + 4 * 4 * PIECE_ELEMENTS
+        )
     return work.elements * (4 * (1 + work.slots + work.queries) + work.points * work.compute_itemsize)
 
 
 def block_bytes(shape: ModelShape, work: Workload, f: ForwardSize, whole: bool) -> int:
-    """Bytes of hidden states at the fullest moment of a block. whole: of one that computes at all tokens.
+    """Return the bytes of hidden states at the fullest moment of a block.
 
-    The states that enter a block, the residual and the normed ones are alive while the hidden layer is; a quantised
-    matrix is dequantised for its product. The last block computes keys and values at all tokens, the rest where the
-    loss reads.
+    The states that enter the block, the residual and the normalised states are alive at the same time as the hidden layer. A
+    quantised matrix is dequantised for its product.
+
+    f: the size of the forward pass. whole: the block computes everything at all tokens. The last block does not: it computes
+    keys and values at all tokens, and the rest only where the loss reads.
     """
     c = work.compute_itemsize
     h, i, q, k = (
@@ -69,55 +77,54 @@ def block_bytes(shape: ModelShape, work: Workload, f: ForwardSize, whole: bool) 
 
 
 def logit_bytes(shape: ModelShape, f: ForwardSize) -> int:
-    """Bytes of float32 logits of a chunk of columns, of their exponentials, and of that part of the head."""
+    """Return the bytes of a chunk of float32 logits, of their exponentials, and of that part of the head."""
     return 4 * (2 * f.loss_rows * f.head_columns + f.head_columns * shape.hidden_width) if f.head_columns > 1 else 0
 
 
 def memory_by_moment(shape: ModelShape, work: Workload) -> dict[str, dict[str, int]]:
-    """The parts at each moment of a run that can be the fullest."""
+    """Return {moment: {part: bytes}} for every moment of a run that can be the fullest."""
     matrices, tables = weight_bytes(shape, work)
     mapped = not work.cuda and (work.quantization != "none" or work.is_source_type)
     tables = int(tables * (work.tables_share if mapped else 1.0))
     held = {"weights": matrices, "embeddings": tables}
     trained = held | {"trained": trained_bytes(shape, work)}
-    found = {"loading": held | {"loader": loading_bytes(shape, work)}}
+    moments = {"loading": held | {"loader": loading_bytes(shape, work)}}
     if work.trunk:
-        found["lower layers"] = trained | {"activations": block_bytes(shape, work, work.trunk, True)}
+        moments["lower layers"] = trained | {"activations": block_bytes(shape, work, work.trunk, True)}
     for name, f, whole in (("step", work.step, work.full_blocks > 0), ("look", work.evaluation, work.full_blocks > 0)):
         if f is not None:
             final = 2 * f.loss_rows * shape.hidden_width * 4
-            found[name] = trained | {"activations": block_bytes(shape, work, f, whole)}
+            moments[name] = trained | {"activations": block_bytes(shape, work, f, whole)}
             if f.head_columns > 1:
-                found[f"{name}'s logits"] = trained | {"activations": final, "logits": logit_bytes(shape, f)}
+                moments[f"{name}'s logits"] = trained | {"activations": final, "logits": logit_bytes(shape, f)}
     if not work.trains_all:  # coefficients times directions, and their sum
-        found["update"] = held | {"trained": work.elements * 4 * (3 + work.queries + 2 * work.slots)}
-    for some in found.values():
-        some["overhead"] = work.overhead + allocator_bytes(work, some)
-    return found
+        moments["update"] = held | {"trained": work.elements * 4 * (3 + work.queries + 2 * work.slots)}
+    for parts in moments.values():
+        parts["overhead"] = work.overhead + allocator_bytes(work, parts)
+    return moments
 
 
-def allocator_bytes(work: Workload, some: dict[str, int]) -> int:
-    """What the allocator keeps of what was freed: on a GPU its rounding, on a CPU about glibc's largest block."""
-    moving = sum(some.get(part, 0) for part in ("activations", "logits", "trained"))
+def allocator_bytes(work: Workload, parts: dict[str, int]) -> int:
+    """Return what the allocator keeps of freed memory: on a GPU by rounding up, on a CPU about glibc's largest block."""
+    moving = sum(parts.get(part, 0) for part in ("activations", "logits", "trained"))
     if work.cuda:
         return GPU_WORKSPACE + moving // 16
     return min(HEAP_RETAINED, moving // 2)
 
 
 def loading_bytes(shape: ModelShape, work: Workload) -> int:
-    """What loading takes beyond what stays: the source's mapped file, and of quantising what it moves."""
+    """Return the bytes that loading takes beyond what stays: the mapped files of the source, and the buffers of quantising."""
     source = shape.elements * shape.stored_itemsize
     if work.quantization == "none":
         return 0 if work.is_source_type else source
     if work.cuda:
         return shape.largest_linear * shape.stored_itemsize * 2
-    return (
-        0
-        if work.has_cached_weights
-        else source - shape.table_elements * shape.stored_itemsize + min(QUANTISING_BYTES, source)
-    )  # tables stay mapped
+    if work.has_cached_weights:
+        return 0
+    tables = shape.table_elements * shape.stored_itemsize  # they stay mapped, and are counted already
+    return source - tables + min(QUANTISING_BYTES, source)
 
 
 def peak_memory_parts(shape: ModelShape, work: Workload) -> dict[str, int]:
-    """Bytes by part at the fullest moment; they sum to the peak."""
-    return max(memory_by_moment(shape, work).values(), key=lambda some: sum(some.values()))
+    """Return the bytes by part at the fullest moment. Their sum is the peak."""
+    return max(memory_by_moment(shape, work).values(), key=lambda parts: sum(parts.values()))

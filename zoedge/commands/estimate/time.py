@@ -1,41 +1,47 @@
-"""The seconds and the disk space that a run takes, from short timings of this machine."""
+"""This module predicts the seconds and the disk space of a run; seconds come from short timings on this machine."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...core import oracle
+from ...core.types import Direction, Key, Leaf, Record
 from ...log.header import SLOT_SIZES
+from ...recipe.recipe import Recipe
 from .facts import FORWARD_TOKENS
 from .fit import Plan
 from .memory import weight_bytes
 from .work import example_token_rows, list_datasets
 
-# -- disk and time
+if TYPE_CHECKING:
+    import torch
+
+    from ...scoring.models.base import Base
 
 
 def disk_bytes(plan: Plan) -> dict[str, int]:
-    """Bytes that a run fetches or makes once, and what it leaves, on the disk."""
+    """Return {file: bytes} of what a run downloads or makes once in the cache, and of what it leaves in its folder."""
     shape, work, recipe = plan.shape, plan.workload, plan.recipe
     k, steps = oracle.slot_capacity(recipe.estimator, recipe.train.steps), recipe.train.steps
     slot = next((n for n in SLOT_SIZES if 40 + 12 * k <= n), SLOT_SIZES[-1])
-    found = {"source": shape.elements * shape.stored_itemsize, "quantised cache": 0, "lower layers": work.trunk_disk}
+    sizes = {"source": shape.elements * shape.stored_itemsize, "quantised cache": 0, "lower layers": work.trunk_disk}
     if recipe.model.quantization != "none":
-        found["quantised cache"] = sum(weight_bytes(shape, work))
-    found["log"] = slot * (steps + steps // recipe.log.hash_every)
+        sizes["quantised cache"] = sum(weight_bytes(shape, work))
+    sizes["log"] = slot * (steps + steps // recipe.log.hash_every)
     if "peft" in recipe.output.export:
-        found["adapter"] = 4 * work.elements
+        sizes["adapter"] = 4 * work.elements
     if "merged" in recipe.output.export:
-        found["merged"] = shape.elements * (work.compute_itemsize if work.trains_all else 2)
-    return {what: count for what, count in found.items() if count}
+        sizes["merged"] = shape.elements * (work.compute_itemsize if work.trains_all else 2)
+    return {what: count for what, count in sizes.items() if count}
 
 
 def estimate_seconds(plan: Plan) -> dict[str, float]:
-    """Seconds of a mean step, and of the run by part, from a fraction of a second of products of this model's shapes here.
+    """Return {"step": seconds of a mean step} and the seconds of the run's parts: all steps, the lower layers' cache, scoring.
 
-    An estimate: what else the machine does, attention, norms and activations are not in it.
+    It spends some tenths of a second on products of this model's shapes, and multiplies. Attention, norms, activations and
+    whatever else the machine does are not counted.
     """
     import torch
 
@@ -43,63 +49,69 @@ def estimate_seconds(plan: Plan) -> dict[str, float]:
     block = sum(out * wide for name, out, wide in shape.linears if name.startswith(f"{base.facts.BLOCKS}.0."))
     keys = 2 * shape.hidden_width * shape.key_width
     forwards = -(-work.passes // work.points)
-    tokens = work.mean_tokens * work.passes // forwards  # of a forward
-    read = max(1, tokens * work.step.loss_rows // work.step.tokens)
+    tokens = work.mean_tokens * work.passes // forwards  # of a forward pass
+    loss_rows = max(1, tokens * work.step.loss_rows // work.step.tokens)
     head = shape.hidden_width * shape.vocabulary if work.step.head_columns > 1 else 0
 
-    def forward(tokens: int, read: int, each: float) -> float:
-        products = tokens * (work.full_blocks * block + keys) + read * (block - keys + head)
-        return each * products + ready * (work.full_blocks + 1) * block
+    def forward(tokens: int, loss_rows: int, product: float) -> float:
+        """Return the seconds of a forward pass whose multiplications take `product` seconds each."""
+        products = tokens * (work.full_blocks * block + keys) + loss_rows * (block - keys + head)
+        return product * products + dequantised * (work.full_blocks + 1) * block
 
-    was = torch.get_num_threads()
+    threads = torch.get_num_threads()
     if recipe.model.threads:
         torch.set_num_threads(recipe.model.threads)
-    ready = time_dequantising(work.quantization, base)
-    quick = time_product(shape.inner_width, shape.hidden_width, FORWARD_TOKENS // 4, base)
+    dequantised = time_dequantising(work.quantization, base)
+    wide_product = time_product(shape.inner_width, shape.hidden_width, FORWARD_TOKENS // 4, base)
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    each = time_product(shape.inner_width, shape.hidden_width, max(1, min(tokens, FORWARD_TOKENS // 4)), base)
-    moved = time_element_update(recipe, base) * work.queries * work.elements
-    torch.set_num_threads(was)
-    step = forwards * forward(tokens, read, each) + moved
-    found = {"step": step, "steps": step * recipe.train.steps}
-    rows = [sum(example_token_rows(some)) for some in list_datasets(plan.datasets)]
+    product = time_product(shape.inner_width, shape.hidden_width, max(1, min(tokens, FORWARD_TOKENS // 4)), base)
+    update = time_element_update(recipe, base) * work.queries * work.elements
+    torch.set_num_threads(threads)
+    step = forwards * forward(tokens, loss_rows, product) + update
+    seconds = {"step": step, "steps": step * recipe.train.steps}
+    rows = [sum(example_token_rows(examples)) for examples in list_datasets(plan.datasets)]
     if work.trunk:
-        found["lower layers"] = sum(rows) * block * (shape.layers - work.full_blocks - 1) * quick
+        seconds["lower layers"] = sum(rows) * block * (shape.layers - work.full_blocks - 1) * wide_product
     if rows[1:]:
-        looks = rows[1] * (recipe.train.steps // recipe.eval.every) + 2 * rows[-1]
-        found["scoring"] = looks * forward(FORWARD_TOKENS, FORWARD_TOKENS * read // tokens, quick) / FORWARD_TOKENS
-    return found
+        scored = rows[1] * (recipe.train.steps // recipe.eval.every) + 2 * rows[-1]
+        whole = forward(FORWARD_TOKENS, FORWARD_TOKENS * loss_rows // tokens, wide_product)
+        seconds["scoring"] = scored * whole / FORWARD_TOKENS
+    return seconds
 
 
-# -- time
+def time_call(act: Callable[[], object], device: torch.device, budget: float = 0.1) -> float:
+    """Return the seconds of a call: the least of as many calls as fit into `budget` seconds.
 
-
-def time_call(act: Callable[[], Any], device: Any, budget: float = 0.1) -> float:
-    """Seconds of a call, the least of those that a tenth of a second holds: others may use the machine meanwhile."""
+    The least, because other programs may slow some of the calls.
+    """
     import torch
 
-    found, end = [], time.perf_counter() + budget
-    act()
-    while not found or time.perf_counter() < end:
+    seconds: list[float] = []
+    end = time.perf_counter() + budget
+    act()  # the first call may also compile, or load a library
+    while not seconds or time.perf_counter() < end:
         began = time.perf_counter()
         act()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
-def time_product(out: int, wide: int, rows: int, base: Any) -> float:
-    """Seconds of a multiplication in [rows, wide] x [wide, out], here, in a base's compute type, with the threads as set."""
+def time_product(out: int, wide: int, rows: int, base: Base) -> float:
+    """Return the seconds of one multiplication in a product [rows, wide] x [wide, out] in a base's compute type.
+
+    It uses as many threads as torch is set to.
+    """
     import torch
 
     x, w = (torch.ones(n, wide, dtype=base.dtype, device=base.device) for n in (rows, out))
     return time_call(lambda: torch.nn.functional.linear(x, w), base.device) / (rows * wide * out)
 
 
-def time_dequantising(scheme: str, base: Any) -> float:
-    """Seconds of an element of a quantised matrix to be made ready for its product; 0 for `none`."""
+def time_dequantising(scheme: str, base: Base) -> float:
+    """Return the seconds that one element of a quantised matrix takes to be dequantised; 0 for the scheme `none`."""
     import torch
 
     w = torch.ones(512, 2048, dtype=base.dtype, device=base.device)
@@ -110,17 +122,15 @@ def time_dequantising(scheme: str, base: Any) -> float:
         return time_call(lambda: (codes.float() * (scale / 127.0)).to(base.dtype), base.device) / w.numel()
     import bitsandbytes as bnb
 
-    from ...scoring import sources  # noqa: F401 - offline first
+    from ...scoring import sources  # noqa: F401 - it keeps transformers off the network
 
     data, quant = bnb.functional.quantize_4bit(w, quant_type=scheme)
     return time_call(lambda: bnb.functional.dequantize_4bit(data, quant), base.device) / w.numel()
 
 
-def time_element_update(recipe: Any, base: Any) -> float:
-    """Seconds of a trained element in a step: its directions are drawn, its points written, it is moved."""
+def time_element_update(recipe: Recipe, base: Base) -> float:
+    """Return the seconds that one trained element takes in a step: its direction is drawn, probed twice and moved along."""
     import torch
-
-    from ...core.types import Direction, Key, Leaf, Record
 
     leaf = Leaf("", 0, torch.zeros(1 << 18, device=base.device), (), 1 << 18)
     slots = recipe.rule.slots(leaf, 2)

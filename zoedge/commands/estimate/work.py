@@ -1,91 +1,84 @@
-"""The work of one step of a recipe: which forward passes it takes, of how many tokens, through how many layers."""
+"""This module computes the work of one step of a recipe: its forward passes, their tokens, and the blocks they run through."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...core import oracle
-from ...core.types import Leaf
+from ...core.types import AbstractRule, Leaf
 from ...recipe.recipe import Recipe
 from .facts import FORWARD_TOKENS, HEAD_COLUMNS, ModelShape
 
 if TYPE_CHECKING:
-    from ...scoring.models.base import Base
+    from ...core.base import SpaceBase
+    from ...scoring.tasks._examples import Examples
+    from ...scoring.texts import Datasets
 
-SEARCHED_STEPS = 4096  # steps among which the longest batch is looked for
-
-
-# -- work
+SEARCHED_STEPS = 4096  # the longest batch is looked for among so many first steps
 
 
 class ForwardSize(NamedTuple):
-    """One forward. length: of a sequence; tokens: rows in all; read: rows the loss reads; columns: of the head at a time."""
+    """The size of one forward pass."""
 
-    length: int
-    tokens: int
-    loss_rows: int
-    head_columns: int
+    length: int  # tokens of a sequence
+    tokens: int  # token rows of all sequences, padding included
+    loss_rows: int  # token rows that the loss reads
+    head_columns: int  # columns of the head that are computed at a time; 1: only those of some options
 
     def with_copies(self, copies: int, ahead: int) -> ForwardSize:
-        """So many copies, with virtual tokens ahead of each sequence."""
-        more = ahead * (self.tokens // max(1, self.length))
-        return ForwardSize(
-            self.length + ahead, copies * (self.tokens + more), copies * self.loss_rows, self.head_columns
-        )
+        """Return the size with `copies` copies of every sequence, and `ahead` virtual tokens in front of each."""
+        tokens = self.tokens + ahead * (self.tokens // max(1, self.length))
+        return ForwardSize(self.length + ahead, copies * tokens, copies * self.loss_rows, self.head_columns)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a recipe asks of a model. compute: bytes an element, same: of the
-    source's own type; elements: trained; slots: of the rule, an element.
-
-    points: in one forward; queries: directions that a step holds; passes: forwards of the batch. step, look: the longest
-    forwards of a step and of held-out rows; trunk: of the lower layers' cache. whole: blocks that a step computes at all
-    tokens. touched: share of the tables, mapped from their file, in memory. cached: the quantised weights are
-    there. typical: token rows of a mean batch.
-    """
+    """What a recipe asks of a model: what is trained, and the largest forward passes of its moments."""
 
     cuda: bool
     quantization: str
     double_quant: bool
-    compute_itemsize: int
-    is_source_type: bool
-    trains_all: bool
-    elements: int
-    slots: int
-    points: int
-    queries: int
-    passes: int
-    step: ForwardSize
-    evaluation: ForwardSize | None
-    trunk: ForwardSize | None
-    full_blocks: int
-    tables_share: float
-    has_cached_weights: bool
-    overhead: int
-    mean_tokens: int
-    trunk_disk: int
+    compute_itemsize: int  # bytes of an element of the compute type
+    is_source_type: bool  # the compute type is that of the source's files
+    trains_all: bool  # the base's own weights are trained: space full
+    elements: int  # that are trained
+    slots: int  # values that the rule keeps for each trained element
+    points: int  # held in one forward pass
+    queries: int  # draws of noise that a step holds
+    passes: int  # forward passes of the batch in a step, one for each loss
+    step: ForwardSize  # of the longest batch, with all its points
+    evaluation: ForwardSize | None  # of the longest batch of held-out rows
+    trunk: ForwardSize | None  # of the longest batch that fills the lower layers' cache
+    full_blocks: int  # blocks that a step computes at all tokens; the last block computes most of its parts at few
+    tables_share: float  # how much of the tables is in memory where they are mapped from their file: 0 .. 1
+    has_cached_weights: bool  # the cache has the quantised weights already
+    overhead: int  # bytes that the process holds without the run
+    mean_tokens: int  # token rows of a mean batch, in one copy
+    trunk_disk: int  # bytes of the lower layers' cache on the disk
 
 
-def compute_workload(recipe: Recipe, shape: ModelShape, datasets: Any = None, overhead: int = 0) -> Workload:
-    """What a recipe asks for. datasets: runs.Texts, or None where they are not tokenised: then the longest there may be.
+def compute_workload(
+    recipe: Recipe, shape: ModelShape, datasets: Datasets | None = None, overhead: int = 0
+) -> Workload:
+    """Return what a recipe asks of a model.
 
-    overhead: bytes that the process holds without the run. DataError: layers or targets that the model has not.
+    datasets: the tokenised rows; None: every sequence is taken to be as long as it may be. overhead: bytes that the process
+    holds without the run. DataError: the recipe names layers or modules that the model does not have.
     """
     base = unattached_base(recipe, shape)
     described, ahead = recipe.space.describe(base), recipe.space.virtual_tokens
     queries, passes = oracle.count_evaluations(recipe.estimator, recipe.train.steps)
-    step, look, typical = longest_forwards(recipe, shape, datasets)
+    step, evaluation, mean_tokens = longest_forwards(recipe, shape, datasets)
     points = max(1, min(recipe.space.points_per_forward, recipe.train.rows // max(1, step.tokens), passes))
     limit = min(recipe.data.max_length, shape.context)
     trunk, disk = None, 0
     if base.cut:
-        sequences = [ids for some in list_datasets(datasets) for ids in some.tokens]
-        most = max(map(len, sequences), default=limit)
-        trunk = ForwardSize(most, max(most, FORWARD_TOKENS // most * most), 0, 0)
+        sequences = [ids for examples in list_datasets(datasets) for ids in examples.tokens]
+        longest = max(map(len, sequences), default=limit)
+        trunk = ForwardSize(longest, max(longest, FORWARD_TOKENS // longest * longest), 0, 0)
         disk = sum(map(len, sequences)) * shape.hidden_width * base.dtype.itemsize
     return Workload(
         cuda=base.device.type == "cuda",
@@ -100,78 +93,86 @@ def compute_workload(recipe: Recipe, shape: ModelShape, datasets: Any = None, ov
         queries=queries * recipe.rule.draws,
         passes=passes,
         step=step.with_copies(points, ahead),
-        evaluation=look and look.with_copies(1, ahead),
+        evaluation=evaluation and evaluation.with_copies(1, ahead),
         trunk=trunk,
         full_blocks=shape.layers - base.cut - 1,
         tables_share=1.0,
         has_cached_weights=is_cached(recipe),
         overhead=overhead,
-        mean_tokens=typical,
+        mean_tokens=mean_tokens,
         trunk_disk=disk,
     )
 
 
-def list_datasets(datasets: Any) -> list[Any]:
+def list_datasets(datasets: Datasets | None) -> list[Examples]:
+    """Return the sets of rows that there are, in the order training, validation, test."""
     return [s for s in (datasets.train, datasets.valid, datasets.test) if s is not None] if datasets else []
 
 
-def longest_forwards(recipe: Recipe, shape: ModelShape, datasets: Any) -> tuple[ForwardSize, ForwardSize | None, int]:
-    """(the longest batch, the longest look, each in one copy; token rows of a mean batch). datasets None: all of max_length."""
+def longest_forwards(
+    recipe: Recipe, shape: ModelShape, datasets: Datasets | None
+) -> tuple[ForwardSize, ForwardSize | None, int]:
+    """Return (the size of the longest batch, that of the longest batch of held-out rows, token rows of a mean batch).
+
+    Each is for one copy. Without datasets all sequences have data.max_length tokens, and there are no held-out rows.
+    """
     limit, size = min(recipe.data.max_length, shape.context), recipe.train.batch
-    whole = not recipe.task.labels  # the loss reads the whole vocabulary
-    most = min(HEAD_COLUMNS, shape.vocabulary)
+    reads_vocabulary = not recipe.task.labels
+    chunk = min(HEAD_COLUMNS, shape.vocabulary)
     if datasets is None:
-        step = ForwardSize(limit, size * limit, size * limit if whole else size, most if whole else 1)
-        return step, None, size * limit
+        loss_rows, columns = (size * limit, chunk) if reads_vocabulary else (size, 1)
+        return ForwardSize(limit, size * limit, loss_rows, columns), None, size * limit
     train = datasets.train
-    columns = most if whole or train.per > 1 else 1
+    columns = chunk if reads_vocabulary or train.per > 1 else 1
     sizes = batch_token_rows(train, size, recipe.seed, min(recipe.train.steps, SEARCHED_STEPS))
     batch = recipe.task.over(train, recipe.seed, size).batch(find_longest_step(recipe, train))
     flat = batch.flat or batch
     step = ForwardSize((flat.branches or flat).ids.shape[1], batch.tokens, flat.rows.numel(), columns)
-    looks = []
-    for some in list_datasets(datasets)[1:]:
-        wide = max(example_token_rows(some))
-        count = min(len(some), max(1, FORWARD_TOKENS // wide))
-        looks.append(ForwardSize(wide, count * wide, count * some.per * max(map(len, some.rows)), columns))
-    return step, max(looks, key=lambda f: f.tokens, default=None), sum(sizes) // len(sizes)
+    evaluations = []
+    for examples in list_datasets(datasets)[1:]:
+        longest = max(example_token_rows(examples))
+        count = min(len(examples), max(1, FORWARD_TOKENS // longest))
+        loss_rows = count * examples.per * max(map(len, examples.rows))
+        evaluations.append(ForwardSize(longest, count * longest, loss_rows, columns))
+    return step, max(evaluations, key=lambda f: f.tokens, default=None), sum(sizes) // len(sizes)
 
 
-def find_longest_step(recipe: Recipe, train: Any) -> int:
-    """The step of the longest batch (of token rows), among the first LOOKED."""
+def find_longest_step(recipe: Recipe, train: Examples) -> int:
+    """Return the step whose batch has the most token rows, among the first SEARCHED_STEPS."""
     sizes = batch_token_rows(train, recipe.train.batch, recipe.seed, min(recipe.train.steps, SEARCHED_STEPS))
     return max(range(len(sizes)), key=sizes.__getitem__)
 
 
 @lru_cache(maxsize=64)
-def batch_token_rows(train: Any, size: int, seed: int, steps: int) -> list[int]:
-    """Token rows of the batches, at most: which examples are in one is a function of seed and step alone."""
+def batch_token_rows(train: Examples, size: int, seed: int, steps: int) -> list[int]:
+    """Return the token rows of each step's batch, at most. The seed and the step alone decide which examples are in a batch."""
     rows = example_token_rows(train)
     plans = (train.plan(size, seed, step) for step in range(steps))
     return [len(plan) * max(rows[i] for i in plan) for plan in plans]
 
 
 @lru_cache(maxsize=8)
-def example_token_rows(examples: Any) -> list[int]:
-    """Token rows of each example."""
+def example_token_rows(examples: Examples) -> list[int]:
+    """Return the token rows of each example."""
     return [examples.fills(i) for i in range(len(examples))]
 
 
-def unattached_base(recipe: Recipe, shape: ModelShape) -> Base:
-    """Return the model without data as no space has changed it yet: `describe` cuts it and takes positions of it."""
-    return replace(shape.meta_base, quantization=recipe.model.quantization, ahead=0, kept={})
+def unattached_base(recipe: Recipe, shape: ModelShape) -> SpaceBase:
+    """Return the model without data and without traces of a space: `describe` cuts it and reserves positions in it."""
+    base = replace(shape.meta_base, quantization=recipe.model.quantization, ahead=0, kept={})
+    return cast("SpaceBase", base)  # mypy takes the function in `Base.project` for a method, which cannot be set
 
 
-def count_rule_slots(rule: Any) -> int:
-    """float32 values that a rule keeps an element: asked of the rule itself, for eight."""
+def count_rule_slots(rule: AbstractRule) -> int:
+    """Return how many float32 values a rule keeps for each trained element. The rule itself is asked, for eight elements."""
     import torch
 
-    held = rule.slots(Leaf("", 0, torch.zeros(8), (), 8), 2)
-    return sum(x.numel() for x in held.values() if isinstance(x, torch.Tensor)) // 8
+    slots = rule.slots(Leaf("", 0, torch.zeros(8), (), 8), 2)
+    return sum(x.numel() for x in slots.values() if isinstance(x, torch.Tensor)) // 8
 
 
 def is_cached(recipe: Recipe) -> bool:
-    """Do the model's quantised weights lie in the cache? By their source's name: digests of weights take seconds."""
+    """Return whether the cache has the model's quantised weights, judged by the source's name: a digest would take seconds."""
     from ...scoring.sources.cache import cache_folder
 
     model = recipe.model

@@ -1,4 +1,4 @@
-"""`zoedge import-config`: another tool's configuration as a recipe, and what became of each of its keys."""
+"""`zoedge import-config` turns another tool's configuration into a recipe, and reports what became of each of its keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .llama_factory import convert_llama_factory
 from .mlx_lm import convert_mlx_lm
 from .source import ConfigConverter, ImportedRecipe
 
-TOOL_KEYS = {  # keys that only one of the three has
+TOOL_KEYS = {  # keys that only one of the three tools has
     "mlx-lm": (
         "iters",
         "lora_parameters",
@@ -82,7 +82,7 @@ TOOL_KEYS = {  # keys that only one of the three has
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file's table, YAML or JSON. UsageError: it is none."""
+    """Return the table of a configuration file, YAML or JSON. UsageError: the file does not hold one."""
     text = read_text_file(path)
     if path.suffix.lower() == ".json":
         try:
@@ -97,21 +97,21 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def recognise_tool(table: dict[str, Any], where: str) -> str:
-    """The tool whose keys these are. UsageError: none's, or two tools'."""
+    """Return the tool whose keys these are. UsageError: they are no tool's, or fit two tools equally well."""
     counts = {tool: sum(key in table for key in keys) for tool, keys in TOOL_KEYS.items()}
     best, second = sorted(counts.values(), reverse=True)[:2]
     if "version" in table and isinstance(table.get("model"), dict):
         raise UsageError(f"{where}: this is a recipe of zoedge's already: zoedge finetune {where}")
     if best < 2 or best == second:
         raise UsageError(
-            f"{where}: cannot tell which tool's this is (keys: {make_printable(', '.join(map(str, table)))}). Say it: --from "
+            f"{where}: cannot tell which tool's this is (keys: {make_printable(', '.join(map(str, table)))}). Name it: --from "
             f"{' | '.join(TOOL_KEYS)}."
         )
     return max(counts, key=counts.__getitem__)
 
 
 def convert_config(table: dict[str, Any], tool: str, where: str) -> ImportedRecipe:
-    """The recipe that a tool's configuration comes to. UsageError: it names no base model or no rows."""
+    """Return the recipe that a tool's configuration comes to. UsageError: it names no base model or no rows."""
     if tool not in CONVERTERS:
         raise UsageError(
             f"--from: '{make_printable(tool)}' is not {', '.join(CONVERTERS)}{suggest_nearest(tool, CONVERTERS) or '.'}"
@@ -122,14 +122,14 @@ def convert_config(table: dict[str, Any], tool: str, where: str) -> ImportedReci
     return source.out
 
 
-def dump_imported(found: ImportedRecipe, where: str) -> str:
-    """The recipe as YAML; what is not in it is zoedge's default."""
+def dump_imported(imported: ImportedRecipe, where: str) -> str:
+    """Return the recipe as YAML. Keys that it does not set have zoedge's defaults."""
     import yaml
 
     name = make_printable(Path(where).name)
-    head = f"# From {found.tool}'s {name} by `zoedge import-config`; `zoedge schema` has every key.\n"
+    head = f"# From {imported.tool}'s {name} by `zoedge import-config`; `zoedge schema` has every key.\n"
     text = yaml.dump(
-        found.table, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+        imported.table, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
     )
     return head + text
 

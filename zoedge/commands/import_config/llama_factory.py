@@ -1,4 +1,4 @@
-"""Read a configuration of LLaMA-Factory."""
+"""This module turns a configuration of LLaMA-Factory into a recipe."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .source import TRUNCATION_NOTE, ConfigConverter, convert_template
 
 
 def convert_llama_factory(s: ConfigConverter) -> None:
+    """Write into `s.out` the recipe that the configuration comes to. UsageError: it names no base model or no rows."""
     s.base("model_name_or_path")
     s.carry("model_revision", "model.revision")
     bits = s.take("quantization_bit")
@@ -20,26 +21,25 @@ def convert_llama_factory(s: ConfigConverter) -> None:
     folder = s.take("dataset_dir") or "data"
     name, other = s.take("dataset"), s.take("eval_dataset")
     name, other = (",".join(map(str, x)) if isinstance(x, list) else x for x in (name, other))
-    spaced = lambda text: ",".join(part.strip() for part in text.split(","))
-    s.train("dataset", f"{folder}:{spaced(name)}" if isinstance(name, str) else None)
+    s.train("dataset", f"{folder}:{strip_names(name)}" if isinstance(name, str) else None)
     s.out.carried.append(("dataset_dir", f"data.train: {make_printable(str(folder))}:..."))
     if isinstance(other, str):
-        s.put("eval_dataset", "data.valid", f"{folder}:{spaced(other)}")
+        s.put("eval_dataset", "data.valid", f"{folder}:{strip_names(other)}")
     stage = s.take("stage") or "sft"
     s.put("stage", "task", "lm" if stage == "pt" else "chat", given=stage)
     if stage not in ("sft", "pt"):
         s.change("stage", stage, f"{REASON_BY_KEY['rl']}: this is supervised fine-tuning")
     convert_template(s, "template")
-    how = s.take("finetuning_type") or "lora"
-    if how == "full":
+    method = s.take("finetuning_type") or "lora"
+    if method == "full":
         s.whole()
     else:
         s.put(
             "finetuning_type",
             "space.name",
             "lora",
-            "" if how == "lora" else "LoRA: see `zoedge schema --field space`",
-            how,
+            "" if method == "lora" else "LoRA: see `zoedge schema --field space`",
+            method,
         )
         rank = s.carry("lora_rank", "space.rank")
         rank = rank if isinstance(rank, int) else 8
@@ -49,7 +49,8 @@ def convert_llama_factory(s: ConfigConverter) -> None:
             s.targets("lora_target", names)
     if (length := s.carry("cutoff_len", "data.max_length")) is not None:
         s.put("cutoff_len", "data.on_overflow", "truncate", TRUNCATION_NOTE, length)
-    s.carry("max_samples", "data.limit", note="of all rows together, drawn by their content; there, of each data set")
+    note = "a limit on all rows together, drawn by their content; in LLaMA-Factory, a limit on each data set"
+    s.carry("max_samples", "data.limit", note=note)
     s.holdout("val_size")
     s.steps("max_steps", "num_train_epochs", s.batch("per_device_train_batch_size", "gradient_accumulation_steps"))
     s.carry("seed", "seed")
@@ -66,3 +67,8 @@ def convert_llama_factory(s: ConfigConverter) -> None:
             s.change(key, s.take(key), f"{REASON_BY_KEY[key]}")
     if s.take("load_best_model_at_end") and "valid" in s.out.table["data"]:
         s.put("load_best_model_at_end", "eval.select", "best", given=True)
+
+
+def strip_names(text: str) -> str:
+    """Return a list of names, such as `a, b`, without the spaces around its commas."""
+    return ",".join(part.strip() for part in text.split(","))

@@ -1,60 +1,19 @@
-"""Read a configuration of mlx-lm."""
+"""This module turns a configuration of mlx-lm into a recipe."""
 
 from __future__ import annotations
 
 from ...recipe.foreign import REASON_BY_KEY
 from .source import STEPS_NOTE, TRUNCATION_NOTE, ConfigConverter
 
-# -- the tools
+FIELDS_BY_KEY = {"prompt_feature": "prompt", "completion_feature": "completion", "chat_feature": "messages"}
 
 
 def convert_mlx_lm(s: ConfigConverter) -> None:
+    """Write into `s.out` the recipe that the configuration comes to. UsageError: it names no base model."""
     s.base("model")
-    name = s.take("hf_dataset.name", "hf_dataset.path", "hf_dataset.0.name", "hf_dataset.0.path")
-    if name is not None:
-        s.train("hf_dataset.name", name)
-        s.lose("data", "hf_dataset comes before it")
-        for theirs, ours in {
-            "prompt_feature": "prompt",
-            "completion_feature": "completion",
-            "chat_feature": "messages",
-        }.items():
-            for key in (f"hf_dataset.{theirs}", f"hf_dataset.0.{theirs}"):
-                s.carry(key, f"data.fields.{ours}")
-    else:
-        s.train("data", s.take("data") or "data")
-    text = s.take("hf_dataset.text_feature", "hf_dataset.0.text_feature")
-    kind = "lm" if text else s.alike()
-    s.put("(rows)", "task", kind or "chat")
-    if not kind:
-        s.change(
-            "data",
-            s.out.table["data"]["train"],
-            "rows of messages or completions are taken (task: chat); for plain text: task: lm",
-        )
-    if text and text != "text":
-        s.put("hf_dataset.text_feature", "task.text", text)
-    how = s.take("fine_tune_type") or "lora"
-    if how == "full":
-        s.whole()
-        s.lose("num_layers", "all weights of all layers are trained; space: {name: lora, layers: last N} has a choice")
-    else:
-        s.out.carried.append(("fine_tune_type", "space: lora"))
-        s.put("(method)", "space.name", "lora")
-        if how != "lora":
-            s.change("fine_tune_type", how, "plain LoRA: the adapter that PEFT, vLLM and llama.cpp load")
-        for key in ("num_layers", "lora_layers"):
-            s.carry(key, "space.layers", lambda n: "all" if n in (-1, 0) else f"last {n}")
-        rank = s.carry("lora_parameters.rank", "space.rank")
-        if (scale := s.take("lora_parameters.scale")) is not None and isinstance(scale, (int, float)):
-            alpha = scale * (rank if isinstance(rank, int) else 8)
-            s.put(
-                "lora_parameters.scale", "space.alpha", alpha, f"mlx-lm's scale is alpha / rank: alpha {alpha:g}", scale
-            )
-            s.lose("lora_parameters.alpha", "the scale is what mlx-lm uses")
-        s.carry("lora_parameters.alpha", "space.alpha")
-        if (keys := s.take("lora_parameters.keys")) is not None:
-            s.targets("lora_parameters.keys", keys)
+    convert_mlx_lm_rows(s)
+    convert_mlx_lm_task(s)
+    convert_mlx_lm_space(s)
     s.carry("batch_size", "train.batch")
     s.carry("iters", "train.steps", note=STEPS_NOTE)
     s.carry("seed", "seed")
@@ -72,3 +31,58 @@ def convert_mlx_lm(s: ConfigConverter) -> None:
     else:
         s.out.carried.append(("mask_prompt", "the assistant's answers are scored alone"))
     s.change("(quantisation)", None, "mlx-lm takes a model as it is; model.quantization is left at nf4")
+
+
+def convert_mlx_lm_rows(s: ConfigConverter) -> None:
+    """Convert where the rows come from: a data set of the hub and its fields, or a folder."""
+    name = s.take("hf_dataset.name", "hf_dataset.path", "hf_dataset.0.name", "hf_dataset.0.path")
+    if name is None:
+        s.train("data", s.take("data") or "data")
+        return
+    s.train("hf_dataset.name", name)
+    s.lose("data", "mlx-lm does not read it where hf_dataset is set")
+    for theirs, ours in FIELDS_BY_KEY.items():
+        for key in (f"hf_dataset.{theirs}", f"hf_dataset.0.{theirs}"):
+            s.carry(key, f"data.fields.{ours}")
+
+
+def convert_mlx_lm_task(s: ConfigConverter) -> None:
+    """Choose the task by the rows' field of plain text, or by the rows themselves where they are on this machine."""
+    text = s.take("hf_dataset.text_feature", "hf_dataset.0.text_feature")
+    task = "lm" if text else s.alike()
+    s.put("(rows)", "task", task or "chat")
+    if not task:
+        s.change(
+            "data",
+            s.out.table["data"]["train"],
+            "the rows are expected to be messages or completions (task: chat); for plain text, set task: lm",
+        )
+    if text and text != "text":
+        s.put("hf_dataset.text_feature", "task.text", text)
+
+
+def convert_mlx_lm_space(s: ConfigConverter) -> None:
+    """Convert what is trained: all weights, or an adapter and its options."""
+    method = s.take("fine_tune_type") or "lora"
+    if method == "full":
+        s.whole()
+        s.lose(
+            "num_layers",
+            "all weights of all layers are trained; to choose layers, set space: {name: lora, layers: last N}",
+        )
+        return
+    s.out.carried.append(("fine_tune_type", "space: lora"))
+    s.put("(method)", "space.name", "lora")
+    if method != "lora":
+        s.change("fine_tune_type", method, "plain LoRA: the adapter that PEFT, vLLM and llama.cpp load")
+    for key in ("num_layers", "lora_layers"):
+        s.carry(key, "space.layers", lambda n: "all" if n in (-1, 0) else f"last {n}")
+    rank = s.carry("lora_parameters.rank", "space.rank")
+    if (scale := s.take("lora_parameters.scale")) is not None and isinstance(scale, (int, float)):
+        alpha = scale * (rank if isinstance(rank, int) else 8)
+        note = f"mlx-lm's scale is alpha / rank: alpha {alpha:g}"
+        s.put("lora_parameters.scale", "space.alpha", alpha, note, scale)
+        s.lose("lora_parameters.alpha", "mlx-lm uses the scale instead")
+    s.carry("lora_parameters.alpha", "space.alpha")
+    if (keys := s.take("lora_parameters.keys")) is not None:
+        s.targets("lora_parameters.keys", keys)

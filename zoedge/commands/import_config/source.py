@@ -1,7 +1,8 @@
-"""Another tool's configuration as a recipe, and a list of what in it means something else here, or nothing.
+"""This module has what the three converters share: a configuration that is read key by key, and the recipe it becomes.
 
-Every key is carried, changed in meaning, or left out with a reason: `convert` loses none. What is carried passes the
-recipe's own checker, value by value. Keys are those that mlx-lm, axolotl and LLaMA-Factory document.
+Every key ends in one of three lists: carried over, changed in meaning, or left out with a reason. `rest` sees to it that
+none is lost. A value that is carried must pass the recipe's own checker. The keys are those that mlx-lm, axolotl and
+LLaMA-Factory document.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ STEPS_NOTE = (
 
 @dataclass
 class ImportedRecipe:
-    """carried: (key, where to). changed, lost: (key, its value, what became of it, or why nothing did)."""
+    """The recipe that a configuration becomes, and what became of each key.
+
+    carried: (key, its place in the recipe). changed, lost: (key, its value, how its meaning changed or why it is left out).
+    unset: keys without a value.
+    """
 
     tool: str
     table: dict[str, Any]
@@ -49,20 +54,24 @@ class ImportedRecipe:
     unset: list[str] = field(default_factory=list)
 
     def report(self) -> list[str]:
-        """What became of every key, a line each."""
+        """Return the lines of the report, one for each key."""
         lines = [
             f"from {self.tool}"
             + (f"; not set in it: {make_printable(', '.join(self.unset), 400)}" if self.unset else "")
         ]
         lines += ["", "carried:", *(f"  {key} -> {to}" for key, to in self.carried)]
-        for title, found in (("changed in meaning", self.changed), ("not carried", self.lost)):
-            if found:
-                lines += ["", f"{title}:", *(f"  {key}: {format_value(value)} - {why}" for key, value, why in found)]
+        for title, entries in (("changed in meaning", self.changed), ("not carried", self.lost)):
+            if entries:
+                lines += ["", f"{title}:", *(f"  {key}: {format_value(value)} - {why}" for key, value, why in entries)]
         return [make_printable(line, 500) for line in lines]
 
 
 class ConfigConverter:
-    """A configuration being read, and the recipe being written."""
+    """A configuration that is being read, and the recipe that is being written.
+
+    left: the keys that are not dealt with yet, dotted, with their values. given: all keys of the configuration. out: the
+    recipe.
+    """
 
     def __init__(self, table: dict[str, Any], where: str, tool: str):
         self.where, self.left = where, dict(flatten_keys(table))
@@ -73,11 +82,15 @@ class ConfigConverter:
             del self.left[key]
 
     def take(self, *keys: str) -> Any:
-        """The first of these keys that is set, which is then dealt with; None."""
+        """Return the value of the first of these keys that is set, and mark that key as dealt with; None: none is set."""
         return next((self.left.pop(key) for key in keys if key in self.left), None)
 
-    def put(self, key: str, place: str, value: Any, note: str = "", given: Any = None) -> bool:
-        """Write a value into the recipe, if its checker takes it; note: how its meaning is another now."""
+    def put(self, key: str, place: str, value: object, note: str = "", given: object = None) -> bool:
+        """Write a value into the recipe if its checker accepts it, else list the key as lost. Return whether it was accepted.
+
+        key: the configuration's. place: the dotted key of the recipe. note: how the meaning changes, if it does. given: the
+        configuration's value, where it differs from `value`.
+        """
         draft = deepcopy(self.out.table)
         into = draft
         *path, last = place.split(".")
@@ -99,21 +112,26 @@ class ConfigConverter:
             self.out.changed.append((key, given, note))
         return True
 
-    def carry(self, key: str, place: str, made: Callable[[Any], Any] = lambda x: x, note: str = "") -> Any:
-        """The value of a key, written to its place in the recipe; None: it is not set."""
+    def carry(self, key: str, place: str, convert: Callable[[Any], object] = lambda x: x, note: str = "") -> Any:
+        """Write the value of a key, if it is set, to its place in the recipe, and return that value as it was; None: not set.
+
+        convert: makes the recipe's value of it. note: how the meaning changes, if it does.
+        """
         if (value := self.take(key)) is not None:
-            self.put(key, place, made(value), note, value)
+            self.put(key, place, convert(value), note, value)
         return value
 
-    def lose(self, key: str, why: str, value: Any = None) -> None:
+    def lose(self, key: str, why: str, value: object = None) -> None:
+        """List a key as left out, if it is set or a value is given that was taken before."""
         if key in self.left or value is not None:
             self.out.lost.append((key, self.left.pop(key, value), why))
 
-    def change(self, key: str, value: Any, how: str) -> None:
+    def change(self, key: str, value: object, how: str) -> None:
+        """List a key as changed in meaning."""
         self.out.changed.append((key, value, how))
 
     def rest(self) -> None:
-        """Everything that nothing above has dealt with: its reason, or that zoedge does not know it."""
+        """List every key that nobody has dealt with as lost, with its reason, or as one that zoedge does not know."""
         for key, value in self.left.items():
             word = re.sub(r"\.\d+", "", key)
             for part in reversed(word.split(".")):
@@ -122,28 +140,39 @@ class ConfigConverter:
                     break
             else:
                 ours = FOREIGN_KEYS.get(word.rpartition(".")[2])
-                why = f"near to it is {ours}" if ours else f"not one of {self.out.tool}'s keys that zoedge knows"
+                why = (
+                    f"the nearest key of a recipe is {ours}"
+                    if ours
+                    else f"not one of {self.out.tool}'s keys that zoedge knows"
+                )
             self.out.lost.append((key, value, why))
         self.left = {}
-        for found in (self.out.carried, self.out.changed, self.out.lost):  # in brackets: not set there, and yet decided
-            found[:] = [(key if key in self.given or key[0] == "(" else f"({key})", *more) for key, *more in found]  # type: ignore
+        self.out.carried = [(self.bracket(key), place) for key, place in self.out.carried]
+        self.out.changed = [(self.bracket(key), value, how) for key, value, how in self.out.changed]
+        self.out.lost = [(self.bracket(key), value, why) for key, value, why in self.out.lost]
 
-    # -- what all three have
+    def bracket(self, key: str) -> str:
+        """Return the key in brackets if the configuration does not set it, though the recipe has to decide about it."""
+        return key if key in self.given or key[0] == "(" else f"({key})"
+
+    # -- keys that all three tools have
 
     def base(self, *keys: str) -> None:
+        """Carry the base model. UsageError: there is none."""
         if not isinstance(value := self.take(*keys), str):
             raise UsageError(f"{self.where}: no base model ({keys[0]}), so there is nothing to make a recipe of.")
         self.put(keys[0], "model.source", value)
         if re.search(r"mlx-community|-[48]bit$|-(gptq|awq)|gguf", value, re.IGNORECASE):
             self.change(keys[0], value, "zoedge quantises a 16-bit model itself: name that one in model.source")
 
-    def train(self, key: str, value: Any) -> None:
+    def train(self, key: str, value: object) -> None:
+        """Carry the source of the training rows. UsageError: there is none."""
         if not isinstance(value, str):
             raise UsageError(f"{self.where}: no rows to train on ({key}), so there is nothing to make a recipe of.")
         self.put(key, "data.train", value)
 
     def first_order(self, rate: str, optimizer: str) -> None:
-        """What belongs to gradients: the rate is never carried."""
+        """List the settings that belong to gradients; a learning rate is never carried over."""
         if (value := self.take(rate)) is not None:
             how = (
                 "a first-order rate is not a zeroth-order one: rule.lr and estimator.eps are left at zoedge's defaults"
@@ -152,6 +181,7 @@ class ConfigConverter:
         self.lose(optimizer, REASON_BY_KEY["optim_args"])
 
     def schedule(self, key: str) -> None:
+        """Carry the schedule of the learning rate, without a warm-up."""
         if (value := self.take(key)) is not None:
             if (ours := SCHEDULE_NAMES.get(value if isinstance(value, str) else "")) is None:
                 self.lose(key, REASON_BY_KEY["warmup"], value)
@@ -159,6 +189,7 @@ class ConfigConverter:
                 self.put(key, "rule.schedule", ours, "" if ours == value else f"{ours}, without a warm-up", value)
 
     def precision(self) -> None:
+        """Carry the compute type from switches such as `bf16: true`."""
         for key, ours in {
             "bf16": "bf16",
             "bfloat16": "bf16",
@@ -173,7 +204,7 @@ class ConfigConverter:
                     self.out.carried.append((key, "model.compute_dtype: auto" if value == "auto" else "as it is"))
 
     def batch(self, one: str, times: str) -> int:
-        """train.batch = the device's batch x accumulated ones; returns it."""
+        """Carry the batch of a step, which is one device's batch times the accumulated ones, and return it."""
         size, more = self.take(one), self.take(times)
         whole = (size if isinstance(size, int) else 1) * (more if isinstance(more, int) else 1)
         if size is not None or more is not None:
@@ -188,25 +219,20 @@ class ConfigConverter:
         return whole
 
     def steps(self, steps: str, epochs: str, batch: int) -> None:
-        """train.steps: their number, or epochs x rows / batch where the rows are here to be counted."""
+        """Carry the number of steps, or compute it as epochs x rows / batch where the rows can be counted here."""
         number, times = self.take(steps), self.take(epochs)
         if isinstance(number, int) and number > 0:
             self.put(steps, "train.steps", number, STEPS_NOTE)
             if times is not None:
-                self.change(epochs, times, f"{steps} comes before it, as there")
+                self.change(epochs, times, f"{steps} decides, as it does in {self.out.tool}")
         elif number is not None:
             self.out.carried.append((steps, "no limit"))
         if times is not None and not (isinstance(number, int) and number > 0):
             rows = self.rows()
             if rows and isinstance(times, (int, float)) and times > 0:
-                made = max(1, math.ceil(rows * times / max(1, batch)))
-                self.put(
-                    epochs,
-                    "train.steps",
-                    made,
-                    f"{times:g} epochs of {rows:,} rows in batches of {batch} are {made:,} steps; {STEPS_NOTE}",
-                    times,
-                )
+                count = max(1, math.ceil(rows * times / max(1, batch)))
+                note = f"{times:g} epochs of {rows:,} rows in batches of {batch} are {count:,} steps; {STEPS_NOTE}"
+                self.put(epochs, "train.steps", count, note, times)
             else:
                 self.change(
                     epochs,
@@ -215,7 +241,7 @@ class ConfigConverter:
                 )
 
     def rows(self) -> int:
-        """How many training rows there are, if they are here."""
+        """Return the number of training rows; 0: they are not on this machine, or cannot be read."""
         from ...recipe.sections import Data
         from ...scoring.rows.sets import load_rows
 
@@ -223,22 +249,20 @@ class ConfigConverter:
         try:
             if not Path(data["train"].partition(":")[0]).expanduser().exists():
                 return 0
-            return min(
-                len(load_rows(data["train"], "data.train", Data(**data | {"valid": None}))[0]),
-                data.get("limit") or 2**63,
-            )
+            count = len(load_rows(data["train"], "data.train", Data(**data | {"valid": None}))[0])
+            return min(count, data.get("limit") or count)
         except DataError:
             return 0
 
     def alike(self) -> str:
-        """The task that the training rows are for, if they are here: lm of texts, else chat."""
+        """Return the task that the training rows are for: `lm` or `chat`; "": they are not on this machine, or neither fits."""
         from ...recipe.sections import Data
         from ...scoring.rows.formats import matching_formats
         from ...scoring.rows.sets import load_rows
 
         data = self.out.table["data"]
         try:
-            rows = load_rows(data["train"], "data.train", Data(train=data["train"]))[0] if self.rows() else []
+            rows = load_rows(data["train"], "data.train", Data(**{"train": data["train"]}))[0] if self.rows() else []
         except DataError:
             return ""
         if not rows:
@@ -248,33 +272,30 @@ class ConfigConverter:
         return "lm" if all("text" in row.fields for row in rows) else ""
 
     def holdout(self, key: str) -> None:
+        """Carry the share or number of rows that are held out for validation."""
         value = self.take(key)
         if value in (0, 0.0):
             self.out.carried.append((key, "no validation rows"))
         elif value is not None:
-            self.put(
-                key, "data.valid.split", int(value) if isinstance(value, float) and value >= 1 else value, given=value
-            )
+            size = int(value) if isinstance(value, float) and value >= 1 else value
+            self.put(key, "data.valid.split", size, given=value)
 
-    def targets(self, key: str, value: Any) -> None:
-        """Module names: the last word of each, once; all where the tool says so."""
+    def targets(self, key: str, value: object) -> None:
+        """Carry the names of the modules to adapt: the last word of each, without repetition, or `all`."""
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, list) or names in (["all"], ["all-linear"]):
             self.put(key, "space.targets", "all", given=value)
             return
-        self.put(
-            key,
-            "space.targets",
-            list(dict.fromkeys(str(name).strip().rpartition(".")[2] for name in names)),
-            given=value,
-        )
+        words = dict.fromkeys(str(name).strip().rpartition(".")[2] for name in names)
+        self.put(key, "space.targets", list(words), given=value)
 
     def whole(self) -> None:
-        """All weights, which only an unquantised base has."""
+        """Train all weights, which only an unquantised base allows."""
         self.out.table["model"]["quantization"] = "none"
         self.put("(all weights)", "space", "full")
 
     def kept(self, keys: Iterable[str], how: str) -> None:
+        """List keys as carried that need nothing in the recipe; `how` says why."""
         for key in keys:
             if key in self.left:
                 self.left.pop(key)
@@ -282,20 +303,20 @@ class ConfigConverter:
 
 
 def flatten_keys(table: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted keys of nested tables, and of tables in lists, with what they hold."""
+    """Yield the dotted keys of nested tables, and of tables in lists, with their values."""
     for key, value in table.items():
-        here = f"{before}{key}"
+        dotted = f"{before}{key}"
         if isinstance(value, dict) and value:
-            yield from flatten_keys(value, f"{here}.")
+            yield from flatten_keys(value, f"{dotted}.")
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             for i, item in enumerate(value):
-                yield from flatten_keys(item, f"{here}.{i}.")
+                yield from flatten_keys(item, f"{dotted}.{i}.")
         else:
-            yield here, value
+            yield dotted, value
 
 
 def convert_template(s: ConfigConverter, *keys: str) -> None:
-    """The chat template that a name stands for: one that is built in, else the tokenizer's own."""
+    """Carry the chat template: one that is built into zoedge, a file, or the tokenizer's own."""
     for key in keys:
         if (value := s.take(key)) is None:
             continue
@@ -313,7 +334,7 @@ def convert_template(s: ConfigConverter, *keys: str) -> None:
             s.change(
                 key,
                 value,
-                "the tokenizer's own chat template is used (task.format: own); a base without one wants chatml",
+                "the tokenizer's own chat template is used (task.format: own); if the base has none, set chatml",
             )
     if (text := s.take("chat_template_jinja")) is not None:
         if isinstance(text, str) and text.endswith(".jinja"):

@@ -1,7 +1,7 @@
-"""A run, or several beside one another, as one HTML file that needs nothing else: no script, no request, no font.
+"""`zoedge report` writes one run, or several beside one another, as one HTML file that loads nothing: no script, no font.
 
-Numbers come from the log and from what is noted beside it (facts.py), figures from matplotlib as SVG whose colours are
-the page's (figures.py), and the page from a jinja2 template that escapes whatever it is given: a log may be anyone's.
+Numbers come from the log and the notes beside it (facts.py), figures from matplotlib as SVG in the page's colours
+(figures.py), and the page from a jinja2 template. The template escapes all text, because a log may come from anyone.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ REPORT_FILE = "report.html"
 
 
 def require_matplotlib(what: str) -> None:
-    """UsageError where matplotlib is not installed. what: that which asks for it."""
+    """Raise UsageError where matplotlib is not installed. what: what needs it, for the message."""
     if find_spec("matplotlib") is None:
         raise UsageError(f"{what} draws with matplotlib, which is not installed: pip install 'zoedge[report]'")
 
 
 def render_page(runs: Sequence[RunFacts], title: str = "") -> str:
-    """The HTML of one run's report, or of a comparison. title: of a comparison."""
+    """Return the HTML of one run's report, or of a comparison of several, which may have a title."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from . import figures, words
@@ -49,7 +49,11 @@ def render_page(runs: Sequence[RunFacts], title: str = "") -> str:
 
 
 def write_report(folders: Sequence[Path], out: Path, title: str = "") -> Path:
-    """The report of the runs whose logs lie at `folders` (or are these files), at `out`. StorageError: the disk."""
+    """Write the report of some runs to `out`, and return that path.
+
+    folders: the runs' folders, or their logs. UsageError: matplotlib is missing, or there is no such log. StorageError: the
+    disk.
+    """
     from ...core.storage import write_durably
 
     require_matplotlib("A report")

@@ -1,4 +1,4 @@
-"""How a report writes numbers and names."""
+"""This module writes the numbers and names of a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURES = {  # a score's field -> what it is called, whether it is a share, whe
 
 
 def format_bytes(count: float) -> str:
-    """Bytes as people write them."""
+    """Return bytes as people write them: 9.8 GB, 81 MB, 1,234 bytes."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:,.{1 if count < 100 * scale and unit != 'kB' else 0}f} {unit}"
@@ -30,7 +30,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """As 3 min 36 s."""
+    """Return seconds as 9.8 s, 3 min 36 s or 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, left = divmod(round(seconds), 60)
@@ -39,13 +39,17 @@ def format_duration(seconds: float) -> str:
 
 
 def format_measure(name: str, x: float | None) -> str:
+    """Return a measure as a share in percent, or with four digits; "": there is none."""
     if x is None:
         return ""
     return format_percent(x) if MEASURES[name][1] else f"{x:.4f}"
 
 
 def describe_change(name: str, facts: RunFacts) -> dict[str, str] | None:
-    """What became of a measure: the difference, and whether it is better, worse, or (a share's) within its error."""
+    """Return the difference of a measure between before and after, as {"text", "kind"}; None: one of the two is missing.
+
+    kind: `better`, `worse`, or `same`: equal, or a share whose difference is within its standard error.
+    """
     if facts.before is None or facts.after is None:
         return None
     a, b = getattr(facts.before, name), getattr(facts.after, name)
@@ -58,19 +62,19 @@ def describe_change(name: str, facts: RunFacts) -> dict[str, str] | None:
 
 
 def format_standard_error(score: Score) -> str:
-    """The binomial standard error of a share, in points, where it is one."""
+    """Return the binomial standard error of an accuracy, in points; "": the score has no accuracy."""
     share = score.calibrated if score.calibrated is not None else score.accuracy
     return "" if share is None else f"{100 * math.sqrt(share * (1 - share) / score.count):.1f}"
 
 
-def list_measures(some: Sequence[RunFacts]) -> list[str]:
-    """The measures that any of the runs has."""
-    scores = [s for x in some for s in (x.before, x.after, *(s for _, s in x.valid)) if s is not None]
+def list_measures(runs: Sequence[RunFacts]) -> list[str]:
+    """Return the names of the measures that any of the runs has."""
+    scores = [s for x in runs for s in (x.before, x.after, *(s for _, s in x.valid)) if s is not None]
     return [name for name in MEASURES if any(getattr(s, name) is not None for s in scores)]
 
 
 def describe_trained(facts: RunFacts) -> str:
-    """What was trained, in a few words."""
+    """Return the base, the space and the number of trained parameters, in a few words."""
     recipe = facts.recipe
     share = "" if recipe.model.quantization == "none" else f" in {recipe.model.quantization}"
     base = Path(recipe.model.source).name if recipe.model.source.count("/") > 1 else recipe.model.source
@@ -78,14 +82,14 @@ def describe_trained(facts: RunFacts) -> str:
 
 
 def describe_data(facts: RunFacts) -> str:
+    """Return the name of the training rows, with their number where it is known."""
     name = facts.recipe.data.train
     name = Path(name).name if name.count("/") > 1 else name
     return f"{facts.rows['train']:,} rows of {name}" if facts.rows.get("train") else name
 
 
 def describe_method(facts: RunFacts) -> str:
-    """noise x estimator x rule, as the recipe has them."""
-
+    """Return noise x estimator x rule as the recipe has them."""
     r = facts.recipe
     option = r.estimator.radius_option
     radius = f" ({option} {getattr(r.estimator, option):g})" if option else ""
@@ -93,16 +97,16 @@ def describe_method(facts: RunFacts) -> str:
     return f"{part_name(r.noise)} × {part_name(r.estimator)}{radius} × {part_name(r.rule)} (lr {r.rule.lr:g}{schedule})"
 
 
-def find_best_run(some: Sequence[RunFacts], name: str) -> int | None:
-    """Which run ends best by a measure."""
-    ends = [(getattr(x.after, name), i) for i, x in enumerate(some) if x.after and getattr(x.after, name) is not None]
+def find_best_run(runs: Sequence[RunFacts], name: str) -> int | None:
+    """Return the index of the run that ends best by a measure; None: fewer than two runs have it."""
+    ends = [(getattr(x.after, name), i) for i, x in enumerate(runs) if x.after and getattr(x.after, name) is not None]
     if len(ends) < 2:
         return None
     return (max if MEASURES[name][2] else min)(ends)[1]
 
 
 def rank_shares(table: dict[str, float]) -> list[tuple[str, float, float]]:
-    """(name, value, its share of the largest) by size."""
+    """Return (name, value, its share of the largest value), the largest first."""
     top = max(table.values(), default=1.0)
     return sorted(((k, v, v / top) for k, v in table.items()), key=lambda row: -row[1])
 
