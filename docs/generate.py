@@ -32,6 +32,15 @@ Made by `make docs` from the recipes, the source files and benchmarks/methods.js
 is a recipe: what to measure (`estimator`) along which directions (`noise`), and what to do with it (`rule`). Every part
 goes with every other unless it says otherwise, so there are more methods than rows here. z is a direction, f the loss of
 the step's batch, theta what is trained, g the weights that are logged.
+
+`zoedge finetune fzoo` (or `mezo`, `as2p`, `adamu`, ...) runs a recipe of this page on the embedded model. Your own
+combination is three lines of a recipe:
+
+```yaml
+noise: {name: low_rank, rank: 4}                   # LOZO's directions
+estimator: {name: fzoo, eps: 3e-3, queries: 8}     # FZOO's normalised estimate
+rule: {name: momentum, lr: 3e-5}                   # a pair that no paper has tried
+```
 """
 COLUMNS = """| recipe | noise, estimator, rule | passes a step | state | accuracy | calibrated | loss |
 |---|---|---|---|---|---|---|
