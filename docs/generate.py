@@ -60,32 +60,32 @@ Made by `make docs` from what `--help` says of every command; a test holds it up
 - `validate`, `preview`: check recipe, rows, tokenizer and model without weights; show rows as training sees them, with
   the tokens that are scored.
 - `estimate`: predicts memory by part, disk and time without reading a weight ([estimate.md](estimate.md)).
-- `finetune`: trains, or continues where the run's log ends. With `--from RUN@STEP` a new run begins with another run's
-  first steps and goes on with another learning rate, batch, data or estimator.
+- `finetune`: trains, or continues where the run's log ends. `zoedge finetune RECIPE --from RUN@STEP` begins with
+  another run's first steps and goes on with another learning rate, batch, data or estimator.
 - `resume`: continues a run that was stopped or killed.
 - `sweep`, `runs`: train one recipe with many values (a sweep can be resumed, and ends with a table and a report); list
   every run's state and score.
-- `report`: writes one HTML file that opens offline: curves, samples, cost, recipe; of several runs a comparison. It needs
-  the extra `report`.
-- `replay`: rebuilds the adapter from the log alone. `--at` chooses the step, here and in `export`, `eval`, `generate`,
-  `chat` and `verify`.
-- `verify`: proves a run on four levels: the log, what it was trained on (`--against`), the replayed states
-  (`--replay`), the adapter (`--adapter`).
+- `report`: writes one HTML file that opens offline: curves, samples, cost, recipe; of several runs a comparison. It
+  needs the extra `report`.
+- `replay`: rebuilds the adapter from the log alone. `zoedge replay RUN --at best -o DIR` chooses the step; `export`,
+  `eval`, `generate`, `chat` and `verify` have `--at` too.
+- `verify`: proves a run on up to four levels: the log, what it was trained on, the replayed states, the adapter
+  (`zoedge verify RUN --against RECIPE --replay --adapter DIR`).
 - `repair`, `log`: mend a damaged log, or cut it where the damage begins, and keep a copy; look into a log, pack it,
   compare two.
 - `export`: writes an adapter for PEFT and vLLM, a merged model for transformers, or llama.cpp's LoRA file (LLaMA and
-  Mistral bases).
+  Mistral bases): `zoedge export RUN --to peft`, `merged` or `gguf-lora`.
 - `pack`, `apply`: put a fine-tune into one file of kilobytes; rebuild the same adapter from it on another machine
   ([share.md](share.md)).
-- `eval`, `generate`, `chat`: use the trained model; `eval --tasks` runs lm-eval's tasks ([lm-eval.md](lm-eval.md), the
-  extra `eval`); `chat` reads lines from a terminal or a pipe.
+- `eval`, `generate`, `chat`: use the trained model. `zoedge eval RUN --tasks hellaswag` runs lm-eval's tasks
+  ([lm-eval.md](lm-eval.md), the extra `eval`); `chat` reads lines from a terminal or a pipe.
 - `quantize`: makes the pre-quantised cache of a model ahead of time.
 - `recipes`, `import-config`, `schema`: list, print and copy the shipped recipes; convert another tool's configuration,
   and say what became of every key; write the JSON schema for editors.
 - `lab`: repeats the papers' small experiments: numbers, a plot, and whether the finding was reproduced (the extra
   `lab`).
-- `doctor`: shows versions and memory and tests the arithmetic; with `--fix-hints` it prints what to type against each
-  problem.
+- `doctor`: shows versions and memory and tests the arithmetic; `zoedge doctor --fix-hints` prints what to type against
+  each problem.
 
 `zoedge --install-completion` completes commands, options and names in your shell. `--debug`, anywhere on the command
 line, shows the traceback of a mistake. `pip install -e '.[report,eval,lab]'` installs the three extras.
