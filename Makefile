@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test torture soak mutate gpu lint fix docs bench bench-gpu race scale fuzz clean
+.PHONY: help demo env test torture soak mutate gpu lint fix docs assets bench bench-gpu race scale fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -44,6 +44,14 @@ fix: env  ## let ruff format and mend
 
 docs: env  ## make docs/methods.md, docs/lab.md and docs/cli.md anew
 	$(PY) docs/generate.py
+
+RECORD := runs/assets
+assets: env  ## make README's pictures anew: record a demo (minutes), photograph its report (needs Chromium)
+	rm -rf $(RECORD)
+	$(PY) assets/record.py $(RECORD)
+	$(PY) assets/draw.py $(RECORD)/session.json assets/demo.svg
+	$(VENV)/bin/zoedge report $(RECORD)/runs/quickstart
+	$(PY) assets/photograph.py $(RECORD)/runs/quickstart/report.html assets/report.png
 
 bench: env  ## a step against plain inference and MeZO's own, time and memory; its parts; docs/benchmarks.md
 	$(PY) benchmarks/step.py

@@ -32,6 +32,15 @@ Made by `make docs` from the recipes, the source files and benchmarks/methods.js
 is a recipe: what to measure (`estimator`) along which directions (`noise`), and what to do with it (`rule`). Every part
 goes with every other unless it says otherwise, so there are more methods than rows here. z is a direction, f the loss of
 the step's batch, theta what is trained, g the weights that are logged.
+
+`zoedge finetune fzoo` (or `mezo`, `as2p`, `adamu`, ...) runs a recipe of this page on the embedded model. Your own
+combination is three lines of a recipe:
+
+```yaml
+noise: {name: low_rank, rank: 4}                   # LOZO's directions
+estimator: {name: fzoo, eps: 3e-3, queries: 8}     # FZOO's normalised estimate
+rule: {name: momentum, lr: 3e-5}                   # a pair that no paper has tried
+```
 """
 COLUMNS = """| recipe | noise, estimator, rule | passes a step | state | accuracy | calibrated | loss |
 |---|---|---|---|---|---|---|
@@ -46,9 +55,58 @@ stands in the experiment's file.
 
 CLI = """# Commands
 
-What `--help` says of every command; made by `make docs`, and a test holds it up to date. `--debug` anywhere shows the
-traceback of a mistake. Exit codes: 0 ok, 2 usage or recipe, 3 data or model, or it will not fit, 4 identity mismatch, 5
-damaged log, 6 locked, 7 diverged, 8 replay differs, 70 a bug, 74 disk, 130/143 signal.
+Made by `make docs` from what `--help` says of every command; a test holds it up to date.
+
+- `validate`, `preview`: check recipe, rows, tokenizer and model without weights; show rows as training sees them, with
+  the tokens that are scored.
+- `estimate`: predicts memory by part, disk and time without reading a weight ([estimate.md](estimate.md)).
+- `finetune`: trains, or continues where the run's log ends. `zoedge finetune RECIPE --from RUN@STEP` begins with
+  another run's first steps and goes on with another learning rate, batch, data or estimator.
+- `resume`: continues a run that was stopped or killed.
+- `sweep`, `runs`: train one recipe with many values (a sweep can be resumed, and ends with a table and a report); list
+  every run's state and score.
+- `report`: writes one HTML file that opens offline: curves, samples, cost, recipe; of several runs a comparison. It
+  needs the extra `report`.
+- `replay`: rebuilds the adapter from the log alone. `zoedge replay RUN --at best -o DIR` chooses the step; `export`,
+  `eval`, `generate`, `chat` and `verify` have `--at` too.
+- `verify`: proves a run on up to four levels: the log, what it was trained on, the replayed states, the adapter
+  (`zoedge verify RUN --against RECIPE --replay --adapter DIR`).
+- `repair`, `log`: mend a damaged log, or cut it where the damage begins, and keep a copy; look into a log, pack it,
+  compare two.
+- `export`: writes an adapter for PEFT and vLLM, a merged model for transformers, or llama.cpp's LoRA file (LLaMA and
+  Mistral bases): `zoedge export RUN --to peft`, `merged` or `gguf-lora`.
+- `pack`, `apply`: put a fine-tune into one file of kilobytes; rebuild the same adapter from it on another machine
+  ([share.md](share.md)).
+- `eval`, `generate`, `chat`: use the trained model. `zoedge eval RUN --tasks hellaswag` runs lm-eval's tasks
+  ([lm-eval.md](lm-eval.md), the extra `eval`); `chat` reads lines from a terminal or a pipe.
+- `quantize`: makes the pre-quantised cache of a model ahead of time.
+- `recipes`, `import-config`, `schema`: list, print and copy the shipped recipes; convert another tool's configuration,
+  and say what became of every key; write the JSON schema for editors.
+- `lab`: repeats the papers' small experiments: numbers, a plot, and whether the finding was reproduced (the extra
+  `lab`).
+- `doctor`: shows versions and memory and tests the arithmetic; `zoedge doctor --fix-hints` prints what to type against
+  each problem.
+
+`zoedge --install-completion` completes commands, options and names in your shell. `--debug`, anywhere on the command
+line, shows the traceback of a mistake. `pip install -e '.[report,eval,lab]'` installs the three extras.
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | success |
+| 2 | a mistake in the command line or the recipe |
+| 3 | a problem with the data or the model, or the run does not fit into memory |
+| 4 | the log belongs to another recipe, base, tokenizer or data |
+| 5 | a damaged log or export |
+| 6 | another process is using the run |
+| 7 | training diverged |
+| 8 | replay arrives at a different state than the log says, or a worker computes different bits |
+| 70 | a bug in zoedge |
+| 74 | the disk refused a write, or a worker was lost |
+| 130, 143 | stopped by Ctrl-C (SIGINT) or SIGTERM |
+
+## Every command and option
 """
 WIDTH = 100  # of a help text, whatever the terminal's
 

@@ -171,8 +171,6 @@ def without_numbers(text: str) -> str:
 def test_a_pages_blocks_run(page: str, small: Path, zoedge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     said, ran = "", 0
-    if page == "README.md":  # whose `make demo` is this, in a checkout
-        assert zoedge("finetune", "quickstart", "--quiet").code == 0
     for block in blocks(ROOT / page):
         if block.rests:
             continue
