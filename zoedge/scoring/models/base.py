@@ -8,25 +8,34 @@ everything below it can be computed once an example (`keep`). Virtual tokens sta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ...core.base import Projection
 from ...errors import DataError, suggest_nearest
 from .decode import generate_answers, generate_greedy
+from .past import PastKeyValues
 from .quantised import QUANTISED_BLOCK, LinearScales
 from .trunk import TrunkCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..tasks._branches import OptionTree
+    from ..tasks._examples import Batch, Examples
+    from .families import FamilyFacts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 HEAD_COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
 
 
-def compute_logits(head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
+def compute_logits(head: nn.Linear, h: Tensor, index: Tensor | slice) -> Tensor:
     """float32 logits [..., C] of hidden states [..., H] by some rows [C] of the head, and of its bias if it has one."""
     bias = None if head.bias is None else head.bias[index].float()
     return nn.functional.linear(h.float(), head.weight[index].float(), bias)
@@ -42,9 +51,9 @@ class Base:
     moves the head puts its own there.
     """
 
-    model: Any
-    tokenizer: Any
-    facts: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: FamilyFacts
     dtype: torch.dtype
     device: torch.device
     digest: bytes
@@ -54,12 +63,12 @@ class Base:
     ahead: int = 0
     prompt: Tensor | None = None
     past: Tensor | None = None
-    project: Callable[[Any, Tensor, Tensor | slice], Tensor] = compute_logits
+    project: Projection = compute_logits
     quantization: str | None = None  # of a model without data: what its weights will be quantised to
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.model.get_submodule(self.facts.BLOCKS)
+    def blocks(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.model.get_submodule(self.facts.BLOCKS))
 
     @property
     def context_length(self) -> int:
@@ -177,7 +186,7 @@ class Base:
     # -- the forward
 
     @torch.inference_mode()
-    def hidden(self, batch: Any, copies: int) -> Tensor:
+    def hidden(self, batch: Batch, copies: int) -> Tensor:
         """Final hidden states at the scored rows: [copies * S, R, H], copy by copy.
 
         batch: ids [S, T] padded on the right (so causal attention needs no mask), rows [S, R], the examples' names, and
@@ -207,7 +216,7 @@ class Base:
         return h.view(copies, -1, batch.rows.shape[1], h.shape[-1])[:, tree.pick.to(self.device)].flatten(0, 1)
 
     @torch.inference_mode()
-    def trunk(self, ids: Tensor, lengths: Tensor, tree: Any = None) -> Tensor:
+    def trunk(self, ids: Tensor, lengths: Tensor, tree: OptionTree | None = None) -> Tensor:
         """The output of the blocks below `cut`: [S, T, H]. ids [S, T], of which the first `lengths` [S] are a text."""
         h = self.enter(ids, 1, tree)
         context = self.context(h, lengths, 1, tree)
@@ -215,13 +224,13 @@ class Base:
             h = block(h, **context)
         return h
 
-    def enter(self, ids: Tensor, copies: int, tree: Any) -> Tensor:
+    def enter(self, ids: Tensor, copies: int, tree: OptionTree | None) -> Tensor:
         """What the first block reads: [copies * S, n + T, H], copy by copy, each after its own prompt."""
         prompt = None if self.prompt is None else self.prompt.repeat_interleave(len(ids), 0)
         places = self.places(ids.shape[1] + (0 if prompt is None else prompt.shape[1]), copies, tree)
         return self.facts.embed(self.model, ids.to(self.device).repeat(copies, 1), places, prompt)
 
-    def places(self, length: int, copies: int, tree: Any) -> Tensor:
+    def places(self, length: int, copies: int, tree: OptionTree | None) -> Tensor:
         """Positions after what is past: [1, n + T], or in a tree [copies * S, n + T]. length: n + T."""
         first = 0 if self.past is None else self.past.shape[-2]
         here = torch.arange(first, first + length, device=self.device)[None]
@@ -231,14 +240,14 @@ class Base:
         ahead = length - own.shape[1]
         return torch.cat([here[:, :ahead].expand(len(own), -1), own + first + ahead], 1)
 
-    def context(self, h: Tensor, lengths: Tensor, copies: int, tree: Any) -> dict[str, Any]:
+    def context(self, h: Tensor, lengths: Tensor, copies: int, tree: OptionTree | None) -> dict[str, Any]:
         """What every block takes beside the hidden states [copies * S, n + T, H]."""
         past = None if self.past is None else PastKeyValues(self.past, len(h) // len(self.past))
         places = self.places(h.shape[1], copies, tree)
         mask = self.mask(h.shape[1], lengths, copies, tree)
         return {"attention_mask": mask, **self.facts.context(self.model, h, places, past)}
 
-    def mask(self, length: int, lengths: Tensor, copies: int, tree: Any) -> Tensor | None:
+    def mask(self, length: int, lengths: Tensor, copies: int, tree: OptionTree | None) -> Tensor | None:
         """True where a row may look: [1 or copies * S, 1, 1 or T, m + T]; None: at no later row. length: T.
 
         Attention both ways sees all but padding; rows see all that is past, and in a tree their own branch alone.
@@ -294,13 +303,14 @@ class Base:
         out = generate_greedy(
             self, ids, torch.ones_like(ids), 1, max_new_tokens=tokens, pad_token_id=self.model.config.eos_token_id
         )
-        return self.tokenizer.decode(out[0], skip_special_tokens=True)
+        text: Any = self.tokenizer.decode(out[0], skip_special_tokens=True)  # of one sequence: a text
+        return text
 
     def answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
         """The first line of the greedy continuation of each prompt: [copies][prompts]."""
-        return generate_answers(self, prompts, copies, tokens)
+        return generate_answers(self, self.tokenizer, prompts, copies, tokens)
 
-    def keep(self, examples: Any, folder: Path) -> Iterator[int]:
+    def keep(self, examples: Examples, folder: Path) -> Iterator[int]:
         """Compute the trunk of a data set once, on disk in `folder`; yields how many sequences are done.
 
         The blocks of sequences are a function of the data alone, so the stored bits do not depend on the run's history.
@@ -312,21 +322,6 @@ class Base:
             trunk.write(chunk, self.trunk(ids, torch.tensor([len(examples.tokens[i]) for i in chunk])))
             yield len(chunk)
         self.kept[id(examples)] = trunk
-
-
-@dataclass
-class PastKeyValues:
-    """Keys and values [copies, blocks, 2, groups, m, D] put before those of every block, as transformers' cache does.
-
-    each: sequences a copy.
-    """
-
-    held: Tensor
-    each: int
-
-    def update(self, k: Tensor, v: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        before = self.held[:, layer].repeat_interleave(self.each, 0).unbind(1)
-        return torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
 
 
 def select_layers(layers: list[int] | str, count: int) -> list[int]:

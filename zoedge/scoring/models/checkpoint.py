@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from ...errors import DataError, ZoedgeError, make_printable
 from ...recipe.sections import Model
 from ..sources.cache import file_sha256
 from .families import load_family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WEIGHT_SUFFIXES = (".safetensors",)
 
@@ -41,7 +44,7 @@ def base_identity(folder: Path, spec: Model) -> bytes:
     return hashlib.sha256(encode_canonical([manifest, scheme])).digest()
 
 
-def tokenizer_digest(tokenizer: Any) -> bytes:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> bytes:
     """What decides the ids: the tokenizer's own file, the special tokens, the chat template."""
     backend = tokenizer.backend_tokenizer.to_str()
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
@@ -58,10 +61,11 @@ def check_files(folder: Path) -> None:
     try:
         with (folder / "config.json").open("rb") as file:
             raw = file.read(HEADER_LIMIT + 1)
-        config = json.loads(raw) if len(raw) <= HEADER_LIMIT else None
+        parsed = json.loads(raw) if len(raw) <= HEADER_LIMIT else None
     except (ValueError, RecursionError) as e:
         raise DataError(f"model.source: {folder}/config.json is not valid JSON: {make_printable(str(e))}") from None
-    load_family(SimpleNamespace(model_type=config.get("model_type") if isinstance(config, dict) else None))
+    config: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    load_family(SimpleNamespace(model_type=config.get("model_type")))  # which is None where config.json is no table
     if "Classification" in (made := str(config.get("architectures"))):
         raise DataError(
             f"model.source: {folder} was saved as {make_printable(made)}, whose head is of one task's classes. "

@@ -24,10 +24,12 @@ from ..sources.cache import cache_folder, create_once, file_sha256
 from ..sources.resolve import resolve_model
 from .base import DTYPES, Base
 from .checkpoint import base_identity, check_files, translate_errors
-from .families import load_family
+from .families import FamilyFacts, load_family
 from .quantised import make_linear_deterministic
 
 if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
     from ...recipe.sections import Model
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else: a line about a kernel from a hub at every import
@@ -88,7 +90,7 @@ def prepare_folder(spec: Model) -> tuple[Path, bytes]:
     return (folder if spec.quantization == "none" else quantised_folder(folder, spec, digest)), digest
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     with translate_errors(folder):
@@ -98,7 +100,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def auto_class(folder: Path) -> tuple[Any, Any]:
+def auto_class(folder: Path) -> tuple[Any, FamilyFacts]:
     """(transformers' class that loads a model folder with its language model's head, the family's facts)."""
     import transformers
 
@@ -106,7 +108,7 @@ def auto_class(folder: Path) -> tuple[Any, Any]:
     return getattr(transformers, f"AutoModelFor{facts.HEAD}"), facts
 
 
-def load_config(folder: Path) -> tuple[Any, Any]:
+def load_config(folder: Path) -> tuple[PreTrainedConfig, FamilyFacts]:
     """(a model's configuration, its family's facts), without its weights."""
     from transformers import AutoConfig
 
@@ -115,7 +117,9 @@ def load_config(folder: Path) -> tuple[Any, Any]:
     return config, load_family(config)
 
 
-def make_device_map(folder: Path, limits: dict[str, str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def make_device_map(
+    folder: Path, limits: dict[str, str], device: torch.device, dtype: torch.dtype
+) -> dict[str, int | str]:
     """accelerate's device map: all but the blocks on the device, and as many of the last blocks as its limit allows; of
     the others the last on the CPU, and the rest on the disk. DataError: the device cannot hold what is no block.
     """
@@ -126,7 +130,7 @@ def make_device_map(folder: Path, limits: dict[str, str], device: torch.device, 
     with init_empty_weights():
         model = made.from_config(load_config(folder)[0])
     model.tie_weights()
-    first: Any = 0 if device.type == "cuda" else "cpu"
+    first: int | str = 0 if device.type == "cuda" else "cpu"
     room = {first: math.inf} | {0 if k == "cuda" else k: convert_file_size_to_int(v) for k, v in limits.items()}
     size = lambda prefix: sum(p.numel() * dtype.itemsize for n, p in model.named_parameters() if n.startswith(prefix))
     fixed = size("") - size(f"{facts.BLOCKS}.")
@@ -136,7 +140,7 @@ def make_device_map(folder: Path, limits: dict[str, str], device: torch.device, 
             "Give it more, or use a smaller model."
         )
     room[first] = left
-    places: dict[str, Any] = {}
+    places: dict[str, int | str] = {}
     for i in reversed(range(len(model.get_submodule(facts.BLOCKS)))):
         name = f"{facts.BLOCKS}.{i}"
         needs = size(f"{name}.")
@@ -153,8 +157,12 @@ def make_device_map(folder: Path, limits: dict[str, str], device: torch.device, 
 
 
 def from_pretrained(
-    folder: Path, device: torch.device, dtype: Any, config: Any = None, places: dict[str, Any] | None = None
-) -> Any:
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    config: BitsAndBytesConfig | None = None,
+    places: dict[str, int | str] | None = None,
+) -> PreTrainedModel:
     """transformers' loader without its silences: no pickles, no remote code, no random tensors, no progress bars.
 
     places: accelerate's device map; None: all on the device.
@@ -163,7 +171,7 @@ def from_pretrained(
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    options = {} if config is None else {"quantization_config": config}
+    options: dict[str, object] = {} if config is None else {"quantization_config": config}
     made, facts = auto_class(folder)
     spare = None
     if places is not None:  # where accelerate writes what it cannot read from the checkpoint as it is
@@ -201,7 +209,7 @@ def from_pretrained(
     return model.requires_grad_(False)
 
 
-def bitsandbytes_config(spec: Model) -> Any:
+def bitsandbytes_config(spec: Model) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
 
     if spec.quantization == "int8":
@@ -229,7 +237,7 @@ def quantised_folder(folder: Path, spec: Model, digest: bytes) -> Path:
     key = hashlib.sha256(encode_canonical([digest.hex(), [[p.name, file_sha256(p)] for p in small]])).hexdigest()[:16]
 
     def make(draft: Path) -> None:
-        model = from_pretrained(folder, resolve_device(spec), "auto", bitsandbytes_config(spec))
+        model: Any = from_pretrained(folder, resolve_device(spec), "auto", bitsandbytes_config(spec))
         model.should_save_on_this_rank = lambda main: True  # else only worker 0's folder has weights in it
         model.save_pretrained(draft)
         del model
@@ -240,7 +248,7 @@ def quantised_folder(folder: Path, spec: Model, digest: bytes) -> Path:
     return create_once(cache_folder("quantised") / f"{key}-{spec.quantization}", make)
 
 
-def make_deterministic(model: Any, dtype: torch.dtype) -> None:
+def make_deterministic(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Make every forward the function that training differentiates.
 
     Evaluation mode everywhere except in bitsandbytes' modules, which repack their weights in evaluation mode on CPUs
@@ -259,7 +267,7 @@ def make_deterministic(model: Any, dtype: torch.dtype) -> None:
     for p in model.parameters():
         if p.is_floating_point() and id(p) not in tables and type(p) is nn.Parameter:
             p.data = p.data.to(dtype)
-    table = model.get_input_embeddings()
+    table: Any = model.get_input_embeddings()  # of a class of the family's own
     scale = getattr(table, "scalar_embed_scale", 1.0)  # Gemma's module rounds it, and its product, to the storage type
     if scale != 1.0:
         table.scalar_embed_scale, table.factor = 1.0, scale  # the next call finds nothing to do

@@ -77,7 +77,7 @@ def read_dataset_info(path: Path, told: str) -> dict[str, Any]:
     return table
 
 
-def read_entry_rows(entry: Any, told: str, folder: Path, name: str, skip_bad: bool) -> tuple[list[Row], list[str]]:
+def read_entry_rows(entry: object, told: str, folder: Path, name: str, skip_bad: bool) -> tuple[list[Row], list[str]]:
     """The rows of one data set, renamed as its description says."""
     entry = entry if isinstance(entry, dict) else {}
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}

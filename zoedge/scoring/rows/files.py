@@ -219,7 +219,7 @@ def format_json_error(e: json.JSONDecodeError, text: str) -> str:
     return f"not valid JSON: {what} at column {e.colno}"
 
 
-def is_too_deep(value: Any, left: int = DEPTH_LIMIT) -> bool:
+def is_too_deep(value: object, left: int = DEPTH_LIMIT) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return left < 0 or any(is_too_deep(v, left - 1) for v in inner)
 

@@ -20,7 +20,7 @@ class Row(NamedTuple):
 # -- fields
 
 
-def value_as_text(value: Any) -> str:
+def value_as_text(value: object) -> str:
     """A value as CSV and JSON would both write it, so that one row gives one text whatever file it came from."""
     if isinstance(value, str):
         return value
