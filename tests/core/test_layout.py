@@ -24,7 +24,7 @@ ROOMS = {
     "log": {"core", "errors"},
     "methods": {"core", "errors"},
     "recipe": {"core", "errors"},
-    "scoring": {"core.parts", "core.types", "core.canonical", "core.child", "errors", "recipe.sections"},
+    "scoring": {"core.base", "core.parts", "core.types", "core.canonical", "core.child", "errors", "recipe.sections"},
     "run": {"core", "errors", "log", "methods", "recipe", "scoring"},
     "optim": {"core", "errors", "log", "methods", "recipe", "run"},
     "lab": {"core", "errors", "log", "methods", "recipe", "run", "scoring"},

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 Layers = list[int] | str  # all, 'last k', or the numbers of blocks
 
 
+class Projection(Protocol):
+    """How a forward computes logits by some rows of the head."""
+
+    def __call__(self, head: nn.Linear, h: Tensor, index: Tensor | slice, /) -> Tensor:
+        """Return the logits [..., C] of hidden states h [..., H] by the rows `index` [C] of the head, in float32."""
+
+
 class SpaceBase(Protocol):
     """A frozen model that spaces hook. Its tensors may be without data while only descriptions are asked for."""
 
@@ -20,9 +27,7 @@ class SpaceBase(Protocol):
     cut: int  # the first block that anything trained changes
     prompt: Tensor | None  # the virtual tokens of the points held: [points, n, E]
     past: Tensor | None  # the keys and values of the points held: [points, blocks, 2, groups, m, D]
-
-    def project(self, head: Any, h: Tensor, columns: Tensor | slice) -> Tensor:
-        """Return the logits [..., C] of hidden states [..., H] by some rows of the head. `full` puts its own in its place."""
+    project: Projection
 
     def sites(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
         """Return the chosen Linear modules by name, and cut at the lowest. DataError: there are no such ones."""

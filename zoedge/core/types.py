@@ -413,6 +413,11 @@ class AbstractTask(ABC):
         return "loss"
 
     @property
+    def label(self) -> str:
+        """The field of a row that holds its label, where the task has one; "": it has none."""
+        return ""
+
+    @property
     def labels(self) -> list[str]:
         """The labels that an example may have, in order; none: the loss reads the whole vocabulary."""
         return []

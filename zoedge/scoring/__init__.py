@@ -1,4 +1,4 @@
-"""What needs the model: rows, tasks, and the forward pass that turns points into losses.
+"""Everything that needs the model: reading rows, tokenising them for a task, and the forward that makes losses of batches.
 
-A module here knows nothing of zeroth-order optimisation: it never imports `zoedge.methods`, `zoedge.log` or `zoedge.run`.
+No module here knows of zeroth-order optimisation, or imports `zoedge.methods`, `zoedge.log` or `zoedge.run`.
 """

@@ -1,50 +1,69 @@
-"""A base model that scores: loading without surprises, and the forward that computes only what a loss reads.
+"""The base model, and its forward, which computes only what a loss reads.
 
-Knows nothing of zeroth-order optimisation. Adapters hook its Linear modules; `cut` is the first block they change, so
-everything below it can be computed once an example (`keep`). Virtual tokens stand ahead of every sequence: as embeddings
-(`prompt`), or as every block's keys and values (`past`).
+Nothing here knows of zeroth-order optimisation. Spaces hook the model's Linear modules. `cut` is the first block that they
+change, so that everything below it is computed once for each example (`keep`). Virtual tokens stand ahead of every sequence,
+as embeddings (`prompt`) or as keys and values of every block (`past`).
+
+A forward scores a batch at several points at once: the batch is repeated copy by copy, one copy for each point. In shapes,
+S is the number of sequences of the batch, T their length, R the rows of a sequence that the loss reads, H the width of the
+hidden states, E that of the embeddings, n the virtual tokens in `prompt` and m those in `past`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ...core.base import Projection
 from ...errors import DataError, suggest_nearest
 from .decode import generate_answers, generate_greedy
+from .past import PastKeyValues
 from .quantised import QUANTISED_BLOCK, LinearScales
 from .trunk import TrunkCache
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..tasks._branches import OptionTree
+    from ..tasks._examples import Batch, Examples
+    from .families import FamilyFacts
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-HEAD_COLUMNS = 8192  # of the head in one product: 16 x 64 rows x 50,272 float32 logits would be 206 MB
+HEAD_COLUMNS = 8192  # columns of logits that are computed at once: all 50,272 of OPT for 16 x 64 rows would be 206 MB
 
 
-def compute_logits(head: Any, h: Tensor, index: Tensor | slice) -> Tensor:
-    """float32 logits [..., C] of hidden states [..., H] by some rows [C] of the head, and of its bias if it has one."""
+def compute_logits(head: nn.Linear, h: Tensor, index: Tensor | slice) -> Tensor:
+    """Return logits [..., C], in float32, of hidden states h [..., H] by the rows `index` [C] of the head and of its bias."""
     bias = None if head.bias is None else head.bias[index].float()
     return nn.functional.linear(h.float(), head.weight[index].float(), bias)
 
 
 @dataclass
 class Base:
-    """A frozen model, its tokenizer, and the facts of its family.
+    """A frozen model, its tokenizer, and what a space and a run have set of its forward.
 
-    cut: blocks below it see no trained tensor. kept: trunk outputs by data set, computed once. ahead: positions reserved
-    for virtual tokens. While points are held, copy by copy, prompt: their embeddings [copies, n, E]; past: their keys
-    and values [copies, blocks, 2, groups, m, D], before the prompt. project: how the forward takes logits; a space that
-    moves the head puts its own there.
+    facts: the module of the model's family.
+    dtype: the type of the forward. device: where it runs.
+    digest: the SHA-256 that identifies the checkpoint and its quantisation. path: the folder that was loaded.
+    cut: no block below this one sees a trained tensor.
+    kept: the output of the blocks below `cut`, by the id of the set of examples.
+    ahead: the number of positions that are reserved for virtual tokens.
+    prompt: the virtual tokens' embeddings while points are held, [copies, n, E].
+    past: their keys and values while points are held, [copies, blocks, 2, groups, m, D]; they stand before the prompt.
+    project: how the forward computes logits. A space that moves the head puts its own function here.
+    quantization: of a model without data, what its weights would be quantised to; else None.
     """
 
-    model: Any
-    tokenizer: Any
-    facts: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    facts: FamilyFacts
     dtype: torch.dtype
     device: torch.device
     digest: bytes
@@ -54,20 +73,29 @@ class Base:
     ahead: int = 0
     prompt: Tensor | None = None
     past: Tensor | None = None
-    project: Callable[[Any, Tensor, Tensor | slice], Tensor] = compute_logits
-    quantization: str | None = None  # of a model without data: what its weights will be quantised to
+    project: Projection = compute_logits
+    quantization: str | None = None
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.model.get_submodule(self.facts.BLOCKS)
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks, in order."""
+        return cast(nn.ModuleList, self.model.get_submodule(self.facts.BLOCKS))
 
     @property
     def context_length(self) -> int:
-        """Tokens of a sequence at most."""
+        """The number of tokens that a sequence may have, besides virtual tokens."""
         return int(self.facts.longest(self.model.config)) - self.ahead
 
     def sites(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
-        """The Linear modules of some blocks, by full name in the model's order. DataError says which there are."""
+        """Return some Linear modules by full name, in the model's order, and cut at the lowest block of theirs.
+
+        Args:
+            layers: the blocks, as `select_layers` reads them.
+            targets: the last parts of the modules' names, such as q_proj, or "all".
+
+        Raises:
+            DataError: there are no such blocks or modules. The message names those that there are.
+        """
         blocks, chosen = self.blocks, select_layers(layers, len(self.blocks))
         known = [n.rpartition(".")[2] for n, m in blocks[0].named_modules() if isinstance(m, nn.Linear)]
         if not targets:
@@ -87,17 +115,17 @@ class Base:
         }
 
     def cut_at(self, block: int) -> None:
-        """Nothing below this block is trained."""
+        """Declare that nothing below this block is trained."""
         if self.cut != block:
-            self.kept.clear()  # they end at another block
+            self.kept.clear()  # these outputs are of another block
         self.cut = block
 
     # -- virtual tokens
 
     def reserve(self, tokens: int) -> None:
-        """Keep positions for virtual tokens ahead of every sequence, which all blocks see.
+        """Reserve positions ahead of every sequence for virtual tokens, which all blocks see, and cut at 0.
 
-        DataError: there is no room, or a model that fills masks.
+        DataError: no room would be left for text, or the model fills masks.
         """
         if self.facts.HEAD != "CausalLM":
             raise DataError(
@@ -111,9 +139,9 @@ class Base:
         self.cut_at(0)
 
     def real_tokens(self, count: int, text: str, seed: int) -> Tensor:
-        """ids [count]: a text's, repeated to fill, or drawn from the vocabulary by a hash of the seed.
+        """Return `count` token ids: those of a text, repeated to fill, or random ones where the text is empty.
 
-        DataError: the text has more tokens, or none.
+        Random ids are a hash of the seed. DataError: the text has more tokens than `count`, or none.
         """
         if not text:
             drawn = (hashlib.sha256(f"{seed} {i}".encode()).digest()[:8] for i in range(count))
@@ -126,11 +154,11 @@ class Base:
 
     @torch.inference_mode()
     def embeddings(self, ids: Tensor) -> Tensor:
-        """float32 [T, E] of tokens [T], as the forward reads them."""
+        """Return the embeddings of tokens, [..., E] in float32 for ids [...], as the forward reads them."""
         return self.model.get_input_embeddings()(ids.to(self.device)).float()
 
     def keys_shape(self) -> tuple[int, int, int]:
-        """(blocks, groups of heads, width of a head) of the keys and values that `keys_values` returns."""
+        """Return the number of blocks, of groups of heads, and the width of a head, as `keys_values` returns them."""
         config = self.model.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -138,14 +166,17 @@ class Base:
 
     @torch.inference_mode()
     def keys_values(self, ids: Tensor) -> Tensor:
-        """float32 [blocks, 2, groups, T, D]: what every block's attention keeps of a sequence [T]."""
+        """Return the keys and values of a sequence [T] in every block, [blocks, 2, groups, T, D] in float32."""
         cache = self.model.base_model(input_ids=ids[None].to(self.device), use_cache=True).past_key_values
         return torch.stack([torch.cat([layer.keys, layer.values]) for layer in cache.layers]).float()
 
     # -- what spaces take of the model itself
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """Every parameter of a 16 or 32-bit model, tied ones once, in its order. DataError: it is quantised."""
+        """Return every parameter by name, in the model's order, tied ones once.
+
+        DataError: the model is quantised, or some of its weights are on the disk.
+        """
         if any(map(LinearScales.has, self.model.modules())):
             raise DataError("space: full moves 16 or 32-bit weights. Write model.quantization: none, or space: scales.")
         if any(p.is_meta for p in self.model.parameters()):
@@ -153,7 +184,7 @@ class Base:
         return dict(self.model.named_parameters())
 
     def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, LinearScales]:
-        """The quantisation scales of some Linear modules. DataError: they are not quantised."""
+        """Return the quantisation scales of some Linear modules by name. DataError: they are not quantised."""
         if not all(map(LinearScales.has, sites.values())):
             raise DataError(
                 "space: scales moves those of a quantised base. Write model.quantization: nf4, or space: full."
@@ -161,38 +192,47 @@ class Base:
         return {name: LinearScales(module) for name, module in sites.items()}
 
     def scale_blocks(self, sites: dict[str, nn.Linear]) -> dict[str, int]:
-        """How many weights share a scale in each of some Linear modules. DataError: they are not quantised."""
+        """Return how many weights share a scale in each of some Linear modules. DataError: they are not quantised."""
         if self.quantization is None:
             return {name: scales.block for name, scales in self.scaled(sites).items()}
         return {name: m.in_features if self.quantization == "int8" else QUANTISED_BLOCK for name, m in sites.items()}
 
     def vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
-        """Norms and biases of some blocks, and norms after the last block."""
-        blocks = tuple(f"{self.facts.BLOCKS}.{i}." for i in select_layers(layers, len(self.blocks)))
-        bias = self.facts.head(self.model).bias
-        found = ((name, p) for name, p in self.model.named_parameters() if p.dim() == 1 and p is not bias)
-        after = ((name, p) for name, p in found if ".embeddings." not in name)
-        return {name: p for name, p in after if name.startswith(blocks) or not name.startswith(self.facts.BLOCKS)}
+        """Return the norms and biases of some blocks, and the norms after the last block, by name.
+
+        The head's bias and what belongs to the embeddings are not among them.
+        """
+        chosen = tuple(f"{self.facts.BLOCKS}.{i}." for i in select_layers(layers, len(self.blocks)))
+        head_bias = self.facts.head(self.model).bias
+        vectors = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.dim() != 1 or parameter is head_bias or ".embeddings." in name:
+                continue
+            if name.startswith(chosen) or not name.startswith(self.facts.BLOCKS):
+                vectors[name] = parameter
+        return vectors
 
     # -- the forward
 
     @torch.inference_mode()
-    def hidden(self, batch: Any, copies: int) -> Tensor:
-        """Final hidden states at the scored rows: [copies * S, R, H], copy by copy.
+    def hidden(self, batch: Batch, copies: int) -> Tensor:
+        """Return what the head reads at the scored rows, [copies * S, R, H], copy by copy.
 
-        batch: ids [S, T] padded on the right (so causal attention needs no mask), rows [S, R], the examples' names, and
-        branches: None, or a tree (tasks._branches.Branches) of the same tokens in fewer rows.
+        The batch is padded on the right, so that causal attention needs no mask. Where options share their beginning, the
+        forward runs over its tree, which has the same tokens in fewer rows.
         """
-        kept, tree = self.kept.get(id(batch.examples)), batch.branches
+        cache, tree = self.kept.get(id(batch.examples)), batch.branches
         lengths = torch.tensor([len(batch.examples.tokens[i]) for i in batch.index])
         form = tree or batch
         if self.cut == 0:
             h = self.enter(form.ids, copies, tree)
-        elif kept is None:
+        elif cache is None:
             h = self.trunk(form.ids, lengths, tree).repeat(copies, 1, 1)
         else:
-            h = kept.read(batch.index, batch.ids.shape[1])
-            h = (h if tree is None else h.flatten(0, 1)[tree.at.to(self.device)]).repeat(copies, 1, 1)
+            h = cache.read(batch.index, batch.ids.shape[1])
+            if tree is not None:
+                h = h.flatten(0, 1)[tree.at.to(self.device)]
+            h = h.repeat(copies, 1, 1)
         rows = form.rows.to(self.device).repeat(copies, 1)
         if self.prompt is not None:
             rows = rows + self.prompt.shape[1]
@@ -203,89 +243,114 @@ class Base:
             h = self.facts.last(self.blocks[-1], h, rows, **context)
         h = self.facts.final(self.model, h)
         if tree is None:
-            return h  # a tree's are [copies * G, K * R, H], K: options of an example at most
-        return h.view(copies, -1, batch.rows.shape[1], h.shape[-1])[:, tree.pick.to(self.device)].flatten(0, 1)
+            return h
+        # of a tree, h is [copies * G, K * R, H] for G examples with at most K options each
+        by_option = h.view(copies, -1, batch.rows.shape[1], h.shape[-1])
+        return by_option[:, tree.pick.to(self.device)].flatten(0, 1)
 
     @torch.inference_mode()
-    def trunk(self, ids: Tensor, lengths: Tensor, tree: Any = None) -> Tensor:
-        """The output of the blocks below `cut`: [S, T, H]. ids [S, T], of which the first `lengths` [S] are a text."""
+    def trunk(self, ids: Tensor, lengths: Tensor, tree: OptionTree | None = None) -> Tensor:
+        """Return the output of the blocks below `cut`, [S, T, H].
+
+        ids: the sequences [S, T], padded on the right. lengths: the tokens of each without padding, [S]. tree: the batch's,
+        if ids are those of a tree.
+        """
         h = self.enter(ids, 1, tree)
         context = self.context(h, lengths, 1, tree)
         for block in self.blocks[: self.cut]:
             h = block(h, **context)
         return h
 
-    def enter(self, ids: Tensor, copies: int, tree: Any) -> Tensor:
-        """What the first block reads: [copies * S, n + T, H], copy by copy, each after its own prompt."""
+    def enter(self, ids: Tensor, copies: int, tree: OptionTree | None) -> Tensor:
+        """Return what the first block reads, [copies * S, n + T, H], copy by copy, each behind its own prompt."""
         prompt = None if self.prompt is None else self.prompt.repeat_interleave(len(ids), 0)
-        places = self.places(ids.shape[1] + (0 if prompt is None else prompt.shape[1]), copies, tree)
+        length = ids.shape[1]
+        if prompt is not None:
+            length += prompt.shape[1]
+        places = self.places(length, copies, tree)
         return self.facts.embed(self.model, ids.to(self.device).repeat(copies, 1), places, prompt)
 
-    def places(self, length: int, copies: int, tree: Any) -> Tensor:
-        """Positions after what is past: [1, n + T], or in a tree [copies * S, n + T]. length: n + T."""
-        first = 0 if self.past is None else self.past.shape[-2]
-        here = torch.arange(first, first + length, device=self.device)[None]
-        if tree is None:
-            return here
-        own = tree.places.to(self.device).repeat(copies, 1)
-        ahead = length - own.shape[1]
-        return torch.cat([here[:, :ahead].expand(len(own), -1), own + first + ahead], 1)
+    def places(self, length: int, copies: int, tree: OptionTree | None) -> Tensor:
+        """Return the positions of the tokens behind `past`, [1, n + T], or of a tree [copies * S, n + T].
 
-    def context(self, h: Tensor, lengths: Tensor, copies: int, tree: Any) -> dict[str, Any]:
-        """What every block takes beside the hidden states [copies * S, n + T, H]."""
+        length: n + T.
+        """
+        first = 0 if self.past is None else self.past.shape[-2]
+        in_order = torch.arange(first, first + length, device=self.device)[None]
+        if tree is None:
+            return in_order
+        in_tree = tree.places.to(self.device).repeat(copies, 1)
+        prompt_length = length - in_tree.shape[1]
+        of_prompt = in_order[:, :prompt_length].expand(len(in_tree), -1)
+        return torch.cat([of_prompt, in_tree + first + prompt_length], 1)
+
+    def context(self, h: Tensor, lengths: Tensor, copies: int, tree: OptionTree | None) -> dict[str, Any]:
+        """Return the arguments by name that every block takes besides the hidden states h, [copies * S, n + T, H]."""
         past = None if self.past is None else PastKeyValues(self.past, len(h) // len(self.past))
         places = self.places(h.shape[1], copies, tree)
         mask = self.mask(h.shape[1], lengths, copies, tree)
         return {"attention_mask": mask, **self.facts.context(self.model, h, places, past)}
 
-    def mask(self, length: int, lengths: Tensor, copies: int, tree: Any) -> Tensor | None:
-        """True where a row may look: [1 or copies * S, 1, 1 or T, m + T]; None: at no later row. length: T.
+    def mask(self, length: int, lengths: Tensor, copies: int, tree: OptionTree | None) -> Tensor | None:
+        """Return the attention mask, which is True where a row sees another, [1 or copies * S, 1, 1 or L, m + L].
 
-        Attention both ways sees all but padding; rows see all that is past, and in a tree their own branch alone.
+        None: attention is plainly causal. With attention both ways, a row sees all but padding. Otherwise it sees `past`,
+        and no later row, and in a tree only its own option and what all options share. length: L = n + T.
         """
         if self.facts.HEAD == "MaskedLM":
             return (torch.arange(length) < lengths.repeat(copies)[:, None]).to(self.device)[:, None, None]
         if tree is None and self.past is None:
             return None
         past = 0 if self.past is None else self.past.shape[-2]
-        before = torch.ones(length, past + length, dtype=torch.bool, device=self.device).tril(past)
+        not_later = torch.ones(length, past + length, dtype=torch.bool, device=self.device).tril(past)
         if tree is None:
-            return before[None, None]
+            return not_later[None, None]
         owner = tree.owner.to(self.device)
-        owner = nn.functional.pad(owner, (past + length - owner.shape[1], 0), value=-1)[:, None]
-        own = (owner < 0) | (owner == owner[..., past:].mT)
-        return (own & before).repeat(copies, 1, 1)[:, None]
+        virtual_tokens = past + length - owner.shape[1]
+        owner = nn.functional.pad(owner, (virtual_tokens, 0), value=-1)[:, None]  # all options share them
+        is_shared = owner < 0
+        same_option = owner == owner[..., past:].mT
+        return ((is_shared | same_option) & not_later).repeat(copies, 1, 1)[:, None]
 
     @torch.inference_mode()
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
-        """float32 logits [..., C] of hidden states [..., H] for some tokens [C] of the vocabulary."""
+        """Return logits [..., C], in float32, of hidden states h [..., H] for the tokens `columns` [C] of the vocabulary."""
         return self.project(self.facts.head(self.model), h, columns.to(self.device))
 
     @torch.inference_mode()
     def log_likelihood(self, h: Tensor, targets: Tensor) -> Tensor:
-        """log p(target) [...] over the whole vocabulary, in column chunks. h [..., H], targets [...]; float32."""
+        """Return the log-probability of the target tokens [...] over the whole vocabulary, [...] in float32.
+
+        h: hidden states [..., H]. HEAD_COLUMNS logits are held at a time.
+        """
         head, targets = self.facts.head(self.model), targets.to(self.device)
-        total: Tensor | None = None
-        wanted = torch.empty(h.shape[:-1], device=self.device)
+        normaliser: Tensor | None = None
+        target_logits = torch.empty(h.shape[:-1], device=self.device)
         for start in range(0, head.weight.shape[0], HEAD_COLUMNS):
-            part = self.project(head, h, slice(start, start + HEAD_COLUMNS))
-            inside = (targets >= start) & (targets < start + part.shape[-1])
-            wanted[inside] = part[inside].gather(-1, (targets[inside] - start)[:, None])[:, 0]
-            summed = part.logsumexp(-1)
-            total = summed if total is None else torch.logaddexp(total, summed)
-        assert total is not None
-        return wanted - total
+            logits = self.project(head, h, slice(start, start + HEAD_COLUMNS))
+            inside = (targets >= start) & (targets < start + logits.shape[-1])
+            columns = (targets[inside] - start)[:, None]
+            target_logits[inside] = logits[inside].gather(-1, columns)[:, 0]
+            summed = logits.logsumexp(-1)
+            normaliser = summed if normaliser is None else torch.logaddexp(normaliser, summed)
+        assert normaliser is not None
+        return target_logits - normaliser
 
     def must_continue(self) -> None:
-        """DataError: a model that fills masks."""
+        """Raise DataError if the model fills masks, as it cannot continue a text."""
         if self.facts.HEAD != "CausalLM":
             raise DataError(f"{type(self.model).__name__} fills masks: it has no continuation.")
 
     @torch.inference_mode()
     def generate(self, prompt: str, tokens: int, special: bool = True) -> str:
-        """The greedy continuation of a prompt, without the prompt. DataError: no room, or a model that fills masks.
+        """Return the greedy continuation of a prompt, without the prompt.
 
-        special: put the tokenizer's own tokens around the prompt; a chat template has written them already.
+        Args:
+            tokens: how many new tokens there may be.
+            special: put the tokenizer's special tokens around the prompt. A chat template has written them already.
+
+        Raises:
+            DataError: prompt and new tokens do not fit into the context, or the model fills masks.
         """
         self.must_continue()
         ids = self.tokenizer(prompt, add_special_tokens=special, return_tensors="pt").input_ids.to(self.device)
@@ -294,16 +359,21 @@ class Base:
         out = generate_greedy(
             self, ids, torch.ones_like(ids), 1, max_new_tokens=tokens, pad_token_id=self.model.config.eos_token_id
         )
-        return self.tokenizer.decode(out[0], skip_special_tokens=True)
+        text: Any = self.tokenizer.decode(out[0], skip_special_tokens=True)  # of one sequence: a text
+        return text
 
     def answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
-        """The first line of the greedy continuation of each prompt: [copies][prompts]."""
-        return generate_answers(self, prompts, copies, tokens)
+        """Return the first line of the greedy continuation of each tokenised prompt, [copies][prompts].
 
-    def keep(self, examples: Any, folder: Path) -> Iterator[int]:
-        """Compute the trunk of a data set once, on disk in `folder`; yields how many sequences are done.
+        tokens: how many new tokens there may be.
+        """
+        return generate_answers(self, self.tokenizer, prompts, copies, tokens)
 
-        The blocks of sequences are a function of the data alone, so the stored bits do not depend on the run's history.
+    def keep(self, examples: Examples, folder: Path) -> Iterator[int]:
+        """Store the output of the blocks below `cut` for a whole set, in a file in `folder`, and yield the progress.
+
+        Each yielded number is how many more sequences are done. Which sequences share a forward depends on the data alone, so
+        that the stored bits do not depend on the run's history. Nothing happens where `cut` is 0 or the set is stored already.
         """
         if self.cut == 0 or id(examples) in self.kept:
             return
@@ -314,23 +384,11 @@ class Base:
         self.kept[id(examples)] = trunk
 
 
-@dataclass
-class PastKeyValues:
-    """Keys and values [copies, blocks, 2, groups, m, D] put before those of every block, as transformers' cache does.
-
-    each: sequences a copy.
-    """
-
-    held: Tensor
-    each: int
-
-    def update(self, k: Tensor, v: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        before = self.held[:, layer].repeat_interleave(self.each, 0).unbind(1)
-        return torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
-
-
 def select_layers(layers: list[int] | str, count: int) -> list[int]:
-    """all | 'last k' | [4, 5] as sorted block numbers below `count`."""
+    """Return a recipe's space.layers as sorted numbers of blocks. DataError: the model of `count` blocks has no such ones.
+
+    layers: "all", "last k", or a list of numbers such as [4, 5].
+    """
     if layers == "all":
         return list(range(count))
     if isinstance(layers, str):

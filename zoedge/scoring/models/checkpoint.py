@@ -1,4 +1,4 @@
-"""A model folder's files: what is allowed in them, checked before anything is loaded, and their digests."""
+"""The files of a model folder: checks before a library loads them, and digests that identify them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,99 +18,112 @@ from ...recipe.sections import Model
 from ..sources.cache import file_sha256
 from .families import load_family
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 WEIGHT_SUFFIXES = (".safetensors",)
 
-HEADER_LIMIT, TENSOR_LIMIT = 8 << 20, 100_000  # of a safetensors file; 300,000 empty tensors took the library 7 s
+HEADER_LIMIT = 8 << 20  # bytes of config.json, and of the header of a safetensors file
+TENSOR_LIMIT = 100_000  # tensors in a safetensors file: 300,000 empty ones took the library 7 s
+LAYER_LIMIT = 1000  # layers that config.json may name, unless the weights have more tensors than that
 
-PICKLE_PREFIXES = (
-    b"PK",
-    b"\x80\2",
-    b"\x80\3",
-    b"\x80\4",
-    b"\x80\5",
-    b"\x89HDF",
-    b"\x1f\x8b",
-)  # torch.save's, pickle's, ...
+# how files begin that torch.save, pickle, HDF5 and gzip write
+PICKLE_PREFIXES = (b"PK", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"\x89HDF", b"\x1f\x8b")
 
 
 def base_identity(folder: Path, spec: Model) -> bytes:
-    """SHA-256 over the sorted (name, size, sha256) of configuration and weights, and the quantisation."""
+    """Return the SHA-256 of a base: of the sorted (name, size, sha256) of configuration and weights, and the quantisation."""
     files = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES or p.name == "config.json")
     manifest = [[p.name, p.stat().st_size, file_sha256(p)] for p in files]
     scheme = [spec.quantization, spec.double_quant and spec.quantization in ("nf4", "fp4")]
     return hashlib.sha256(encode_canonical([manifest, scheme])).digest()
 
 
-def tokenizer_digest(tokenizer: Any) -> bytes:
-    """What decides the ids: the tokenizer's own file, the special tokens, the chat template."""
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """Return the SHA-256 of what decides token ids: the tokenizer's own file, the special tokens, the chat template."""
     backend = tokenizer.backend_tokenizer.to_str()
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items()}
     return hashlib.sha256(encode_canonical([backend, special, tokenizer.chat_template or ""])).digest()
 
 
 def check_files(folder: Path) -> None:
-    """Whatever can be refused before transformers is asked: no configuration, an unknown family, no safetensors."""
+    """Check a model folder as far as that is possible before transformers reads it.
+
+    DataError: it has no valid config.json, is of an unknown family, has the head of a classifier, or has no valid safetensors
+    weights.
+    """
     if not (folder / "config.json").exists():
         raise DataError(f"model.source: {folder} has no config.json: not a model folder.")
-    for path in folder.iterdir():  # a pipe would make us wait, /dev/zero never ends
+    for path in folder.iterdir():  # reading a pipe would wait, and /dev/zero never ends
         if path.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja") and not path.is_file():
             raise DataError(f"model.source: {path} is not a regular file. Use a complete checkpoint.")
     try:
         with (folder / "config.json").open("rb") as file:
             raw = file.read(HEADER_LIMIT + 1)
-        config = json.loads(raw) if len(raw) <= HEADER_LIMIT else None
+        parsed = json.loads(raw) if len(raw) <= HEADER_LIMIT else None
     except (ValueError, RecursionError) as e:
         raise DataError(f"model.source: {folder}/config.json is not valid JSON: {make_printable(str(e))}") from None
-    load_family(SimpleNamespace(model_type=config.get("model_type") if isinstance(config, dict) else None))
-    if "Classification" in (made := str(config.get("architectures"))):
+    config: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
+    load_family(SimpleNamespace(model_type=config.get("model_type")))  # which is None where config.json is no table
+    architectures = str(config.get("architectures"))
+    if "Classification" in architectures:
         raise DataError(
-            f"model.source: {folder} was saved as {make_printable(made)}, whose head is of one task's classes. "
-            "zoedge scores words "
-            "with the language model's own head: name the pretrained checkpoint."
+            f"model.source: {folder} was saved as {make_printable(architectures)}, whose head is of one task's classes. "
+            "zoedge scores words with the language model's own head: name the pretrained checkpoint."
         )
     if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
-        pickled = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
-        extra = f" It has {pickled[0]}, a pickle, which can run code and is never loaded." if pickled else ""
-        raise DataError(f"model.source: {folder} has no .safetensors weights.{extra}")
+        pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
+        hint = f" It has {pickles[0]}, a pickle, which can run code and is never loaded." if pickles else ""
+        raise DataError(f"model.source: {folder} has no .safetensors weights.{hint}")
     check_weights(folder, config)
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> None:
-    """The headers of a folder's weights, before a library reads them. DataError: not safetensors, or not as config.json."""
-    tensors, found = 0, sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES)
-    if (index := folder / "model.safetensors.index.json").exists():
+    """Check the headers of a folder's weights before a library reads them.
+
+    config: the content of config.json. DataError: a file is not safetensors, a shard is absent, or config.json names far more
+    layers than there are tensors.
+    """
+    weights = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
         try:
-            placed = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+            shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise DataError(f"model.source: {index} is not an index of shards. Use a complete checkpoint.") from None
-        if absent := sorted(placed - {p.name for p in found}):  # or of another folder, which the digest does not see
+        absent = sorted(
+            shards - {p.name for p in weights}
+        )  # also those in another folder, which the digest does not cover
+        if absent:
             raise DataError(f"model.source: {folder} has no {make_printable(absent[0])}, which its index names.")
-    for path in found:
+    tensors = 0
+    for path in weights:
         with path.open("rb") as file:
             try:
                 size = path.stat().st_size
                 tensors += len(parse_header(file.read(min(size, HEADER_LIMIT + 8)), size)[0])
             except ValueError as e:
                 raise DataError(f"model.source: {path}: {e}. Use a complete checkpoint.") from None
-    if isinstance(layers := config.get("num_hidden_layers"), int) and layers > max(
-        tensors, 1000
-    ):  # building them would not end
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > max(tensors, LAYER_LIMIT):  # building them would take forever
         raise DataError(
             f"model.source: {folder}/config.json says {layers:,} layers, and the weights are {tensors:,} tensors."
         )
 
 
 def parse_header(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
-    """(the header of a safetensors file of `size` bytes that begins with `raw`, where the payload starts).
+    """Return the header of a safetensors file, and the offset at which its tensors' data starts.
 
-    ValueError says what the library lets pass, or takes long over: it keeps the last of duplicate keys, and allows
-    100 MB of header. Offsets and sizes it checks itself.
+    raw: the beginning of the file, the whole header included. size: the file's bytes. ValueError: something that the library
+    would accept or take long over, as it keeps the last of duplicate keys and allows 100 MB of header. The library checks
+    offsets and sizes itself.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) < len(pairs):
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
             raise ValueError("a key stands there twice")
-        return found
+        return table
 
     length = int.from_bytes(raw[:8], "little")
     if length > HEADER_LIMIT and raw.startswith(PICKLE_PREFIXES):
@@ -118,7 +131,7 @@ def parse_header(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
     if length > min(HEADER_LIMIT, len(raw) - 8):
         raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
     try:
-        header = json.loads(raw[8 : 8 + length], object_pairs_hook=once)
+        header = json.loads(raw[8 : 8 + length], object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"its header cannot be read: {make_printable(str(e))}") from None
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
@@ -130,11 +143,11 @@ def parse_header(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
 
 @contextmanager
 def translate_errors(folder: Path) -> Iterator[None]:
-    """What the libraries raise over a model's files, in one sentence; running out of memory stays what it is."""
+    """Turn what the libraries raise over a model's files into a DataError of one sentence. Out of memory stays as it is."""
     try:
         yield
     except (torch.OutOfMemoryError, ZoedgeError):
         raise
-    except Exception as e:  # of any kind: the tokenizers' library raises a bare Exception, odd configurations TypeError
+    except Exception as e:  # tokenizers raises a bare Exception, and transformers a TypeError for an odd config.json
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise DataError(f"model.source: {folder}: {make_printable(first, 300)}") from e

@@ -1,6 +1,6 @@
-"""Loading and quantising, with every trap of the libraries below stepped over (see docs/traps.md).
+"""Loading and quantising a base model without the traps of the libraries (docs/traps.md lists them).
 
-Quantised weights are kept in the cache: quantising costs time and a peak of memory once, the next load has neither.
+Quantised weights are stored in the cache, so that quantising costs its time and its peak of memory only once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from ..sources.cache import cache_folder, create_once, file_sha256
 from ..sources.resolve import resolve_model
 from .base import DTYPES, Base
 from .checkpoint import base_identity, check_files, translate_errors
-from .families import load_family
+from .families import FamilyFacts, load_family
 from .quantised import make_linear_deterministic
 
 if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
     from ...recipe.sections import Model
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else: a line about a kernel from a hub at every import
-logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # else: what max_memory asks for, as a warning
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else it writes about a kernel from the hub at every import
+logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # else it warns of what model.max_memory asks for
 
 LOADING_FAULTS = {
     "missing_keys": "missing: transformers would fill them with random values",
@@ -42,19 +44,20 @@ LOADING_FAULTS = {
 
 
 def resolve_device(spec: Model) -> torch.device:
+    """Return the device that a recipe names; auto is CUDA where there is one. DataError: CUDA is named and not there."""
     if spec.device == "cuda" and not torch.cuda.is_available():
-        built = "this torch is a CPU-only build" if torch.version.cuda is None else "no CUDA device is visible"
-        raise DataError(f"model.device: cuda, but {built}. Use device: cpu, or install torch with CUDA.")
+        reason = "this torch is a CPU-only build" if torch.version.cuda is None else "no CUDA device is visible"
+        raise DataError(f"model.device: cuda, but {reason}. Use device: cpu, or install torch with CUDA.")
     if spec.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(spec.device)
 
 
 def resolve_dtype(spec: Model, device: torch.device) -> torch.dtype:
-    """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16.
+    """Return the type of the forward that a recipe names; auto is fp32 on a CPU, bf16 on a GPU that has it, else fp16.
 
-    fp32 on CPUs because a step's signal is a difference of two losses, and because bf16 is no rule of speed there: on
-    one machine 3x faster, on another (Xeon with avx512_bf16, no AMX) 165 against 300 GFLOP/s.
+    It is fp32 on CPUs because a step's signal is the difference of two losses, and because bf16 is not always faster there:
+    on one machine it was 3 times as fast, on another (a Xeon with avx512_bf16 and without AMX) it had 165 GFLOP/s against 300.
     """
     if spec.compute_dtype != "auto":
         return DTYPES[spec.compute_dtype]
@@ -64,9 +67,9 @@ def resolve_dtype(spec: Model, device: torch.device) -> torch.dtype:
 
 
 def load_base(spec: Model) -> Base:
-    """The base of a recipe: frozen, quantised, in exactly the mode that training scores with.
+    """Return the base of a recipe's model section, frozen, quantised, and in the mode in which training scores.
 
-    DataError: missing or random tensors, pickled weights, an unknown family, no such source.
+    DataError: there is no such source, its family is unknown, its weights are pickled, or tensors are missing.
     """
     device = resolve_device(spec)
     dtype = resolve_dtype(spec, device)
@@ -81,14 +84,15 @@ def load_base(spec: Model) -> Base:
 
 
 def prepare_folder(spec: Model) -> tuple[Path, bytes]:
-    """(the folder that is loaded: the source's own, or its quantised copy in the cache; the base's identity)."""
+    """Return the folder to load, which is the source's own or its quantised copy in the cache, and the base's digest."""
     folder = resolve_model(spec.source, spec.revision)
     check_files(folder)
     digest = base_identity(folder, spec)
     return (folder if spec.quantization == "none" else quantised_folder(folder, spec, digest)), digest
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model folder. DataError: it cannot be read, or is not a fast one."""
     from transformers import AutoTokenizer
 
     with translate_errors(folder):
@@ -98,16 +102,16 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def auto_class(folder: Path) -> tuple[Any, Any]:
-    """(transformers' class that loads a model folder with its language model's head, the family's facts)."""
+def auto_class(folder: Path) -> tuple[Any, FamilyFacts]:
+    """Return transformers' class that loads a folder with its language model's head, and the module of its family."""
     import transformers
 
     facts = load_family(SimpleNamespace(**json.loads((folder / "config.json").read_bytes())))
     return getattr(transformers, f"AutoModelFor{facts.HEAD}"), facts
 
 
-def load_config(folder: Path) -> tuple[Any, Any]:
-    """(a model's configuration, its family's facts), without its weights."""
+def load_config(folder: Path) -> tuple[PreTrainedConfig, FamilyFacts]:
+    """Return the configuration of a model folder and the module of its family, without loading weights."""
     from transformers import AutoConfig
 
     with translate_errors(folder):
@@ -115,28 +119,42 @@ def load_config(folder: Path) -> tuple[Any, Any]:
     return config, load_family(config)
 
 
-def make_device_map(folder: Path, limits: dict[str, str], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """accelerate's device map: all but the blocks on the device, and as many of the last blocks as its limit allows; of
-    the others the last on the CPU, and the rest on the disk. DataError: the device cannot hold what is no block.
+def make_device_map(
+    folder: Path, limits: dict[str, str], device: torch.device, dtype: torch.dtype
+) -> dict[str, int | str]:
+    """Return accelerate's device map: where each module lies, by name.
+
+    Everything that is no block lies on the device, and so do as many of the last blocks as its limit allows. Of the other
+    blocks the last ones lie in the CPU's memory, and the rest on the disk.
+
+    Args:
+        limits: model.max_memory, such as {"cuda": "2GB", "cpu": "4GB"}.
+        dtype: the type of the weights, for their size.
+
+    Raises:
+        DataError: the device cannot hold what is no block.
     """
     from accelerate import init_empty_weights
     from accelerate.utils import convert_file_size_to_int
 
-    made, facts = auto_class(folder)
+    model_class, facts = auto_class(folder)
     with init_empty_weights():
-        model = made.from_config(load_config(folder)[0])
+        model = model_class.from_config(load_config(folder)[0])
     model.tie_weights()
-    first: Any = 0 if device.type == "cuda" else "cpu"
+    first: int | str = 0 if device.type == "cuda" else "cpu"
     room = {first: math.inf} | {0 if k == "cuda" else k: convert_file_size_to_int(v) for k, v in limits.items()}
-    size = lambda prefix: sum(p.numel() * dtype.itemsize for n, p in model.named_parameters() if n.startswith(prefix))
+
+    def size(prefix: str) -> int:
+        return sum(p.numel() * dtype.itemsize for name, p in model.named_parameters() if name.startswith(prefix))
+
     fixed = size("") - size(f"{facts.BLOCKS}.")
-    if (left := room[first] - fixed) < 0:
+    room[first] -= fixed
+    if room[first] < 0:
         raise DataError(
             f"model.max_memory: embeddings, norms and head take {fixed / 1e6:,.0f} MB, which {device.type} must hold. "
             "Give it more, or use a smaller model."
         )
-    room[first] = left
-    places: dict[str, Any] = {}
+    places: dict[str, int | str] = {}
     for i in reversed(range(len(model.get_submodule(facts.BLOCKS)))):
         name = f"{facts.BLOCKS}.{i}"
         needs = size(f"{name}.")
@@ -144,34 +162,44 @@ def make_device_map(folder: Path, limits: dict[str, str], device: torch.device, 
         places[name] = where
         if where != "disk":
             room[where] -= needs
-    inside = ""
+    inside = ""  # the dotted name of the module whose other children are placed, down to the list of blocks
     for word in facts.BLOCKS.split("."):
-        there = model.get_submodule(inside.rstrip("."))
-        places |= {f"{inside}{name}": first for name, _ in there.named_children() if name != word}
+        parent = model.get_submodule(inside.rstrip("."))
+        places |= {f"{inside}{name}": first for name, _ in parent.named_children() if name != word}
         inside += f"{word}."
     return places
 
 
 def from_pretrained(
-    folder: Path, device: torch.device, dtype: Any, config: Any = None, places: dict[str, Any] | None = None
-) -> Any:
-    """transformers' loader without its silences: no pickles, no remote code, no random tensors, no progress bars.
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype | str,
+    config: BitsAndBytesConfig | None = None,
+    places: dict[str, int | str] | None = None,
+) -> PreTrainedModel:
+    """Load a model folder with transformers, without pickles, remote code, random tensors and progress bars.
 
-    places: accelerate's device map; None: all on the device.
+    Args:
+        dtype: the type of the weights; auto: as the checkpoint has them.
+        config: how to quantise them; None: not.
+        places: accelerate's device map; None: all weights lie on the device.
+
+    Raises:
+        DataError: tensors are missing, not known to the architecture or of another shape, or a library's own error.
     """
     from transformers.utils import logging as chatter
 
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
-    options = {} if config is None else {"quantization_config": config}
-    made, facts = auto_class(folder)
+    options: dict[str, object] = {} if config is None else {"quantization_config": config}
+    model_class, facts = auto_class(folder)
     spare = None
     if places is not None:  # where accelerate writes what it cannot read from the checkpoint as it is
         spare = tempfile.TemporaryDirectory(dir=cache_folder("offload"))
         options["offload_folder"] = spare.name
     with translate_errors(folder):
-        # trust_remote_code: left out, an unknown class with an auto_map *asks* whether to run its code, and waits for y
-        found: Any = made.from_pretrained(
+        # without trust_remote_code, an unknown class with an auto_map makes transformers ask on the terminal, and wait
+        model, info = model_class.from_pretrained(
             str(folder),
             **options,
             dtype=dtype,
@@ -183,8 +211,7 @@ def from_pretrained(
             attn_implementation="sdpa",
             ignore_mismatched_sizes=True,
         )
-    model, info = found
-    model.spare = spare  # gone with the model
+    model.spare = spare  # the temporary folder is deleted with the model
     for what, why in LOADING_FAULTS.items():
         if names := sorted(n for n in map(str, info.get(what) or ()) if not n.startswith(facts.UNUSED)):
             raise DataError(
@@ -201,7 +228,8 @@ def from_pretrained(
     return model.requires_grad_(False)
 
 
-def bitsandbytes_config(spec: Model) -> Any:
+def bitsandbytes_config(spec: Model) -> BitsAndBytesConfig:
+    """Return the configuration that quantises a model as a recipe says."""
     from transformers import BitsAndBytesConfig
 
     if spec.quantization == "int8":
@@ -215,7 +243,10 @@ def bitsandbytes_config(spec: Model) -> Any:
 
 
 def quantised_folder(folder: Path, spec: Model, digest: bytes) -> Path:
-    """The cache's folder of these weights in this quantisation, made on first use."""
+    """Return the cache's folder with these weights in this quantisation, which is made on first use.
+
+    digest: the base's. DataError: the model is quantised already.
+    """
     from transformers import AutoConfig
 
     with translate_errors(folder):
@@ -224,13 +255,13 @@ def quantised_folder(folder: Path, spec: Model, digest: bytes) -> Path:
         raise DataError(
             f"model.source: {folder} is quantised already. Name the 16-bit model, or set quantization: none."
         )
-    # the tokenizer is not part of the base's identity, but it is of the folder: the same weights may come with another
+    # the base's digest leaves the tokenizer out, but the folder holds it, and equal weights may come with another tokenizer
     small = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".model", ".jinja"))
     key = hashlib.sha256(encode_canonical([digest.hex(), [[p.name, file_sha256(p)] for p in small]])).hexdigest()[:16]
 
     def make(draft: Path) -> None:
-        model = from_pretrained(folder, resolve_device(spec), "auto", bitsandbytes_config(spec))
-        model.should_save_on_this_rank = lambda main: True  # else only worker 0's folder has weights in it
+        model: Any = from_pretrained(folder, resolve_device(spec), "auto", bitsandbytes_config(spec))
+        model.should_save_on_this_rank = lambda main: True  # else a run's other workers write no weights
         model.save_pretrained(draft)
         del model
         load_tokenizer(folder).save_pretrained(draft)
@@ -240,29 +271,30 @@ def quantised_folder(folder: Path, spec: Model, digest: bytes) -> Path:
     return create_once(cache_folder("quantised") / f"{key}-{spec.quantization}", make)
 
 
-def make_deterministic(model: Any, dtype: torch.dtype) -> None:
-    """Make every forward the function that training differentiates.
+def make_deterministic(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let every forward of the model compute the same function, in `dtype`.
 
-    Evaluation mode everywhere except in bitsandbytes' modules, which repack their weights in evaluation mode on CPUs
-    with AVX512-BF16 and compute in bf16 from then on; no dropout anywhere; int8 without quantised activations. Tables
-    of tokens stay in the storage type (only rows of them are read), everything else small is in the compute type.
+    All modules are put into evaluation mode but those of bitsandbytes, which would repack their weights on CPUs with
+    AVX512-BF16, and compute in bf16 from then on. There is no dropout, and int8 does not quantise activations. The tables of
+    tokens stay in the type in which they are stored, because only rows of them are read; the other unquantised weights are
+    converted to `dtype`.
     """
     model.eval()
     tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):  # OPT's own, not nn.Dropout
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):  # OPT has no nn.Dropout
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
         make_linear_deterministic(module, dtype)
     for p in model.parameters():
         if p.is_floating_point() and id(p) not in tables and type(p) is nn.Parameter:
             p.data = p.data.to(dtype)
-    table = model.get_input_embeddings()
-    scale = getattr(table, "scalar_embed_scale", 1.0)  # Gemma's module rounds it, and its product, to the storage type
+    table: Any = model.get_input_embeddings()  # of a class of the family's own
+    scale = getattr(table, "scalar_embed_scale", 1.0)  # Gemma would round it, and its product, to the stored type
     if scale != 1.0:
-        table.scalar_embed_scale, table.factor = 1.0, scale  # the next call finds nothing to do
+        table.scalar_embed_scale, table.factor = 1.0, scale  # a second call then changes nothing
         table.embed_scale.fill_(1.0)
     table.register_forward_hook(lambda m, args, y: y.to(dtype) * scale if scale != 1.0 else y.to(dtype))
     head = model.get_output_embeddings()
@@ -272,7 +304,7 @@ def make_deterministic(model: Any, dtype: torch.dtype) -> None:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system: after loading, glibc keeps hundreds of megabytes."""
+    """Give freed memory back to the system, because glibc keeps hundreds of megabytes after loading."""
     import ctypes
     from contextlib import suppress
 

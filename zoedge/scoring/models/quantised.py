@@ -1,7 +1,7 @@
-"""The scales of a bitsandbytes Linear: read in float32, and lent to its own forward, which then computes with others.
+"""Linear modules of bitsandbytes: their scales, their weights, and forwards that are the same function in every mode.
 
-4 bits: a scale (absmax) a block of 64 weights, itself in 8 bits if quantised doubly; a forward with lent scales reads
-them in float32. 8 bits: a scale a row. The integer codes are not touched.
+In 4 bits, each block of 64 weights has a scale (absmax), which is itself stored in 8 bits with double quantisation. In
+8 bits, each row has a scale. Scales can be exchanged for others in float32 for a while; the integer codes never change.
 """
 
 from __future__ import annotations
@@ -12,30 +12,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-QUANTISED_BLOCK = 64  # weights that share a scale in 4 bits: bitsandbytes' own, which no option changes
+QUANTISED_BLOCK = 64  # weights that share a scale in 4 bits: the default of bitsandbytes, which no recipe changes
 
 
 class LinearScales:
-    """block: consecutive weights of the flattened matrix that share a scale."""
+    """The scales of one quantised Linear module, and the exchange of them for others.
+
+    block: how many consecutive weights of the flattened matrix share a scale.
+    """
 
     def __init__(self, module: nn.Linear):
         weight: Any = module.weight
         self.four = hasattr(weight, "quant_state")
         if self.four:
             self.owner, self.name, self.block = weight, "quant_state", weight.quant_state.blocksize
-        else:  # where weight_of looks
-            self.owner = weight if weight.SCB is not None else module.state  # type: ignore[attr-defined]
+        else:  # as in dequantise_weight
+            self.owner = weight if weight.SCB is not None else module.state
             self.name, self.block = "SCB", module.in_features
         self.own = getattr(self.owner, self.name)
 
     @staticmethod
     def has(module: nn.Module) -> bool:
+        """Return whether the module is a quantised Linear."""
         import bitsandbytes as bnb
 
         return isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))
 
     def read(self) -> Tensor:
-        """The stored scales [n], float32."""
+        """Return the module's own scales, [n] float32."""
         if not self.four:
             return self.own.float()
         if not self.own.nested:
@@ -45,7 +49,7 @@ class LinearScales:
         return dequantize_blockwise(self.own.absmax, self.own.state2) + self.own.offset
 
     def lend(self, scales: Tensor) -> None:
-        """Until `back`, the module computes with these scales [n], float32."""
+        """Let the module compute with these scales, [n] float32, until `back` is called."""
         value = scales
         if self.four:
             value = copy(self.own)
@@ -53,11 +57,12 @@ class LinearScales:
         setattr(self.owner, self.name, value)
 
     def back(self) -> None:
+        """Give the module its own scales back."""
         setattr(self.owner, self.name, self.own)
 
 
 def make_linear_deterministic(module: nn.Module, dtype: torch.dtype) -> None:
-    """A bitsandbytes Linear that computes the same function in every mode, in `dtype`; others are left alone."""
+    """Let a Linear of bitsandbytes compute the same function in every mode, in `dtype`. Other modules stay as they are."""
     import bitsandbytes as bnb
 
     if isinstance(module, bnb.nn.Linear4bit):
@@ -70,26 +75,30 @@ def make_linear_deterministic(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 class Int8Forward:
-    """y = x (CB * SCB / 127)': an int8 Linear that dequantises and leaves the activations alone, on every device."""
+    """The forward of an int8 Linear on every device, y = x (CB * SCB / 127)'.
 
-    def __init__(self, module: Any):
+    Weights are dequantised first, and activations are not quantised, as they would be in the library's own forward.
+    """
+
+    def __init__(self, module: nn.Linear):
         self.module = module
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, dequantise_weight(self.module, x.dtype), self.bias(x.dtype))
 
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return the module's bias [out] in this type; None: it has none."""
         return None if self.module.bias is None else self.module.bias.to(dtype)
 
 
 def dequantise_weight(module: nn.Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight [out, in] as the forward uses it, dequantised."""
+    """Return the weight of a Linear as its forward uses it, [out, in], dequantised to `dtype`."""
     import bitsandbytes as bnb
 
     weight: Any = module.weight
     if isinstance(module, bnb.nn.Linear4bit):
         quant = copy(weight.quant_state)
-        quant.dtype = dtype  # the forward dequantises to its own type; the checkpoint's float16 would round once more
+        quant.dtype = dtype  # as the forward does; the type that the checkpoint names, float16, would round once more
         return bnb.functional.dequantize_4bit(weight.data, quant)
     if isinstance(module, bnb.nn.Linear8bitLt):
         state: Any = module.state

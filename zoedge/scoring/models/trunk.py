@@ -1,7 +1,8 @@
-"""The lower layers' outputs, computed once an example and kept on disk.
+"""A cache on disk of what the lower blocks of a model make of each example.
 
-When only the top blocks are trained, what enters them is the same for every point, query and epoch. It is read back
-with pread, so it costs page cache and no resident memory. Exact: what is read is what was computed.
+Where only the top blocks are trained, what enters them is the same for every point, query and epoch, so that it is computed
+once. It is read back with preadv, which costs page cache but no resident memory. The bits that are read are those that were
+computed.
 """
 
 from __future__ import annotations
@@ -10,21 +11,27 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...errors import StorageError
 
-CHUNK_TOKENS = 2048  # padded rows of a chunk
+if TYPE_CHECKING:
+    from ..tasks._examples import Examples
+
+CHUNK_TOKENS = 2048  # padded token rows of a forward that fills the cache
 
 
 class TrunkCache:
-    """examples: sequences with `.tokens` (list of token id lists). The file has no name: it goes with the process."""
+    """The hidden states of every sequence of a set, in a file without a name that is gone with the process.
 
-    def __init__(self, examples: Any, width: int, dtype: torch.dtype, device: torch.device, folder: Path):
-        self.examples = examples  # held: Base.kept goes by id(), which is used again once an object is gone
+    width: elements of a token's hidden state. dtype: their type. device: where `read` puts them. folder: where the file is.
+    """
+
+    def __init__(self, examples: Examples, width: int, dtype: torch.dtype, device: torch.device, folder: Path):
+        self.examples = examples  # Base.kept is keyed by id(examples), which may be reused once the object is gone
         self.tokens: Sequence[Sequence[int]] = examples.tokens
         self.width, self.dtype, self.device = width, dtype, device
         self.bytes = width * dtype.itemsize
@@ -34,7 +41,7 @@ class TrunkCache:
         self.folder, self.file = folder, tempfile.TemporaryFile(dir=folder)
 
     def chunks(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Sequences of like length together: (their numbers, ids [S, T] padded on the right with 0)."""
+        """Yield all sequences once, those of like length together: their numbers, and ids [S, T] padded on the right with 0."""
         order = sorted(range(len(self.tokens)), key=lambda i: (len(self.tokens[i]), i))
         while order:
             longest, size = len(self.tokens[order[-1]]), 1
@@ -47,6 +54,7 @@ class TrunkCache:
             yield chunk, ids
 
     def write(self, chunk: list[int], h: Tensor) -> None:
+        """Store the hidden states h, [S, T, width], of the sequences with these S numbers. StorageError: the disk is full."""
         for i, states in zip(chunk, h.cpu()):
             data = states[: len(self.tokens[i])].contiguous().view(torch.uint8).numpy()
             view = memoryview(data).cast("B")
@@ -62,11 +70,14 @@ class TrunkCache:
                 ) from e
 
     def read(self, index: Sequence[int], length: int) -> Tensor:
-        """[len(index), length, width], zero after each sequence's end (masked keys must be finite)."""
+        """Return the hidden states of some sequences, [len(index), length, width].
+
+        They are zero after each sequence's end, because attention multiplies what it masks by zero: it must be finite.
+        """
         h = torch.zeros(len(index), length, self.width, dtype=self.dtype)
         for row, i in zip(h.view(torch.uint8).numpy(), index):
             size = self.starts[i + 1] - self.starts[i]
-            got = os.preadv(self.file.fileno(), [memoryview(row).cast("B")[:size]], self.starts[i])
-            if got != size:
-                raise OSError(f"the trunk cache gave {got} of {size} bytes")
+            count = os.preadv(self.file.fileno(), [memoryview(row).cast("B")[:size]], self.starts[i])
+            if count != size:
+                raise OSError(f"the trunk cache gave {count} of {size} bytes")
         return h.to(self.device)

@@ -1,1 +1,1 @@
-"""From files to rows, and from rows to the training, validation and test sets of a recipe."""
+"""Reading files into rows, and making the training, validation and test sets of a recipe of them."""

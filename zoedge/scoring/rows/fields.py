@@ -1,4 +1,4 @@
-"""Rename, require and filter the fields of rows."""
+"""Renaming the fields of rows, requiring them, and leaving rows out by them."""
 
 from __future__ import annotations
 
@@ -10,68 +10,93 @@ from .row import Row, describe_keys, file_of_rows, value_as_text
 
 
 def rename_fields(rows: list[Row], fields: dict[str, str]) -> list[Row]:
-    """Rows with data.fields applied, {ours: theirs}, all at once: two names may be swapped."""
-    there = {key for row in rows for key in row.fields}
-    for ours, theirs in fields.items():
-        if theirs not in there and ours not in there:
-            near = suggest_nearest(theirs, there) or f". Keys: {', '.join(sorted(map(make_printable, there)))}."
-            raise DataError(f"{file_of_rows(rows)}: data.fields.{ours}: no row has '{make_printable(theirs)}'{near}")
-    return [Row(r.where, r.fields | {a: r.fields[b] for a, b in fields.items() if b in r.fields}) for r in rows]
+    """Return rows with the fields of data.fields, {new name: name in the file}, besides their own.
+
+    All fields are renamed at once, so that two may be swapped. DataError: no row has either name.
+    """
+    keys = {key for row in rows for key in row.fields}
+    for new, old in fields.items():
+        if old not in keys and new not in keys:
+            hint = suggest_nearest(old, keys) or f". Keys: {', '.join(sorted(map(make_printable, keys)))}."
+            raise DataError(f"{file_of_rows(rows)}: data.fields.{new}: no row has '{make_printable(old)}'{hint}")
+    renamed = []
+    for row in rows:
+        added = {new: row.fields[old] for new, old in fields.items() if old in row.fields}
+        renamed.append(Row(row.where, row.fields | added))
+    return renamed
 
 
 def without_rows(rows: list[Row], without: dict[str, str]) -> list[Row]:
-    """The rows none of whose fields is what `without` says of it. DataError: no such field, or none left."""
+    """Return the rows but for those with a field that has the text in `without`, {field: text}.
+
+    DataError: no row has the field, or no row is left.
+    """
     for key in without:
         if not any(key in row.fields for row in rows):
             raise DataError(
                 f"{file_of_rows(rows)}: data.without: no row has "
                 f"'{make_printable(key)}'{suggest_nearest(key, rows[0].fields) or '.'}"
             )
-    found = [
-        row for row in rows if not any(value_as_text(row.fields.get(key)) == text for key, text in without.items())
-    ]
-    if not found:
+    kept = [row for row in rows if not any(value_as_text(row.fields.get(key)) == text for key, text in without.items())]
+    if not kept:
         raise DataError(f"{file_of_rows(rows)}: data.without leaves none of {len(rows):,} rows.")
-    return found
+    return kept
 
 
 def require_fields(
     rows: list[Row], prompt: Sequence[str], label: str, choices: Sequence[str] = (), option: str = "task.label"
 ) -> None:
-    """DataError where no row has a field that the task needs: what is there instead, and what likely stands for it."""
+    """Raise DataError if no row has a field that the task needs. The message says which fields there are.
+
+    Args:
+        prompt: the fields of the prompt.
+        label: the field with the label; "": the task has none.
+        choices: fields with a candidate each.
+        option: the recipe's key that names the label's field, for the message.
+    """
     seen = Counter(key for row in rows for key in row.fields)
     owners = dict.fromkeys(prompt, "task.prompt") | dict.fromkeys(choices, "task.choices")
     owners |= {label: option} if label else {}
-    absent = [f for f in owners if f not in seen]
+    absent = [field for field in owners if field not in seen]
     if not absent:
         return
     from .formats import find_chat_formats
 
-    if told := find_chat_formats(rows):
+    missing = ", ".join(f"{make_printable(field)} ({owners[field]})" for field in absent)
+    chat_formats = find_chat_formats(rows)
+    if chat_formats:
         raise DataError(
-            f"{file_of_rows(rows)}: no row has "
-            f"{', '.join(f'{make_printable(f)} ({owners[f]})' for f in absent)}: its rows are conversations "
-            f"({told}). Set task: chat."
+            f"{file_of_rows(rows)}: no row has {missing}: its rows are conversations ({chat_formats}). Set task: chat."
         )
     if set(seen) == {"text"} and option == "task.label":
         raise DataError(
             f"{file_of_rows(rows)}: its rows are plain text, without {make_printable(absent[0])} "
             f"({owners[absent[0]]}). Set task: lm."
         )
-    free = [key for key in seen if key not in owners]
-    guess: dict[str, str] = {}
-    for field in sorted(absent, key=lambda f: f == label):
-        columns = {key: [value_as_text(row.fields.get(key)) for row in rows[:1000]] for key in free}
-        if near := [key for key in free if field in key.lower() or key.lower() in field]:
-            guess[field] = near[0]
-        elif field == label:  # the fewest values, two at least
-            some = [key for key in free if len(set(columns[key])) > 1]
-            guess[field] = min(some, key=lambda key: len(set(columns[key])), default="...")
-        else:  # the longest text
-            guess[field] = max(free, key=lambda key: sum(map(len, columns[key])), default="...")
-        free = [key for key in free if key != guess[field]]
+    guesses = guess_fields(rows, absent, label, [key for key in seen if key not in owners])
+    suggestion = ", ".join(f"{make_printable(field)}: {make_printable(guesses[field])}" for field in absent)
     raise DataError(
-        f"{file_of_rows(rows)}: no row has {', '.join(f'{make_printable(f)} ({owners[f]})' for f in absent)}. "
-        f"{describe_keys(rows)[1]}. "
-        f"Add data.fields: {{{', '.join(f'{make_printable(f)}: {make_printable(guess[f])}' for f in absent)}}}."
+        f"{file_of_rows(rows)}: no row has {missing}. {describe_keys(rows)[1]}. Add data.fields: {{{suggestion}}}."
     )
+
+
+def guess_fields(rows: list[Row], absent: list[str], label: str, keys: list[str]) -> dict[str, str]:
+    """Return for each absent field the key of rows that most likely stands for it, or "..." where none is left.
+
+    A key with a similar name is taken first. Without one, the label is the key with the fewest different values, but at
+    least two, and any other field is the key with the longest texts.
+    """
+    guesses: dict[str, str] = {}
+    free = keys
+    for field in sorted(absent, key=lambda field: field == label):  # the label comes last
+        columns = {key: [value_as_text(row.fields.get(key)) for row in rows[:1000]] for key in free}
+        similar = [key for key in free if field in key.lower() or key.lower() in field]
+        if similar:
+            guesses[field] = similar[0]
+        elif field == label:
+            varied = [key for key in free if len(set(columns[key])) > 1]
+            guesses[field] = min(varied, key=lambda key: len(set(columns[key])), default="...")
+        else:
+            guesses[field] = max(free, key=lambda key: sum(map(len, columns[key])), default="...")
+        free = [key for key in free if key != guesses[field]]
+    return guesses

@@ -1,4 +1,9 @@
-"""Read rows from .jsonl, .json, .csv, .parquet and .txt files, with the line number of every row."""
+"""Reading rows from .jsonl, .json, .csv, .parquet and .txt files, strictly, and with the line number of every fault.
+
+JSON has a reader of its own here, because those of the libraries turn a missing label into None, keep NaN, make 2 of "2", give
+no line number, and answer an empty file with StopIteration. CSV is read by the standard library in strict mode, Parquet by
+pyarrow.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +11,31 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from ...errors import MAX_FAULTS_SHOWN, DataError, format_faults, make_printable
 from .row import Row
 
-LINE_LIMIT, DEPTH_LIMIT = 1 << 20, 16
-
-
-# -- files
+LINE_LIMIT = 1 << 20  # bytes of a line
+DEPTH_LIMIT = 16  # levels of nested lists and objects in a row
 
 
 def read_rows(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row], list[str]]:
-    """(rows, faults) of a file, or a hub data set's folder. Faults are raised together, or with `skip_bad` dropped."""
+    """Return the rows of a file or of a hub data set's folder, and a sentence for each line that is not valid.
+
+    Args:
+        path: the file or folder.
+        name: what messages call it.
+        skip_bad: leave lines out that are not valid, as long as there are others.
+
+    Raises:
+        DataError: a line is not valid (all are named together), the file cannot be read, or it has no rows.
+    """
     if path.is_dir():
-        found = [read_rows(f, f"{name}/{f.name}", skip_bad) for f in find_split_files(path, name)]
-        return [r for rows, _ in found for r in rows], [x for _, faults in found for x in faults]
+        parts = [read_rows(file, f"{name}/{file.name}", skip_bad) for file in find_split_files(path, name)]
+        return join_parts(parts)
     if path.suffix.lower() not in READERS:
         raise DataError(
             f"{name}: '{make_printable(path.suffix) or 'no ending'}' is not read. Use {', '.join(READERS)}."
@@ -32,53 +44,68 @@ def read_rows(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row],
     faults: list[str] = []
     try:
         for item in READERS[path.suffix.lower()](path, name):
-            rows.append(item) if isinstance(item, Row) else faults.append(item)
+            if isinstance(item, Row):
+                rows.append(item)
+            else:
+                faults.append(item)
     except OSError as e:
         raise DataError(f"{name}: cannot be read: {e.strerror or make_printable(str(e))}.") from None
     if faults and not (skip_bad and rows):
-        count = f"{len(faults):,} bad line{'s' if len(faults) > 1 else ''} of {len(rows) + len(faults):,}"
+        plural = "s" if len(faults) > 1 else ""
+        count = f"{len(faults):,} bad line{plural} of {len(rows) + len(faults):,}"
         way_out = "data.skip_bad_lines=true drops and counts them" if rows else "is it the right file?"
-        raise DataError(format_faults(faults) + (" " if len(faults) == 1 else "\n") + f"({count}; {way_out})")
+        separator = "\n" if len(faults) > 1 else " "
+        raise DataError(f"{format_faults(faults)}{separator}({count}; {way_out})")
     if not rows:
         raise DataError(f"{name}: no rows: the file is empty.")
     return rows, faults
 
 
+def join_parts(parts: list[tuple[list[Row], list[str]]]) -> tuple[list[Row], list[str]]:
+    """Return the rows and the faults of several files as those of one."""
+    return [row for rows, _ in parts for row in rows], [fault for _, faults in parts for fault in faults]
+
+
 def find_split_files(folder: Path, name: str) -> list[Path]:
-    """The files of one split of a hub data set: `org/set` is its train split, `org/set:validation` and
-    `org/set:config/test` name others. A split is a file's name without its shard's number, else a word of it, else a
-    word of its folder's.
+    """Return the files of one split of a hub data set, in the order of its shards.
+
+    The name `org/set` means the train split; `org/set:validation` and `org/set:config/test` name others. The files of a split
+    are those whose name without a shard's number is the split's, else those with the split as a word of their name, else those
+    with the split as a word of their folder's name. DataError: there is no such file, or the files are of several sets.
     """
-    known = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in HUB_SUFFIXES and f.is_file())
-    whole = {f: re.sub(r"[-_.]?\d+(-of-\d+.*)?$", "", f.stem) for f in known}
+    files = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in HUB_SUFFIXES and f.is_file())
+    without_shard = {f: re.sub(r"[-_.]?\d+(-of-\d+.*)?$", "", f.stem) for f in files}
     *config, split = (name.partition(":")[2] or "train").split("/")
-    inside = [f for f in known if set(config) <= set(f.parts)]
-    found = (
-        [f for f in inside if whole[f] == split]
-        or [f for f in inside if split in re.split("[^a-z]+", f.stem.lower())]
-        or [f for f in inside if split in re.split("[^a-z]+", f.parent.as_posix().lower())]
-        or (known if len(known) == 1 and ":" not in name else [])
+    of_config = [f for f in files if set(config) <= set(f.parts)]
+    chosen = (
+        [f for f in of_config if without_shard[f] == split]
+        or [f for f in of_config if split in re.split("[^a-z]+", f.stem.lower())]
+        or [f for f in of_config if split in re.split("[^a-z]+", f.parent.as_posix().lower())]
+        or (files if len(files) == 1 and ":" not in name else [])
     )
-    if not found:
-        there = (
-            ", ".join(make_printable(str(f)) for f in known[:MAX_FAULTS_SHOWN]) or "no .jsonl, .csv or .parquet file"
-        )
+    if not chosen:
+        shown = ", ".join(make_printable(str(f)) for f in files[:MAX_FAULTS_SHOWN])
         raise DataError(
-            f"{name}: no file of the split '{make_printable(split)}'. It has: {there}. Name one: ORG/SET:SPLIT."
+            f"{name}: no file of the split '{make_printable(split)}'. "
+            f"It has: {shown or 'no .jsonl, .csv or .parquet file'}. Name one: ORG/SET:SPLIT."
         )
-    if len(several := sorted({(f.parent / whole[f]).as_posix() for f in found})) > 1:
-        one = f"{name.partition(':')[0]}:{several[0]}"
+    sets = sorted({(f.parent / without_shard[f]).as_posix() for f in chosen})
+    if len(sets) > 1:
+        example = f"{name.partition(':')[0]}:{sets[0]}"
         raise DataError(
-            f"{name}: several sets: {', '.join(map(make_printable, several))}. Name one, such as {make_printable(one)}."
+            f"{name}: several sets: {', '.join(map(make_printable, sets))}. Name one, such as {make_printable(example)}."
         )
-    return [folder / f for f in found]
+    return [folder / f for f in chosen]
 
 
 def read_lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """(file:line, bytes) of every line, the first without a byte-order mark; of an `endless` one, its beginning."""
+    """Yield file:line and the bytes of every line, the first one without a byte-order mark.
+
+    Of a line that `is_overlong`, only the beginning is read into memory.
+    """
     with path.open("rb") as file:
         number = 0
-        while raw := file.readline(LINE_LIMIT + (1 if number else 4)):  # a mark takes three bytes
+        while raw := file.readline(LINE_LIMIT + (1 if number else 4)):  # a byte-order mark has three bytes
             number += 1
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             yield f"{name}:{number}", raw
@@ -88,11 +115,12 @@ def read_lines(path: Path, name: str) -> Iterator[tuple[str, bytes]]:
 
 
 def is_overlong(raw: bytes) -> bool:
+    """Return whether a line, as `read_lines` yields it, is longer than LINE_LIMIT."""
     return len(raw) > LINE_LIMIT and not raw.endswith(b"\n")
 
 
 def read_json_lines(path: Path, name: str) -> Iterator[Row | str]:
-    """A Row a line, or a sentence about what is wrong with it."""
+    """Yield for each line that is not empty its row, or a sentence about what is wrong with it. DataError: a JSON array."""
     for i, (where, raw) in enumerate(read_lines(path, name)):
         if i == 0 and raw.lstrip().startswith(b"["):
             raise DataError(f"{where}: a JSON array. Write one object a line: jq -c '.[]' OLD > NEW.jsonl")
@@ -104,7 +132,11 @@ def read_json_lines(path: Path, name: str) -> Iterator[Row | str]:
 
 
 def read_json_array(path: Path, name: str) -> Iterator[Row | str]:
-    """A Row an item of a .json file's array, or a sentence about what is wrong with it; JSON lines are read as such."""
+    """Yield for each item of a .json file's array its row, or a sentence about what is wrong with it.
+
+    A .json file that holds JSON lines is read as such. DataError: the array itself is not valid, so that its items cannot be
+    told apart.
+    """
     with path.open("rb") as file:
         first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not first.startswith(b"["):
@@ -127,14 +159,14 @@ def read_json_array(path: Path, name: str) -> Iterator[Row | str]:
             raise DataError(
                 f"{name}:{text.count(chr(10), 0, at) + 1}: item {number}: nested more than {DEPTH_LIMIT} deep."
             ) from None
-        value = (
-            "longer than 1 MiB"
-            if end - at > LINE_LIMIT
-            else parse_json_object(text[at:end].encode("utf-8", "surrogatepass"))
-        )
         where = f"{name}:item {number}"
-        value = value.replace("a line must be", "an item must be") if isinstance(value, str) else value
-        yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
+        item: dict[str, Any] | str = "longer than 1 MiB"
+        if end - at <= LINE_LIMIT:
+            item = parse_json_object(text[at:end].encode("utf-8", "surrogatepass"))
+        if isinstance(item, dict):
+            yield Row(where, item)
+        else:
+            yield f"{where}: {item.replace('a line must be', 'an item must be')}"
         at = skip_whitespace(text, end)
         if text[at : at + 1] != ",":
             break
@@ -147,18 +179,18 @@ def read_json_array(path: Path, name: str) -> Iterator[Row | str]:
         raise DataError(f"{name}:{line}: not valid JSON: something follows the array.")
 
 
-ITEM_SCANNER = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)  # only to find where an item ends
+ITEM_SCANNER = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)  # it only finds where an item ends
 
 
 def skip_whitespace(text: str, at: int) -> int:
-    """The next place that holds no white space."""
+    """Return the first place from `at` on that holds no white space."""
     while at < len(text) and text[at] in " \t\n\r":
         at += 1
     return at
 
 
 def read_text_lines(path: Path, name: str) -> Iterator[Row | str]:
-    """A Row {text} a line that is not empty."""
+    """Yield for each line that is not empty a row {text}, or a sentence about what is wrong with it."""
     for where, raw in read_lines(path, name):
         if is_overlong(raw):
             yield f"{where}: longer than 1 MiB"
@@ -175,25 +207,28 @@ def read_text_lines(path: Path, name: str) -> Iterator[Row | str]:
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any] | str:
-    """The object in a line, or what is wrong with it."""
+    """Return the object in a line, or a sentence about what is wrong with it."""
 
-    def constant(word: str) -> Any:
+    def refuse_constant(word: str) -> Any:
         raise ValueError(f"{word} is not JSON")
 
-    def whole(digits: str) -> int:
-        if len(digits) > 400:  # Python refuses to read (and to print) much longer ones
+    def parse_int(digits: str) -> int:
+        if len(digits) > 400:  # Python refuses to read or print integers of more than some thousand digits
             raise ValueError(f"a number of {len(digits):,} digits")
         return int(digits)
 
-    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) != len(pairs):
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
             twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
             raise ValueError(f'the key "{make_printable(twice)}" stands twice')
-        return found
+        return table
 
     try:
         text = raw.decode()
-        value = json.loads(text, parse_constant=constant, parse_int=whole, object_pairs_hook=table)
+        value = json.loads(
+            text, parse_constant=refuse_constant, parse_int=parse_int, object_pairs_hook=refuse_duplicates
+        )
     except UnicodeDecodeError as e:
         return f"not UTF-8 (byte {e.start} of the line)"
     except json.JSONDecodeError as e:
@@ -212,19 +247,28 @@ def parse_json_object(raw: bytes) -> dict[str, Any] | str:
 
 
 def format_json_error(e: json.JSONDecodeError, text: str) -> str:
-    """What the library says is wrong, in words that say what it expected."""
-    what = "a BOM inside the file" if "BOM" in e.msg else e.msg[:1].lower() + e.msg[1:]
+    """Return the library's message as a part of a sentence that says what was expected, and at which column."""
+    fault = "a BOM inside the file" if "BOM" in e.msg else e.msg[:1].lower() + e.msg[1:]
     closing = "',', ']' or '}'" if "[" in text[: e.pos] else "',' or '}'"
-    what = what.replace("expecting", "expected").replace("',' delimiter", closing).removesuffix(" at").rstrip(": ")
-    return f"not valid JSON: {what} at column {e.colno}"
+    fault = fault.replace("expecting", "expected").replace("',' delimiter", closing).removesuffix(" at").rstrip(": ")
+    return f"not valid JSON: {fault} at column {e.colno}"
 
 
-def is_too_deep(value: Any, left: int = DEPTH_LIMIT) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+def is_too_deep(value: object, left: int = DEPTH_LIMIT) -> bool:
+    """Return whether lists and objects are nested more than `left` levels deep in a value."""
+    inner: Iterable[object] = ()
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, list):
+        inner = value
     return left < 0 or any(is_too_deep(v, left - 1) for v in inner)
 
 
 def read_csv_rows(path: Path, name: str) -> Iterator[Row | str]:
+    """Yield for each record of a CSV file with a header its row, or a sentence about what is wrong with it.
+
+    DataError: the header names a column twice, or the file is not valid UTF-8 or CSV.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(read_csv_lines(file, name), strict=True)
@@ -233,16 +277,18 @@ def read_csv_rows(path: Path, name: str) -> Iterator[Row | str]:
                 raise DataError(f"{name}:1: a column's name stands twice.")
             for fields in reader:
                 where = f"{name}:{reader.line_num}"
-                wrong = None in fields or None in fields.values()
-                yield f"{where}: not {len(header)} columns, as in the header" if wrong else Row(where, fields)
+                if None in fields or None in fields.values():  # so the library marks too many and too few values
+                    yield f"{where}: not {len(header)} columns, as in the header"
+                else:
+                    yield Row(where, fields)
     except UnicodeDecodeError as e:
         raise DataError(f"{name}:{find_invalid_utf8(path)}: not UTF-8 ({e.reason}).") from None
-    except csv.Error as e:  # raised: where a quote is lost, what follows cannot be told apart, and must not be skipped
+    except csv.Error as e:  # after a lost quote, no later record is certain, so that none can be skipped
         raise DataError(f"{name}:{reader.line_num + 1}: not valid CSV: {e}. Mend the line.") from None
 
 
 def read_csv_lines(file: TextIO, name: str) -> Iterator[str]:
-    """A text's lines; csv's own limit is that of a field, and comes after the line has been read."""
+    """Yield the lines of a text. DataError: one is too long; csv itself limits a field, after it has read the line."""
     number = 0
     while line := file.readline(LINE_LIMIT + 1):
         number += 1
@@ -252,7 +298,7 @@ def read_csv_lines(file: TextIO, name: str) -> Iterator[str]:
 
 
 def find_invalid_utf8(path: Path) -> int:
-    """The first line that is not UTF-8: the decoder counts from its own buffer."""
+    """Return the number of the first line that is not UTF-8, which the decoder's error does not know."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -263,6 +309,7 @@ def find_invalid_utf8(path: Path) -> int:
 
 
 def read_parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
+    """Yield the rows of a Parquet file. DataError: it cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -284,4 +331,4 @@ READERS = {
     ".txt": read_text_lines,
 }
 
-HUB_SUFFIXES = set(READERS) - {".txt"}  # of a hub's data sets, whose other texts are about them
+HUB_SUFFIXES = set(READERS) - {".txt"}  # in a data set's repository on the hub, a .txt file is no data

@@ -1,7 +1,7 @@
-"""What a row of another tool's data is: conversations in four formats, and plain text.
+"""The formats of rows in other tools' data: conversations in four formats, and plain text.
 
-Which format a row has is told by its keys, row by row, never by the first row alone; `data.format` says it where rows have
-the keys of two.
+The keys of each row decide its format, never the first row alone. Where rows have the keys of two formats, the recipe's
+data.format decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import DataError, make_printable
 from .row import Row, describe_keys, file_of_rows, raise_faults, read_field_text
 
-FORMAT_KEYS = {  # data.format -> the fields that make a row one
+FORMAT_KEYS = {  # data.format -> the fields that a row of this format must have
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
@@ -20,7 +20,7 @@ FORMAT_KEYS = {  # data.format -> the fields that make a row one
     "text": ("text",),
 }
 CHAT_FORMATS = tuple(FORMAT_KEYS)[:4]
-OPTIONAL_KEYS = {  # what else is read of a row
+OPTIONAL_KEYS = {  # data.format -> the fields that it may have besides
     "messages": ("system", "tools"),
     "sharegpt": ("system", "tools"),
     "alpaca": ("input", "system", "history", "tools"),
@@ -28,21 +28,15 @@ OPTIONAL_KEYS = {  # what else is read of a row
 }
 OPENAI_ROLES = {role: role for role in ("system", "user", "assistant")}
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")  # roles of those that call tools
-QUESTION_NAMES = (
-    "question",
-    "query",
-    "instruction",
-    "input",
-    "user",
-    "prompt",
-    "source",
-)  # likely names of what is asked
+TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")  # roles of a conversation with tools
+# likely names of fields that hold questions and answers, the likeliest first
+QUESTION_NAMES = ("question", "query", "instruction", "input", "user", "prompt", "source")
 ANSWER_NAMES = ("answer", "response", "output", "reply", "completion", "target", "assistant")
 Message = dict[str, str]
 
 
 def make_message(role: str, text: str) -> Message:
+    """Return a message as chat templates take it. role: system, user or assistant."""
     return {"role": role, "content": text}
 
 
@@ -50,19 +44,30 @@ def make_message(role: str, text: str) -> Message:
 
 
 def matching_formats(row: Row, among: Sequence[str] = CHAT_FORMATS) -> list[str]:
-    """The formats all of whose keys a row has; where there is none, those whose first key it has."""
-    whole = [kind for kind in among if all(key in row.fields for key in FORMAT_KEYS[kind])]
-    return whole or [kind for kind in among if FORMAT_KEYS[kind][0] in row.fields]
+    """Return the formats all of whose keys a row has; if there are none, those whose first key it has."""
+    complete = [kind for kind in among if has_all_keys(row, kind)]
+    return complete or [kind for kind in among if FORMAT_KEYS[kind][0] in row.fields]
+
+
+def has_all_keys(row: Row, kind: str) -> bool:
+    """Return whether a row has all fields that rows of this format must have."""
+    return all(key in row.fields for key in FORMAT_KEYS[kind])
 
 
 def find_chat_formats(rows: list[Row]) -> str:
-    """The formats of conversations that rows are in, if every row is in one."""
-    found = [[k for k in CHAT_FORMATS if all(key in row.fields for key in FORMAT_KEYS[k])] for row in rows]
-    return " or ".join(k for k in CHAT_FORMATS if any(k in some for some in found)) if all(found) else ""
+    """Return the formats of conversations that the rows have, joined by "or"; "" if a row has none of them."""
+    by_row = [[kind for kind in CHAT_FORMATS if has_all_keys(row, kind)] for row in rows]
+    if not all(by_row):
+        return ""
+    present = {kind for kinds in by_row for kind in kinds}
+    return " or ".join(kind for kind in CHAT_FORMATS if kind in present)
 
 
 def select_format(rows: list[Row], kind: str) -> list[Row]:
-    """The rows with the fields of one format alone. DataError: a row that is not of it."""
+    """Return the rows with the fields of one format alone. Formats of no conversation change nothing.
+
+    kind: the recipe's data.format. DataError: a row lacks a field of the format.
+    """
     if kind not in OPTIONAL_KEYS:
         return rows
     faults = []
@@ -76,7 +81,7 @@ def select_format(rows: list[Row], kind: str) -> list[Row]:
 
 
 def rows_to_chats(rows: list[Row]) -> list[list[Message]]:
-    """Every row as messages. DataError: all that are none, each with its line."""
+    """Return each row as messages. DataError names every row that is no valid conversation, with its line."""
     if not any(matching_formats(row) for row in rows):
         raise DataError(describe_unknown(rows))
     chats, faults = [], []
@@ -90,37 +95,46 @@ def rows_to_chats(rows: list[Row]) -> list[list[Message]]:
 
 
 def describe_unknown(rows: list[Row]) -> str:
-    """What to say of rows of which none is a conversation."""
+    """Return the message for rows of which none is a conversation, with a guess at data.fields."""
     if all("text" in row.fields and "label" not in row.fields for row in rows):
         return f"{file_of_rows(rows)}: plain text ({{text}}), and the task is chat. Set task: lm."
     known = " | ".join(",".join(keys) for keys in FORMAT_KEYS.values())
-    seen, shown = describe_keys(rows)
-    texts = [key for key in seen if any(isinstance(row.fields.get(key), str) for row in rows)]
-    ask = next((key for word in QUESTION_NAMES for key in texts if word in key.lower()), None) or next(
-        iter(texts), "..."
-    )
-    rest = [key for key in texts if key != ask]
-    say = next((key for word in ANSWER_NAMES for key in rest if word in key.lower()), None) or next(iter(rest), "...")
+    keys, keys_shown = describe_keys(rows)
+    texts = [key for key in keys if any(isinstance(row.fields.get(key), str) for row in rows)]
+    question = guess_key(texts, QUESTION_NAMES)
+    answer = guess_key([key for key in texts if key != question], ANSWER_NAMES)
     return (
-        f"{file_of_rows(rows)}: cannot tell the format. {shown}. Known: {known}. "
-        f"Add data.fields: {{prompt: {make_printable(ask)}, completion: {make_printable(say)}}}."
+        f"{file_of_rows(rows)}: cannot tell the format. {keys_shown}. Known: {known}. "
+        f"Add data.fields: {{prompt: {make_printable(question)}, completion: {make_printable(answer)}}}."
     )
+
+
+def guess_key(keys: list[str], names: Sequence[str]) -> str:
+    """Return the key that contains the likeliest of these names, else the first key, or "..." if there is none."""
+    for name in names:
+        for key in keys:
+            if name in key.lower():
+                return key
+    return keys[0] if keys else "..."
 
 
 # -- a row as messages
 
 
 def row_to_messages(row: Row) -> list[Message]:
-    """A row of any of the four formats as messages. DataError: it is none or two of them, or cannot be trained on."""
-    fields, found = row.fields, matching_formats(row)
-    if not found:
+    """Return a row of any of the four formats as messages.
+
+    DataError: it has none of the formats, or two, or it is a conversation that zoedge does not train on.
+    """
+    fields, kinds = row.fields, matching_formats(row)
+    if not kinds:
         raise DataError(
             f"{row.where}: no conversation: messages, conversations, instruction and output, or prompt and completion. "
             f"It has: {', '.join(map(make_printable, fields))}."
         )
-    if len(found) > 1:
-        raise DataError(f"{row.where}: {' and '.join(found)} at once. Say which: data.format: {' | '.join(found)}.")
-    (kind,) = found
+    if len(kinds) > 1:
+        raise DataError(f"{row.where}: {' and '.join(kinds)} at once. Say which: data.format: {' | '.join(kinds)}.")
+    (kind,) = kinds
     if kind == "completions":
         return [
             make_message("user", read_field_text(row, "prompt")),
@@ -129,10 +143,12 @@ def row_to_messages(row: Row) -> list[Message]:
     if fields.get("tools") not in (None, "", "[]", [], {}):
         raise DataError(f"{row.where}: it has tools, and calls of tools are not trained on. Leave the row out.")
     if kind == "alpaca":
-        more = f"\n\n{read_field_text(row, 'input')}" if fields.get("input") else ""
+        question = read_field_text(row, "instruction")
+        if fields.get("input"):
+            question += f"\n\n{read_field_text(row, 'input')}"
         chat = [
             *parse_history(row),
-            make_message("user", read_field_text(row, "instruction") + more),
+            make_message("user", question),
             make_message("assistant", read_field_text(row, "output")),
         ]
     else:
@@ -143,12 +159,12 @@ def row_to_messages(row: Row) -> list[Message]:
 
 
 def parse_history(row: Row) -> list[Message]:
-    """LLaMA-Factory's earlier rounds: a list of [question, answer]."""
-    found = row.fields.get("history") or []
-    if not isinstance(found, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in found):
+    """Return the earlier rounds of a row of LLaMA-Factory, a list of [question, answer], as messages."""
+    history = row.fields.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise DataError(f'{row.where}: field "history": not a list of [question, answer].')
     chat = []
-    for i, pair in enumerate(found, 1):
+    for i, pair in enumerate(history, 1):
         for role, text in zip(("user", "assistant"), pair):
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"{row.where}: history, round {i}: a text is missing, empty or not a text.")
@@ -157,49 +173,56 @@ def parse_history(row: Row) -> list[Message]:
 
 
 def parse_turns(row: Row, field: str) -> list[Message]:
-    """The messages in a list field of tables with a role and a text, in OpenAI's words or ShareGPT's."""
-    found = row.fields[field]
-    tables = isinstance(found, list) and all(isinstance(turn, dict) for turn in found)
-    other = "from" if field == "messages" else "role"
-    there = tables and found and all(other in turn for turn in found)
-    shares = (field == "conversations") != bool(there)
-    role, content, roles = ("from", "value", SHAREGPT_ROLES) if shares else ("role", "content", OPENAI_ROLES)
-    if not tables:
+    """Return a field that is a list of turns, each with a role and a text, as messages.
+
+    `messages` usually has OpenAI's words (role, content), and `conversations` ShareGPT's (from, value). Either may have the
+    other's in every turn. DataError: a turn is not valid, or is one that zoedge does not train on.
+    """
+    turns = row.fields[field]
+    are_tables = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    words_of_other = "from" if field == "messages" else "role"
+    has_words_of_other = are_tables and bool(turns) and all(words_of_other in turn for turn in turns)
+    is_sharegpt = (field == "conversations") != has_words_of_other
+    role, content, roles = ("from", "value", SHAREGPT_ROLES) if is_sharegpt else ("role", "content", OPENAI_ROLES)
+    if not are_tables:
         raise DataError(f'{row.where}: field "{field}": not a list of {{{role}, {content}}}.')
     chat = []
-    for i, turn in enumerate(found, 1):
-        here = f"{row.where}: {field}, turn {i}"
+    for i, turn in enumerate(turns, 1):
+        where = f"{row.where}: {field}, turn {i}"
         speaker, text = turn.get(role), turn.get(content)
         if speaker in TOOL_ROLES or turn.get("tool_calls"):
-            raise DataError(f"{here}: a call of a tool or its result, which is not trained on. Leave the row out.")
+            raise DataError(f"{where}: a call of a tool or its result, which is not trained on. Leave the row out.")
         if not isinstance(speaker, str) or speaker not in roles:
-            raise DataError(f'{here}: {role} "{make_printable(str(speaker))}" is not one of {", ".join(roles)}.')
+            raise DataError(f'{where}: {role} "{make_printable(str(speaker))}" is not one of {", ".join(roles)}.')
         for key, off in (("weight", 0), ("train", False), ("training", False)):
             if key in turn and turn[key] == off and turn[key] is not None and roles[speaker] == "assistant":
                 raise DataError(
-                    f"{here}: {key} is {make_printable(str(turn[key]))}, and every answer is scored here. End the row before."
+                    f"{where}: {key} is {make_printable(str(turn[key]))}, and every answer is scored here. End the row before."
                 )
         if isinstance(text, list):
-            text = join_content_parts(text, here)
+            text = join_content_parts(text, where)
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{here}: {content} is missing, empty or not a text.")
+            raise DataError(f"{where}: {content} is missing, empty or not a text.")
         chat.append(make_message(roles[speaker], text))
     return chat
 
 
-def join_content_parts(parts: list[Any], here: str) -> str:
-    """OpenAI's content in parts as one text. DataError: one of them is none."""
+def join_content_parts(parts: list[Any], where: str) -> str:
+    """Return the content of a message in OpenAI's parts as one text. DataError: a part is no text."""
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else part
             raise DataError(
-                f'{here}: a part of its content is "{make_printable(str(kind))}", and only texts are trained on.'
+                f'{where}: a part of its content is "{make_printable(str(kind))}", and only texts are trained on.'
             )
     return "".join(part["text"] for part in parts)
 
 
 def check_turn_order(row: Row, chat: list[Message]) -> list[Message]:
-    """The chat, if it has an answer, and begins as one: whether turns must alternate is the template's to say."""
+    """Return the chat unchanged. DataError: it has no answer, a system message that is not first, or begins with an answer.
+
+    Whether turns must alternate is decided by the chat template, and not here.
+    """
     roles = [message["role"] for message in chat]
     if "system" in roles[1:]:
         twice = " The row has two." if roles.count("system") > 1 else ""

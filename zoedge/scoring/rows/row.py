@@ -1,4 +1,4 @@
-"""`Row`: one row of data, where it stands, and its identity by content."""
+"""A row of data, its fields as texts, and orders of rows that depend on content alone."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ...errors import DataError, format_faults, make_printable
 
 
 class Row(NamedTuple):
+    """One row of a data set."""
+
     where: str  # file:line, for messages
     fields: dict[str, Any]
 
@@ -20,8 +22,8 @@ class Row(NamedTuple):
 # -- fields
 
 
-def value_as_text(value: Any) -> str:
-    """A value as CSV and JSON would both write it, so that one row gives one text whatever file it came from."""
+def value_as_text(value: object) -> str:
+    """Return a value as a text, the same whether it came from CSV or JSON, so that one row gives one text in every format."""
     if isinstance(value, str):
         return value
     if isinstance(value, (bool, dict, list)):
@@ -30,40 +32,44 @@ def value_as_text(value: Any) -> str:
 
 
 def read_field_text(row: Row, key: str) -> str:
-    """A field as a non-empty text; DataError names the row and what it has."""
+    """Return a field as a text. DataError: it is missing, empty, or neither a text nor a finite number."""
     value = row.fields.get(key)
-    finite = isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
-    if finite and (text := value_as_text(value)).strip():
+    is_finite = isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    if is_finite and (text := value_as_text(value)).strip():
         return text
     if key not in row.fields:
-        what = f"missing. It has: {', '.join(map(make_printable, row.fields))}"
+        fault = f"missing. It has: {', '.join(map(make_printable, row.fields))}"
     elif value is None:
-        what = "null"
+        fault = "null"
     elif isinstance(value, str):
-        what = "empty"
+        fault = "empty"
     else:
-        what = f"{make_printable(repr(value))} is not a text or a finite number"
-    raise DataError(f'{row.where}: field "{make_printable(key)}": {what}.')
+        fault = f"{make_printable(repr(value))} is not a text or a finite number"
+    raise DataError(f'{row.where}: field "{make_printable(key)}": {fault}.')
 
 
 def describe_keys(rows: list[Row]) -> tuple[list[str], str]:
-    """(the keys of rows, and how to tell of them)."""
-    seen = list(dict.fromkeys(key for row in rows for key in row.fields))
-    whole = sum(len(row.fields) == len(seen) for row in rows)
-    return seen, f"Keys: {', '.join(map(make_printable, seen))} ({whole:,}/{len(rows):,} rows)"
+    """Return the keys of all rows, each once, and a text for messages, which says how many rows have all of them."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.fields))
+    complete = sum(len(row.fields) == len(keys) for row in rows)
+    return keys, f"Keys: {', '.join(map(make_printable, keys))} ({complete:,}/{len(rows):,} rows)"
 
 
 def file_of_rows(rows: list[Row]) -> str:
+    """Return the name of the file of the first row."""
     return rows[0].where.rpartition(":")[0]
 
 
 def hash_text(text: str, salt: str) -> int:
-    """64 bits of a text: an order that no library's version changes."""
+    """Return a 64-bit hash of a text, which gives rows an order that no version of a library changes.
+
+    salt: makes orders for different purposes independent of each other.
+    """
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, salt=salt.encode()[:16]).digest(), "little")
 
 
 def seeded_permutation(count: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of range(count) as a function of (seed, epoch)."""
+    """Return a permutation of range(count), a pure function of (count, seed, epoch)."""
     return sorted(range(count), key=lambda i: (hash_text(f"{seed} {epoch} {i}", "order"), i))
 
 
@@ -71,11 +77,12 @@ def seeded_permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def raise_faults(faults: Iterable[DataError]) -> None:
-    """Raise several faults as one, in the files' order: a set's own order is by content."""
-    if found := sorted(map(str, faults), key=natural_sort_key):
-        raise DataError(format_faults(found))
+    """Raise all faults as one DataError, sorted by file and line. With no faults, nothing is raised."""
+    messages = sorted(map(str, faults), key=natural_sort_key)
+    if messages:
+        raise DataError(format_faults(messages))
 
 
 def natural_sort_key(text: str) -> list[str | int]:
-    """A key that sorts file:9 before file:10."""
+    """Return a key that sorts file:9 before file:10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", text))]

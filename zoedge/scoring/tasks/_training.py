@@ -1,4 +1,4 @@
-"""What every task's run shares: batches by (seed, step), and the log-probability of the tokens that are scored."""
+"""What the runs of all tasks share: the batch of each step, and the log-probabilities of the tokens that are scored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,21 @@ from torch import Tensor
 from ._examples import Batch, Examples
 from ._objective import is_function, load_function
 
+if TYPE_CHECKING:
+    from ..models.base import Base
+
 FORWARD_TOKENS = 2048  # token rows of a forward when a whole set is measured
 
 
 @dataclass
 class AbstractTraining(ABC):
-    """The task of a run: train examples in batches, and losses of any examples. seed and step decide a batch."""
+    """The task of a run, which gives the engine batches of the training set and the losses of any batch.
+
+    options: the recipe's task.
+    train: the training set.
+    seed: the run's seed, which with the step's number decides a batch.
+    size: the number of examples in a batch.
+    """
 
     options: Any
     train: Examples
@@ -29,48 +38,67 @@ class AbstractTraining(ABC):
     def __post_init__(self) -> None:
         objective = self.options.objective
         if is_function(objective):
-            load_function(objective)  # what cannot be imported is said before a run is begun
+            load_function(objective)  # a function that cannot be imported is an error before the run begins
 
     def batch(self, step: int) -> Batch:
+        """Return the batch of a step, a pure function of (seed, step)."""
         return self.train.collate(self.train.plan(self.size, self.seed, step))
 
     @abstractmethod
-    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
-        """[copies, B] losses, float64 on the host."""
+    def score(self, model: Base, batch: Batch, copies: int) -> Tensor:
+        """Return the loss of each of the batch's B examples at each point held: [copies, B], float64 on the CPU.
+
+        copies: the number of points that the model holds; its forward scores the batch once for each of them.
+        """
 
     @abstractmethod
-    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
-        """The fields of a Score on some examples. calibrate: training rows for what needs some without their labels."""
+    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Return the metrics of the model on some examples by name, `loss` and `count` among them.
 
-    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
-        """(what is right, what the model answers) of each example, for people to read; none of a task without answers."""
+        calibrate: how many training examples a metric may read, without their labels.
+        """
+
+    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+        """Return the right answer and the model's answer to each example, as texts; empty for a task without answers."""
         return []
 
 
-def sum_log_likelihoods(model: Any, batch: Batch, copies: int) -> tuple[Tensor, Tensor]:
-    """(summed log p of each sequence's scored tokens [copies, S], how many they are [S]), float64 on the host."""
+def sum_log_likelihoods(model: Base, batch: Batch, copies: int) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of each sequence's scored tokens, summed, and the number of these tokens.
+
+    The sums are [copies, S] in float64 on the CPU, the numbers [S].
+    """
     h = model.hidden(batch, copies)
-    wanted = batch.targets.repeat(copies, 1)
-    found = model.log_likelihood(h, wanted.clamp(min=0)).cpu().double()
-    sums = torch.where(wanted >= 0, found, 0.0).sum(-1)
+    targets = batch.targets.repeat(copies, 1)
+    log_p = model.log_likelihood(h, targets.clamp(min=0)).cpu().double()
+    sums = torch.where(targets >= 0, log_p, 0.0).sum(-1)
     return sums.view(copies, -1), (batch.targets >= 0).sum(-1)
 
 
-def token_losses(model: Any, batch: Batch, copies: int) -> Tensor:
-    """Losses [copies, B] whose mean is the cross-entropy of a token of the batch (as MeZO's), one sequence an example."""
+def token_losses(model: Base, batch: Batch, copies: int) -> Tensor:
+    """Return losses [copies, B], in float64, of a batch with one sequence for each example.
+
+    Their mean over a whole batch is the cross-entropy of its tokens, as in MeZO, so that a long answer counts for more.
+    """
     sums, _ = sum_log_likelihoods(model, batch, copies)
     whole = batch.whole or batch
     return -sums * (len(whole) / (whole.targets >= 0).sum())
 
 
 def evaluation_batches(examples: Examples, more: int = 0) -> Iterator[list[int]]:
-    """All examples once, in batches of about TOKENS tokens; `more`: tokens that each sequence will grow by."""
+    """Yield the numbers of all examples once, in batches of about FORWARD_TOKENS token rows.
+
+    more: how many tokens each sequence will grow by.
+    """
     longest = max(map(examples.fills, range(len(examples)))) + more
     yield from examples.sorted_batches(max(1, FORWARD_TOKENS // longest))
 
 
 def pack_batches(sizes: list[int]) -> Iterator[list[int]]:
-    """Numbers of examples of `sizes` token rows, like sizes together, in batches of TOKENS padded rows or of one."""
+    """Yield the numbers of all examples once, in batches of at most FORWARD_TOKENS padded token rows, or of one example.
+
+    sizes: the token rows of each example. Examples of like size come together, the largest first.
+    """
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     while order:
         count = max(1, min(len(order), FORWARD_TOKENS // sizes[order[-1]]))
@@ -78,12 +106,12 @@ def pack_batches(sizes: list[int]) -> Iterator[list[int]]:
         del order[-count:]
 
 
-def mean_loss(model: Any, examples: Examples) -> float:
-    """Cross-entropy of a scored token over a whole set."""
+def mean_loss(model: Base, examples: Examples) -> float:
+    """Return the cross-entropy of the scored tokens, averaged over all tokens of the set."""
     sums: list[float] = []
     count = 0
     for chosen in evaluation_batches(examples):
-        found, counts = sum_log_likelihoods(model, examples.collate(chosen), 1)
-        sums += found[0].tolist()
+        batch_sums, counts = sum_log_likelihoods(model, examples.collate(chosen), 1)
+        sums += batch_sums[0].tolist()
         count += int(counts.sum())
     return -math.fsum(sums) / count

@@ -1,13 +1,13 @@
-"""Choose among candidates of the row: loss = cross-entropy of the right candidate's tokens; the likeliest is the answer.
+"""Multiple choice among candidates that each row brings. The loss is the cross-entropy of the right candidate's tokens.
 
-MeZO's multiple choice (arXiv 2305.17333, App. E): trained by teacher forcing on the right option alone, the mean over all
-its tokens in the batch; evaluated by the mean log p of each candidate's tokens.
+This is MeZO's multiple choice (arXiv 2305.17333, App. E). Training is teacher forcing on the right candidate alone,
+averaged over all its tokens in the batch. The model's answer is the candidate whose tokens have the highest mean log p.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
 from ._prompt import parse_template, render_template, template_fields
 from ._training import AbstractTraining, mean_loss, pack_batches, sum_log_likelihoods, token_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..models.base import Base
 
 CHOICE_FIELD = "choice"  # the candidate, as a field that `option` may name
 
@@ -52,11 +57,18 @@ class Choose(AbstractTask):
         _objective.check_objective(self.objective, ["accuracy"])
 
     def fields(self) -> list[str]:
-        """The row's fields that prompts and options are made of."""
+        """Return the fields of a row that prompts and options are made of."""
         return list(dict.fromkeys([*template_fields(self.prompt), *self.choices, *self._others()]))
 
-    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
-        """Tokenised rows, and counts of what was truncated or dropped. DataError: candidates, labels, lengths."""
+    def encode(
+        self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
+    ) -> tuple[Examples, dict[str, int]]:
+        """Return the tokenised rows, and how many were truncated or dropped.
+
+        limit: the number of tokens in a forward at most.
+        DataError: a row's candidates or label are not valid, nothing of a prompt would be left, or `check_overflow`
+        raises it.
+        """
         require_fields(rows, [*template_fields(self.prompt), *self._others()], self.label, self.choices)
         items, faults = [], []
         for row in rows:
@@ -69,35 +81,37 @@ class Choose(AbstractTask):
         fulls = iter(tokenise_texts(tokenizer, [(p + o).strip(" ") for p, options, *_ in items for o in options])[0])
         examples, lengths = Examples(1), []
         for row, head, start, (_, options, candidates, right) in zip(rows, heads, starts, items):
-            whole = [next(fulls) for _ in options]
-            for ids, candidate in zip(whole, candidates):
+            sequences = [next(fulls) for _ in options]
+            for ids, candidate in zip(sequences, candidates):
                 if len(ids) <= len(head):
                     raise DataError(f"{row.where}: '{make_printable(candidate)}' adds no token after the prompt.")
-            lengths.append(max(map(len, whole)) - 1)
-            if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
+            lengths.append(max(map(len, sequences)) - 1)
+            cut = max(0, lengths[-1] - limit)
+            if cut and overflow != "truncate":
                 continue
             if len(head) - cut <= start:
                 raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
-            some = Examples(1)
-            for i, ids in enumerate(whole):
-                some.add(
-                    *truncate_tokens(ids, list(range(len(head), len(ids))), start, cut), int(i in right), row.where
-                )
-            ids = whole[right[0]]
-            examples.add(*truncate_tokens(ids, list(range(len(head), len(ids))), start, cut), right[0], row.where)
-            examples.choices.append(some)
+            truncated = [truncate_tokens(ids, list(range(len(head), len(ids))), start, cut) for ids in sequences]
+            every = Examples(1)
+            for i, (ids, scored) in enumerate(truncated):
+                every.add(ids, scored, int(i in right), row.where)
+            trained_on = right[0]
+            examples.add(*truncated[trained_on], trained_on, row.where)
+            examples.choices.append(every)
             if _objective.is_function(self.objective):
                 examples.notes.append({"where": row.where, "row": row.fields, "choices": candidates})
         return examples, check_overflow(rows, lengths, limit, overflow)
 
     def over(self, train: Examples, seed: int, size: int) -> ChooseTraining:
+        """Return the task of a run over these examples, in batches of `size`."""
         return ChooseTraining(self, train, seed, size)
 
     def _others(self) -> list[str]:
+        """Return the fields that the option's template names, besides the candidate."""
         return [name for name in template_fields(self.option) if name != CHOICE_FIELD]
 
     def _texts(self, row: Row) -> tuple[str, list[str], list[str], list[int]]:
-        """(prompt, options, candidates, numbers of the right ones) of a row."""
+        """Return a row's prompt, its options, its candidates, and the numbers of the right ones."""
         candidates = self._candidates(row)
         options = []
         for candidate in candidates:
@@ -106,101 +120,117 @@ class Choose(AbstractTask):
         return render_template(self.prompt, row), options, candidates, self._right(row, candidates)
 
     def _candidates(self, row: Row) -> list[str]:
-        found: list[str] = []
+        """Return the different candidates of a row, in their order. DataError: there are fewer than two."""
+        texts: list[str] = []
         for name in self.choices:
             if isinstance(value := row.fields.get(name), list):
-                found += [read_field_text(Row(row.where, {name: text}), name) for text in value]
+                texts += [read_field_text(Row(row.where, {name: text}), name) for text in value]
             else:
-                found.append(read_field_text(row, name))
-        if len(set(found)) < 2:
+                texts.append(read_field_text(row, name))
+        candidates = list(dict.fromkeys(texts))
+        if len(candidates) < 2:
             raise DataError(
-                f"{row.where}: {len(set(found))} candidate in {', '.join(map(make_printable, self.choices))}: no choice."
+                f"{row.where}: {len(candidates)} candidate in {', '.join(map(make_printable, self.choices))}: no choice."
             )
-        return list(dict.fromkeys(found))
+        return candidates
 
     def _right(self, row: Row, candidates: list[str]) -> list[int]:
+        """Return the numbers of the right candidates. DataError: the label is neither a number nor a candidate's text."""
         value = row.fields.get(self.label)
-        wanted = value if isinstance(value, list) and value else [read_field_text(row, self.label)]
-        number = str(wanted[0])
-        if len(wanted) == 1 and number not in candidates and number.isdecimal() and int(number) < len(candidates):
+        labels = value if isinstance(value, list) and value else [read_field_text(row, self.label)]
+        number = str(labels[0])
+        if len(labels) == 1 and number not in candidates and number.isdecimal() and int(number) < len(candidates):
             return [int(number)]
-        for text in wanted:
+        for text in labels:
             if text not in candidates:
-                there = ", ".join(make_printable(c, 40) for c in candidates[:8])
+                shown = ", ".join(make_printable(c, 40) for c in candidates[:8])
                 raise DataError(
-                    f'{row.where}: "{make_printable(str(text))}" ({make_printable(self.label)}) is not a candidate: {there}.'
+                    f'{row.where}: "{make_printable(str(text))}" ({make_printable(self.label)}) is not a candidate: {shown}.'
                 )
-        return [candidates.index(text) for text in wanted]
+        return [candidates.index(text) for text in labels]
 
 
 @dataclass
 class ChooseTraining(AbstractTraining):
-    """A run of Choose."""
+    """The task of a run that trains on multiple choice."""
 
     def batch(self, step: int) -> Batch:
+        """Return the batch of a step, with all candidates where the objective compares them."""
         batch = super().batch(step)
         if self.options.objective != "loss":
             batch.flat = flatten_choices(self.train, batch.index)
         return batch
 
-    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
-        """Cross-entropy of the right candidates' tokens, or 1 - reward of the likeliest: [copies, B], float64."""
+    def score(self, model: Base, batch: Batch, copies: int) -> Tensor:
+        """Return losses [copies, B], in float64.
+
+        With objective `loss` they are the cross-entropy of the right candidates' tokens, else 1 - the reward of the
+        likeliest candidate.
+        """
         if self.options.objective == "loss":
             return token_losses(model, batch, copies)
         every = batch.flat or flatten_choices(batch.examples, batch.index)
         sums, counts = sum_log_likelihoods(model, every, copies)
         sets = [batch.examples.choices[i] for i in batch.index]
         notes = batch.notes if _objective.is_function(self.options.objective) else []
-        found = [self.rewards(notes, sets, pick_likeliest(row, sets)) for row in (sums / counts)]
-        return 1 - torch.tensor(found, dtype=torch.float64)
+        rewards = [self.rewards(notes, sets, pick_likeliest(means, sets)) for means in (sums / counts)]
+        return 1 - torch.tensor(rewards, dtype=torch.float64)
 
     def rewards(self, notes: list[dict[str, Any]], sets: list[Examples], picks: list[int]) -> list[float]:
-        """Of the candidates picked."""
+        """Return the reward of each example, of whose candidates `sets` the one with the number in `picks` was chosen."""
         if self.options.objective == "accuracy":
-            return [float(some.labels[pick]) for some, pick in zip(sets, picks)]
+            return [float(candidates.labels[pick]) for candidates, pick in zip(sets, picks)]
         outputs = [note["choices"][pick] for note, pick in zip(notes, picks)]
         return _objective.compute_rewards(self.options.objective, notes, outputs)
 
-    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+        """Return the text of the right candidate and of the likeliest one of each example."""
         sets = examples.choices
         sums, counts = sum_log_likelihoods(model, flatten_choices(examples, list(range(len(sets)))), 1)
-        chosen = pick_likeliest((sums / counts)[0], sets)
-        picks = [some.targets[pick] for some, pick in zip(sets, chosen)]
-        right, answers = (model.tokenizer.batch_decode(ids) for ids in (examples.targets, picks))
+        picks = pick_likeliest((sums / counts)[0], sets)
+        picked_tokens = [candidates.targets[pick] for candidates, pick in zip(sets, picks)]
+        right, answers = (model.tokenizer.batch_decode(ids) for ids in (examples.targets, picked_tokens))
         return [(a.strip(), b.strip()) for a, b in zip(right, answers)]
 
-    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
-        """Accuracy of the likeliest candidate, and of the best one place in the list; the training loss."""
+    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Return the training loss, the accuracy, and `majority`, the accuracy of always choosing the same place in the list.
+
+        `reward` is there too where the objective is a function.
+        """
         sets = examples.choices
         picks = [0] * len(sets)
-        for chosen in pack_batches([count_token_rows(some.tokens) for some in sets]):
+        for chosen in pack_batches([count_token_rows(candidates.tokens) for candidates in sets]):
             sums, counts = sum_log_likelihoods(model, flatten_choices(examples, chosen), 1)
             for i, pick in zip(chosen, pick_likeliest((sums / counts)[0], [sets[i] for i in chosen])):
                 picks[i] = pick
         places = range(max(map(len, sets)))
-        found = {
+        right_at = [sum(candidates.labels[k] for candidates in sets if k < len(candidates)) for k in places]
+        metrics = {
             "loss": mean_loss(model, examples),
             "count": len(sets),
-            "accuracy": sum(some.labels[pick] for some, pick in zip(sets, picks)) / len(sets),
-            "majority": max(sum(some.labels[k] for some in sets if k < len(some)) for k in places) / len(sets),
+            "accuracy": sum(candidates.labels[pick] for candidates, pick in zip(sets, picks)) / len(sets),
+            "majority": max(right_at) / len(sets),
         }
         if _objective.is_function(self.options.objective):
-            found["reward"] = sum(self.rewards(examples.notes, sets, picks)) / len(sets)
-        return found
+            metrics["reward"] = sum(self.rewards(examples.notes, sets, picks)) / len(sets)
+        return metrics
 
 
 def pick_likeliest(means: Tensor, sets: list[Examples]) -> list[int]:
-    """The likeliest candidate of each set, by means [candidates of all sets]."""
-    return [int(part.argmax()) for part in means.split([len(some) for some in sets])]
+    """Return the number of the likeliest candidate in each set.
+
+    means: the mean log-probability of each candidate's tokens, [candidates of all sets].
+    """
+    return [int(part.argmax()) for part in means.split([len(candidates) for candidates in sets])]
 
 
 def flatten_choices(examples: Examples, chosen: list[int]) -> Batch:
-    """Every candidate of some examples, one after another."""
+    """Return the batch of all candidates of some examples, one example after another."""
     whole, sets = Examples(1), [examples.choices[i] for i in chosen]
-    for some in sets:
-        for ours, theirs in zip(
-            (whole.tokens, whole.rows, whole.targets, whole.labels, whole.names),
-            (some.tokens, some.rows, some.targets, some.labels, some.names),
-        ):
-            ours += theirs
-    return whole.collate(range(len(whole)), [len(some) for some in sets])
+    for candidates in sets:
+        whole.tokens += candidates.tokens
+        whole.rows += candidates.rows
+        whole.targets += candidates.targets
+        whole.labels += candidates.labels
+        whole.names += candidates.names
+    return whole.collate(range(len(whole)), [len(candidates) for candidates in sets])

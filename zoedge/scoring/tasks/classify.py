@@ -1,14 +1,14 @@
-"""Choose among fixed options after a prompt: loss = CE(softmax(mean log p of each option's tokens), label).
+"""Classification by words that may follow a prompt. The loss is CE(softmax(mean log p of each option's tokens), label).
 
-MeZO's classification (arXiv 2305.17333, App. E; train_as_classification). Where every option is one token, an example
-is one sequence and only the option columns of the head are computed; the softmax over them is the same.
+This is MeZO's classification (arXiv 2305.17333, App. E; train_as_classification). Where every option is one token, an
+example is one sequence, and only the options' columns of the head are computed; the softmax over them is the same.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ from ._encode import check_overflow, tokenise_texts
 from ._examples import Batch, Examples
 from ._prompt import parse_template, render_template, template_fields
 from ._training import AbstractTraining, evaluation_batches, sum_log_likelihoods
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..models.base import Base
 
 
 @dataclass(frozen=True)
@@ -44,42 +49,51 @@ class Classify(AbstractTask):
 
     @property
     def labels(self) -> list[str]:
+        """The labels that an example may have, in order."""
         return list(self.options)
 
     def fields(self) -> list[str]:
-        """The row's fields that the prompt is made of."""
+        """Return the fields of a row that its prompt is made of."""
         return template_fields(self.prompt)
 
     def render(self, row: Row) -> str:
+        """Return the prompt of a row. DataError: a field is missing or empty."""
         return render_template(self.prompt, row).strip(" ")
 
-    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
-        """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, empty options."""
+    def encode(
+        self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
+    ) -> tuple[Examples, dict[str, int]]:
+        """Return the tokenised rows, and how many were truncated or dropped.
+
+        limit: the number of tokens in a forward at most.
+        DataError: a row's label is no option, an option adds no token, nothing of a prompt would be left, or
+        `check_overflow` raises it.
+        """
         require_fields(rows, self.fields(), self.label)
         words = list(self.options.values())
         prompts, labels = self.rendered(rows)
         heads, starts = tokenise_texts(tokenizer, prompts)
         fulls = [tokenise_texts(tokenizer, [p + w for p in prompts])[0] for w in words]
-        single = all(full[i][:-1] == head for full in fulls for i, head in enumerate(heads))
-        single = single and all(len({ids[-1] for ids in full}) == 1 for full in fulls)
+        single = options_are_tokens(heads, fulls)
         examples = Examples(1 if single else len(words))
         lengths: list[int] = []
         for row, label, head, start, *full in zip(rows, labels, heads, starts, *fulls):
             if single:
                 sequences = [(head, 1, [ids[-1] for ids in full])]
-            else:  # the option is what the verbalised text adds in length (MeZO); its last token needs no forward
+            else:  # as in MeZO, an option's tokens are as many as it adds to the prompt; the last one needs no forward
                 sizes = [len(ids) - len(head) for ids in full]
                 if min(sizes) < 1:
                     word = make_printable(words[sizes.index(min(sizes))])
                     raise DataError(f"task.options: '{word}' adds no token after the prompt of {row.where}.")
                 sequences = [(ids[:-1], n, ids[-n:]) for ids, n in zip(full, sizes)]
             lengths.append(max(len(ids) for ids, _, _ in sequences))
-            if (cut := lengths[-1] - limit) > 0:
+            cut = lengths[-1] - limit
+            if cut > 0:
                 if overflow != "truncate":
                     continue
                 if len(head) - cut <= start:
                     raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
-                # from the prompt's start, the same tokens for every option; what the tokenizer puts first stays
+                # the prompt loses its beginning, as many tokens for every option; special tokens before it stay
                 sequences = [(ids[:start] + ids[start + cut :], n, targets) for ids, n, targets in sequences]
             for ids, n, targets in sequences:
                 examples.tokens.append(ids)
@@ -92,7 +106,7 @@ class Classify(AbstractTask):
         return examples, check_overflow(rows, lengths, limit, overflow)
 
     def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
-        """(prompts, labels). DataError lists every row whose fields or label are not as wanted."""
+        """Return the prompt of each row and the number of its label. DataError names every row that is not valid."""
         names = list(self.options)
         seen = Counter(value_as_text(row.fields.get(self.label)) for row in rows)
         if not seen.keys() & self.options.keys():
@@ -109,8 +123,8 @@ class Classify(AbstractTask):
             try:
                 label = read_field_text(row, self.label)
                 if label not in self.options:
-                    there = ", ".join(map(make_printable, names)) + f"){suggest_nearest(label, names) or '.'}"
-                    raise DataError(f'{row.where}: label "{make_printable(label)}" is not one of task.options ({there}')
+                    known = ", ".join(map(make_printable, names)) + f"){suggest_nearest(label, names) or '.'}"
+                    raise DataError(f'{row.where}: label "{make_printable(label)}" is not one of task.options ({known}')
                 prompts.append(self.render(row))
                 labels.append(names.index(label))
             except DataError as e:
@@ -119,15 +133,30 @@ class Classify(AbstractTask):
         return prompts, labels
 
     def over(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
+        """Return the task of a run over these examples, in batches of `size`."""
         return ClassifyTraining(self, train, seed, size)
+
+
+def options_are_tokens(prompts: list[list[int]], fulls: list[list[list[int]]]) -> bool:
+    """Return whether every option is one token, the same after every prompt.
+
+    prompts: the token ids of each prompt. fulls: by option, those of each prompt with the option.
+    """
+    for full in fulls:
+        if any(ids[:-1] != prompt for ids, prompt in zip(full, prompts)):
+            return False
+    return all(len({ids[-1] for ids in full}) == 1 for full in fulls)
 
 
 @dataclass
 class ClassifyTraining(AbstractTraining):
-    """A run of Classify."""
+    """The task of a run that trains on labels: those of Classify, or the words for a mask of Mlm."""
 
-    def outputs(self, model: Any, batch: Batch, copies: int) -> Tensor:
-        """Log-probabilities of the options, up to a constant an example: [copies, B, options], float64 on the host."""
+    def outputs(self, model: Base, batch: Batch, copies: int) -> Tensor:
+        """Return the options' log-probabilities, [copies, B, options], in float64 on the CPU.
+
+        They may be off by a constant for each example, which a softmax over the options removes.
+        """
         if batch.examples.per == 1:
             scores: Tensor = model.logits(model.hidden(batch, copies)[:, 0], batch.targets[0]).double().cpu()
         else:
@@ -135,8 +164,11 @@ class ClassifyTraining(AbstractTraining):
             scores = sums / counts
         return scores.view(copies, len(batch), -1)
 
-    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
-        """Cross-entropy over the options, or 1 - reward of the likeliest: [copies, B], float64."""
+    def score(self, model: Base, batch: Batch, copies: int) -> Tensor:
+        """Return losses [copies, B], in float64.
+
+        With objective `loss` they are the cross-entropy over the options, else 1 - the reward of the likeliest option.
+        """
         outputs = self.outputs(model, batch, copies)
         if self.options.objective == "loss":
             log_p = torch.log_softmax(outputs, dim=-1)
@@ -145,46 +177,51 @@ class ClassifyTraining(AbstractTraining):
         return 1 - self.rewards(batch, outputs)
 
     def rewards(self, batch: Batch, outputs: Tensor) -> Tensor:
-        """[copies, B], float64: of the likeliest options."""
+        """Return the reward of each example's likeliest option, [copies, B], in float64. outputs: as `outputs` returns."""
         chosen = outputs.argmax(-1)
         if self.options.objective == "accuracy":
             return (chosen == batch.labels).double()
         labels, notes = list(self.options.options), batch.notes
-        found = [
+        rewards = [
             _objective.compute_rewards(self.options.objective, notes, [labels[i] for i in row])
             for row in chosen.tolist()
         ]
-        return torch.tensor(found, dtype=torch.float64)
+        return torch.tensor(rewards, dtype=torch.float64)
 
-    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
-        """Accuracy raw, with the label bias removed (the options' mean log p on training rows), and of the majority."""
+    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Return the loss and three accuracies, and the reward where the objective is a function.
+
+        accuracy: of the likeliest option. calibrated: the same after the model's bias for some labels is taken off, which
+        is the options' mean log p on `calibrate` training rows. majority: of always choosing the most frequent label.
+        """
         scores, labels = self.log_shares(model, examples), torch.tensor(examples.labels)
         bias = self.log_shares(model, self.train.head(calibrate)).mean(0)
 
-        def share(x: Tensor) -> float:
-            return (x.argmax(-1) == labels).double().mean().item()
+        def accuracy(scores: Tensor) -> float:
+            return (scores.argmax(-1) == labels).double().mean().item()
 
-        found = {
+        metrics = {
             "loss": -scores.gather(-1, labels[:, None]).mean().item(),
             "count": len(labels),
-            "accuracy": share(scores),
-            "calibrated": share(scores - bias),
+            "accuracy": accuracy(scores),
+            "calibrated": accuracy(scores - bias),
             "majority": max(Counter(examples.labels).values()) / len(labels),
         }
         if _objective.is_function(self.options.objective):
             whole = examples.collate(range(len(examples)))
-            found["reward"] = self.rewards(whole, scores[None]).mean().item()
-        return found
+            metrics["reward"] = self.rewards(whole, scores[None]).mean().item()
+        return metrics
 
-    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+        """Return the right label and the likeliest one of each example."""
         names = list(self.options.options)
         picks = self.log_shares(model, examples).argmax(-1).tolist()
         return [(names[right], names[pick]) for right, pick in zip(examples.labels, picks)]
 
-    def log_shares(self, model: Any, examples: Examples) -> Tensor:
-        """Log-probabilities of the options among themselves: [N, options], float64."""
-        found: list[tuple[int, Tensor]] = []
+    def log_shares(self, model: Base, examples: Examples) -> Tensor:
+        """Return log softmax over the options of each of N examples, [N, options], in float64."""
+        numbered: list[tuple[int, Tensor]] = []
         for chosen in evaluation_batches(examples):
             scores = self.outputs(model, examples.collate(chosen), 1)[0]
-            found += zip(chosen, torch.log_softmax(scores, dim=-1))
-        return torch.stack([row for _, row in sorted(found, key=lambda pair: pair[0])])
+            numbered += zip(chosen, torch.log_softmax(scores, dim=-1))
+        return torch.stack([row for _, row in sorted(numbered, key=lambda pair: pair[0])])

@@ -1,13 +1,14 @@
-"""Answer in free text: loss = cross-entropy of the answer's tokens; evaluated by greedy generation against gold answers.
+"""Answers in free text. The loss is the cross-entropy of the answer's tokens; evaluation compares greedy answers.
 
-MeZO's generation (arXiv 2305.17333, App. E): teacher forcing on the first answer and a line break, the mean over all such
-tokens in the batch; at most 50 new tokens, up to a line break or the end; the F1 of SQuAD over several gold answers.
+This is MeZO's generation (arXiv 2305.17333, App. E). Training is teacher forcing on the first answer and a line break,
+averaged over all such tokens in the batch. A generated answer has at most 50 tokens, and ends at a line break. It is
+compared with all right answers by SQuAD's F1 and exact match.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from annotated_types import Ge
@@ -22,6 +23,11 @@ from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
 from ._prompt import parse_template, render_template, template_fields
 from ._training import AbstractTraining, evaluation_batches, mean_loss, token_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..models.base import Base
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,18 @@ class Generate(AbstractTask):
         _objective.check_objective(self.objective, ["f1", "exact_match"])
 
     def fields(self) -> list[str]:
-        """The row's fields that the prompt is made of."""
+        """Return the fields of a row that its prompt is made of."""
         return template_fields(self.prompt)
 
-    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
-        """Tokenised rows, and counts of what was truncated or dropped. DataError: fields, answers, lengths."""
+    def encode(
+        self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
+    ) -> tuple[Examples, dict[str, int]]:
+        """Return the tokenised rows, and how many were truncated or dropped.
+
+        limit: the number of tokens in a forward at most.
+        DataError: a field or an answer is missing or empty, nothing of a prompt would be left, or `check_overflow`
+        raises it.
+        """
         require_fields(rows, self.fields(), self.answer.partition(".")[0], option="task.answer")
         prompts, answers, faults = [], [], []
         for row in rows:
@@ -63,7 +76,8 @@ class Generate(AbstractTask):
             if len(ids) <= len(head):
                 raise DataError(f"{row.where}: the answer '{make_printable(right[0])}' adds no token after the prompt.")
             lengths.append(max(len(ids) - 1, len(head) + self.tokens))
-            if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
+            cut = max(0, lengths[-1] - limit)
+            if cut and overflow != "truncate":
                 continue
             if len(head) - cut <= start:
                 raise DataError(
@@ -76,42 +90,52 @@ class Generate(AbstractTask):
         return examples, check_overflow(rows, lengths, limit, overflow)
 
     def over(self, train: Examples, seed: int, size: int) -> GenerateTraining:
+        """Return the task of a run over these examples, in batches of `size`."""
         return GenerateTraining(self, train, seed, size)
 
     def _answers(self, row: Row) -> list[str]:
+        """Return the right answers of a row. DataError: one of them is missing or empty."""
         value: Any = row.fields
         for name in self.answer.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        some = value if isinstance(value, list) and value else [value]
-        return [read_field_text(Row(row.where, {self.answer: one}), self.answer) for one in some]
+        answers = value if isinstance(value, list) and value else [value]
+        return [read_field_text(Row(row.where, {self.answer: answer}), self.answer) for answer in answers]
 
 
 @dataclass
 class GenerateTraining(AbstractTraining):
-    """A run of Generate."""
+    """The task of a run that trains on answers in free text."""
 
-    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
-        """Cross-entropy of the answers' tokens, or 1 - reward of what is generated: [copies, B], float64."""
+    def score(self, model: Base, batch: Batch, copies: int) -> Tensor:
+        """Return losses [copies, B], in float64.
+
+        With objective `loss` they are the cross-entropy of the answers' tokens, else 1 - the reward of a greedy answer.
+        """
         if self.options.objective == "loss":
             return token_losses(model, batch, copies)
-        texts = self.texts(model, batch, copies)
-        found = [_objective.compute_rewards(self.options.objective, batch.notes, some) for some in texts]
-        return 1 - torch.tensor(found, dtype=torch.float64)
+        answers = self.texts(model, batch, copies)
+        rewards = [_objective.compute_rewards(self.options.objective, batch.notes, texts) for texts in answers]
+        return 1 - torch.tensor(rewards, dtype=torch.float64)
 
-    def texts(self, model: Any, batch: Batch, copies: int) -> list[list[str]]:
-        """The first line of what the model answers to each prompt: [copies][B]."""
-        prompts = [
-            ids[: rows[0] + 1]
-            for ids, rows in ((batch.examples.tokens[i], batch.examples.rows[i]) for i in batch.index)
-        ]
+    def texts(self, model: Base, batch: Batch, copies: int) -> list[list[str]]:
+        """Return the first line of the model's greedy answer to each prompt, [copies][B]."""
+        examples = batch.examples
+        prompts = []
+        for i in batch.index:
+            last_of_prompt = examples.rows[i][0]  # it predicts the answer's first token
+            prompts.append(examples.tokens[i][: last_of_prompt + 1])
         return model.answers(prompts, copies, self.options.tokens)
 
-    def replies(self, model: Any, examples: Examples) -> list[tuple[str, str]]:
+    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+        """Return the right answers, joined by " | ", and the model's answer to each example."""
         texts = self.texts(model, examples.collate(range(len(examples))), 1)[0]
         return [(" | ".join(note["answers"]), text) for note, text in zip(examples.notes, texts)]
 
-    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
-        """F1 and exact match of greedy answers, and the training loss."""
+    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Return the training loss, and F1 and exact match of greedy answers.
+
+        `reward` is there too where the objective is a function.
+        """
         outputs = [""] * len(examples)
         for chosen in evaluation_batches(examples, self.options.tokens):
             for i, text in zip(chosen, self.texts(model, examples.collate(chosen), 1)[0]):
@@ -120,8 +144,8 @@ class GenerateTraining(AbstractTraining):
         def mean(objective: str) -> float:
             return sum(_objective.compute_rewards(objective, examples.notes, outputs)) / len(outputs)
 
-        found = {"loss": mean_loss(model, examples), "count": len(outputs)}
-        found |= {"f1": mean("f1"), "exact_match": mean("exact_match")}
+        metrics = {"loss": mean_loss(model, examples), "count": len(outputs)}
+        metrics |= {"f1": mean("f1"), "exact_match": mean("exact_match")}
         if _objective.is_function(self.options.objective):
-            found["reward"] = mean(self.options.objective)
-        return found
+            metrics["reward"] = mean(self.options.objective)
+        return metrics

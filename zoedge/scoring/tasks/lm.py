@@ -1,9 +1,9 @@
-"""Plain text: loss = cross-entropy of every token after the first, the mean over all tokens in the batch."""
+"""Plain text. The loss is the cross-entropy of every token after the first, averaged over all tokens of the batch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -15,6 +15,11 @@ from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
 from ._training import AbstractTraining, mean_loss, token_losses
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..models.base import Base
+
 
 @dataclass(frozen=True)
 class Lm(AbstractTask):
@@ -24,10 +29,17 @@ class Lm(AbstractTask):
     text: str = "text"
 
     def fields(self) -> list[str]:
+        """Return the field of a row that holds its text."""
         return [self.text]
 
-    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
-        """Tokenised rows, and counts of what was truncated (from the left) or dropped. DataError: fields, lengths."""
+    def encode(
+        self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
+    ) -> tuple[Examples, dict[str, int]]:
+        """Return the tokenised rows, and how many were truncated from the left or dropped.
+
+        limit: the number of tokens in a forward at most.
+        DataError: a row has no text or only one token, or `check_overflow` raises it.
+        """
         require_fields(rows, [], self.text, option="task.text")
         texts, faults = [], []
         for row in rows:
@@ -47,16 +59,18 @@ class Lm(AbstractTask):
         return examples, check_overflow(rows, lengths, limit, overflow)
 
     def over(self, train: Examples, seed: int, size: int) -> LmTraining:
+        """Return the task of a run over these examples, in batches of `size`."""
         return LmTraining(self, train, seed, size)
 
 
 @dataclass
 class LmTraining(AbstractTraining):
-    """A run whose loss is the cross-entropy of some tokens, and whose metric is that loss."""
+    """The task of a run whose loss is the cross-entropy of some tokens, and whose only metric is that loss."""
 
-    def score(self, model: Any, batch: Batch, copies: int) -> Tensor:
-        """[copies, B], float64; their mean is the cross-entropy of a scored token of the batch."""
+    def score(self, model: Base, batch: Batch, copies: int) -> Tensor:
+        """Return losses [copies, B], in float64, whose mean is the cross-entropy of the batch's scored tokens."""
         return token_losses(model, batch, copies)
 
-    def judge(self, model: Any, examples: Examples, calibrate: int) -> dict[str, Any]:
+    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+        """Return the loss, averaged over all tokens, and the number of examples."""
         return {"loss": mean_loss(model, examples), "count": len(examples)}

@@ -1,7 +1,7 @@
-"""Fill a mask inside a prompt with one of a few words: loss = CE(softmax(the words' logits at the mask), label).
+"""Classification by the word that fills a mask in a prompt. The loss is CE(softmax(the words' logits at the mask), label).
 
-LM-BFF's prompts (arXiv 2012.15723), as in MeZO's RoBERTa experiments (arXiv 2305.17333, App. E): <s> text It was<mask>.
-</s>. The masked language model's own head scores the words, so nothing of the model starts at random.
+The prompts are LM-BFF's (arXiv 2012.15723), as in MeZO's RoBERTa experiments (arXiv 2305.17333, App. E), such as
+<s> text It was<mask>.</s>. The masked language model's own head scores the words, so that no weight starts at random.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
@@ -18,6 +18,10 @@ from ..rows.row import Row
 from ._encode import check_overflow
 from ._examples import Examples
 from .classify import Classify, ClassifyTraining
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 MASK_FIELD = "mask"
 
@@ -40,19 +44,27 @@ class Mlm(AbstractTask):
             raise ValueError(f"prompt: write {{{MASK_FIELD}}} once, where the word is to stand")
 
     def _plainly(self) -> Classify:
-        """The same without the mask. ValueError: a prompt or options that cannot be meant."""
+        """Return the task without the mask. ValueError: the prompt or the options are not valid."""
         return Classify(self.prompt.replace(f"{{{MASK_FIELD}}}", "", 1), self.options, self.label)
 
     @property
     def labels(self) -> list[str]:
+        """The labels that an example may have, in order."""
         return list(self.options)
 
     def fields(self) -> list[str]:
-        """The row's fields that the prompt is made of."""
+        """Return the fields of a row that its prompt is made of."""
         return self._plainly().fields()
 
-    def encode(self, rows: list[Row], tokenizer: Any, limit: int, overflow: str) -> tuple[Examples, dict[str, int]]:
-        """Tokenised rows, and counts of what was truncated or dropped. DataError: labels, lengths, words, the tokenizer."""
+    def encode(
+        self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
+    ) -> tuple[Examples, dict[str, int]]:
+        """Return the tokenised rows, and how many were truncated or dropped.
+
+        limit: the number of tokens in a forward at most.
+        DataError: the tokenizer has no mask, a word is not one token, a row's label is no option, a prompt is too
+        long without its fields, or `check_overflow` raises it.
+        """
         start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
         if None in (start, end, tokenizer.mask_token_id):
             raise DataError(
@@ -66,7 +78,8 @@ class Mlm(AbstractTask):
         for i, (row, label) in enumerate(zip(rows, labels)):
             parts = [segment[i] for segment in prompts.segments]
             lengths.append(2 + sum(map(len, parts)))
-            if (cut := lengths[-1] - limit) > 0:
+            cut = lengths[-1] - limit
+            if cut > 0:
                 if overflow != "truncate":
                     continue
                 if not truncate_fields(parts, prompts.fields, cut):
@@ -78,48 +91,52 @@ class Mlm(AbstractTask):
             examples.names.append(row.where)
         return examples, check_overflow(rows, lengths, limit, overflow, "the longest field, from the right")
 
-    def _words(self, tokenizer: Any) -> list[int]:
-        """The token of each option. DataError: a word of none, of several, unknown, or the same as another's."""
-        found: list[int] = []
+    def _words(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the token of each option's word. DataError: a word is not one known token, or has another word's token."""
+        tokens: list[int] = []
         for word in self.options.values():
             ids = tokenizer(word, add_special_tokens=False).input_ids
-            if len(ids) != 1 or ids[0] in (*found, tokenizer.unk_token_id):
-                seen = " ".join(tokenizer.convert_ids_to_tokens(ids))
+            if len(ids) != 1 or ids[0] in (*tokens, tokenizer.unk_token_id):
+                spelled = " ".join(tokenizer.convert_ids_to_tokens(ids))
                 raise DataError(
                     f"task.options: '{make_printable(word)}' is {len(ids)} token{'' if len(ids) == 1 else 's'} "
-                    f"({make_printable(seen)}), and "
+                    f"({make_printable(spelled)}), and "
                     "a mask holds one known token, another for each option. Most words want a space before them."
                 )
-            found += ids
-        return found
+            tokens += ids
+        return tokens
 
-    def _tokenised(self, rows: list[Row], tokenizer: Any) -> SegmentedPrompts:
-        """The rows' prompts in segments: texts, fields and the mask."""
+    def _tokenised(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> SegmentedPrompts:
+        """Return the rows' prompts as tokenised segments, which are fields, the mask, and the texts between them."""
         segments: list[list[list[int]]] = []
         fields, place, plainly = [], 0, self._plainly()
 
-        def ids(texts: list[str]) -> list[list[int]]:
-            found: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
-            return found
+        def tokenise(texts: list[str]) -> list[list[int]]:
+            ids: list[list[int]] = tokenizer(texts, add_special_tokens=False).input_ids
+            return ids
 
         for literal, name, spec, _ in string.Formatter().parse(self.prompt):
             text = literal if name is None else literal.rstrip(" ")  # a space is part of the word that follows
-            segments.append(ids([text]) * len(rows))
+            segments.append(tokenise([text]) * len(rows))
             if name == MASK_FIELD:
                 place = len(segments)
                 segments.append([[tokenizer.mask_token_id]] * len(rows))
             elif name is not None:
-                one = replace(plainly, prompt=f"{{{name}:{spec}}}" if spec else f"{{{name}}}")
+                field_alone = replace(plainly, prompt=f"{{{name}:{spec}}}" if spec else f"{{{name}}}")
                 fields.append(len(segments))
-                segments.append(ids([literal[len(text) :] + one.render(row) for row in rows]))
+                segments.append(tokenise([literal[len(text) :] + field_alone.render(row) for row in rows]))
         return SegmentedPrompts(segments, fields, place)
 
     def over(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
+        """Return the task of a run over these examples, in batches of `size`."""
         return ClassifyTraining(self._plainly(), train, seed, size)
 
 
 class SegmentedPrompts(NamedTuple):
-    """segments: token ids by segment and row. fields: the segments that are fields. mask: the one that is the mask."""
+    """The tokenised prompts of a set, cut into the segments of its template.
+
+    segments: token ids by segment and row. fields: the numbers of the segments that are fields. mask: that of the mask.
+    """
 
     segments: list[list[list[int]]]
     fields: list[int]
@@ -127,7 +144,11 @@ class SegmentedPrompts(NamedTuple):
 
 
 def truncate_fields(parts: list[list[int]], fields: list[int], cut: int) -> bool:
-    """Take `cut` tokens in all off the ends of the fields, always of the longest. False: one would have none left."""
+    """Take `cut` tokens off the ends of a prompt's fields, each from the field that is the longest at that time.
+
+    parts: the token ids of each segment, which are changed. fields: the numbers of the segments that are fields.
+    Returns False if a field would have no token left.
+    """
     for _ in range(cut):
         longest = max(fields, key=lambda j: len(parts[j]))
         if len(parts[longest]) < 2:

@@ -1,15 +1,61 @@
-"""The families of architectures that have a fast forward, one a file."""
+"""The families of architectures that have a fast forward: one file for each, named as config.json's model_type."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ....core.parts import list_words, load_module
 from ....errors import DataError
 
+if TYPE_CHECKING:
+    from types import SimpleNamespace
 
-def load_family(config: Any) -> Any:
-    """The module of facts of a model's family; an unknown family gets a sentence."""
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from ..past import PastKeyValues
+
+
+class FamilyFacts(Protocol):
+    """What a module of this folder says of its family of architectures.
+
+    S: sequences. T: tokens of a sequence, n of them virtual. H: the width of hidden states. E: of embeddings.
+    """
+
+    BLOCKS: str  # the name of the list of blocks inside the model
+    HEAD: str  # what follows AutoModelFor in the name of transformers' class: CausalLM | MaskedLM
+    UNUSED: tuple[str, ...]  # beginnings of the names of tensors that a checkpoint may hold and the model does not use
+
+    def longest(self, config: PreTrainedConfig) -> int:
+        """Return how many tokens a sequence may have."""
+
+    def embed(self, model: PreTrainedModel, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
+        """Return what the first block reads, [S, n + T, H].
+
+        ids: [S, T]. places: positions, [1 or S, n + T]. ahead: embeddings [S, n, E] of virtual tokens; None: n is 0.
+        """
+
+    def context(
+        self, model: PreTrainedModel, h: Tensor, places: Tensor, past: PastKeyValues | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments by name that every block takes besides the hidden states h, [S, n + T, H], and the mask."""
+
+    def last(self, block: nn.Module, h: Tensor, rows: Tensor, **context: Any) -> Tensor:
+        """Return the output of the last block at the rows [S, R] alone, [S, R, H]: queries are computed only there."""
+
+    def final(self, model: PreTrainedModel, h: Tensor) -> Tensor:
+        """Return what the head reads, [..., H], from the output of the last block."""
+
+    def head(self, model: PreTrainedModel) -> nn.Linear:
+        """Return the matrix that makes logits over the vocabulary."""
+
+
+def load_family(config: PreTrainedConfig | SimpleNamespace) -> FamilyFacts:
+    """Return the module that describes a model's family.
+
+    config: the model's configuration, or an object with the same attributes. DataError: zoedge does not know the family, or
+    the model's attention looks both ways where the family's does not.
+    """
     family = config.model_type
     if family not in list_words("scoring.models.families"):
         known = ", ".join(list_words("scoring.models.families"))
@@ -18,14 +64,18 @@ def load_family(config: Any) -> Any:
         raise DataError(
             f"This {family} model looks both ways (use_bidirectional_attention): zoedge scores what comes next."
         )
-    return load_module("scoring.models.families", family)
+    return cast(FamilyFacts, load_module("scoring.models.families", family))
 
 
-def check_head(task: str, head: str, facts: Any) -> None:
-    """DataError where a task's loss reads another head than the family has."""
+def check_head(task: str, head: str, facts: FamilyFacts) -> None:
+    """Raise DataError where a task needs another kind of model than the family is.
+
+    task: its word in the recipe. head: what it scores with, CausalLM or MaskedLM.
+    """
     if head != facts.HEAD:
-        word = {"CausalLM": "reads what comes next", "MaskedLM": "fills a mask"}
+        purpose = {"CausalLM": "reads what comes next", "MaskedLM": "fills a mask"}
         other = {"CausalLM": "name: mlm", "MaskedLM": "name: classify"}[head]
         raise DataError(
-            f"task: {task} {word[head]}, and this base {word[facts.HEAD]}. Use task: {{{other}}}, or another model.source."
+            f"task: {task} {purpose[head]}, and this base {purpose[facts.HEAD]}. Use task: {{{other}}}, "
+            "or another model.source."
         )

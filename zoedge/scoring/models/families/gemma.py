@@ -1,4 +1,4 @@
-"""The facts of the first Gemma: LLaMA's; its own modules scale embeddings by sqrt(hidden) and norms by 1 + weight."""
+"""The first Gemma, which has LLaMA's modules. They scale embeddings by sqrt(hidden) and norms by 1 + weight themselves."""
 
 from __future__ import annotations
 

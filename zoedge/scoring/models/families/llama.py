@@ -1,66 +1,71 @@
-"""The facts of the LLaMA family: rotary positions, grouped heads, RMS norms, no biases, head tied or not.
+"""The LLaMA family: rotary positions, grouped heads, RMS norms, no biases, and a head that may be tied to the embeddings.
 
-Mistral, Qwen and Gemma have the same modules under the same names, so their files import these functions.
+Mistral, Qwen and Gemma have the same modules under the same names, so that their files import these functions.
+`FamilyFacts` in this folder's __init__.py says what each function of a family's file does.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ._rows import attend_at_rows, gather_rows, longest, prepend_tokens, split_heads
 
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
+
+    from ..past import PastKeyValues
+
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.layers", "CausalLM"
-UNUSED: tuple[str, ...] = ()  # beginnings of the names of tensors that a checkpoint may hold for nothing
+UNUSED: tuple[str, ...] = ()
 
 
-def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
-    """What the first block reads: [S, n + T, H]. places [1 or S, n + T]: positions; ahead: [S, n, E] before the embeddings."""
+def embed(model: LlamaForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
     return prepend_tokens(ahead, model.model.embed_tokens(ids))
 
 
-def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:
-    """What every block takes beside the hidden states [S, T, H]. places: as `embed`'s; past: None, or a models.base.Past."""
+def context(model: LlamaForCausalLM, h: Tensor, places: Tensor, past: PastKeyValues | None = None) -> dict[str, Any]:
     turns = model.model.rotary_emb(h, position_ids=places)
     return {"position_ids": places, "position_embeddings": turns, "past_key_values": past}
 
 
 def last(
-    block: Any,
+    block: LlamaDecoderLayer,
     h: Tensor,
     rows: Tensor,
     attention_mask: Tensor | None,
     position_embeddings: tuple[Tensor, Tensor],
-    past_key_values: Any,
-    **_: Any,
+    past_key_values: PastKeyValues | None,
+    **_: object,
 ) -> Tensor:
-    """The block's output at rows [S, R] alone: [S, R, H]."""
-    a, x = block.self_attn, block.input_layernorm(h)
-    k, v = project_heads(a, "k", x), project_heads(a, "v", x)
+    attention, x = block.self_attn, block.input_layernorm(h)
+    k, v = project_heads(attention, "k", x), project_heads(attention, "v", x)
     cos, sin = position_embeddings
     k, _ = apply_rotary_pos_emb(k, k, cos, sin)
-    at = [gather_rows(w.expand(len(rows), -1, -1), rows) for w in (cos, sin)]
-    q = project_heads(a, "q", gather_rows(x, rows))
-    q, _ = apply_rotary_pos_emb(q, q, *at)
-    h = gather_rows(h, rows) + a.o_proj(
-        attend_at_rows(q, k, v, rows, a.scaling, attention_mask, past_key_values, a.layer_idx)
-    )
+    cos_at_rows, sin_at_rows = (gather_rows(w.expand(len(rows), -1, -1), rows) for w in (cos, sin))
+    q = project_heads(attention, "q", gather_rows(x, rows))
+    q, _ = apply_rotary_pos_emb(q, q, cos_at_rows, sin_at_rows)
+    heads = attend_at_rows(q, k, v, rows, attention.scaling, attention_mask, past_key_values, attention.layer_idx)
+    h = gather_rows(h, rows) + attention.o_proj(heads)
     return h + block.mlp(block.post_attention_layernorm(h))
 
 
-def project_heads(a: Any, which: str, x: Tensor) -> Tensor:
-    """q, k or v [S, heads, T, D] of x [S, T, H]; Qwen3 also norms each head's q and k."""
-    heads = split_heads(getattr(a, f"{which}_proj")(x), a.head_dim)
-    norm = getattr(a, f"{which}_norm", None)
+def project_heads(attention: LlamaAttention, which: str, x: Tensor) -> Tensor:
+    """Return the heads of a projection of x [S, T, H], [S, heads, T, D]. Qwen3 also norms each head's q and k.
+
+    which: the projection's name, q, k or v.
+    """
+    heads = split_heads(getattr(attention, f"{which}_proj")(x), attention.head_dim)
+    norm = getattr(attention, f"{which}_norm", None)
     return heads if norm is None else norm(heads)
 
 
-def final(model: Any, h: Tensor) -> Tensor:
+def final(model: LlamaForCausalLM, h: Tensor) -> Tensor:
     return model.model.norm(h)
 
 
-def head(model: Any) -> nn.Linear:
+def head(model: LlamaForCausalLM) -> nn.Linear:
     return model.lm_head

@@ -1,4 +1,4 @@
-"""The facts of the Mistral family: LLaMA's, and a sliding window in the first version, which limits a sequence."""
+"""The Mistral family, which has LLaMA's modules. The sliding window of its first version limits a sequence's length."""
 
 from __future__ import annotations
 

@@ -1,20 +1,27 @@
-"""The facts of the OPT family: learned positions offset by two, ReLU, biases, norms before or after, projections."""
+"""The OPT family: learned positions with an offset of two, ReLU, and biases.
+
+Depending on the size, norms stand before or after the layers, and embeddings are projected to the width of the blocks.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ._rows import attend_at_rows, gather_rows, longest, prepend_tokens, split_heads
 
+if TYPE_CHECKING:
+    from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTForCausalLM
+
+    from ..past import PastKeyValues
+
 __all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
 BLOCKS, HEAD = "model.decoder.layers", "CausalLM"
-UNUSED: tuple[str, ...] = ()  # beginnings of the names of tensors that a checkpoint may hold for nothing
+UNUSED: tuple[str, ...] = ()
 
 
-def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
-    """What the first block reads: [S, n + T, H]. places [1 or S, n + T]: positions; ahead: [S, n, E] before the embeddings."""
+def embed(model: OPTForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
     decoder = model.model.decoder
     h = prepend_tokens(ahead, decoder.embed_tokens(ids))
     if decoder.project_in is not None:
@@ -22,31 +29,37 @@ def embed(model: Any, ids: Tensor, places: Tensor, ahead: Tensor | None = None) 
     return h + decoder.embed_positions(None, position_ids=places.expand(len(h), -1))
 
 
-def context(model: Any, h: Tensor, places: Tensor, past: Any = None) -> dict[str, Any]:
+def context(model: OPTForCausalLM, h: Tensor, places: Tensor, past: PastKeyValues | None = None) -> dict[str, Any]:
     return {"past_key_values": past}
 
 
-def last(block: Any, h: Tensor, rows: Tensor, attention_mask: Tensor | None, past_key_values: Any, **_: Any) -> Tensor:
-    """The block's output at rows [S, R] alone: [S, R, H]."""
-    a, before = block.self_attn, block.do_layer_norm_before
+def last(
+    block: OPTDecoderLayer,
+    h: Tensor,
+    rows: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: PastKeyValues | None,
+    **_: object,
+) -> Tensor:
+    attention, before = block.self_attn, block.do_layer_norm_before
+    assert attention.layer_idx is not None
     x = block.self_attn_layer_norm(h) if before else h
-    k, v = split_heads(a.k_proj(x), a.head_dim), split_heads(a.v_proj(x), a.head_dim)
-    q = split_heads(a.q_proj(gather_rows(x, rows)), a.head_dim)
-    h = gather_rows(h, rows) + a.out_proj(
-        attend_at_rows(q, k, v, rows, a.scaling, attention_mask, past_key_values, a.layer_idx)
-    )
+    k, v = (split_heads(project(x), attention.head_dim) for project in (attention.k_proj, attention.v_proj))
+    q = split_heads(attention.q_proj(gather_rows(x, rows)), attention.head_dim)
+    heads = attend_at_rows(q, k, v, rows, attention.scaling, attention_mask, past_key_values, attention.layer_idx)
+    h = gather_rows(h, rows) + attention.out_proj(heads)
     h = h if before else block.self_attn_layer_norm(h)
     x = block.final_layer_norm(h) if before else h
     h = h + block.fc2(block.activation_fn(block.fc1(x)))
     return h if before else block.final_layer_norm(h)
 
 
-def final(model: Any, h: Tensor) -> Tensor:
+def final(model: OPTForCausalLM, h: Tensor) -> Tensor:
     decoder = model.model.decoder
     if decoder.final_layer_norm is not None:
         h = decoder.final_layer_norm(h)
     return h if decoder.project_out is None else decoder.project_out(h)
 
 
-def head(model: Any) -> nn.Linear:
+def head(model: OPTForCausalLM) -> nn.Linear:
     return model.lm_head

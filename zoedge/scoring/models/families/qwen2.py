@@ -1,4 +1,4 @@
-"""The facts of the Qwen2 family: LLaMA's, with biases on q, k and v, and a sliding window where it is switched on."""
+"""The Qwen2 family, which has LLaMA's modules, with biases on q, k and v, and a sliding window where it is switched on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The facts of the Qwen3 family: LLaMA's, with RMS norms on each head's q and k, and heads of any size."""
+"""The Qwen3 family, which has LLaMA's modules, with RMS norms on each head's q and k, and heads of any size."""
 
 from __future__ import annotations
 
