@@ -42,7 +42,7 @@ STILL_LONG = {
     "cli.sweep.sweep",
     "cli.training.finetune", "cli.training.print_summary", "commands.doctor.hints.find_hints",
     "commands.export.merged.write_merged", "commands.import_config.axolotl.convert_axolotl_rows",
-    "commands.import_config.mlx_lm.convert_mlx_lm", "optim.__init__", "recipe.check.check",
+    "commands.import_config.mlx_lm.convert_mlx_lm", "optim.__init__",
 }  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_CLI_FUNCTION, MOST_ENTRIES = 450, 60, 30, 16
 PRINTS = {
