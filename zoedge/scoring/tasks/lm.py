@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_doc import Doc
 from torch import Tensor
 
 from ...core.types import AbstractTask
@@ -18,10 +19,10 @@ from ._training import AbstractTraining, mean_loss, token_losses
 
 @dataclass(frozen=True)
 class Lm(AbstractTask):
-    """text: the field with the text."""
+    """The task of plain text, and its option."""
 
     formats: ClassVar[tuple[str, ...]] = ("text",)
-    text: str = "text"
+    text: Annotated[str, Doc("The field with the text.")] = "text"
 
     def fields(self) -> list[str]:
         return [self.text]
