@@ -42,7 +42,7 @@ lint: env  ## ruff and mypy alone
 fix: env  ## let ruff format and mend
 	$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
 
-docs: env  ## make docs/methods.md, docs/lab.md and docs/cli.md anew
+docs: env  ## make docs/methods.md, docs/lab.md, docs/cli.md and zoedge/recipe/keys.json anew
 	$(PY) docs/generate.py
 
 RECORD := runs/assets

@@ -1,12 +1,12 @@
 """`make docs`: methods.md from recipes, source files and benchmarks/methods.json; lab.md from docs/lab/*.json; cli.md from
-`--help`."""
+`--help`; and zoedge/recipe/keys.json, which the tab key completes from, from the classes."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from zoedge.core.oracle import count_evaluations
 from zoedge.core.parts import PART_FOLDERS, list_words, load_module, load_part
 from zoedge.core.types import Leaf
 from zoedge.lab import list_experiments
+from zoedge.recipe.parts import build_section
 from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.recipe import Recipe, part_name
+from zoedge.recipe.schema import KEYS_FILE, format_keys, read_descriptions
 
 ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"
 PASSES = 2400  # of every recipe here
+RULE_OPTIONS = {"lr", "schedule", "weight_decay"}  # of every rule, and of nothing else
 KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions"}
 INTRO = """# Methods
 
@@ -165,21 +168,22 @@ def method(name: str, path: Path, recipe: Recipe) -> str:
     return f"### {name}\n\n{title}\n\n{lines}\nThe paper: {paper}\n\n"
 
 
-def options(made: type[Any]) -> str:
-    """The fields and their defaults, as a recipe would write them."""
-    found = []
+def options(made: type[Any], names: Collection[str]) -> str:
+    """Some fields of a class as a list: their default, as a recipe would write it, and their text."""
+    texts, lines = read_descriptions(build_section(made)), []
     for f in fields(made):
-        value = f.default_factory() if f.default_factory is not MISSING else f.default
-        found.append(f"`{f.name}: {'auto' if f.name in made.auto else json.dumps(value)}`")
-    return ", ".join(found)
+        if f.name in names:
+            value = f.default_factory() if f.default_factory is not MISSING else f.default
+            default = "auto" if f.name in made.auto else json.dumps(value)
+            lines.append(f"- `{f.name}: {default}` - {plain_paragraph(texts[f.name])}\n")
+    return "".join(lines)
 
 
 def description(kind: str, word: str) -> str:
     made, file = load_part(kind, word), load_module(PART_FOLDERS[kind], word)
     text = f"### {word}\n\n{docstring(file.__doc__)}\n\n"
-    own = made.__doc__ if made.__doc__ and not made.__doc__.startswith(made.__name__ + "(") else ""
-    if found := options(made):
-        text += f"Options: {found}.\n\n" + (f"{docstring(own)}\n\n" if own else "")
+    if own := options(made, {f.name for f in fields(made)} - RULE_OPTIONS):
+        text += f"Options:\n\n{own}\n"
     for other, allowed in made.only_with.items():
         text += f"Only with {other}: {', '.join(map(str, allowed))}.\n\n"
     if kind == "rule":
@@ -208,7 +212,10 @@ def page() -> str:
     text += "".join(row(name, recipe, measured.get("methods", {})) for name, (_, recipe) in found.items()) + "\n"
     text += "".join(method(name, path, recipe) for name, (path, recipe) in found.items())
     for kind, title in KINDS.items():
-        text += f"## {title}\n\n" + "".join(description(kind, word) for word in list_words(PART_FOLDERS[kind]))
+        text += f"## {title}\n\n"
+        if kind == "rule":
+            text += f"Every rule has these options:\n\n{options(load_part(kind, 'sgd'), RULE_OPTIONS)}\n"
+        text += "".join(description(kind, word) for word in list_words(PART_FOLDERS[kind]))
     return text.rstrip() + "\n"
 
 
@@ -254,3 +261,4 @@ if __name__ == "__main__":
     (ROOT / "docs" / "methods.md").write_text(page(), encoding="utf-8")
     (ROOT / "docs" / "lab.md").write_text(lab(), encoding="utf-8")
     (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")
+    KEYS_FILE.write_text(format_keys(), encoding="utf-8")

@@ -222,7 +222,27 @@ def test_recipes_can_be_listed_shown_and_copied(tmp_path: Path, zoedge: Callable
     assert zoedge("recipes", "show", "quickstart").out.startswith("#")
     assert zoedge("recipes", "cp", "quickstart", tmp_path).code == 0
     assert zoedge("recipes", "cp", "quickstart", tmp_path).code == 2
-    assert zoedge("finetune", tmp_path / "quickstart.yaml", "--dry-run").code == 0
+
+
+def test_a_dry_run_prints_a_recipe_and_why_it_is_so(
+    tmp_path: Path, zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = zoedge("finetune", "first-film", "rule.schedule=cosine", "--dry-run")
+    assert done.code == 0 and not list(tmp_path.iterdir()), "nothing is written"
+    comments = [line for line in done.out.splitlines() if line.startswith("#")]
+    assert [line.partition(" - ")[0] for line in comments] == [
+        "# What the recipe leaves open, and its other settings decide:",
+        "# estimator.eps: auto",
+        "# rule.lr: auto",
+        "# train.watchdog: {clip: 10.0, factor: 3.0, patience: 50, rewinds: 8, rise: 1.5, trust: 0.03}",
+    ]
+    assert comments[-1].endswith(" - rule.lr is auto, and what short trials choose may be too much for a long run.")
+    Path("again.yaml").write_text(done.out)
+    again = zoedge("finetune", "again.yaml", "--dry-run")
+    assert again.out.startswith("".join(line + "\n" for line in done.out.splitlines() if not line.startswith("#")))
+    assert "#" not in zoedge("finetune", "quickstart", "--dry-run").out, "which leaves nothing open"
+    assert zoedge("finetune", "first-film", "rule.lrr=1", "--dry-run").code == 2
 
 
 def test_doctor_and_quantize(llama: Path, zoedge: Callable[..., Done]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from zoedge.cli import completing
 from zoedge.core.parts import PART_FOLDERS, list_words, load_part
-from zoedge.recipe import check, sections
+from zoedge.recipe import check, schema, sections
 
 ROOT = Path(check.__file__).parents[2]
 CODE = """
@@ -92,3 +92,8 @@ def test_every_key_is_one_and_every_one_is_there() -> None:
         for f in fields(load_part(kind, w))
     }
     assert len(known) > 80 and set(completing.list_keys()) == known
+
+
+def test_the_file_of_keys_is_up_to_date() -> None:
+    assert completing.KEYS_FILE.samefile(schema.KEYS_FILE)
+    assert schema.KEYS_FILE.read_text(encoding="utf-8") == schema.format_keys(), "make docs"

@@ -365,6 +365,49 @@ def test_parts_that_do_not_go_together_are_refused(said: Said, text: str, senten
     assert said(BASE + text) == sentence
 
 
+def test_a_mistake_in_a_rule_whose_lr_is_auto(said: Said) -> None:
+    text = BASE + "rule: {weight_decay: 2000}"
+    assert said(text) == "my.yaml:4:8: rule.weight_decay: lr * weight_decay must be below 1."
+    assert "space full has no adapter" in said(text + "\nspace: full\noutput: {export: [peft]}"), (
+        "and the pairs' mistakes"
+    )
+
+
+def derived(said: Said, text: str) -> dict[str, Any]:
+    assert said(BASE + text) == ""
+    checked = reading.read_recipe("my.yaml")
+    assert all(one.reason and not one.reason.endswith(".") for one in checked.derived), (
+        "its stop is added by the printing"
+    )
+    return {one.path: one.value for one in checked.derived}
+
+
+WATCHDOG = {"clip": 10.0, "factor": 3.0, "patience": 50, "rewinds": 8, "rise": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("rule: {lr: 1e-3}\nestimator: {eps: 1e-3}", {}),
+        ("rule: {lr: 1e-3}", {"estimator.eps": "auto"}),
+        (
+            "estimator: {eps: 1e-3}",
+            {"rule.lr": "auto", "rule.schedule": "linear", "train.watchdog": WATCHDOG | {"trust": 0.03}},
+        ),
+        (
+            "estimator: {eps: 1e-3}\nrule: adam",
+            {"rule.lr": "auto", "rule.schedule": "linear", "train.watchdog": WATCHDOG},
+        ),
+        ("estimator: {eps: 1e-3}\nrule: {schedule: constant}\ntrain: {watchdog: null}", {"rule.lr": "auto"}),
+        ("estimator: as2p", {"rule.lr": 1.0}),
+        ("estimator: as2p\nspace: scales", {"rule.lr": 1.0, "output.export": []}),
+        ("estimator: as2p\nspace: scales\noutput: {export: [merged]}", {"rule.lr": 1.0}),
+    ],
+)
+def test_what_a_recipe_leaves_open_is_filled_in(said: Said, text: str, wanted: dict[str, Any]) -> None:
+    assert derived(said, text) == wanted
+
+
 def test_null_is_the_default(said: Said) -> None:
     said(BASE)
     plain = reading.read_recipe("my.yaml")

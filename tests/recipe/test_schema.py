@@ -140,7 +140,9 @@ def test_what_the_checker_takes_the_schema_takes(more: dict[str, Any], document:
 
 def test_every_field_has_a_description_and_its_default(document: dict[str, Any]) -> None:
     known = schema.list_fields()
-    assert all(value["description"] for found in known.values() for _, value in found)
+    for path, owners in known.items():
+        for word, value in owners:
+            assert value["description"].endswith("."), f"{path} {word}: write Doc(...), a sentence, in its annotation"
     for key, section in sections.SECTIONS.items():
         for name, field in section.model_fields.items():
             (_, value) = known[f"{key}.{name}"][0]
@@ -161,11 +163,13 @@ def test_every_field_has_a_description_and_its_default(document: dict[str, Any])
 
 
 def test_a_field_in_words() -> None:
-    assert schema.explain_field("rule.lr") == "rule.lr: a number, over 0 or auto; default: 'auto'\n  the step size."
+    assert schema.explain_field("rule.lr") == "rule.lr: a number, over 0 or auto; default: 'auto'\n  The step size."
     assert schema.explain_field("rule.beta1").startswith("rule.beta1 (rule: adam): a number, ")
-    assert schema.explain_field("data.train").startswith("data.train: a text; required\n  a .jsonl, .json, .csv")
+    assert schema.explain_field("data.train").startswith(
+        "data.train: a text; required\n  The training rows: a .jsonl, .json, .csv"
+    )
     assert schema.explain_field("eval.select").startswith(
-        "eval.select: last | best; default: 'last'\n  the step that is delivered"
+        "eval.select: last | best; default: 'last'\n  The step that is delivered"
     )
     assert (
         schema.explain_field("train.watchdog.clip").splitlines()[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+KEYS_FILE = Path(__file__).parents[1] / "recipe" / "keys.json"  # recipe.schema writes it, and needs pydantic
 
 
 def complete_recipes(incomplete: str) -> Iterator[str]:
@@ -55,36 +58,9 @@ def complete_overrides(incomplete: str) -> Iterator[str]:
 
 
 def list_keys() -> list[str]:
-    """Every key that can be set, dotted. Parts' options are read from their source: importing them would import torch."""
-    from ..core.parts import PART_FOLDERS, list_words
-    from ..recipe.sections import SECTIONS
-
-    found = {"name", "seed", *PART_FOLDERS}
-    found |= {f"{key}.{name}" for key, section in SECTIONS.items() for name in section.model_fields}
-    here = Path(__file__).parents[1]
-    for kind, folder in PART_FOLDERS.items():
-        for word in list_words(folder):
-            found |= {f"{kind}.{name}" for name in list_options(here.joinpath(*folder.split("."), f"{word}.py"), word)}
-    found |= {f"rule.{name}" for name in list_options(here / "core" / "types.py", "abstract_rule")}
-    return sorted(found)
-
-
-def list_options(path: Path, word: str) -> list[str]:
-    """The fields of the class that a word names, as its file has them."""
-    import ast
-
-    name = "".join(part.capitalize() for part in word.split("_"))
-    body = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    return [
-        line.target.id
-        for node in body
-        if node.name == name
-        for line in node.body
-        if isinstance(line, ast.AnnAssign)
-        and isinstance(line.target, ast.Name)
-        and not ast.unparse(line.annotation).startswith("ClassVar")
-        and line.target.id[0] != "_"
-    ]
+    """Return every key that can be set, dotted, from the file that `make docs` writes: the parts' classes need torch."""
+    keys: list[str] = json.loads(KEYS_FILE.read_text(encoding="utf-8"))
+    return keys
 
 
 RecipeArgument = Annotated[

@@ -32,7 +32,10 @@ def finetune(
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="the run's folder instead of output.dir/name")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check the recipe, print it with all defaults, and stop")
+        bool,
+        typer.Option(
+            "--dry-run", help="check the recipe, print it with all defaults and what follows from them, and stop"
+        ),
     ] = False,
     quiet: QuietOption = False,
     plain: PlainOption = False,
@@ -41,7 +44,7 @@ def finetune(
     """Train by forward passes only, as a recipe says."""
     from ..errors import UsageError
     from ..recipe.reading import read_recipe
-    from ..recipe.recipe import dump_recipe
+    from ..recipe.recipe import dump_derived, dump_recipe
     from ..run.folder import run_folder
     from ..run.workers import is_follower
 
@@ -49,7 +52,7 @@ def finetune(
         raise UsageError(f"--resume: '{resume}' is not auto or never. To go on with a run: zoedge resume {resume}")
     checked = read_recipe(recipe, overrides)
     if dry_run:
-        typer.echo(dump_recipe(checked), nl=False)
+        typer.echo(dump_recipe(checked) + dump_derived(checked), nl=False)
         return
     begin = parse_parent(parent) if parent and not is_follower() else None
     run_training(checked, run_dir or run_folder(checked), resume == "auto", choose_display(quiet, plain, json), begin)

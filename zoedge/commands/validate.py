@@ -104,7 +104,10 @@ def meta_model(recipe: Recipe, folder: Path) -> Base:
         model_class, facts = auto_class(folder)
         check_head(part_name(recipe.task), recipe.task.head, facts)
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        base = Base(model_class.from_config(config), None, facts, torch.float32, torch.device("meta"), b"", folder)
+        no_tokenizer: Any = None  # only shapes are asked
+        base = Base(
+            model_class.from_config(config), no_tokenizer, facts, torch.float32, torch.device("meta"), b"", folder
+        )
     base.quantization = recipe.model.quantization
     # mypy takes the function in `Base.project` for a method, which cannot be set
     recipe.space.describe(cast("SpaceBase", base))

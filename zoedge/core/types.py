@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
+from annotated_doc import Doc
 from annotated_types import Ge, Gt
 
 from .exact import HALF_FORMATS, bits16
@@ -215,9 +216,6 @@ class AbstractRule(ABC):
     """What turns weights g and directions z into an update, one leaf at a time. Subclasses are final.
 
     An update uses elementwise +, -, * and / alone, one operation at a time, so that it has the same bits on every machine.
-
-    lr: the step size. schedule: how the step size falls to zero over the run; where a recipe's lr is auto, linear is the
-    default. weight_decay: each step first multiplies theta by 1 - lr * weight_decay.
     """
 
     only_with: ClassVar[OnlyWith] = {}
@@ -227,9 +225,12 @@ class AbstractRule(ABC):
     draws: ClassVar[int] = 1  # draws of noise for each query
     linear: ClassVar[bool] = False  # an update is -lr * sum g z, and nothing else
     bound: ClassVar[bool] = False  # `slots` depends on the length of the run
-    lr: Positive = 1e-3
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    lr: Annotated[Positive, Doc("The step size.")] = 1e-3
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"],
+        Doc("How the step size falls to zero over the run. Where a recipe's lr is auto, linear is the default."),
+    ] = "constant"
+    weight_decay: Annotated[float, Ge(0), Doc("A step first multiplies the weights by 1 - lr * weight_decay.")] = 0.0
 
     def __post_init__(self) -> None:
         if self.lr * self.weight_decay >= 1:

@@ -28,7 +28,8 @@ class Aligned(AbstractNoise):
         x: Any = self.of.draw(key, leaf)
         x = x.astype("f8")
         x *= self.of.gain(len(x), lambda: float(x @ x))
-        a = self.gradient(leaf.value)
+        values: Any = leaf.value  # the lab's leaves are numpy arrays
+        a = self.gradient(values)
         length = np.linalg.norm(a)
         if length == 0:
             return x

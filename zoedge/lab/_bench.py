@@ -60,9 +60,10 @@ class ArraySpace(Space):
     width = 1 << 16
 
     def __init__(self, start: Any):
-        self.value = start.copy() if isinstance(start, np.ndarray) else start.clone()
+        value: Any = start.copy() if isinstance(start, np.ndarray) else start.clone()
+        self.value = value
         size = len(self.value)
-        self._leaves = [Leaf("theta", 0, self.value, (Part("theta", 0, (size,)),), size)]
+        self._leaves = [Leaf("theta", 0, value, (Part("theta", 0, (size,)),), size)]
         self.points: Any = None
 
     def leaves(self) -> Sequence[Leaf]:
@@ -78,7 +79,7 @@ class ArraySpace(Space):
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Any]]) -> Iterator[None]:
         found = [make(self._leaves[0]) for make in deltas]
-        rows = [self.value if delta is None else self.value + delta for delta in found]
+        rows: list[Any] = [self.value if delta is None else self.value + delta for delta in found]
         self.points = np.stack(rows) if isinstance(self.value, np.ndarray) else torch.stack(rows)
         try:
             yield
@@ -115,4 +116,4 @@ def descend(
     seed: int,
 ) -> Iterator[Record]:
     """The engine's loop on a small problem: each record is applied to `space` before it is yielded."""
-    return play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, space), steps)  # type: ignore[arg-type]
+    return play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, space), steps)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.parts import list_words, load_part
-from ..core.types import AbstractNoise, Key, Leaf, Natural, Positive
+from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Key, Leaf, Natural, Positive
 from ..errors import DivergedError
 from ..methods.estimators.as2p import As2p
 from ..methods.estimators.s2p import S2p
@@ -32,8 +32,10 @@ from ._bench import ArraySpace, Claim, FunctionTask, Outcome, descend
 from ._functions import FUNCTIONS, PlaneFunction, draw_paths
 
 STEP_SIZES = tuple(10.0 ** (k / 2) for k in range(-8, 0))  # 1e-4 to 0.32, two a decade
-PLANE_LEAF = Leaf("theta", 0, np.zeros(2), (), 2)
+_PLANE: Any = np.zeros(2)
+PLANE_LEAF = Leaf("theta", 0, _PLANE, (), 2)
 RULE_OPTIONS = {"adamu": lambda steps: {"warm": steps // 20}, "hizoo": lambda steps: {"a": 1e-3}}
+Maker = Callable[[float, int], tuple[AbstractNoise, AbstractEstimator, AbstractRule]]  # of (lr, steps)
 RULE_NAMES = {"sgd": "MeZO", "adamu": "ZO-AdaMU"}
 
 
@@ -52,7 +54,7 @@ class CachedNoise(AbstractNoise):
 
 @lru_cache(maxsize=1 << 17)
 def draw_once(noise: AbstractNoise, key: Key) -> Any:
-    z = noise.draw(key, PLANE_LEAF)
+    z: Any = noise.draw(key, PLANE_LEAF)
     if z is not None:
         z.flags.writeable = False
     return z
@@ -107,7 +109,7 @@ class Testfunctions:
                 numbers[name][method] = {"size": size, "passes a step": each, **self.measured(function, walks, each)}
         return Outcome(numbers, self.claims(numbers), lambda: draw_paths(paths))
 
-    def best(self, function: PlaneFunction, make: Any, steps: int, seed: int) -> tuple[float, list[np.ndarray]]:
+    def best(self, function: PlaneFunction, make: Maker, steps: int, seed: int) -> tuple[float, list[np.ndarray]]:
         """The step size that the tuning seeds choose, and the other seeds' paths with it."""
         first = seed * (self.tune + self.seeds)  # of the engine's seeds
         ends = {
@@ -146,20 +148,24 @@ class Testfunctions:
         ]
 
 
-def count_passes(make: Any) -> int:
+def count_passes(make: Maker) -> int:
     """Forward passes a step."""
     return len(
-        next(descend(ArraySpace(np.ones(2)), FunctionTask(FUNCTIONS["c"]), *make(STEP_SIZES[0], 1), 1, 0)).losses
+        next(
+            descend(
+                ArraySpace(np.ones(2)), FunctionTask(FUNCTIONS["c"].__call__), *make(STEP_SIZES[0], 1), steps=1, seed=0
+            )
+        ).losses
     )
 
 
-def trace_path(function: PlaneFunction, make: Any, size: float, steps: int, seed: int) -> np.ndarray:
+def trace_path(function: PlaneFunction, make: Maker, size: float, steps: int, seed: int) -> np.ndarray:
     """[steps + 1, 2]: where theta was. It ends early where the losses do."""
     space = ArraySpace(np.array(function.start, float))
     path = [space.value.copy()]
     with np.errstate(all="ignore"):
         try:
-            for _ in descend(space, FunctionTask(function), *make(size, steps), steps, seed):
+            for _ in descend(space, FunctionTask(function.__call__), *make(size, steps), steps=steps, seed=seed):
                 path.append(space.value.copy())
         except DivergedError:
             path.append(np.full(2, np.nan))

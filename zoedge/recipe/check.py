@@ -8,156 +8,161 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ..core.parts import PART_FOLDERS
-from ..errors import UsageError, ZoedgeError, format_faults
-from .parts import build_section, incompatible_parts, parse_part
-from .recipe import WATCHDOG_KEY, Recipe, part_name
+from ..errors import UsageError, ZoedgeError
+from .derive import derive
+from .faults import Faults
+from .pair_rules import PAIR_RULES
+from .parts import build_section, parse_part
+from .recipe import Recipe
 from .sections import DEFAULT_PARTS, REQUIRED_KEYS, SECTIONS, Curvature, RunName, Seed, Split, WatchdogOptions
-from .sentences import (
-    MAX_FAULTS,
-    MISSING_KEY,
-    UNKNOWN_KEY,
-    describe_errors,
-    describe_unknown_key,
-    format_path,
-    format_value,
-)
-from .strict_yaml import MAX_DEPTH, KeyPath, Position, Positions
+from .sentences import MISSING_KEY, UNKNOWN_KEY, describe_errors, describe_unknown_key, format_path, format_value
+from .strict_yaml import MAX_DEPTH, KeyPath, Positions
 
-AUTO_WATCHDOG = WatchdogOptions(rise=1.5, rewinds=8)
+NESTED_SECTIONS = {
+    "eval.curvature": Curvature,
+    "train.watchdog": WatchdogOptions,
+    "data.valid": Split,
+    "data.test": Split,
+}
 
-AUTO_TRUST = 0.03  # docs/auto.md says what it was chosen by
+
+@dataclass
+class Draft:
+    """A recipe while it is checked: what is written, what has been made of it, and the mistakes so far."""
+
+    given: dict[str, Any]  # the table as written, without the keys that are null
+    faults: Faults
+    classes: dict[str, Any] = field(default_factory=dict)  # of each part; None: its word is wrong
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)  # of each part, as written
+    keys: dict[str, list[str]] = field(default_factory=dict)  # the keys that each table may have, by its dotted path
+    parts: dict[str, Any] = field(default_factory=dict)  # name, seed, sections and parts; None: it has a mistake
+    auto: set[str] = field(default_factory=set)  # dotted keys whose value is 'auto'
 
 
 def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection[str] = ()) -> Recipe:
-    """The recipe of a table; every mistake is collected, beside those in `wrong`, before one UsageError is raised."""
+    """Return the recipe of a table.
+
+    Args:
+        table: the recipe as YAML or a log's header holds it.
+        marks: the line and column of each key of the table; empty if it does not come from a file.
+        where: the file's or log's name, with which each sentence begins.
+        wrong: the sentences of mistakes that were met before, such as those of `key=value` texts.
+
+    Raises: UsageError: it lists every mistake, those in `wrong` too, a sentence each.
+    """
     if not isinstance(table, dict) or is_malformed(table):  # a log's recipe has not come through read_yaml
         raise UsageError(f"{where}: not a table of keys and values, at most {MAX_DEPTH} deep, without NUL characters.")
-    found: list[tuple[Position, str]] = [((0, 0), text) for text in wrong]
-    given = {key: value for key, value in table.items() if value is not None}
+    draft = Draft({key: value for key, value in table.items() if value is not None}, Faults(where, marks, wrong))
+    find_classes(draft)
+    check_top_level(draft, table)
+    build_sections(draft)
+    build_parts(draft)
+    derived = derive(draft.parts, draft.auto, draft.options["rule"])
+    for rule in PAIR_RULES:
+        for path, what in rule(draft.parts):
+            draft.faults.report(path, what)
+    draft.faults.raise_all()
+    return Recipe(**draft.parts, auto=frozenset(draft.auto), derived=tuple(derived))
 
-    def fault(path: KeyPath, what: str) -> None:
-        place = next((marks[path[:i]] for i in range(len(path), -1, -1) if path[:i] in marks), (0, 0))
-        at = f"{where}:{place[0]}:{place[1]}" if place[0] else f"{where} (key=value)" if marks else where
-        found.append((place, f"{at}: {what}" + ("" if what.endswith(("?", ".")) else ".")))
-        if len(found) > MAX_FAULTS:
-            raise UsageError(format_faults([text for _, text in sorted(found)]))
 
-    parts: dict[str, Any] = {}
-    auto: set[str] = set()
-    classes = {key: parse_part(key, given.get(key, DEFAULT_PARTS[key]), fault, (key,)) for key in PART_FOLDERS}
-    names = {key: list(section.model_fields) for key, section in SECTIONS.items()}
-    names |= {key: ["name", *(build_section(made).model_fields if made else ())] for key, (made, _) in classes.items()}
-    names |= {
-        "eval.curvature": list(Curvature.model_fields),
-        "train.watchdog": list(WatchdogOptions.model_fields),
-        "data.valid": list(Split.model_fields),
-        "data.test": list(Split.model_fields),
-    }
-    names[""] = ["version", "name", "seed", *SECTIONS, *PART_FOLDERS]
+# -- parse
 
-    def validated(kind: Any, value: Any, path: KeyPath) -> Any:
-        try:  # as JSON, whose lists pydantic also takes for tuples
-            return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
-        except ValidationError as e:
-            for place, what in describe_errors(e, value):
-                place = (*path, *place)
-                if what == UNKNOWN_KEY:
-                    fault(place, describe_unknown_key(place, names))
-                elif what == MISSING_KEY and len(place) == 2 and path[0] in REQUIRED_KEYS:
-                    fault(place, f"{format_path(place)}: missing - such as '{REQUIRED_KEYS[path[0]]}'")
-                else:
-                    fault(place, f"{format_path(place)}: {what}")
+
+def find_classes(draft: Draft) -> None:
+    """Find the class that each part's word names, and list the keys that each table may have."""
+    for kind in PART_FOLDERS:
+        value = draft.given.get(kind, DEFAULT_PARTS[kind])
+        draft.classes[kind], draft.options[kind] = parse_part(kind, value, draft.faults.report, (kind,))
+    draft.keys |= {key: list(section.model_fields) for key, section in SECTIONS.items()}
+    for kind, part_class in draft.classes.items():
+        draft.keys[kind] = ["name", *(build_section(part_class).model_fields if part_class else ())]
+    draft.keys |= {path: list(section.model_fields) for path, section in NESTED_SECTIONS.items()}
+    draft.keys[""] = ["version", "name", "seed", *SECTIONS, *PART_FOLDERS]
+
+
+def check_top_level(draft: Draft, table: dict[str, Any]) -> None:
+    """Report unknown and missing keys of the outermost table, and a version that is not 1."""
+    for key in table:
+        if key not in draft.keys[""]:
+            draft.faults.report((key,), describe_unknown_key((key,), draft.keys))
+    for key, example in REQUIRED_KEYS.items():
+        if key not in draft.given:
+            draft.faults.report((), f"{key}: missing - write '{example}'")
+    version = draft.given.get("version", 1)
+    if version != 1 or type(version) is not int:
+        what = f"version: {format_value(version)} is not read by this zoedge - write 'version: 1'"
+        draft.faults.report(("version",), what)
+
+
+def validate(draft: Draft, kind: Any, value: Any, path: KeyPath) -> Any:
+    """Return a value as pydantic reads it for a type. None: it is wrong, and its mistakes are reported."""
+    try:  # as JSON, whose lists pydantic also takes for tuples
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as e:
+        for inner_path, what in describe_errors(e, value):
+            place = (*path, *inner_path)
+            if what == UNKNOWN_KEY:
+                draft.faults.report(place, describe_unknown_key(place, draft.keys))
+            elif what == MISSING_KEY and len(place) == 2 and path[0] in REQUIRED_KEYS:
+                draft.faults.report(place, f"{format_path(place)}: missing - such as '{REQUIRED_KEYS[path[0]]}'")
+            else:
+                draft.faults.report(place, f"{format_path(place)}: {what}")
+    return None
+
+
+# -- build
+
+
+def build_sections(draft: Draft) -> None:
+    """Build the name, the seed and the sections; a missing section that is required is left out."""
+    draft.parts["name"] = validate(draft, RunName, draft.given.get("name", "run"), ("name",))
+    draft.parts["seed"] = validate(draft, Seed, draft.given.get("seed", 0), ("seed",))
+    for key, section in SECTIONS.items():
+        if key in draft.given or key not in REQUIRED_KEYS:
+            draft.parts[key] = validate(draft, section, draft.given.get(key, {}), (key,))
+
+
+def build_parts(draft: Draft) -> None:
+    """Build the parts of their classes and options."""
+    for kind, part_class in draft.classes.items():
+        draft.parts[kind] = build_part(draft, part_class, draft.options[kind], (kind,))
+
+
+def build_part(draft: Draft, part_class: Any, options: dict[str, Any], path: KeyPath) -> Any:
+    """Return the part of a class and its options, after the parts within it. None: it has mistakes."""
+    if part_class is None or (checked := validate(draft, build_section(part_class), options, path)) is None:
+        return None
+    values = dict(vars(checked))
+    for option, kind in part_class.nested.items():
+        values[option] = build_nested(draft, kind, values[option], (*path, option))
+        if None in values[option].values():
+            return None
+    for option in part_class.auto:
+        if values[option] == "auto":
+            values[option] = getattr(part_class, option)  # the number where a search begins
+            draft.auto.add(format_path((*path, option)))
+    try:
+        return part_class(**values)
+    except (ValueError, ZoedgeError) as e:
+        draft.faults.report((*path, *str(e).partition(":")[0].split(".")), f"{format_path(path)}.{e}")
         return None
 
-    def made_of(made: Any, options: dict[str, Any], path: KeyPath) -> Any:
-        """The part of a class and its options, parts within it first; None: it has faults."""
-        if made is None or (checked := validated(build_section(made), options, path)) is None:
-            return None
-        values = vars(checked)
-        for option, kind in made.nested.items():
-            inner = {}
-            for word, some in values[option].items():
-                here = (*path, option, word)
-                found, _ = parse_part(kind, word, fault, here)
-                names[format_path(here)] = list(build_section(found).model_fields) if found else []
-                inner[word] = made_of(found, {} if some is None else some, here)
-            if None in inner.values():
-                return None
-            values = {**values, option: inner}
-        for option in made.auto:
-            if values[option] == "auto":
-                values = {**values, option: getattr(made, option)}
-                auto.add(format_path((*path, option)))
-        try:
-            return made(**values)
-        except (ValueError, ZoedgeError) as e:
-            fault((*path, *str(e).partition(":")[0].split(".")), f"{format_path(path)}.{e}")
-            return None
 
-    for key in table:
-        if key not in names[""]:
-            fault((key,), describe_unknown_key((key,), names))
-    for key, example in REQUIRED_KEYS.items():
-        if key not in given:
-            fault((), f"{key}: missing - write '{example}'")
-    if "version" in given and (given["version"] != 1 or type(given["version"]) is not int):
-        fault(
-            ("version",), f"version: {format_value(given['version'])} is not read by this zoedge - write 'version: 1'"
-        )
-    parts["name"] = validated(RunName, given.get("name", "run"), ("name",))
-    parts["seed"] = validated(Seed, given.get("seed", 0), ("seed",))
-    for key, section in SECTIONS.items():
-        if key in given or key not in REQUIRED_KEYS:
-            parts[key] = validated(section, given.get(key, {}), (key,))
-    for key, (made, options) in classes.items():
-        parts[key] = made_of(made, options, (key,))
-    if parts.get("space") and parts.get("output") and "merged" in parts["output"].export and not parts["space"].merges:
-        fault(("output", "export"), f"output.export: a {parts['space'].title} changes no weight: nothing to merge")
-    if parts.get("eval") and parts["eval"].select == "best" and parts.get("data") and parts["data"].valid is None:
-        fault(("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}")
-    taken = parts["task"].formats if parts.get("task") else ()
-    if parts.get("task") and parts.get("data") and parts["data"].format not in ("auto", *taken):
-        home = "lm" if parts["data"].format == "text" else "chat"
-        fault(
-            ("data", "format"),
-            f"data.format: {parts['data'].format} goes with task: {home}, not {part_name(parts['task'])}",
-        )
-    if parts.get("rule") and parts.get("train"):
-        try:
-            parts["rule"].check(parts["train"].steps)
-        except ValueError as e:
-            fault(("rule", str(e).partition(":")[0]), f"rule.{e}")
-    for kind, option in (
-        path.split(".") for path in sorted(auto)
-    ):  # where one value alone goes with the others, it is it
-        allowed = [parts[key].only_with.get(f"{kind}.{option}") for key in classes if parts.get(key)]
-        if (only := next((a for a in allowed if a), None)) and parts.get(kind) is not None:
-            parts[kind] = replace(parts[kind], **{option: only[0]})
-            auto.discard(f"{kind}.{option}")
-    for key, other, those, found_there in incompatible_parts(parts):
-        fault((key,), f"{key}: {part_name(parts[key])} goes only with {other}: {those}, not {found_there}")
-    if "rule.lr" in auto and "schedule" not in classes["rule"][1]:
-        parts["rule"] = replace(parts["rule"], schedule="linear")
-    if "rule.lr" in auto and parts.get("train") and "watchdog" not in parts["train"].model_fields_set:
-        slope = bool(parts.get("estimator")) and parts["estimator"].slope and parts["rule"].linear
-        guard = AUTO_WATCHDOG.model_copy(update={"trust": AUTO_TRUST}) if slope else AUTO_WATCHDOG
-        parts["train"] = parts["train"].model_copy(update={"watchdog": guard})
-        auto.add(WATCHDOG_KEY)
-    output = parts.get("output")
-    if output and "peft" in output.export and parts.get("space") and not parts["space"].adapter:
-        parts["output"] = output.model_copy(update={"export": [x for x in output.export if x != "peft"]})
-        if "export" in given.get("output", {}):
-            what = f"space {part_name(parts['space'])} has no adapter, and PEFT no format for it"
-            fault(("output", "export"), f"output.export: {what} - write [merged], or []")
-    if found:
-        raise UsageError(format_faults([text for _, text in sorted(found)]))
-    return Recipe(**parts, auto=frozenset(auto))
+def build_nested(draft: Draft, kind: str, words: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+    """Return the parts within a part, by their words; those with mistakes are None."""
+    parts: dict[str, Any] = {}
+    for word, options in words.items():
+        place = (*path, word)
+        part_class, _ = parse_part(kind, word, draft.faults.report, place)
+        draft.keys[format_path(place)] = list(build_section(part_class).model_fields) if part_class else []
+        parts[word] = build_part(draft, part_class, {} if options is None else options, place)
+    return parts
 
 
 def is_malformed(value: Any, left: int = MAX_DEPTH) -> bool:

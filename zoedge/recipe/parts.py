@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from functools import lru_cache
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from annotated_doc import Doc
 from pydantic import Field, TypeAdapter, ValidationError, create_model
 
 from ..core.parts import PART_FOLDERS, load_part
@@ -86,7 +87,9 @@ def build_section(made: type[Any], auto: bool = True) -> type[Section]:
     columns: dict[str, Any] = {}
     for f in fields(made):
         if auto and f.name in made.auto:
-            columns[f.name] = (hints[f.name] | Literal["auto"], "auto")
+            texts = [item for item in get_args(hints[f.name])[1:] if isinstance(item, Doc)]
+            kind = hints[f.name] | Literal["auto"]
+            columns[f.name] = (Annotated[kind, *texts] if texts else kind, "auto")
         elif f.default_factory is not MISSING:
             columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))
         else:

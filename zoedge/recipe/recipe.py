@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -26,6 +26,14 @@ ADDED_LATER = {
 }
 
 
+class Derived(NamedTuple):
+    """A setting that the recipe leaves open and that its other settings decide."""
+
+    path: str  # dotted, such as 'rule.schedule'
+    value: Any
+    reason: str
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe: sections and parts as the objects that use them. `seed` is 64 bits; 0 is a seed."""
@@ -46,6 +54,7 @@ class Recipe:
     # 'rule.lr': chosen before the run begins, until then the class's number. Not compared: a guard that was not told
     # comes back told from `resolved`, with the same values
     auto: frozenset[str] = field(default=frozenset(), compare=False)
+    derived: tuple[Derived, ...] = field(default=(), compare=False)  # what the check filled in, for --dry-run
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as the YAML that would be read back to the same recipe."""
@@ -94,3 +103,14 @@ def part_name(value: Any) -> str:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `read` reads back to the same recipe."""
     return yaml.dump(recipe.resolved(), Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def dump_derived(recipe: Recipe) -> str:
+    """Return what the check filled in, with the reasons, as comment lines of YAML. Nothing was filled in: ''."""
+    if not recipe.derived:
+        return ""
+    lines = ["# What the recipe leaves open, and its other settings decide:"]
+    for path, value, reason in recipe.derived:
+        text = yaml.dump(value, Dumper=StrictDumper, default_flow_style=True, width=120).strip().removesuffix("\n...")
+        lines.append(f"# {path}: {text} - {reason}.")
+    return "\n".join(lines) + "\n"

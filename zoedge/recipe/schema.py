@@ -1,14 +1,18 @@
 """The recipe as a JSON schema (draft 2020-12) for editors, and one field of it in words; from the classes alone.
 
-A field's description stands in its class's docstring, as "field: what it is." or "one, another: what they are."; its type,
-bounds and default are the field's own.
+A field's annotation holds its type, its bounds and its text (`Doc`); its default is the field's own.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+from annotated_doc import Doc
 
 from ..core.parts import PART_FOLDERS, list_words, load_part
 from ..errors import UsageError, make_printable, suggest_nearest
@@ -16,6 +20,9 @@ from .parts import build_section
 from .sections import DEFAULT_PARTS, REQUIRED_KEYS, SECTIONS, Curvature, Section, Split, WatchdogOptions
 from .sentences import format_value
 
+KEYS_FILE = Path(__file__).with_name(
+    "keys.json"
+)  # made by `make docs`, for the tab key: the parts' classes import torch
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TOP_LEVEL_KEYS = {
     "version": {"const": 1, "description": "The recipe's format."},
@@ -42,18 +49,12 @@ PART_TITLES = {
 }
 
 
-def read_descriptions(made: type[Any], names: list[str]) -> dict[str, str]:
-    """What docstrings say of each field: those of a class before its bases'."""
-    found: dict[str, str] = {}
-    for one in made.__mro__:
-        text = " ".join((one.__dict__.get("__doc__") or "").split())
-        heads = list(re.finditer(r"(?:^|(?<=[.;!?)] ))((?:`?\w+`?, )*`?\w+`?): ", text))
-        heads = [head for head in heads if all(word in names for word in re.findall(r"\w+", head[1]))]
-        for head, after in zip(heads, [*heads[1:], None]):
-            what = text[head.end() : after.start() if after else len(text)].strip()
-            for word in re.findall(r"\w+", head[1]):
-                found.setdefault(word, what)
-    return found
+def read_descriptions(section: type[Section]) -> dict[str, str]:
+    """Return the text of each field of a section, or of a part's options: the `Doc` in its annotation."""
+    return {
+        name: " ".join(item.documentation for item in field.metadata if isinstance(item, Doc))
+        for name, field in section.model_fields.items()
+    }
 
 
 def read_summary(made: type[Any]) -> str:
@@ -83,9 +84,8 @@ def section_schema(made: type[Any], section: type[Section]) -> dict[str, Any]:
     raw = section.model_json_schema()
     kinds = {name: section_schema(NESTED_SECTIONS[name], NESTED_SECTIONS[name]) for name in raw.get("$defs", {})}
     found = inline_references({k: v for k, v in raw.items() if k != "$defs"}, kinds)
-    texts = read_descriptions(made, list(found.get("properties", {})))
-    for name, field in found.get("properties", {}).items():
-        field["description"] = texts.get(name, "")
+    for name, text in read_descriptions(section).items():
+        found["properties"][name]["description"] = text
     found["description"] = read_summary(made)
     if made is Split:
         found["properties"]["split"] = {
@@ -167,6 +167,15 @@ def list_fields() -> dict[str, list[tuple[str, dict[str, Any]]]]:
         for word in list_words(PART_FOLDERS[kind]):
             add(kind, word, section_schema(load_part(kind, word), build_section(load_part(kind, word))))
     return found
+
+
+def format_keys() -> str:
+    """Return what KEYS_FILE should hold: a JSON list of the dotted keys that key=value may set. Loads every part."""
+    keys = {"name", "seed", *PART_FOLDERS}
+    keys |= {f"{key}.{name}" for key, section in SECTIONS.items() for name in section.model_fields}
+    for kind, folder in PART_FOLDERS.items():
+        keys |= {f"{kind}.{field.name}" for word in list_words(folder) for field in fields(load_part(kind, word))}
+    return json.dumps(sorted(keys), indent=0) + "\n"
 
 
 def explain_field(path: str) -> str:

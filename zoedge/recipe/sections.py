@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from annotated_doc import Doc
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 
 def check_folder_name(value: str) -> str:
@@ -22,7 +24,7 @@ def check_split_size(value: int | float) -> int | float:
 
 RunName = Annotated[str, AfterValidator(check_folder_name)]
 
-Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Seed = Annotated[int, Ge(0), Lt(2**64)]
 
 
 class Section(BaseModel):
@@ -42,23 +44,34 @@ def check_max_memory(value: dict[str, str] | None) -> dict[str, str] | None:
 
 
 class Model(Section):
-    """Which base, and how it is held and computed.
+    """Which base a run has, and how it is held and computed."""
 
-    source: a folder, a packaged model, or a hub id. revision: the hub's commit, branch or tag. quantization: how the base
-    is held; none: as it is stored. double_quant: the 4-bit scales are quantised too. compute_dtype: auto is fp32 on a CPU,
-    and bf16 or fp16 on a GPU. device: auto is a GPU if there is one. threads: of the CPU; the library's choice, if not told.
-    max_memory: how much of the weights the devices may hold ({cpu: 2GB}); blocks beyond it stay on the disk, and are read
-    once a forward, for all its points: the lowest ones, which a step does not need where only upper ones are trained.
-    """
-
-    source: str
-    revision: str | None = None
-    quantization: Literal["nf4", "fp4", "int8", "none"] = "nf4"
-    double_quant: bool = True
-    compute_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(None, ge=1, le=1024)
-    max_memory: Annotated[dict[str, str] | None, AfterValidator(check_max_memory)] = None
+    source: Annotated[str, Doc("The base: a folder, a packaged model, or a hub id.")]
+    revision: Annotated[str | None, Doc("The hub's commit, branch or tag.")] = None
+    quantization: Annotated[
+        Literal["nf4", "fp4", "int8", "none"], Doc("How the base's weights are held; none: as they are stored.")
+    ] = "nf4"
+    double_quant: Annotated[bool, Doc("Whether the scales of a 4-bit base are quantised too.")] = True
+    compute_dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Doc("The number type of the computation; auto is fp32 on a CPU, and bf16 or fp16 on a GPU."),
+    ] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Doc("Where the base is; auto is a GPU if there is one.")] = "auto"
+    threads: Annotated[
+        int | None,
+        Ge(1),
+        Le(1024),
+        Doc("How many threads of the CPU compute; the library chooses, if this is not written."),
+    ] = None
+    max_memory: Annotated[
+        dict[str, str] | None,
+        AfterValidator(check_max_memory),
+        Doc(
+            "How much of the weights the devices may hold ({cpu: 2GB}). Blocks beyond it stay on the disk, and "
+            "are read once a forward, for all its points: the lowest ones, which a step does not need where only "
+            "upper ones are trained."
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def whole(self) -> Model:
@@ -70,123 +83,171 @@ class Model(Section):
 
 
 class Split(Section):
-    """So many rows (or that share of them), taken by a hash of their text: equal texts never stand on both sides.
+    """So many rows (or that share of them), taken by a hash of their text: equal texts never stand on both sides."""
 
-    split: a number of rows (200) or a share of them (0.1).
-    """
-
-    split: Annotated[int | float, AfterValidator(check_split_size)]
+    split: Annotated[
+        int | float, AfterValidator(check_split_size), Doc("A number of rows (200), or a share of them (0.1).")
+    ]
 
 
 class Data(Section):
-    """Which rows. train, valid, test: a .jsonl, .json, .csv, .parquet or .txt file, a folder with train.jsonl, valid.jsonl
-    and test.jsonl, a packaged text, a hub id (ORG/SET:SPLIT), or FOLDER:NAME of a dataset_info.json.
+    """Which rows a run reads, and what becomes of them."""
 
-    format: what a row is, told by its keys if auto; to be said where rows have the keys of two (task chat or lm).
-    fields: the names that the task uses -> those of the file. per_class: so many rows of each label, drawn by the run's
-    seed, of train and of a split valid (few-shot). without: rows whose field is that text are left out ({label: "-1"}).
-    limit: at most so many training rows, drawn by their content. max_length: tokens of a row at most. on_overflow: what
-    becomes of longer ones. skip_bad_lines: lines that cannot be read are dropped and counted, not refused.
-    """
-
-    train: str
-    valid: str | Split | None = None
-    test: str | Split | None = None
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "completions", "text"] = "auto"
-    fields: dict[str, str] = {}
-    without: dict[str, str] = {}
-    limit: int | None = Field(None, ge=1)
-    per_class: int | None = Field(None, ge=1)
-    max_length: int = Field(512, ge=2)
-    on_overflow: Literal["error", "truncate", "drop"] = "error"
-    skip_bad_lines: bool = False
+    train: Annotated[
+        str,
+        Doc(
+            "The training rows: a .jsonl, .json, .csv, .parquet or .txt file, a folder with train.jsonl, "
+            "valid.jsonl and test.jsonl, a packaged text, a hub id (ORG/SET:SPLIT), or FOLDER:NAME of a "
+            "dataset_info.json."
+        ),
+    ]
+    valid: Annotated[
+        str | Split | None, Doc("The validation rows: as train, or {split: 0.1} of the training rows.")
+    ] = None
+    test: Annotated[str | Split | None, Doc("The test rows: as train, or {split: 0.1} of the training rows.")] = None
+    format: Annotated[
+        Literal["auto", "messages", "sharegpt", "alpaca", "completions", "text"],
+        Doc(
+            "What a row is. auto: its keys say it; write it where rows have the keys of two formats (task chat or lm)."
+        ),
+    ] = "auto"
+    fields: Annotated[
+        dict[str, str], Doc("The names of fields that the task uses, each with the file's name for it.")
+    ] = {}
+    without: Annotated[dict[str, str], Doc("Rows whose field is that text are left out ({label: '-1'}).")] = {}
+    limit: Annotated[int | None, Ge(1), Doc("The most training rows; they are drawn by their content.")] = None
+    per_class: Annotated[
+        int | None,
+        Ge(1),
+        Doc(
+            "So many rows of each label, drawn by the run's seed, for the training rows and for a split `valid` "
+            "(few-shot)."
+        ),
+    ] = None
+    max_length: Annotated[int, Ge(2), Doc("The most tokens of a row.")] = 512
+    on_overflow: Annotated[
+        Literal["error", "truncate", "drop"], Doc("What becomes of rows with more tokens than max_length.")
+    ] = "error"
+    skip_bad_lines: Annotated[
+        bool, Doc("Whether lines that cannot be read are dropped and counted, instead of refused.")
+    ] = False
 
 
 class WatchdogOptions(Section):
-    """What guards a run. clip: |g| is at most so many times the median of its last 200; 0: no limit.
+    """What guards a run: a limit of |g|, and returns to the best state with a smaller learning rate."""
 
-    factor, patience, rewinds: where the loss is over factor times its best (means of `patience` steps) for `patience` steps
-    in a row, or not finite for 8, the run goes back to its best logged state with half the lr: `rewinds` times at most, then
-    it stops.
-    rise: also where the mean of `patience` losses is over so many times the lowest such mean; off, if not told.
-    trust: no step promises (lr g^2) to take more than that share off its loss: |g| is clipped there; off, if not told.
-    For estimators of one slope and rule sgd.
-    """
-
-    clip: float = Field(10.0, ge=0)
-    factor: float = Field(3.0, gt=1)
-    patience: int = Field(50, ge=1)
-    rewinds: int = Field(2, ge=0, le=64)
-    rise: float | None = Field(None, gt=1)
-    trust: float | None = Field(None, gt=0)
+    clip: Annotated[
+        float, Ge(0), Doc("|g| is at most so many times the median of its last 200 values; 0 sets no limit.")
+    ] = 10.0
+    factor: Annotated[
+        float,
+        Gt(1),
+        Doc(
+            "The run goes back to its best logged state, with half the lr, where the loss stays over so many "
+            "times its best (a mean of `patience` steps) for `patience` steps, or is not finite for 8."
+        ),
+    ] = 3.0
+    patience: Annotated[
+        int, Ge(1), Doc("How many steps a mean is of, and how many bad steps in a row are too many.")
+    ] = 50
+    rewinds: Annotated[int, Ge(0), Le(64), Doc("How many times the run goes back before it stops.")] = 2
+    rise: Annotated[
+        float | None,
+        Gt(1),
+        Doc(
+            "The run also goes back where the mean of `patience` losses is over so many times the lowest such "
+            "mean; off, if this is not written."
+        ),
+    ] = None
+    trust: Annotated[
+        float | None,
+        Gt(0),
+        Doc(
+            "No step may promise (lr g^2) to take more than this share off its loss: |g| is clipped there; off, "
+            "if this is not written. It is for estimators of one slope and rule sgd."
+        ),
+    ] = None
 
 
 class Train(Section):
-    """How long. steps: of the run. batch: rows of data a step. rows: token rows in one forward; a step with more points
-    than fit takes several.
+    """How long a run is, and how much it computes at a time."""
 
-    threads: for the steps, once the lower layers are computed. Small steps on a machine that has other work want 1.
-    watchdog: {} guards the run with the defaults, null does not; if not told, it is on where rule.lr is auto.
-    timeout: seconds to wait for another worker, where several share the steps (1800, if not told).
-    """
-
-    steps: int = Field(6000, ge=1, lt=2**31)
-    batch: int = Field(16, ge=1)
-    rows: int = Field(2048, ge=1)
-    threads: int | None = Field(None, ge=1, le=1024)
-    watchdog: WatchdogOptions | None = None
-    timeout: float | None = Field(None, gt=0)
+    steps: Annotated[int, Ge(1), Lt(2**31), Doc("The steps of the run.")] = 6000
+    batch: Annotated[int, Ge(1), Doc("The rows of data in a step.")] = 16
+    rows: Annotated[
+        int, Ge(1), Doc("The token rows in one forward; a step with more points than fit takes several forwards.")
+    ] = 2048
+    threads: Annotated[
+        int | None,
+        Ge(1),
+        Le(1024),
+        Doc(
+            "The threads of the steps, once the lower layers are computed. Small steps on a machine that has "
+            "other work want 1."
+        ),
+    ] = None
+    watchdog: Annotated[
+        WatchdogOptions | None,
+        Doc(
+            "{} guards the run with the defaults, null does not. If this is not written, the watchdog is on where "
+            "rule.lr is auto."
+        ),
+    ] = None
+    timeout: Annotated[
+        float | None,
+        Gt(0),
+        Doc("The seconds to wait for another worker, where several share the steps (1800, if this is not written)."),
+    ] = None
 
 
 class Curvature(Section):
-    """tr H along the way (FlatZero). every, rows, directions, delta: every so many steps, over `rows` training rows,
-    `directions` normal ones of radius delta.
+    """The trace of the Hessian along the way (FlatZero). It costs 1 + 2 * directions forward passes of the rows."""
 
-    It costs 1 + 2 * directions forward passes of the rows. estimator: paper is the paper's, which the gradient drowns.
-    """
-
-    every: int = Field(1000, ge=1)
-    directions: int = Field(16, ge=1)
-    delta: float = Field(1e-2, gt=0)
-    rows: int = Field(256, ge=1)
-    estimator: Literal["antithetic", "paper"] = "antithetic"
+    every: Annotated[int, Ge(1), Doc("The steps between two measurements.")] = 1000
+    directions: Annotated[int, Ge(1), Doc("How many normal directions are measured.")] = 16
+    delta: Annotated[float, Gt(0), Doc("The radius at which they are measured.")] = 1e-2
+    rows: Annotated[int, Ge(1), Doc("How many training rows are measured.")] = 256
+    estimator: Annotated[
+        Literal["antithetic", "paper"],
+        Doc("paper is the paper's estimator, whose result the gradient drowns; antithetic cancels the gradient."),
+    ] = "antithetic"
 
 
 class Eval(Section):
-    """How often to look. every: steps between looks at the validation rows. at_start: score the base alone before the run.
-    calibrate: unlabelled training rows from which the label bias is taken. curvature: off.
+    """How often a run is looked at, and which of its steps is delivered."""
 
-    select: the step that is delivered and scored at the end: the last, or the one of the lowest validation loss.
-    """
-
-    every: int = Field(250, ge=1)
-    select: Literal["last", "best"] = "last"
-    at_start: bool = True
-    calibrate: int = Field(256, ge=1)
-    curvature: Curvature | None = None
+    every: Annotated[int, Ge(1), Doc("The steps between two looks at the validation rows.")] = 250
+    select: Annotated[
+        Literal["last", "best"],
+        Doc("The step that is delivered and scored at the end: the last, or the one of the lowest validation loss."),
+    ] = "last"
+    at_start: Annotated[bool, Doc("Whether the base alone is scored before the run.")] = True
+    calibrate: Annotated[int, Ge(1), Doc("How many unlabelled training rows the label bias is taken from.")] = 256
+    curvature: Annotated[
+        Curvature | None, Doc("How the curvature is measured along the way; it is not, if this is not written.")
+    ] = None
 
 
 TrackerName = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 
 
 class LogOptions(Section):
-    """The log. sync_every: steps a sync to the disk. hash_every: steps between hashes of the state. trackers: who else is
-    told of losses and scores (accelerate's).
-    """
+    """The log of a run, and who else is told."""
 
-    sync_every: int = Field(1, ge=1, le=4096)
-    hash_every: int = Field(100, ge=1, lt=2**32)
-    trackers: list[TrackerName] = []
+    sync_every: Annotated[int, Ge(1), Le(4096), Doc("The steps between two syncs to the disk.")] = 1
+    hash_every: Annotated[int, Ge(1), Lt(2**32), Doc("The steps between two hashes of the state.")] = 100
+    trackers: Annotated[list[TrackerName], Doc("Who else is told of losses and scores (accelerate's trackers).")] = []
 
 
 class Output(Section):
-    """Where runs go, and what to write at the end. dir: runs lie below it, each in a folder of its name. export: peft, an
-    adapter; merged, whole weights; [] for none. report: report.html in the run's folder (needs matplotlib).
-    """
+    """Where a run goes, and what is written at its end."""
 
-    dir: str = "runs"
-    export: list[Literal["peft", "merged"]] = ["peft"]
-    report: bool = False
+    dir: Annotated[str, Doc("The folder of the runs; each lies in a folder of its own name.")] = "runs"
+    export: Annotated[
+        list[Literal["peft", "merged"]],
+        Doc("What is written at the end: peft, an adapter; merged, whole weights; [] for nothing."),
+    ] = ["peft"]
+    report: Annotated[bool, Doc("Whether report.html is written into the run's folder (needs matplotlib).")] = False
 
 
 SECTIONS: dict[str, type[Section]] = {

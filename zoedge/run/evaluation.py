@@ -114,9 +114,10 @@ class Evaluator:
 
     def at(self, step: int) -> None:
         """Evaluate the validation rows after `step` steps, if that is due."""
-        if self.due(step):
+        valid = self.measuring.texts.valid
+        if valid is not None and self.due(step):
             seq = self.log[step - 1].seq
-            score = self.look(self.measuring.space, self.measuring.texts.valid, event="valid", step=step, seq=seq)
+            score = self.look(self.measuring.space, valid, event="valid", step=step, seq=seq)
             self.show.score(step, score, "validation")
 
     def curvature(self, step: int) -> None:

@@ -130,7 +130,8 @@ def read_model_shape(model: Model) -> ModelShape:
     with checkpoint.translate_errors(folder or Path(model.source)), torch.device("meta"), no_init_weights():
         empty: Any = getattr(transformers, f"AutoModelFor{family.HEAD}").from_config(config)
         empty.tie_weights()
-    meta = base.Base(empty, None, family, loading.resolve_dtype(model, device), device, b"", folder or Path())
+    no_tokenizer: Any = None  # only shapes are asked
+    meta = base.Base(empty, no_tokenizer, family, loading.resolve_dtype(model, device), device, b"", folder or Path())
     return read_base_shape(meta, find_stored_type(folder, config), folder)
 
 
@@ -141,7 +142,8 @@ def read_base_shape(base: Base, stored_type: str, folder: Path | None = None) ->
     """
     from torch import nn
 
-    model, config = base.model, base.model.config
+    model: Any = base.model
+    config = model.config
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     linears = tuple(
         (name, m.out_features, m.in_features)

@@ -14,7 +14,7 @@ from ...recipe.recipe import Recipe
 from .machine import read_peak_memory, read_resident_memory, reset_peak_memory
 
 if TYPE_CHECKING:
-    from ...run.setup import Bench
+    from ...run.setup import Measuring
     from ...scoring.tasks._examples import Examples
 
 T = TypeVar("T")
@@ -61,16 +61,16 @@ def measure_own_memory(recipe: Recipe) -> dict[str, dict[str, int]]:
 
     loading.auto_class(resolve.resolve_model(recipe.model.source, recipe.model.revision))
     moment("loading", lambda: loading.prepare_folder(recipe.model))
-    bench = moment("base", lambda: setup.Measuring.build(recipe))
+    measuring = moment("base", lambda: setup.Measuring.build(recipe))
     with tempfile.TemporaryDirectory() as folder:
-        if bench.base.cut:
-            batches = bench.base.keep(bench.texts.train, Path(folder))  # the longest sequences come first
+        if measuring.base.cut:
+            batches = measuring.base.keep(measuring.texts.train, Path(folder))  # the longest sequences come first
             moment("lower layers", lambda: next(batches))
             for _ in batches:
                 pass
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
-        run, at = bench.run(EmptyLog()), find_longest_step(recipe, bench.texts.train)  # type: ignore[arg-type]
+        run, at = measuring.run(EmptyLog()), find_longest_step(recipe, measuring.texts.train)  # type: ignore[arg-type]
 
         def step() -> None:
             for seq in range(2):
@@ -78,19 +78,19 @@ def measure_own_memory(recipe: Recipe) -> dict[str, dict[str, int]]:
                 engine.advance(run, engine.measure(run, at)._replace(flags=0))
 
         moment("step", step)
-        for examples in (bench.texts.valid, bench.texts.test):
+        for examples in (measuring.texts.valid, measuring.texts.test):
             if examples is not None and len(examples):
                 few = examples.head(len(examples))
-                moment("look", lambda: score_longest_batch(bench, few))
+                moment("look", lambda: score_longest_batch(measuring, few))
     return moments
 
 
-def score_longest_batch(bench: Bench, examples: Examples) -> None:
+def score_longest_batch(measuring: Measuring, examples: Examples) -> None:
     """Score the longest batch of some held-out rows."""
     from ...scoring.tasks._training import evaluation_batches
 
     longest = list(evaluation_batches(examples))[-1]
-    bench.task.score(bench.base, examples.collate(longest), 1)
+    measuring.task.score(measuring.base, examples.collate(longest), 1)
 
 
 class EmptyLog:

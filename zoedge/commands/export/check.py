@@ -72,7 +72,7 @@ def make_probe_ids(vocabulary: int, context: int) -> Tensor:
 @torch.inference_mode()
 def compute_logits(base: Base, space: Space, ids: Tensor) -> Tensor:
     """float32 logits [2, T, vocabulary] of the trained model, by the forward that training scores with."""
-    everywhere = SimpleNamespace(
+    everywhere: Any = SimpleNamespace(
         ids=ids,
         rows=torch.arange(ids.shape[1]).expand(len(ids), -1),
         index=range(len(ids)),

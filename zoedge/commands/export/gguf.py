@@ -17,7 +17,7 @@ from typing import Any
 
 import gguf
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.storage import write_durably
 from ...errors import DamagedError, StorageError, UsageError
@@ -101,7 +101,7 @@ def permute_rows(rows: Tensor, module: str, config: Any) -> Tensor:
     if which not in ("q_proj", "k_proj"):
         return rows
     heads = config.num_attention_heads if which == "q_proj" else config.num_key_value_heads
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)  # type: ignore[no-untyped-call] # torch's own
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(rows.shape)
 
 
 @torch.inference_mode()
@@ -122,7 +122,9 @@ def measure_difference(path: str, spec: dict[str, Any], known: dict[str, Tensor]
     if alpha is None or stored.keys() != {f"{name}.lora_{which}" for name in modules.values() for which in "ab"}:
         raise DamagedError(f"{os.path.basename(path)}: not the tensors that were trained.")
     for module, name in modules.items():
-        weight = dequantise_weight(base.model.get_submodule(module)).double().cpu()
+        linear = base.model.get_submodule(module)
+        assert isinstance(linear, nn.Linear), "only these have a LoRA adapter"
+        weight = dequantise_weight(linear).double().cpu()
         a, b = (known[f"{module}.lora_{which}"].double() for which in "AB")
         theirs_a, theirs_b = (stored[f"{name}.lora_{which}"] for which in "ab")
         theirs = permute_rows(weight, module, config) + alpha.contents() / theirs_b.shape[1] * (theirs_b @ theirs_a)

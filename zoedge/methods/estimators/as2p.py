@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from annotated_doc import Doc
 from annotated_types import Ge
 
 from ...core.types import AbstractEstimator, Oracle, Positive, Record
@@ -26,24 +27,27 @@ def cosine_schedule(start: float, end: float, step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class As2p(AbstractEstimator):
-    """rho, rho_end: the probing radius. eta_a: clipping. eta_b: 50 for language models, 5 for vision (Tables 3-4).
-
-    window, window_of: share of the run, or of its steps so far, that sigma looks back on. sigma: signed gammas, or their
-    absolute values. step_decay_end: where the limit of a step falls to from rho. full_batch: no decay.
-    """
+    """The estimator of AS2P, and its options."""
 
     only_with = {"rule": ("sgd",), "rule.lr": (1.0,), "rule.schedule": ("constant",)}  # g is a chosen step, no estimate
     bound = True  # to the records of the steps before
     radius_option = "rho"
-    rho: Positive = 1e-3
-    rho_end: Positive = 1e-4
-    eta_a: Positive = 5.0
-    eta_b: Positive = 50.0
-    window: Positive = 0.1
-    window_of: Literal["run", "elapsed"] = "run"
-    sigma: Literal["signed", "abs"] = "signed"
-    step_decay_end: Annotated[float, Ge(0)] = 0.0
-    full_batch: bool = False
+    rho: Annotated[Positive, Doc("The probing radius at the first step.")] = 1e-3
+    rho_end: Annotated[Positive, Doc("The probing radius at the last step.")] = 1e-4
+    eta_a: Annotated[Positive, Doc("The limit of a step; a lower one clips more.")] = 5.0
+    eta_b: Annotated[
+        Positive, Doc("Divides the step: 50 for language models, 5 for vision (the paper's Tables 3 and 4).")
+    ] = 50.0
+    window: Annotated[Positive, Doc("The share of the run, or of its steps so far, that sigma looks back on.")] = 0.1
+    window_of: Annotated[
+        Literal["run", "elapsed"],
+        Doc("Whether `window` is a share of the whole run or of the steps that have elapsed."),
+    ] = "run"
+    sigma: Annotated[
+        Literal["signed", "abs"], Doc("Whether sigma is the spread of the signed gammas or of their absolute values.")
+    ] = "signed"
+    step_decay_end: Annotated[float, Ge(0), Doc("Where the limit of a step falls to, from rho.")] = 0.0
+    full_batch: Annotated[bool, Doc("If true, the step does not decay.")] = False
 
     def _radius(self, step: int, steps: int) -> float:
         return self.rho if self.full_batch else cosine_schedule(self.rho, self.rho_end, step, steps)

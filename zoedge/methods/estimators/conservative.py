@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_doc import Doc
 
 from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
 class Conservative(AbstractEstimator):
-    """eps: the smoothing radius of the estimate that sizes the two trial steps."""
+    """The conservative estimator, and its option."""
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
     auto = ("eps",)
-    eps: Positive = 3e-3
+    eps: Annotated[Positive, Doc("The smoothing radius of the estimate that sizes the two trial steps.")] = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         up, down = oracle.losses([((self.eps, 0),), ((-self.eps, 0),)])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_doc import Doc
 
 from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
 class Curved(AbstractEstimator):
-    """eps: the smoothing radius. For rules that use curvature (rule: hizoo)."""
+    """The two-point estimate with a curvature, for rules that use it (rule: hizoo)."""
 
     only_with = {"rule": ("hizoo",)}
     auto = ("eps",)
-    eps: Positive = 3e-3
+    eps: Annotated[Positive, Doc("The smoothing radius: how far from theta a loss is measured.")] = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         up, down, here = oracle.losses([((self.eps, 0),), ((-self.eps, 0),), ()])

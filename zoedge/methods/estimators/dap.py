@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_doc import Doc
 
 from ...core.types import AbstractEstimator, Natural, Oracle, Positive, Record
 
@@ -22,15 +24,15 @@ MIN_RELATIVE_NORM = (
 
 @dataclass(frozen=True)
 class Dap(AbstractEstimator):
-    """eps: the smoothing radius. first, second: directions of g0 and aligned ones. combine: their average (default), or
-    the second alone.
-    """
+    """The estimator of DAP, and its options."""
 
     auto = ("eps",)
-    eps: Positive = 3e-3
-    first: Natural = 4
-    second: Natural = 4
-    combine: Literal["average", "second"] = "average"
+    eps: Annotated[Positive, Doc("The smoothing radius: how far from theta a loss is measured.")] = 3e-3
+    first: Annotated[Natural, Doc("How many directions estimate g0.")] = 4
+    second: Annotated[Natural, Doc("How many directions are aligned with g0.")] = 4
+    combine: Annotated[
+        Literal["average", "second"], Doc("Whether the two estimates are averaged, or the second is taken alone.")
+    ] = "average"
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         a, b = self.first, self.second

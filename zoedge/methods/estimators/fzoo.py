@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from annotated_doc import Doc
 from annotated_types import Ge
 
 from ...core.types import AbstractEstimator, Oracle, Positive, Record
@@ -18,11 +19,11 @@ from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 @dataclass(frozen=True)
 class Fzoo(AbstractEstimator):
-    """eps: the smoothing radius. queries: at least two, or there is no spread."""
+    """The estimator of FZOO, and its options."""
 
     auto = ("eps",)
-    eps: Positive = 3e-3
-    queries: Annotated[int, Ge(2)] = 8
+    eps: Annotated[Positive, Doc("The smoothing radius: how far from theta a loss is measured.")] = 3e-3
+    queries: Annotated[int, Ge(2), Doc("Directions of a step: at least two, or their losses have no spread.")] = 8
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         here, *there = oracle.losses([(), *(((self.eps, q),) for q in range(self.queries))])

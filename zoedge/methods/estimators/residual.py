@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_doc import Doc
 
 from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 
 @dataclass(frozen=True)
 class Residual(AbstractEstimator):
-    """eps: the smoothing radius. The first step only measures."""
+    """The residual estimator. Its first step only measures."""
 
     bound = True  # to the records of the steps before
     auto = ("eps",)
     slope = True  # g is the derivative along z
-    eps: Positive = 3e-3
+    eps: Annotated[Positive, Doc("The smoothing radius: how far from theta a loss is measured.")] = 3e-3
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         (now,) = oracle.losses([((self.eps, 0),)])

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from annotated_doc import Doc
 from annotated_types import Ge
 
 from ...core.types import AbstractEstimator, Oracle, Positive, Record
@@ -24,17 +25,19 @@ from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 @dataclass(frozen=True)
 class S2p(AbstractEstimator):
-    """option, curve: how a is chosen, as above. rho: the probing radius of options 2 and 4.
-
-    trial: exact measures both ends, sign takes gamma's (a <= rho).
-    """
+    """The estimator of S2P, and its options."""
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
     radius_option = "rho"
-    option: Literal[1, 2, 3, 4] = 1
-    rho: Positive = 1e-3
-    trial: Literal["exact", "sign"] = "exact"
-    curve: Annotated[float, Ge(0)] = 0.0
+    option: Annotated[
+        Literal[1, 2, 3, 4], Doc("How the size a of a step is chosen: one of the paper's four options.")
+    ] = 1
+    rho: Annotated[Positive, Doc("The probing radius of options 2 and 4.")] = 1e-3
+    trial: Annotated[
+        Literal["exact", "sign"],
+        Doc("exact measures the loss at both ends of the step; sign takes gamma's sign instead (a <= rho)."),
+    ] = "exact"
+    curve: Annotated[float, Ge(0), Doc("How the size a falls with |gamma| in option 4.")] = 0.0
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         size, gamma = 1.0, 0.0

@@ -1,7 +1,8 @@
 """theta <- argmin of f at {theta, theta + a s, theta - a s}: stochastic three points (Bergou et al. 2020).
 
 a is the rule's step size (choose rule: sgd with schedule: cosine), so the weight g is -1, +1 or 0. A step takes three
-forward passes, and there is no smoothing radius.
+forward passes, and there is no smoothing radius. If losses are equal, theta stays. A loss that is not a number counts
+as infinite.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ...core.types import AbstractEstimator, Oracle, Record
 
 @dataclass(frozen=True)
 class Stp(AbstractEstimator):
-    """If losses are equal, theta stays. A loss that is not a number counts as infinite."""
+    """The estimator of stochastic three points, which has no options."""
 
     only_with = {"rule": ("sgd",)}  # g is a chosen step, not an estimate
     radius_option = ""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from annotated_doc import Doc
 from annotated_types import Ge
 
 from ...core.types import AbstractEstimator, Natural, Oracle, Positive, Record
@@ -13,17 +14,21 @@ from ...core.types import AbstractEstimator, Natural, Oracle, Positive, Record
 
 @dataclass(frozen=True)
 class TwoSided(AbstractEstimator):
-    """eps: the smoothing radius. queries: directions a step, averaged (n-SPSA); combine: sum where each has a block.
-
-    clip: the most that |f+ - f-| / (2 eps) counts (QZO, arXiv 2505.13430: 100); 0: all of it.
-    """
+    """The two-point estimate, and its options."""
 
     auto = ("eps",)
     slope = True  # g is the derivative along z
-    eps: Positive = 3e-3
-    queries: Natural = 1
-    combine: Literal["mean", "sum"] = "mean"
-    clip: Annotated[float, Ge(0)] = 0.0
+    eps: Annotated[Positive, Doc("The smoothing radius: how far from theta a loss is measured.")] = 3e-3
+    queries: Annotated[Natural, Doc("Directions of a step (n-SPSA).")] = 1
+    combine: Annotated[
+        Literal["mean", "sum"],
+        Doc(
+            "mean averages the directions of a step; sum adds them, for directions that each have a block of their own."
+        ),
+    ] = "mean"
+    clip: Annotated[
+        float, Ge(0), Doc("The most that |f+ - f-| / (2 eps) counts (100 in QZO, arXiv 2505.13430). 0 sets no limit.")
+    ] = 0.0
 
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         losses = oracle.losses([((sign * self.eps, q),) for q in range(self.queries) for sign in (1.0, -1.0)])

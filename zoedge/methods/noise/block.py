@@ -7,7 +7,9 @@ the blocks take turns. With as many queries as blocks and the estimator's `combi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_doc import Doc
 
 from ...core.types import AbstractNoise, Key, Leaf, Natural
 from .normal import Normal
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Block(AbstractNoise):
-    """of: the noise on a block. blocks: how many, of equal length."""
+    """The noise on one block of the elements at a time."""
 
     scheme = 9  # frozen: the noise id in a log's header
-    of: Literal["rademacher", "normal"] = "rademacher"
-    blocks: Natural = 4
+    of: Annotated[Literal["rademacher", "normal"], Doc("The noise on a block.")] = "rademacher"
+    blocks: Annotated[Natural, Doc("The number of blocks, all of equal length.")] = 4
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
         b = (key.seq + key.query) % self.blocks

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from annotated_doc import Doc
 from annotated_types import Ge, Le
 
 from ...core.types import FACTOR_STREAM, MASK_STREAM, AbstractNoise, Key, Leaf, Natural, Part
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowRank(AbstractNoise):
-    """rank: of every matrix. refresh: how many records V lasts (nu in the paper: 50 to 100)."""
+    """The noise that has a low rank on every matrix."""
 
     scheme = 10  # frozen: the noise id in a log's header
-    rank: Annotated[int, Ge(1), Le(64)] = 4
-    refresh: Natural = 50
+    rank: Annotated[int, Ge(1), Le(64), Doc("The rank of the noise on every matrix.")] = 4
+    refresh: Annotated[Natural, Doc("How many records the factor V lasts (nu in the paper: 50 to 100).")] = 50
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         z = leaf.zeros()

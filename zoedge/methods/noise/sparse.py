@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from annotated_doc import Doc
 from annotated_types import Gt, Le
 
 from ...core.types import MASK_STREAM, AbstractNoise, Key, Leaf, Natural
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sparse(AbstractNoise):
-    """of: the noise on them. density: share of elements that move. refresh: records that a mask lasts."""
+    """The noise on a random share of the elements."""
 
     scheme = 8  # frozen: the noise id in a log's header
-    of: Literal["rademacher", "normal"] = "rademacher"
-    density: Annotated[float, Gt(0), Le(1)] = 0.1
-    refresh: Natural = 1
+    of: Annotated[Literal["rademacher", "normal"], Doc("The noise on the elements that move.")] = "rademacher"
+    density: Annotated[float, Gt(0), Le(1), Doc("The share of elements that move.")] = 0.1
+    refresh: Annotated[Natural, Doc("How many records a mask lasts.")] = 1
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
         inner = Rademacher() if self.of == "rademacher" else Normal()

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from annotated_doc import Doc
 from annotated_types import Ge, Lt
 
 from ...core.exact import bits16, exact_sqrt
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(AbstractRule):
-    """beta1, beta2: what the two moments keep. eps: the floor of the divisor."""
+    """The rule of Adam, and its options."""
 
     rule = 4  # frozen: the rule id in a log's header
-    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
-    eps: Positive = 1e-8
+    beta1: Annotated[float, Ge(0), Lt(1), Doc("The share of the first moment that a step keeps.")] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1), Doc("The share of the second moment that a step keeps.")] = 0.999
+    eps: Annotated[Positive, Doc("What is added to the divisor, so that it is never 0.")] = 1e-8
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         return {"m": leaf.zeros(), "v": leaf.zeros(), "b1": 1.0, "b2": 1.0}

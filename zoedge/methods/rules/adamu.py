@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le
 
 from ...core.exact import bits16, cospi, exact_sqrt
@@ -26,22 +27,20 @@ PHI = Fraction(1, 10), Fraction(1), Fraction(3, 2)  # of a, b1, b2 in Eq. 7, as 
 
 @dataclass(frozen=True, kw_only=True)
 class Adamu(AbstractRule):
-    """a, b1, b2: where the schedules end, from 1. warm: steps at 1. settled: share of the run after which they rest.
-    floor: s, under the root. signed: m has the sign of g. anneal: a half cosine to the end points, or Eq. 7 as its figure
-    has it (ends unused; a pole is refused)."""
+    """The rule of ZO-AdaMU, and its options."""
 
     rule = 5  # frozen: the rule id in a log's header
     draws = 2
     bound = True  # to the length of the run
     only_with = {"noise": ("normal", "rademacher"), "estimator": ("two_sided", "one_sided"), "estimator.queries": (1,)}
-    a: UnitShare = 0.5
-    b1: UnitShare = 0.1
-    b2: UnitShare = 0.01
-    warm: Annotated[int, Ge(0)] = 1024
-    settled: UnitShare = 0.8
-    floor: Positive = 1e-8
-    signed: bool = True
-    anneal: Literal["cosine", "paper_fig1"] = "cosine"
+    a: Annotated[UnitShare, Doc("Where the schedule of a ends; it begins at 1.")] = 0.5
+    b1: Annotated[UnitShare, Doc("Where the schedule of b1 ends; it begins at 1.")] = 0.1
+    b2: Annotated[UnitShare, Doc("Where the schedule of b2 ends; it begins at 1.")] = 0.01
+    warm: Annotated[int, Ge(0), Doc("How many steps the schedules stay at 1.")] = 1024
+    settled: Annotated[UnitShare, Doc("The share of the run after which the schedules rest.")] = 0.8
+    floor: Annotated[Positive, Doc("The s that is added under the root.")] = 1e-8
+    signed: Annotated[bool, Doc("Whether the momentum takes the sign of g.")] = True
+    anneal: Annotated[Literal["cosine", "paper_fig1"], Doc("Half a cosine to those ends, or Eq. 7.")] = "cosine"
 
     def _rates(self, step: int, steps: int) -> list[float]:
         """Return [a, b1, b2] with the same bits on every machine. ValueError: Eq. 7 has a pole here."""

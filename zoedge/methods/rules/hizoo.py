@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from annotated_doc import Doc
 from annotated_types import Gt, Lt
 
 from ...core.exact import bits16, exact_sqrt
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Hizoo(AbstractRule):
-    """a: how fast the Hessian follows (1e-8 in the paper). least: it is kept above, and starts at 1."""
+    """The rule of HiZOO, and its options."""
 
     rule = 6  # frozen: the rule id in a log's header
     only_with = {"estimator": ("curved",), "noise": ("rademacher", "normal", "uniform_raw")}
-    a: Annotated[float, Gt(0), Lt(1)] = 1e-6
-    least: Annotated[float, Gt(0)] = 1e-4
+    a: Annotated[
+        float, Gt(0), Lt(1), Doc("How fast the Hessian follows the measured curvature (1e-8 in the paper).")
+    ] = 1e-6
+    least: Annotated[float, Gt(0), Doc("The least value that the Hessian may take; it starts at 1.")] = 1e-4
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         return {"h": leaf.zeros() + 1.0}

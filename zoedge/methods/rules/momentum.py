@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from annotated_doc import Doc
 from annotated_types import Ge, Lt
 
 from ...core.types import AbstractRule, Direction, Leaf, Record, RuleSlots
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum(AbstractRule):
-    """mu: the share of the last step that is kept; no dampening, as in torch's SGD."""
+    """The rule of the heavy ball, and its option."""
 
     rule = 2  # frozen: the rule id in a log's header
-    mu: Annotated[float, Ge(0), Lt(1)] = 0.9
+    mu: Annotated[
+        float, Ge(0), Lt(1), Doc("The share of the last step that is kept. There is no dampening, as in torch's SGD.")
+    ] = 0.9
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
         return {"m": leaf.zeros()}

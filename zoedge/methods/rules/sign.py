@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_doc import Doc
 
 from ...core.exact import elementwise_sign
 from ...core.types import AbstractRule, Direction, Record, RuleSlots
@@ -20,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sign(AbstractRule):
-    """scalar: take the sign of the weight, not of the estimate's elements."""
+    """The rule of sign descent, and its option."""
 
     rule = 3  # frozen: the rule id in a log's header
-    scalar: bool = False
+    scalar: Annotated[bool, Doc("Take the sign of the weight g, not of the estimate's elements.")] = False
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
         weights = [math.copysign(1.0, g) if g else 0.0 for g in record.g] if self.scalar else record.g

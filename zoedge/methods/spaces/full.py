@@ -176,7 +176,7 @@ class FullSpace(Space):
         embedding.register_forward_hook(self._embedded)
         head.register_forward_hook(self._scored)
         self._plain = base.project
-        base.project = self._project  # type: ignore[method-assign, assignment]
+        base.project = self._project
 
     def _each(self, module: nn.Module) -> Callable[..., Tensor]:
         """Return a forward whose inputs are [points * S, ...], and which computes each point's share with its parameters."""

@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_doc import Doc
 from torch import Tensor, nn
 
 from ...core.base import SpaceBase
@@ -25,19 +26,24 @@ from ._master import MasterSpace, describe_layers, lay_out_parts
 
 @dataclass(frozen=True)
 class Lora(AbstractSpace):
-    """rank, alpha: the term is alpha/rank * B A. targets: module names, or all. layers: all, 'last k' or a list.
-
-    train: both trains A and B; b keeps A at its random start, which halves the dimension and makes the term linear.
-    """
+    """The space of low-rank terms, one for each adapted matrix."""
 
     title: ClassVar[str] = "LoRA adapter"
     key: ClassVar[str] = "base_model.model.{}.weight"  # PEFT's, of our name
 
-    rank: Natural = 8
-    alpha: Positive = 16.0
-    targets: list[str] | Literal["all"] = "all"
-    layers: list[int] | str = "last 1"
-    train: Literal["both", "b"] = "both"
+    rank: Annotated[Natural, Doc("The rank of the term that is added to each matrix.")] = 8
+    alpha: Annotated[Positive, Doc("Scales that term: it is alpha / rank * B A.")] = 16.0
+    targets: Annotated[list[str] | Literal["all"], Doc("The names of the modules that are adapted, or all.")] = "all"
+    layers: Annotated[list[int] | str, Doc("The layers that are adapted: all, 'last k', or a list of numbers.")] = (
+        "last 1"
+    )
+    train: Annotated[
+        Literal["both", "b"],
+        Doc(
+            "both trains A and B. b keeps A at its random start, which halves the number of trained values and "
+            "makes the term linear."
+        ),
+    ] = "both"
 
     @property
     def points_per_forward(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_doc import Doc
 from torch import Tensor
 
 from ...core.base import SpaceBase
@@ -21,7 +22,7 @@ from ._master import MasterSpace
 
 @dataclass(frozen=True)
 class Prefix(AbstractSpace):
-    """tokens: m. text: starts as what blocks keep of its tokens, repeated to fill m; without it, of m drawn by the seed.
+    """The space of keys and values that stand before a text.
 
     Weight decay draws the prefix to its start, not to zero. Activations are large: steps and eps are larger than LoRA's.
     """
@@ -30,8 +31,14 @@ class Prefix(AbstractSpace):
     key: ClassVar[str] = "{}"
     merges: ClassVar[bool] = False
 
-    tokens: Natural = 5
-    text: str = ""
+    tokens: Annotated[Natural, Doc("The length m of the prefix.")] = 5
+    text: Annotated[
+        str,
+        Doc(
+            "A text whose keys and values the prefix starts from, repeated to fill m. Without it, tokens are "
+            "drawn by the seed."
+        ),
+    ] = ""
 
     @property
     def points_per_forward(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_doc import Doc
 from torch import Tensor
 
 from ...core.base import SpaceBase
@@ -21,17 +22,20 @@ from ._master import MasterSpace
 
 @dataclass(frozen=True)
 class Prompt(AbstractSpace):
-    """tokens: n. text: starts as its tokens, repeated to fill n; without it, as n drawn from the vocabulary by the seed.
-
-    Weight decay draws the prompt to its start, not to zero.
-    """
+    """The space of virtual tokens before a text. Weight decay draws the prompt to its start, not to zero."""
 
     title: ClassVar[str] = "soft prompt"
     key: ClassVar[str] = "{}"
     merges: ClassVar[bool] = False
 
-    tokens: Natural = 10
-    text: str = ""
+    tokens: Annotated[Natural, Doc("The number n of virtual tokens.")] = 10
+    text: Annotated[
+        str,
+        Doc(
+            "A text whose embeddings the prompt starts from, repeated to fill n. Without it, tokens are drawn by "
+            "the seed."
+        ),
+    ] = ""
 
     @property
     def points_per_forward(self) -> int:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_doc import Doc
 from torch import Tensor, nn
 
 from ...core.base import SpaceBase
@@ -24,12 +25,16 @@ from ._master import describe_layers
 
 @dataclass(frozen=True)
 class Scales(AbstractSpace):
-    """layers: all, 'last k' or a list. vectors: norms and biases move too, those of these layers and after the last."""
+    """The space of a quantised base's scales, with or without its norms and biases."""
 
     only_with: ClassVar[OnlyWith] = {"model.quantization": ("nf4", "fp4", "int8")}
     adapter: ClassVar[bool] = False  # no format of PEFT's holds it
-    layers: list[int] | str = "all"
-    vectors: bool = True
+    layers: Annotated[list[int] | str, Doc("The layers whose scales move: all, 'last k', or a list of numbers.")] = (
+        "all"
+    )
+    vectors: Annotated[
+        bool, Doc("Whether norms and biases move too: those of these layers, and those after the last layer.")
+    ] = True
 
     @property
     def points_per_forward(self) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
+from annotated_doc import Doc
 from torch import Tensor
 
 from ...core.base import SpaceBase
@@ -22,11 +23,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Several(AbstractSpace):
-    """of: word -> options of each space, as they stand under `space` alone. In alphabetical order, whatever is written."""
+    """Several spaces as one. They are taken in alphabetical order, whatever order is written."""
 
     nested: ClassVar[dict[str, str]] = {"of": "space"}
 
-    of: dict[str, Any] = field(default_factory=lambda: {"lora": {}, "prompt": {}})
+    of: Annotated[
+        dict[str, Any], Doc("The words of the spaces, each with its options as they stand under `space` alone.")
+    ] = field(default_factory=lambda: {"lora": {}, "prompt": {}})
 
     def __post_init__(self) -> None:
         if len(self.of) < 2:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from annotated_doc import Doc
 
 from ...core.child import ChildFailed, ask_python
 from ...core.types import AbstractTask
@@ -35,10 +37,12 @@ TEMPLATE_LIMIT = 1 << 20  # bytes of a template's file
 
 @dataclass(frozen=True)
 class Chat(AbstractTask):
-    """format: the chat template: own (the tokenizer's), chatml, llama2, plain, or a file, FILE.jinja."""
+    """The task of conversations, and its option."""
 
     formats: ClassVar[tuple[str, ...]] = CHAT_FORMATS
-    format: str = "own"
+    format: Annotated[
+        str, Doc("The chat template: own (the tokenizer's), chatml, llama2, plain, or a file, FILE.jinja.")
+    ] = "own"
 
     def __post_init__(self) -> None:
         known = ["own", *sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja"))]

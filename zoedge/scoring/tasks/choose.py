@@ -7,9 +7,10 @@ averaged over all its tokens in the batch. The model's answer is the candidate w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_doc import Doc
 from torch import Tensor
 
 from ...core.types import AbstractTask
@@ -33,19 +34,27 @@ CHOICE_FIELD = "choice"  # the candidate, as a field that `option` may name
 
 @dataclass(frozen=True)
 class Choose(AbstractTask):
-    """prompt, option: templates over the row's fields; in `option`, {choice} is the candidate, and so is the text `blank`.
+    """The task of choosing among candidates, and its options."""
 
-    blank: the text that the candidate replaces. choices: fields that hold a candidate each, or one that holds a list.
-    label: the field with the right one's number from 0, its text, or a list of right texts (the first is trained on).
-    objective: loss | accuracy | module:function.
-    """
-
-    prompt: str = "{premise:unended} {question:connective}"
-    option: str = " {choice:uncapital}"
-    choices: list[str] = field(default_factory=lambda: ["choice1", "choice2"])
-    label: str = "label"
-    blank: str = ""
-    objective: str = "loss"
+    prompt: Annotated[str, Doc("A template over the row's fields.")] = "{premise:unended} {question:connective}"
+    option: Annotated[
+        str,
+        Doc(
+            "A template over the row's fields and {choice}, the candidate. The text `blank` in it is the candidate too."
+        ),
+    ] = " {choice:uncapital}"
+    choices: Annotated[
+        list[str], Doc("The fields that hold a candidate each, or the one field that holds a list of them.")
+    ] = field(default_factory=lambda: ["choice1", "choice2"])
+    label: Annotated[
+        str,
+        Doc(
+            "The field with the right candidate: its number from 0, its text, or a list of right texts (the first "
+            "is trained on)."
+        ),
+    ] = "label"
+    blank: Annotated[str, Doc("The text that the candidate replaces.")] = ""
+    objective: Annotated[str, Doc("What is trained: loss, accuracy, or module:function.")] = "loss"
 
     def __post_init__(self) -> None:
         parse_template(self.prompt)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_doc import Doc
 from torch import Tensor
 
 from ...core.types import AbstractTask
@@ -31,15 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classify(AbstractTask):
-    """prompt: a template over the row's fields. options: label -> the words that follow. label: the label's field.
+    """The task of classification by the words that follow a prompt, and its options."""
 
-    objective: loss | accuracy | module:function, a reward of (rows, the labels chosen).
-    """
-
-    prompt: str = "{text} It was"
-    options: dict[str, str] = field(default_factory=lambda: {"negative": " terrible", "positive": " great"})
-    label: str = "label"
-    objective: str = "loss"
+    prompt: Annotated[str, Doc("A template over the row's fields.")] = "{text} It was"
+    options: Annotated[dict[str, str], Doc("For every label, the words that follow the prompt.")] = field(
+        default_factory=lambda: {"negative": " terrible", "positive": " great"}
+    )
+    label: Annotated[str, Doc("The field with the label.")] = "label"
+    objective: Annotated[
+        str,
+        Doc(
+            "What is trained: loss, accuracy, or module:function, a reward of the rows and the labels that were chosen."
+        ),
+    ] = "loss"
 
     def __post_init__(self) -> None:
         if len(self.options) < 2 or len(set(self.options.values())) < len(self.options):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_doc import Doc
 from annotated_types import Ge
 from torch import Tensor
 
@@ -32,16 +33,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generate(AbstractTask):
-    """prompt: a template over the row's fields. answer: the field with the answer, or a list of right ones (a.b: b in a).
+    """The task of free answers, and its options."""
 
-    tokens: new ones at most; a prompt leaves room for them. objective: loss | f1 | exact_match | module:function, a reward
-    of (rows, generated texts).
-    """
-
-    prompt: str = "Question: {question}\nAnswer:"
-    answer: str = "answer"
-    tokens: Annotated[int, Ge(1)] = 50
-    objective: str = "loss"
+    prompt: Annotated[str, Doc("A template over the row's fields.")] = "Question: {question}\nAnswer:"
+    answer: Annotated[
+        str, Doc("The field with the answer, or with a list of right ones (a.b is field b of field a).")
+    ] = "answer"
+    tokens: Annotated[int, Ge(1), Doc("The most new tokens of an answer. A prompt leaves room for them.")] = 50
+    objective: Annotated[
+        str,
+        Doc(
+            "What is trained: loss, f1, exact_match, or module:function, a reward of the rows and the generated texts."
+        ),
+    ] = "loss"
 
     def __post_init__(self) -> None:
         parse_template(self.prompt)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from annotated_doc import Doc
 from torch import Tensor
 
 from ...core.types import AbstractTask
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lm(AbstractTask):
-    """text: the field with the text."""
+    """The task of plain text, and its option."""
 
     formats: ClassVar[tuple[str, ...]] = ("text",)
-    text: str = "text"
+    text: Annotated[str, Doc("The field with the text.")] = "text"
 
     def fields(self) -> list[str]:
         """Return the field of a row that holds its text."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+from annotated_doc import Doc
 
 from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
@@ -28,16 +30,18 @@ MASK_FIELD = "mask"
 
 @dataclass(frozen=True)
 class Mlm(AbstractTask):
-    """prompt: a template over the row's fields and {mask}. options: label -> the word that fills the mask, one token.
+    """The task of filling a mask, and its options.
 
-    label: the label's field. Each field and each text between them is tokenised apart, as in LM-BFF, so that truncating
-    a field takes nothing else along. Unlike there, spaces at a field's ends are stripped.
+    Each field, and each text between them, is tokenised apart, as in LM-BFF, so that truncating a field takes nothing else
+    along. Unlike there, spaces at a field's ends are stripped.
     """
 
     head: ClassVar[str] = "MaskedLM"
-    prompt: str = "{text} It was{mask}."
-    options: dict[str, str] = field(default_factory=lambda: {"negative": " terrible", "positive": " great"})
-    label: str = "label"
+    prompt: Annotated[str, Doc("A template over the row's fields and {mask}.")] = "{text} It was{mask}."
+    options: Annotated[dict[str, str], Doc("For every label, the word that fills the mask: one token.")] = field(
+        default_factory=lambda: {"negative": " terrible", "positive": " great"}
+    )
+    label: Annotated[str, Doc("The field with the label.")] = "label"
 
     def __post_init__(self) -> None:
         if f"{{{MASK_FIELD}}}" not in self.prompt or MASK_FIELD in self.fields():

@@ -1,0 +1,79 @@
+"""What a recipe leaves open and its other settings decide: `derive` alone fills it in, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ..core.parts import PART_FOLDERS
+from .recipe import WATCHDOG_KEY, Derived, part_name
+from .sections import WatchdogOptions
+
+AUTO_WATCHDOG = WatchdogOptions(rise=1.5, rewinds=8)
+
+AUTO_TRUST = 0.03  # docs/auto.md says what it was chosen by
+
+
+def derive(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> list[Derived]:
+    """Fill in what the recipe leaves open, in `parts` and `auto`.
+
+    Args:
+        parts: the sections and parts by key; one that has a mistake is missing or None. Changed in place.
+        auto: the dotted keys whose value is 'auto', such as 'rule.lr'. Changed in place.
+        rule_keys: the options of the rule that are written in the recipe.
+
+    Returns: what was filled in, each with its reason, in the order of the recipe's sections.
+    """
+    return [
+        *fix_only_values(parts, auto),
+        *(Derived(key, "auto", "no number is written: it is chosen before the first step") for key in sorted(auto)),
+        *decay_chosen_rate(parts, auto, rule_keys),
+        *guard_chosen_rate(parts, auto),
+        *drop_peft_export(parts),
+    ]
+
+
+def fix_only_values(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
+    """Where one value alone of an 'auto' option goes with the other parts, that value is taken."""
+    for path in sorted(auto):
+        kind, option = path.split(".")
+        owners = [key for key in PART_FOLDERS if parts.get(key) and parts[key].only_with.get(path)]
+        if owners and parts.get(kind) is not None:
+            value = parts[owners[0]].only_with[path][0]
+            parts[kind] = replace(parts[kind], **{option: value})
+            auto.discard(path)
+            yield Derived(path, value, f"{owners[0]}: {part_name(parts[owners[0]])} goes with no other value")
+
+
+def decay_chosen_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> Iterator[Derived]:
+    """A learning rate that short trials choose falls to zero over the run, if the recipe writes no schedule."""
+    if "rule.lr" in auto and parts.get("rule") and "schedule" not in rule_keys:
+        parts["rule"] = replace(parts["rule"], schedule="linear")
+        yield Derived(
+            "rule.schedule", "linear", "rule.lr is auto, and what short trials choose is high for a late step"
+        )
+
+
+def guard_chosen_rate(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
+    """A run whose learning rate short trials choose is guarded, if the recipe says nothing of the watchdog."""
+    train, rule, estimator = parts.get("train"), parts.get("rule"), parts.get("estimator")
+    if "rule.lr" not in auto or not train or "watchdog" in train.model_fields_set:
+        return
+    guard = AUTO_WATCHDOG
+    if estimator and estimator.slope and rule and rule.linear:
+        guard = AUTO_WATCHDOG.model_copy(update={"trust": AUTO_TRUST})
+    parts["train"] = train.model_copy(update={"watchdog": guard})
+    auto.add(WATCHDOG_KEY)
+    reason = "rule.lr is auto, and what short trials choose may be too much for a long run"
+    yield Derived(WATCHDOG_KEY, guard.model_dump(exclude_none=True), reason)
+
+
+def drop_peft_export(parts: dict[str, Any]) -> Iterator[Derived]:
+    """The default export writes an adapter; a space that has none is left without one."""
+    space, output = parts.get("space"), parts.get("output")
+    if not (space and output) or space.adapter or "export" in output.model_fields_set or "peft" not in output.export:
+        return
+    kept = [kind for kind in output.export if kind != "peft"]
+    parts["output"] = output.model_copy(update={"export": kept})
+    yield Derived("output.export", kept, f"space: {part_name(space)} has no adapter that PEFT could read")

@@ -1,0 +1,72 @@
+"""The rules about two settings that are right by themselves and wrong together: one function a rule, one list.
+
+A rule yields the key that it refuses and a sentence. A part or section that already has a mistake of its own is missing
+from `parts`, or None there; the rules about it are then silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .parts import incompatible_parts
+from .recipe import part_name
+from .strict_yaml import KeyPath
+
+Refusals = Iterator[tuple[KeyPath, str]]
+
+
+def merged_export_needs_a_space_that_merges(parts: dict[str, Any]) -> Refusals:
+    """Refuse export: merged for a space that adds something to the model, but changes none of its weights."""
+    space, output = parts.get("space"), parts.get("output")
+    if space and output and "merged" in output.export and not space.merges:
+        yield ("output", "export"), f"output.export: a {space.title} changes no weight: nothing to merge"
+
+
+def best_step_needs_validation_rows(parts: dict[str, Any]) -> Refusals:
+    """Refuse select: best without rows on which the best step could be chosen."""
+    data, looks = parts.get("data"), parts.get("eval")
+    if looks and looks.select == "best" and data and data.valid is None:
+        yield ("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}"
+
+
+def format_needs_its_task(parts: dict[str, Any]) -> Refusals:
+    """Refuse a format of rows that the task does not read."""
+    task, data = parts.get("task"), parts.get("data")
+    if task and data and data.format not in ("auto", *task.formats):
+        home = "lm" if data.format == "text" else "chat"
+        yield ("data", "format"), f"data.format: {data.format} goes with task: {home}, not {part_name(task)}"
+
+
+def schedule_needs_a_value_at_every_step(parts: dict[str, Any]) -> Refusals:
+    """Refuse a rule whose own schedules have no value somewhere in a run of train.steps."""
+    rule, train = parts.get("rule"), parts.get("train")
+    if rule and train:
+        try:
+            rule.check(train.steps)
+        except ValueError as e:
+            yield ("rule", str(e).partition(":")[0]), f"rule.{e}"
+
+
+def parts_go_only_with_what_they_name(parts: dict[str, Any]) -> Refusals:
+    """Refuse a part beside another one, or beside an option, that its class does not go with."""
+    for key, other, allowed, present in incompatible_parts(parts):
+        yield (key,), f"{key}: {part_name(parts[key])} goes only with {other}: {allowed}, not {present}"
+
+
+def peft_export_needs_an_adapter(parts: dict[str, Any]) -> Refusals:
+    """Refuse export: peft for a space that has no adapter; where export is not written, `derive` has removed peft."""
+    space, output = parts.get("space"), parts.get("output")
+    if space and output and "peft" in output.export and not space.adapter:
+        what = f"space {part_name(space)} has no adapter, and PEFT no format for it"
+        yield ("output", "export"), f"output.export: {what} - write [merged], or []"
+
+
+PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
+    merged_export_needs_a_space_that_merges,
+    best_step_needs_validation_rows,
+    format_needs_its_task,
+    schedule_needs_a_value_at_every_step,
+    parts_go_only_with_what_they_name,
+    peft_export_needs_an_adapter,
+]
