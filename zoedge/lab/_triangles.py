@@ -1,4 +1,4 @@
-"""-Laplace u = 1 on the unit square, u = 0 on its edge, by linear elements on many triangle meshes at once."""
+"""This module solves -Laplace u = 1 on the unit square, with u = 0 on its edge, by linear elements on many meshes at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from scipy import sparse
 
 
 class TriangleGrid:
-    """n x n squares of two triangles each; points are complex numbers. Meshes share triangles, so sparsity is known."""
+    """A mesh of n x n squares, each cut into two triangles. Points are complex numbers.
+
+    All meshes share the triangles, so that the sparsity of their matrices is known in advance.
+    """
 
     def __init__(self, n: int):
         line = np.linspace(0, 1, n + 1)
@@ -27,17 +30,17 @@ class TriangleGrid:
         self.load = build_scatter_matrix(place[self.triangles].ravel())
 
     def meshes(self, free: np.ndarray) -> np.ndarray:
-        """[copies, vertices] from x and y of the inner vertices in turn, [copies, 2 * inner]."""
-        found = np.repeat(self.vertices[None], len(free), axis=0)
-        found[:, self.inner] = free[:, ::2] + 1j * free[:, 1::2]
-        return found
+        """Return vertices [copies, vertices] from x and y of the inner vertices in turn, [copies, 2 * inner]."""
+        meshes = np.repeat(self.vertices[None], len(free), axis=0)
+        meshes[:, self.inner] = free[:, ::2] + 1j * free[:, 1::2]
+        return meshes
 
     def corners(self, meshes: np.ndarray) -> np.ndarray:
-        """[3, copies, triangles]."""
+        """Return the corners of every triangle, [3, copies, triangles]."""
         return np.stack([meshes[:, ids] for ids in self.triangles])
 
     def solve(self, meshes: np.ndarray) -> np.ndarray:
-        """u at all vertices, [copies, vertices]; every triangle's area must be positive."""
+        """Return u at all vertices, [copies, vertices]. The area of every triangle must be positive."""
         copies, size = len(meshes), len(self.inner)
         corners = self.corners(meshes)
         area = compute_areas(corners)
@@ -51,23 +54,24 @@ class TriangleGrid:
 
 
 def build_scatter_matrix(places: np.ndarray) -> Any:
-    """The 0-1 matrix that sums values into these places; -1 is nowhere."""
+    """Return the 0-1 matrix that adds values up at these places; a value whose place is -1 is left out."""
     kept = np.flatnonzero(places >= 0)
     shape = places.max() + 1, len(places)
     return sparse.csr_array((np.ones(len(kept)), (places[kept], kept)), shape=shape)
 
 
 def compute_areas(corners: np.ndarray) -> np.ndarray:
-    """Signed, of [3, ...] corners."""
+    """Return the signed areas of triangles with corners [3, ...]."""
     return cross_product(corners[1] - corners[0], corners[2] - corners[0]) / 2
 
 
 def cross_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the cross product of vectors that are complex numbers."""
     return (a.conj() * b).imag
 
 
 def barycentric_weights(corners: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Barycentric coordinates [3, ...] of points in triangles."""
+    """Return the barycentric coordinates [3, ...] of points in triangles."""
     a, b, c = corners - points
     parts = np.stack([cross_product(b, c), cross_product(c, a), cross_product(a, b)])
     return parts / parts.sum(0)

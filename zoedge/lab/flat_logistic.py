@@ -20,7 +20,7 @@ from ._flat import DescentSettings, MarginLoss, compare_descents
 
 
 def sigmoid(m: np.ndarray) -> np.ndarray:
-    """exp(-log(1 + exp(-m))): no overflow, nothing clipped."""
+    """Return 1 / (1 + exp(-m)) as exp(-log(1 + exp(-m))), which does not overflow."""
     return np.exp(-np.logaddexp(0, -m))
 
 
@@ -29,7 +29,7 @@ LOGISTIC_LOSS = MarginLoss(lambda m: np.logaddexp(0, -m), lambda m: -sigmoid(-m)
 
 @dataclass(frozen=True)
 class FlatLogistic:
-    """lr: of all runs; eps: lambda of ZO and radius of SAM; points: watched steps a curve."""
+    """The experiment. lr: of all runs. eps: lambda of ZO, and the radius of SAM. points: measured steps of a curve."""
 
     lr: Positive = 0.01
     eps: Positive = 0.1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +19,12 @@ from ..methods.noise.normal import Normal
 from ..methods.rules.sgd import Sgd
 from ._bench import ArraySpace, Claim, FunctionTask, Outcome, create_axes, descend
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 VECTOR_SIZE = 100
-RUN_RADII = {
-    "DD": 1e-5,
-    "lambda 0.1": 0.1,
-    "lambda 0.05": 0.05,
-    "lambda 0.01": 0.01,
-}  # DD: in float64 1e-5 is the limit
+# DD stands for lambda -> 0: in float64, a smaller radius than 1e-5 would be lost in rounding
+RUN_RADII = {"DD": 1e-5, "lambda 0.1": 0.1, "lambda 0.05": 0.05, "lambda 0.01": 0.01}
 GOLDEN_TRACES = {  # trace of H after 1,000, 10,000, 50,000 and 100,000 steps of the paper's script, measured with numpy 2.4.6
     "GD": (180.142, 180.142, 180.142, 180.142),
     "DD": (219.503, 219.503, 219.503, 219.503),
@@ -38,7 +37,10 @@ GOLDEN_STEPS = 1_000, 10_000, 50_000, 100_000
 
 @dataclass(frozen=True)
 class PaperNoise(AbstractNoise):
-    """The paper's own draws: numpy's legacy generator, u_y then u_z a step. A stream: it only goes forward."""
+    """The paper's own draws, from numpy's legacy generator: u_y, then u_z in each step.
+
+    It is a stream that only goes forward: the key is ignored.
+    """
 
     rng: np.random.RandomState
 
@@ -47,11 +49,12 @@ class PaperNoise(AbstractNoise):
 
 
 def loss(points: np.ndarray) -> np.ndarray:
+    """Return (y'z - 1)^2 / 2 at points [copies, 2 * VECTOR_SIZE]."""
     return 0.5 * ((points[:, :VECTOR_SIZE] * points[:, VECTOR_SIZE:]).sum(1) - 1.0) ** 2
 
 
 def gradient_descent(theta: np.ndarray, steps: int) -> Iterator[np.ndarray]:
-    """Gradient descent, lr 0.01."""
+    """Yield the points of gradient descent with lr 0.01."""
     for _ in range(steps):
         y, z = theta[:VECTOR_SIZE], theta[VECTOR_SIZE:]
         theta = theta - 0.01 * (y @ z - 1.0) * np.concatenate([z, y])
@@ -60,7 +63,7 @@ def gradient_descent(theta: np.ndarray, steps: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class FlatMinima:
-    """steps: 100,000 in the paper; a plotted point every `every`."""
+    """The experiment. steps: 100,000 in the paper. every: so many steps apart, the trace is measured."""
 
     steps: Natural = 100_000
     every: Natural = 500
@@ -84,35 +87,35 @@ class FlatMinima:
         return Outcome(numbers, claims, lambda: self.draw(traces))
 
     def watch(self, points: Iterator[np.ndarray]) -> tuple[list[float], float]:
-        """The trace every `every` steps, and the mean loss of the last 1,000 steps."""
-        found, last = [], []
+        """Return the trace after every `every` steps, and the mean loss of the last 1,000 steps."""
+        traces, last = [], []
         for step, theta in enumerate(points, 1):
             if step % self.every == 0:
-                found.append(float(theta @ theta))
+                traces.append(float(theta @ theta))
             if step > self.steps - 1000:
                 last.append(float(loss(theta[None])[0]))
-        return found, float(np.mean(last))
+        return traces, float(np.mean(last))
 
     def claims(self, traces: dict[str, list[float]], start: float) -> list[Claim]:
-        found = []
+        claims = []
         for name, golden in GOLDEN_TRACES.items():
             pairs = [(traces[name][m // self.every - 1], g) for m, g in zip(GOLDEN_STEPS, golden) if m <= self.steps]
             if pairs:
                 worst = max(abs(t / g - 1) for t, g in pairs)
                 seen = ", ".join(f"{t:.3f}" for t, _ in pairs)
                 paper = f"{name}: tr H = {', '.join(f'{g:.3f}' for _, g in pairs)} after {self.marks(len(pairs))} steps"
-                found.append(Claim(paper, f"{seen} (the paper's draws; off by {worst:.1e} at most)", worst < 0.01))
+                claims.append(Claim(paper, f"{seen} (the paper's draws; off by {worst:.1e} at most)", worst < 0.01))
         end = {name: traces[f"{name}, zoedge's noise"][-1] for name in RUN_RADII}
         falls = end["lambda 0.1"] < end["lambda 0.05"] < end["lambda 0.01"] < end["DD"] * 1.001
         still = abs(end["DD"] / traces["DD, zoedge's noise"][0] - 1) < 0.01
         seen = ", ".join(f"{name} {value:.1f}" for name, value in end.items())
-        found.append(Claim("the larger lambda, the flatter the minimum", f"{seen} (zoedge's noise)", falls and still))
-        return found
+        claims.append(Claim("the larger lambda, the flatter the minimum", f"{seen} (zoedge's noise)", falls and still))
+        return claims
 
     def marks(self, count: int) -> str:
         return ", ".join(f"{m:,}" for m in GOLDEN_STEPS[:count])
 
-    def draw(self, traces: dict[str, list[float]]) -> Any:
+    def draw(self, traces: dict[str, list[float]]) -> Figure:
         figure, (ax,) = create_axes(1, "steps", "trace of the Hessian")
         for i, name in enumerate(GOLDEN_TRACES):
             for suffix, style in (("", "-"), (", zoedge's noise", "--")):

@@ -25,7 +25,7 @@ SQUARED_HINGE_LOSS = MarginLoss(
 
 @dataclass(frozen=True)
 class FlatSvm:
-    """lr: of all runs; eps: lambda of ZO and radius of SAM; points: watched steps a curve."""
+    """The experiment. lr: of all runs. eps: lambda of ZO, and the radius of SAM. points: measured steps of a curve."""
 
     lr: Positive = 1e-4
     eps: Positive = 0.05

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, MultipleOf
@@ -33,13 +33,16 @@ from ..methods.rules.sgd import Sgd
 from ._bench import ArraySpace, Claim, FunctionTask, Outcome, create_axes, descend
 from ._triangles import TriangleGrid, barycentric_weights, compute_areas
 
-BARYCENTRIC_SLACK = (
-    0.02  # of barycentric coordinates: a batch's meshes differ by amplitude * |z|, 1e-3 of a triangle's height
-)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# A point may lie outside a triangle of the first mesh by so much, in barycentric coordinates, and inside it in another mesh
+# of the batch: they differ by amplitude * |z|, about 1e-3 of a triangle's height
+BARYCENTRIC_SLACK = 0.02
 
 
 class MeshObjective:
-    """The coarse mesh's error against the fine mesh's solution, for many coarse meshes that lie close together."""
+    """The error of a coarse mesh against a fine mesh's solution, for many coarse meshes that lie close together."""
 
     def __init__(self, coarse: int, fine: int):
         self.grid, reference = TriangleGrid(coarse), TriangleGrid(fine)
@@ -49,15 +52,16 @@ class MeshObjective:
         self.start = np.stack([inner.real, inner.imag], axis=1).ravel()
 
     def losses(self, free: np.ndarray) -> np.ndarray:
-        """[copies, d] -> [copies]; a mesh with a triangle turned over has no solution: inf, which the engine skips."""
+        """Return the errors [copies] of meshes [copies, d]. An inverted triangle gives infinity, which the engine skips."""
         meshes = self.grid.meshes(free)
         valid = (compute_areas(self.grid.corners(meshes)) > 0).all(1)
-        found = np.full(len(free), np.inf)
+        losses = np.full(len(free), np.inf)
         if valid.any():
-            found[valid] = self.errors(meshes[valid])
-        return found
+            losses[valid] = self.errors(meshes[valid])
+        return losses
 
     def errors(self, meshes: np.ndarray) -> np.ndarray:
+        """Return the root mean square error of meshes [copies, vertices] over the vertices of the fine mesh."""
         u, points = self.grid.solve(meshes), self.points[:, None]
         depth = barycentric_weights(self.grid.corners(meshes[:1]), points).min(0)
         near = (depth > -BARYCENTRIC_SLACK).sum(1).max()  # six triangles meet where a point is a vertex
@@ -70,7 +74,10 @@ class MeshObjective:
 
 
 def make_directions(queries: int, eps: float) -> dict[str, tuple[AbstractNoise, AbstractEstimator]]:
-    """`queries` directions of each kind; DAP estimates the gradient with half of them."""
+    """Return (noise, estimator) by kind of direction, with `queries` directions each.
+
+    DAP takes half of them for its estimate of the gradient.
+    """
     plain = OneSided(eps=eps, queries=queries)
     return {
         "gauss": (Normal(), plain),
@@ -82,7 +89,10 @@ def make_directions(queries: int, eps: float) -> dict[str, tuple[AbstractNoise, 
 
 
 class RepeatedRuns(NamedTuple):
-    """Of one kind of direction, a row a repeat: the objective before each step, after the last, and the mesh then."""
+    """The runs with one kind of direction, an entry for each repeat.
+
+    curves: the error before each step. ends: the error after the last step. meshes: the mesh then.
+    """
 
     curves: list[list[float]]
     ends: list[float]
@@ -91,7 +101,9 @@ class RepeatedRuns(NamedTuple):
 
 @dataclass(frozen=True)
 class Mesh:
-    """repeats: runs of each kind of direction, on other noise; queries: directions a step; eps: the amplitude."""
+    """The experiment. repeats: runs with each kind of direction, on different noise. queries: directions of a step. eps: the
+    amplitude of the probes.
+    """
 
     steps: Natural = 100
     repeats: Natural = 8
@@ -103,7 +115,7 @@ class Mesh:
 
     def run(self, seed: int) -> Outcome:
         objective = MeshObjective(self.coarse, self.fine)
-        found = {}
+        results = {}
         for name, (noise, estimator) in make_directions(self.queries, self.eps).items():
             runs = RepeatedRuns([], [], [])
             for repeat in range(self.repeats):
@@ -115,16 +127,17 @@ class Mesh:
                 if not math.isfinite(runs.ends[-1]):
                     raise DivergedError(f"mesh: with {name} directions a triangle turned over. Lower lr.")
                 runs.meshes.append(objective.grid.meshes(space.value[None]))
-            found[name] = runs
-        ends = {name: runs.ends for name, runs in found.items()}
-        least = {name: find_smallest_area(objective.grid, runs.meshes) for name, runs in found.items()}
-        curves = {name: np.mean(runs.curves, axis=0).tolist() for name, runs in found.items()}
+            results[name] = runs
+        ends = {name: runs.ends for name, runs in results.items()}
+        least = {name: find_smallest_area(objective.grid, runs.meshes) for name, runs in results.items()}
+        curves = {name: np.mean(runs.curves, axis=0).tolist() for name, runs in results.items()}
         start = float(objective.losses(objective.start[None])[0])
         numbers = {"start": start, "ends": ends, "mean curves": curves, "smallest area, of its first": least}
-        return Outcome(numbers, make_claims(start, ends), lambda: draw_meshes(objective.grid, found))
+        return Outcome(numbers, make_claims(start, ends), lambda: draw_meshes(objective.grid, results))
 
 
 def find_smallest_area(grid: TriangleGrid, meshes: list[np.ndarray]) -> float:
+    """Return the smallest area of a triangle in these meshes, as a share of what it was at the start."""
     return min(
         float((compute_areas(grid.corners(mesh)) / compute_areas(grid.corners(grid.vertices[None]))).min())
         for mesh in meshes
@@ -134,43 +147,42 @@ def find_smallest_area(grid: TriangleGrid, meshes: list[np.ndarray]) -> float:
 def make_claims(start: float, ends: dict[str, list[float]]) -> list[Claim]:
     text = ", ".join(f"{name} {np.mean(e):.4e} +- {standard_deviation(e):.0e}" for name, e in ends.items())
     fall = max(max(e) for e in ends.values()) < start
-    made = [
-        Claim("zeroth-order steps lower the mesh's error", f"from {start:.4e} to (mean, sd of repeats) {text}", fall)
-    ]
+    seen = f"from {start:.4e} to (mean, sd of repeats) {text}"
+    claims = [Claim("zeroth-order steps lower the mesh's error", seen, fall)]
     if min(map(len, ends.values())) < 2:
-        return made
+        return claims
     test = stats.f_oneway(*ends.values())
     means = [float(np.mean(e)) for e in ends.values()]
-    here = f"means from {min(means):.4e} to {max(means):.4e}; F test: p = {test.pvalue:.2g}"
-    made.append(Claim("the directions differ by more than their spread over repeats", here, bool(test.pvalue < 0.01)))
+    seen = f"means from {min(means):.4e} to {max(means):.4e}; F test: p = {test.pvalue:.2g}"
+    claims.append(Claim("the directions differ by more than their spread over repeats", seen, bool(test.pvalue < 0.01)))
     others = {name: e for name, e in ends.items() if name != "DAP"}
     best = min(others, key=lambda name: float(np.mean(others[name])))
     less = float(np.mean(others[best]) - np.mean(ends["DAP"]))
     error = float(
         np.hypot(standard_deviation(ends["DAP"]), standard_deviation(others[best])) / np.sqrt(len(ends["DAP"]))
     )
-    here = f"below the best other ({best}) by {less:.1e} +- {error:.0e} (standard error)"
-    made.append(Claim("DAP's mesh is better than that of every other direction", here, less > 2 * error))
-    return made
+    seen = f"below the best other ({best}) by {less:.1e} +- {error:.0e} (standard error)"
+    claims.append(Claim("DAP's mesh is better than that of every other direction", seen, less > 2 * error))
+    return claims
 
 
 def standard_deviation(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def draw_meshes(grid: TriangleGrid, found: dict[str, RepeatedRuns]) -> Any:
+def draw_meshes(grid: TriangleGrid, results: dict[str, RepeatedRuns]) -> Figure:
     figure, (left, middle, right) = create_axes(3, "steps", "error of the coarse mesh")
-    for i, (name, runs) in enumerate(found.items()):
+    for i, (name, runs) in enumerate(results.items()):
         curves = np.asarray(runs.curves)
         left.plot(curves.mean(0), color=f"C{i}", label=name)
         left.fill_between(range(curves.shape[1]), curves.min(0), curves.max(0), color=f"C{i}", alpha=0.15, linewidth=0)
         middle.plot(runs.ends, [i] * len(runs.ends), "o", color=f"C{i}", alpha=0.5)
     left.legend(frameon=False)
-    middle.set_yticks(range(len(found)), list(found))
+    middle.set_yticks(range(len(results)), list(results))
     middle.set_xlabel("error after the last step, a dot a repeat")
     middle.set_ylabel("")
     middle.locator_params(axis="x", nbins=3)
-    vertices = found["DAP"].meshes[0][0]
+    vertices = results["DAP"].meshes[0][0]
     right.triplot(vertices.real, vertices.imag, grid.triangles.T, color="grey", linewidth=0.6)
     right.set_title("a mesh moved with DAP")
     right.set_aspect("equal")

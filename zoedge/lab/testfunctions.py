@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -30,18 +30,21 @@ from ..methods.noise.normal import Normal
 from ..methods.rules.sgd import Sgd
 from ._bench import ArraySpace, Claim, FunctionTask, Outcome, descend
 from ._functions import FUNCTIONS, PlaneFunction, draw_paths
+from ._race import Schedule
 
-STEP_SIZES = tuple(10.0 ** (k / 2) for k in range(-8, 0))  # 1e-4 to 0.32, two a decade
-_PLANE: Any = np.zeros(2)
-PLANE_LEAF = Leaf("theta", 0, _PLANE, (), 2)
-RULE_OPTIONS = {"adamu": lambda steps: {"warm": steps // 20}, "hizoo": lambda steps: {"a": 1e-3}}
-Maker = Callable[[float, int], tuple[AbstractNoise, AbstractEstimator, AbstractRule]]  # of (lr, steps)
+STEP_SIZES = tuple(10.0 ** (k / 2) for k in range(-8, 0))  # 1e-4 to 0.32, two in each decade
+ORIGIN: Any = np.zeros(2)
+PLANE_LEAF = Leaf("theta", 0, ORIGIN, (), 2)
+RULE_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {  # rule -> its options in a run of so many steps
+    "adamu": lambda steps: {"warm": steps // 20},
+    "hizoo": lambda steps: {"a": 1e-3},
+}
 RULE_NAMES = {"sgd": "MeZO", "adamu": "ZO-AdaMU"}
 
 
 @dataclass(frozen=True)
 class CachedNoise(AbstractNoise):
-    """Every draw of `of` is made once for all runs of a seed: drawing is most of a step."""
+    """A noise that makes every draw of `of` once for all runs of a seed, because drawing is most of a step's work."""
 
     of: AbstractNoise
 
@@ -54,47 +57,57 @@ class CachedNoise(AbstractNoise):
 
 @lru_cache(maxsize=1 << 17)
 def draw_once(noise: AbstractNoise, key: Key) -> Any:
+    """Return a draw, and keep it. The array must not be written."""
     z: Any = noise.draw(key, PLANE_LEAF)
     if z is not None:
         z.flags.writeable = False
     return z
 
 
-MakeParts = Callable[[float, int], tuple[AbstractNoise, Any, Any]]  # a run's parts by step size and number of steps
+# makes a run's parts from a step size and a number of steps
+MakeParts = Callable[[float, int], tuple[AbstractNoise, AbstractEstimator, AbstractRule]]
 
 
-def make_methods(eps: float, schedule: Any) -> dict[str, MakeParts]:
-    def chosen(made: Callable[[float], Any]) -> MakeParts:
-        return lambda lr, steps: (CachedNoise(Normal()), made(lr), Sgd(lr=lr, schedule=schedule))
+def make_methods(eps: float, schedule: Schedule) -> dict[str, MakeParts]:
+    """Return every method by its name: zoedge's rules, then the estimators that choose their steps."""
 
-    found = {RULE_NAMES.get(word, word): make_rule_method(word, eps, schedule) for word in list_words("methods.rules")}
-    adaptive = lambda lr, steps: (CachedNoise(Normal()), As2p(rho=10 * lr, rho_end=lr, eta_b=5.0), Sgd(lr=1.0))
-    return {**found, "STP": chosen(lambda lr: Stp()), "S2P": chosen(lambda lr: S2p()), "AS2P": adaptive}
+    def with_sgd(estimator: AbstractEstimator) -> MakeParts:
+        return lambda lr, steps: (CachedNoise(Normal()), estimator, Sgd(lr=lr, schedule=schedule))
+
+    def adaptive(lr: float, steps: int) -> tuple[AbstractNoise, AbstractEstimator, AbstractRule]:
+        return CachedNoise(Normal()), As2p(rho=10 * lr, rho_end=lr, eta_b=5.0), Sgd(lr=1.0)
+
+    rules = {RULE_NAMES.get(word, word): make_rule_method(word, eps, schedule) for word in list_words("methods.rules")}
+    return {**rules, "STP": with_sgd(Stp()), "S2P": with_sgd(S2p()), "AS2P": adaptive}
 
 
-def make_rule_method(word: str, eps: float, schedule: Any) -> MakeParts:
-    """A rule with two-sided differences and normal noise, or with what it goes with."""
+def make_rule_method(word: str, eps: float, schedule: Schedule) -> MakeParts:
+    """Return a rule with two-sided differences and normal noise, or with the parts that its `only_with` names."""
     rule = load_part("rule", word)
-    mates = rule.only_with
-    noises, estimators = mates.get("noise", ("normal",)), mates.get("estimator", ("two_sided",))
+    noises = rule.only_with.get("noise", ("normal",))
+    estimators = rule.only_with.get("estimator", ("two_sided",))
     noise = load_part("noise", "normal" if "normal" in noises else noises[0])
     estimator = load_part("estimator", estimators[0])
     radius = {"eps": eps} if "eps" in {f.name for f in fields(estimator)} else {}
-    extra = RULE_OPTIONS.get(word, lambda steps: {})
-    return lambda lr, steps: (CachedNoise(noise()), estimator(**radius), rule(lr=lr, schedule=schedule, **extra(steps)))
+
+    def make(lr: float, steps: int) -> tuple[AbstractNoise, AbstractEstimator, AbstractRule]:
+        options = RULE_OPTIONS[word](steps) if word in RULE_OPTIONS else {}
+        return CachedNoise(noise()), estimator(**radius), rule(lr=lr, schedule=schedule, **options)
+
+    return make
 
 
 @dataclass(frozen=True)
 class Testfunctions:
-    """passes: forward passes of a run. eps: smoothing radius. reach: the loss that is waited for.
+    """The experiment. passes: forward passes of a run. eps: the smoothing radius. reach: the loss that a run should reach.
 
-    schedule: of all but AS2P. tune, seeds: runs that choose a step size, and runs that count.
+    schedule: of all methods but AS2P. tune, seeds: runs that choose a step size, and runs that count.
     """
 
     passes: Natural = 2500
     eps: Positive = 1e-3
     reach: Positive = 1e-2
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     tune: Natural = 2
     seeds: Natural = 5
 
@@ -109,8 +122,8 @@ class Testfunctions:
                 numbers[name][method] = {"size": size, "passes a step": each, **self.measured(function, walks, each)}
         return Outcome(numbers, self.claims(numbers), lambda: draw_paths(paths))
 
-    def best(self, function: PlaneFunction, make: Maker, steps: int, seed: int) -> tuple[float, list[np.ndarray]]:
-        """The step size that the tuning seeds choose, and the other seeds' paths with it."""
+    def best(self, function: PlaneFunction, make: MakeParts, steps: int, seed: int) -> tuple[float, list[np.ndarray]]:
+        """Return the step size that the tuning seeds choose, and the other seeds' paths with it."""
         first = seed * (self.tune + self.seeds)  # of the engine's seeds
         ends = {
             size: [final_loss(function, trace_path(function, make, size, steps, first + i)) for i in range(self.tune)]
@@ -148,24 +161,19 @@ class Testfunctions:
         ]
 
 
-def count_passes(make: Maker) -> int:
-    """Forward passes a step."""
-    return len(
-        next(
-            descend(
-                ArraySpace(np.ones(2)), FunctionTask(FUNCTIONS["c"].__call__), *make(STEP_SIZES[0], 1), steps=1, seed=0
-            )
-        ).losses
-    )
+def count_passes(make: MakeParts) -> int:
+    """Return the forward passes of a step: one for each loss."""
+    records = descend(ArraySpace(np.ones(2)), FunctionTask(FUNCTIONS["c"].__call__), *make(STEP_SIZES[0], 1), 1, 0)
+    return len(next(records).losses)
 
 
-def trace_path(function: PlaneFunction, make: Maker, size: float, steps: int, seed: int) -> np.ndarray:
-    """[steps + 1, 2]: where theta was. It ends early where the losses do."""
+def trace_path(function: PlaneFunction, make: MakeParts, size: float, steps: int, seed: int) -> np.ndarray:
+    """Return where theta was, [steps + 1, 2]. The path ends early where the losses stop being finite."""
     space = ArraySpace(np.array(function.start, float))
     path = [space.value.copy()]
     with np.errstate(all="ignore"):
         try:
-            for _ in descend(space, FunctionTask(function.__call__), *make(size, steps), steps=steps, seed=seed):
+            for _ in descend(space, FunctionTask(function.__call__), *make(size, steps), steps, seed):
                 path.append(space.value.copy())
         except DivergedError:
             path.append(np.full(2, np.nan))
@@ -190,7 +198,7 @@ def format_count(x: float) -> str:
 
 
 def summarize_values(values: Iterable[float]) -> dict[str, Any]:
-    """The median and all; null: never, or not finite."""
+    """Return the median and all values, as JSON: null stands for never, and for what is not finite."""
     values = list(values)
-    plain = lambda x: float(x) if np.isfinite(x) else None
-    return {"median": plain(np.median(values)), "all": [plain(x) for x in values]}
+    plain = [float(x) if np.isfinite(x) else None for x in (np.median(values), *values)]
+    return {"median": plain[0], "all": plain[1:]}

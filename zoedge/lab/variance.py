@@ -14,13 +14,16 @@ product that is labelled as estimated shows the exact one; here both are measure
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.types import Natural, Positive
 from ._bench import Claim, Outcome, create_axes
 from ._errors import DIRECTION_KINDS, MeanError, make_product, make_quadratic, measure_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ERROR_PARTS = "total", "high", "low"
 # error at `batch` directions, measured with numpy's draws (500 trials of the product, 300 of the quadratic)
@@ -45,16 +48,15 @@ GOLDEN_ERRORS: dict[str, tuple[int, dict[str, tuple[float, float, float]]]] = {
         },
     ),
 }
-FUNCTIONS = {
-    "product": (make_product, (2, 8, 32)),
-    "quadratic": (make_quadratic, (8, 32, 128)),
-}  # and the batches measured
-ErrorTable = dict[str, dict[str, dict[int, MeanError]]]  # of functions, directions, batches
+FUNCTIONS = {"product": (make_product, (2, 8, 32)), "quadratic": (make_quadratic, (8, 32, 128))}  # with their batches
+ErrorTable = dict[str, dict[str, dict[int, MeanError]]]  # function -> kind of direction -> batch -> error
 
 
 @dataclass(frozen=True)
 class Variance:
-    """trials: estimates that a mean error is of; most: the largest batch, in directions, that is measured."""
+    """The experiment. trials: estimates that a mean error averages. most: the largest batch to measure, in directions. eps: the
+    radius.
+    """
 
     trials: Natural = 500
     most: Natural = 128
@@ -81,21 +83,23 @@ def encode_errors(found: ErrorTable) -> dict[str, Any]:
 
 
 def make_claims(found: ErrorTable) -> list[Claim]:
-    """At the golden table's batch of each function, where that was measured."""
+    """Return the claims about each function, at the batch of its golden errors, if that batch was measured."""
     tables = {
         name: {k: rows[b] for k, rows in found[name].items() if b in rows} for name, (b, _) in GOLDEN_ERRORS.items()
     }
     tables = {name: table for name, table in tables.items() if table}
-    made = [claim for name, table in tables.items() for claim in (claim_golden(name, table), claim_bound(name, table))]
+    claims = [
+        claim for name, table in tables.items() for claim in (claim_golden(name, table), claim_bound(name, table))
+    ]
     if "product" in tables:
-        made.append(claim_aligned(tables["product"]))
+        claims.append(claim_aligned(tables["product"]))
     if "quadratic" in tables:
-        made.append(claim_quadratic(tables["quadratic"]))
-    return made + [claim for name, table in tables.items() for claim in claim_estimated(name, table)]
+        claims.append(claim_quadratic(tables["quadratic"]))
+    return claims + [claim for name, table in tables.items() for claim in claim_estimated(name, table)]
 
 
 def claim_golden(name: str, table: dict[str, MeanError]) -> Claim:
-    """Golden numbers have two digits (5 % at worst) and about these standard errors themselves."""
+    """Compare with the golden errors, which have two digits (5 % at worst) and standard errors of about the same size."""
     batch, wanted = GOLDEN_ERRORS[name]
     off = {
         (kind, part): (abs(m - g) - 0.05 * g) / (s * 2**0.5)
@@ -109,7 +113,7 @@ def claim_golden(name: str, table: dict[str, MeanError]) -> Claim:
 
 
 def claim_bound(name: str, table: dict[str, MeanError]) -> Claim:
-    """The mean over n coordinates of the theory's (n - 1) / b |a|^2, or (n + 1) / b |a|^2."""
+    """Compare with the theory's mean over n coordinates: (n - 1) / b |a|^2, or (n + 1) / b |a|^2 for Gaussian directions."""
     n, unit = count_dimensions(name), mean_square_gradient(name) / GOLDEN_ERRORS[name][0]
     wanted = {"gauss": n + 1, "sphere": n - 1, "rademacher": n - 1, "DAP exact": n - 1}
     factors = {kind: (table[kind].mean[0] / unit, table[kind].se[0] / unit) for kind in wanted}
@@ -124,7 +128,7 @@ def count_dimensions(name: str) -> int:
 
 
 def mean_square_gradient(name: str) -> float:
-    """|a|^2 / n: what errors are proportional to."""
+    """Return |a|^2 / n, to which errors are proportional."""
     function = FUNCTIONS[name][0]()
     return float((function.gradient(function.at) ** 2).mean())
 
@@ -145,13 +149,13 @@ def claim_quadratic(table: dict[str, MeanError]) -> Claim:
 
 
 def claim_estimated(name: str, table: dict[str, MeanError]) -> list[Claim]:
-    made = []
+    claims = []
     for i, part in ((0, "in total"), (1, "at the high coordinates")):
         kinds = ("DAP estimated", "DAP second", "sphere")
         text = ", ".join(f"{kind} {format_error(table[kind], i)}" for kind in kinds)
         paper = f"{name}: DAP with an estimated gradient beats the sphere at as many directions, {part}"
-        made.append(Claim(paper, text, is_below(table["DAP estimated"], table["sphere"], i)))
-    return made
+        claims.append(Claim(paper, text, is_below(table["DAP estimated"], table["sphere"], i)))
+    return claims
 
 
 def format_error(e: MeanError, part: int) -> str:
@@ -159,11 +163,11 @@ def format_error(e: MeanError, part: int) -> str:
 
 
 def is_below(a: MeanError, b: MeanError, part: int) -> bool:
-    """By more than two standard errors of the difference."""
+    """Return whether an error is below another by more than two standard errors of the difference."""
     return a.mean[part] < b.mean[part] - 2 * float(np.hypot(a.se[part], b.se[part]))
 
 
-def draw_errors(found: ErrorTable) -> Any:
+def draw_errors(found: ErrorTable) -> Figure:
     figure, grid = create_axes(6, "directions b", "mean square error, of |a|^2 / (n b)")
     pairs = [(name, i) for name in found for i in range(3)]
     for ax, (name, i) in zip(grid, pairs):

@@ -33,9 +33,9 @@ MAX_EQUAL_RATIO = 1.25  # cost ratios up to which two methods count as equal
 
 
 class ResidualNetwork:
-    """Stem, a block, a block of half the resolution, a linear head; `logits` takes many copies of the weights at once.
+    """A network of a stem, two blocks (the second has half the resolution) and a linear head.
 
-    A copy is a group of a grouped convolution.
+    `logits` takes many copies of the weights at once: each is a group of a grouped convolution.
     """
 
     def __init__(self, width: int):
@@ -56,9 +56,12 @@ class ResidualNetwork:
         }
 
     def start(self) -> Tensor:
-        """He's for convolutions, 1 and 0 for norms, 0 for the head: all classes are equally likely."""
+        """Return the initial weights: He's for convolutions, 1 and 0 for norms.
+
+        The head is 0, so that all classes are equally likely.
+        """
         rng = torch.Generator().manual_seed(0)
-        found = []
+        values = []
         for name, shape in self.shapes.items():
             if name == "head":
                 value = torch.zeros(shape)
@@ -66,13 +69,13 @@ class ResidualNetwork:
                 value = torch.tensor([[1.0], [0.0]]).expand(shape)
             else:
                 value = torch.randn(shape, generator=rng) * math.sqrt(2 / math.prod(shape[1:]))
-            found.append(value.reshape(-1))
-        return torch.cat(found)
+            values.append(value.reshape(-1))
+        return torch.cat(values)
 
     def logits(self, points: Tensor, images: Tensor) -> Tensor:
-        """[copies, P], [n, 8, 8] -> [copies, n, 10]."""
+        """Return logits [copies, n, 10] for weights [copies, P] and images [n, 8, 8]."""
         copies = len(points)
-        parts = points.split([math.prod(shape) for shape in self.shapes.values()], dim=1)
+        parts = torch.split(points, [math.prod(shape) for shape in self.shapes.values()], dim=1)
         p = {name: part.reshape(copies, *shape) for (name, shape), part in zip(self.shapes.items(), parts)}
 
         def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
@@ -93,7 +96,9 @@ class ResidualNetwork:
 
 @dataclass(frozen=True)
 class Vision:
-    """passes: forward passes of a run. width: channels. eps: GA's radius. window: share of a run that smooths losses."""
+    """The experiment. passes: forward passes of a run. width: channels. eps: GA's radius. window: the share of a run that a
+    smoothed loss averages. tune, seeds: how many seeds choose step sizes, and how many count.
+    """
 
     passes: Natural = 5000
     batch: Natural = 64
@@ -158,6 +163,6 @@ def make_claims(racers: dict[str, RaceResult]) -> list[Claim]:
             "Rademacher noise does as well as normal noise",
             f"AS2P_sign {format_ratios(pairs['AS2P_sign'])} of AS2P's, GA_sign "
             f"{format_ratios(pairs['GA_sign'])} of GA constant's",
-            all(1 / MAX_EQUAL_RATIO <= ratio <= MAX_EQUAL_RATIO for found in pairs.values() for ratio in found),
+            all(1 / MAX_EQUAL_RATIO <= ratio <= MAX_EQUAL_RATIO for ratios in pairs.values() for ratio in ratios),
         ),
     ]
