@@ -108,14 +108,14 @@ class Classify(AbstractTask):
     def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
         """Return the prompt of each row and the number of its label. DataError names every row that is not valid."""
         names = list(self.options)
-        seen = Counter(value_as_text(row.fields.get(self.label)) for row in rows)
-        if not seen.keys() & self.options.keys():
+        label_counts = Counter(value_as_text(row.fields.get(self.label)) for row in rows)
+        if not label_counts.keys() & self.options.keys():
             raise DataError(
                 f"{file_of_rows(rows)}: no row's label is one of task.options "
                 f"({', '.join(map(make_printable, names))}). There is: "
-                f"{', '.join(f'{make_printable(word)} ({n:,} rows)' for word, n in seen.most_common(8))}. Name "
+                f"{', '.join(f'{make_printable(word)} ({n:,} rows)' for word, n in label_counts.most_common(8))}. Name "
                 "them in task.options: "
-                f"{{{', '.join(f'{make_printable(word)}: ...' for word in sorted(seen)[:2])}}}."
+                f"{{{', '.join(f'{make_printable(word)}: ...' for word in sorted(label_counts)[:2])}}}."
             )
         faults: list[DataError] = []
         prompts, labels = [], []
