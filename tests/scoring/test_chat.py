@@ -160,11 +160,11 @@ def test_marks_of_generation_are_read_over() -> None:
         ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
         (
             "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
-            "what it writes before an answer is not what it asks for the answer with",
+            "with add_generation_prompt it must write exactly what it writes before an answer",
         ),
         (
             "{% for m in messages %}{{ m.content if loop.last else '' }}{% endfor %}",
-            "what it writes before an answer is not what it asks for the answer with",
+            "with add_generation_prompt it must write exactly what it writes before an answer",
         ),
     ],
 )  # fmt: skip

@@ -450,7 +450,8 @@ def test_hub_ids_with_the_hub_library_as_installed(tmp_path: Path) -> None:
         0,
     ]
     assert said["gone"][0] == (
-        f"The model 'org/gone' is not on the hub (or private: `hf auth login`), and nothing here is called so. {model}"
+        "The model 'org/gone' is not on the hub (or private: `hf auth login`), and there is no local file or packaged "
+        f"source of this name. {model}"
     )
     assert said["shut"][0] == (
         f"The model 'org/shut' is gated: accept the licence on its page, then `hf auth login`. Offline? {model}"

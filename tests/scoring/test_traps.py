@@ -467,9 +467,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         configured(model_type="gpt2"),
         "Model family 'gpt2' is not supported yet. zoedge knows: gemma, gpt_neox, llama",
     ),
-    "looks both ways": (
+    "attends in both directions": (
         configured(use_bidirectional_attention=True),
-        r"looks both ways \(use_bidirectional_attention\)",
+        r"attends in both directions \(use_bidirectional_attention\)",
     ),
     "quantised already": (configured(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised already"),
     "no tokenizer": (lambda folder: [p.unlink() for p in folder.glob("token*")], "tokenizer"),

@@ -355,7 +355,7 @@ CASES: dict[str, Case] = {
     "an archive as .safetensors": Case(GO, zipped, 3, "a pickle, an archive or HDF5 under this name"),
     "a pickle for a tokenizer": Case(GO, put("model/tokenizer.json", PICKLE), 3, r"model\.source: model: "),
     "a header of 2**62": Case(GO, weights(tensors({}, length=2**62)), 3, "a header of 4,611,686,018,427,387,904 bytes"),
-    "a tensor twice": Case(GO, weights(tensors(b'{"a":{},"a":{}}')), 3, "a key stands there twice"),
+    "a tensor twice": Case(GO, weights(tensors(b'{"a":{},"a":{}}')), 3, "it has the same key twice"),
     "a header of brackets": Case(GO, weights(tensors(b"[" * 90_000)), 3, "its header cannot be read"),
     "150,000 empty tensors": Case(GO, weights(tensors({f"t{i}": entry(0) for i in range(150_000)})), 3, "a header of|tensors, where"),
     "tensors that overlap": Case(
@@ -391,7 +391,7 @@ CASES: dict[str, Case] = {
     # adapters and exports
     "an adapter's header of 2**62": Case(ADAPTER, adapter(lambda raw: tensors({}, length=2**62)), 5, "a header of 4,611,686,018"),
     "an adapter's name with a path": Case(ADAPTER, adapter(renamed_tensor), 5, r"'\.\./\.\./\.\./tmp/x' is not a tensor's name"),
-    "an adapter's tensor twice": Case(ADAPTER, adapter(doubled_tensor), 5, "a key stands there twice"),
+    "an adapter's tensor twice": Case(ADAPTER, adapter(doubled_tensor), 5, "it has the same key twice"),
     "an adapter that is a pickle": Case(ADAPTER, adapter(lambda raw: PICKLE), 5, "a pickle, an archive"),
     "an adapter's empty tensors": Case(ADAPTER, adapter(lambda raw: tensors({f"t{i}": entry(0) for i in range(150_000)})), 5, "where at most"),
     "an endless adapter": Case(ADAPTER, link(f"runs/tiny/adapter/{WEIGHTS_FILE}", "/dev/zero"), 5, "no such file"),

@@ -32,6 +32,7 @@ from .exact import HALF_FORMATS, bits16
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from .base import SpaceBase
 
@@ -428,7 +429,9 @@ class AbstractTask(ABC):
         """Return the fields of a row that its text is made of."""
 
     @abstractmethod
-    def encode(self, rows: list[Any], tokenizer: Any, limit: int, overflow: str) -> tuple[Any, dict[str, int]]:
+    def encode(
+        self, rows: list[Any], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
+    ) -> tuple[Any, dict[str, int]]:
         """Return tokenised rows (scoring's Examples), and counts of what was truncated or dropped. DataError: a row."""
 
     @abstractmethod

@@ -122,7 +122,7 @@ def parse_header(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) < len(pairs):
-            raise ValueError("a key stands there twice")
+            raise ValueError("it has the same key twice")
         return table
 
     length = int.from_bytes(raw[:8], "little")

@@ -54,10 +54,10 @@ def require_fields(
         choices: fields with a candidate each.
         option: the recipe's key that names the label's field, for the message.
     """
-    seen = Counter(key for row in rows for key in row.fields)
+    key_counts = Counter(key for row in rows for key in row.fields)
     owners = dict.fromkeys(prompt, "task.prompt") | dict.fromkeys(choices, "task.choices")
     owners |= {label: option} if label else {}
-    absent = [field for field in owners if field not in seen]
+    absent = [field for field in owners if field not in key_counts]
     if not absent:
         return
     from .formats import find_chat_formats
@@ -68,12 +68,12 @@ def require_fields(
         raise DataError(
             f"{file_of_rows(rows)}: no row has {missing}: its rows are conversations ({chat_formats}). Set task: chat."
         )
-    if set(seen) == {"text"} and option == "task.label":
+    if set(key_counts) == {"text"} and option == "task.label":
         raise DataError(
             f"{file_of_rows(rows)}: its rows are plain text, without {make_printable(absent[0])} "
             f"({owners[absent[0]]}). Set task: lm."
         )
-    guesses = guess_fields(rows, absent, label, [key for key in seen if key not in owners])
+    guesses = guess_fields(rows, absent, label, [key for key in key_counts if key not in owners])
     suggestion = ", ".join(f"{make_printable(field)}: {make_printable(guesses[field])}" for field in absent)
     raise DataError(
         f"{file_of_rows(rows)}: no row has {missing}. {describe_keys(rows)[1]}. Add data.fields: {{{suggestion}}}."

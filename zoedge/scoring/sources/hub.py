@@ -44,7 +44,9 @@ def download_snapshot(kind: str, name: str, revision: str | None, patterns: list
         why = "gated: accept the licence on its page, then `hf auth login`. Offline?"
         raise DataError(f"{what} is {why} {way_out}") from e
     except errors.RepositoryNotFoundError as e:
-        why = "not on the hub (or private: `hf auth login`), and nothing here is called so."
+        why = (
+            "not on the hub (or private: `hf auth login`), and there is no local file or packaged source of this name."
+        )
         raise DataError(f"{what} is {why} {way_out}") from e
     except errors.RevisionNotFoundError as e:
         raise DataError(f"{what} has no revision '{make_printable(str(revision))}'. Mend model.revision.") from e

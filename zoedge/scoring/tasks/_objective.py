@@ -110,13 +110,13 @@ def load_function(objective: str) -> Callable[[list[Any], list[str]], Any]:
     such file or function, or the file cannot be imported.
     """
     name, _, attribute = objective.partition(":")
-    here = Path.cwd().resolve()
-    sys.path.insert(0, str(here))
+    current_folder = Path.cwd().resolve()
+    sys.path.insert(0, str(current_folder))
     try:
-        file = here.joinpath(*name.split(".")).with_suffix(".py")
+        file = current_folder.joinpath(*name.split(".")).with_suffix(".py")
         if not file.is_file():
             raise DataError(
-                f"task.objective: there is no {name.replace('.', '/')}.py in {here}, where {name} is looked for."
+                f"task.objective: there is no {name.replace('.', '/')}.py in {current_folder}, where {name} is looked for."
             )
         module = importlib.import_module(name)
         if Path(module.__file__ or "").resolve() != file:
@@ -129,7 +129,7 @@ def load_function(objective: str) -> Callable[[list[Any], list[str]], Any]:
             f"task.objective: {name} cannot be imported from here: {type(e).__name__}: {make_printable(str(e)).rstrip('.')}."
         ) from e
     finally:
-        sys.path.remove(str(here))
+        sys.path.remove(str(current_folder))
     if not callable(function):
         raise DataError(f"task.objective: the module {name} has no function '{attribute}'.")
     return function

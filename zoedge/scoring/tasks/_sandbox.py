@@ -38,7 +38,7 @@ def render_chat(template: Template, chat: list[dict[str, str]], words: dict[str,
         if message["role"] == "assistant":
             before, after = render(i, True), render(i + 1, False)
             if not after.startswith(before) or not whole.startswith(after.rstrip()):
-                refuse_template("what it writes before an answer is not what it asks for the answer with")
+                refuse_template("with add_generation_prompt it must write exactly what it writes before an answer")
             answers.append([len(before), len(after.rstrip())])
     return {"text": whole, "answers": answers}
 

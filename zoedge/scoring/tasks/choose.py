@@ -86,21 +86,23 @@ class Choose(AbstractTask):
             except DataError as e:
                 faults.append(e)
         raise_faults(faults)
-        heads, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt, *_ in items])
-        fulls = iter(tokenise_texts(tokenizer, [(p + o).strip(" ") for p, options, *_ in items for o in options])[0])
+        prompt_sequences, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt, *_ in items])
+        full_sequences = iter(
+            tokenise_texts(tokenizer, [(p + o).strip(" ") for p, options, *_ in items for o in options])[0]
+        )
         examples, lengths = Examples(1), []
-        for row, head, start, (_, options, candidates, right) in zip(rows, heads, starts, items):
-            sequences = [next(fulls) for _ in options]
+        for row, prompt_ids, start, (_, options, candidates, right) in zip(rows, prompt_sequences, starts, items):
+            sequences = [next(full_sequences) for _ in options]
             for ids, candidate in zip(sequences, candidates):
-                if len(ids) <= len(head):
+                if len(ids) <= len(prompt_ids):
                     raise DataError(f"{row.where}: '{make_printable(candidate)}' adds no token after the prompt.")
             lengths.append(max(map(len, sequences)) - 1)
             cut = max(0, lengths[-1] - limit)
             if cut and overflow != "truncate":
                 continue
-            if len(head) - cut <= start:
+            if len(prompt_ids) - cut <= start:
                 raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
-            truncated = [truncate_tokens(ids, list(range(len(head), len(ids))), start, cut) for ids in sequences]
+            truncated = [truncate_tokens(ids, list(range(len(prompt_ids), len(ids))), start, cut) for ids in sequences]
             every = Examples(1)
             for i, (ids, scored) in enumerate(truncated):
                 every.add(ids, scored, int(i in right), row.where)

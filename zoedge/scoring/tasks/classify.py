@@ -77,16 +77,16 @@ class Classify(AbstractTask):
         require_fields(rows, self.fields(), self.label)
         words = list(self.options.values())
         prompts, labels = self.rendered(rows)
-        heads, starts = tokenise_texts(tokenizer, prompts)
-        fulls = [tokenise_texts(tokenizer, [p + w for p in prompts])[0] for w in words]
-        single = options_are_tokens(heads, fulls)
+        prompt_sequences, starts = tokenise_texts(tokenizer, prompts)
+        full_by_option = [tokenise_texts(tokenizer, [p + w for p in prompts])[0] for w in words]
+        single = options_are_tokens(prompt_sequences, full_by_option)
         examples = Examples(1 if single else len(words))
         lengths: list[int] = []
-        for row, label, head, start, *full in zip(rows, labels, heads, starts, *fulls):
+        for row, label, prompt_ids, start, *full in zip(rows, labels, prompt_sequences, starts, *full_by_option):
             if single:
-                sequences = [(head, 1, [ids[-1] for ids in full])]
+                sequences = [(prompt_ids, 1, [ids[-1] for ids in full])]
             else:  # as in MeZO, an option's tokens are as many as it adds to the prompt; the last one needs no forward
-                sizes = [len(ids) - len(head) for ids in full]
+                sizes = [len(ids) - len(prompt_ids) for ids in full]
                 if min(sizes) < 1:
                     word = make_printable(words[sizes.index(min(sizes))])
                     raise DataError(f"task.options: '{word}' adds no token after the prompt of {row.where}.")
@@ -96,7 +96,7 @@ class Classify(AbstractTask):
             if cut > 0:
                 if overflow != "truncate":
                     continue
-                if len(head) - cut <= start:
+                if len(prompt_ids) - cut <= start:
                     raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
                 # the prompt loses its beginning, as many tokens for every option; special tokens before it stay
                 sequences = [(ids[:start] + ids[start + cut :], n, targets) for ids, n, targets in sequences]
@@ -113,14 +113,14 @@ class Classify(AbstractTask):
     def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
         """Return the prompt of each row and the number of its label. DataError names every row that is not valid."""
         names = list(self.options)
-        seen = Counter(value_as_text(row.fields.get(self.label)) for row in rows)
-        if not seen.keys() & self.options.keys():
+        label_counts = Counter(value_as_text(row.fields.get(self.label)) for row in rows)
+        if not label_counts.keys() & self.options.keys():
             raise DataError(
                 f"{file_of_rows(rows)}: no row's label is one of task.options "
                 f"({', '.join(map(make_printable, names))}). There is: "
-                f"{', '.join(f'{make_printable(word)} ({n:,} rows)' for word, n in seen.most_common(8))}. Name "
+                f"{', '.join(f'{make_printable(word)} ({n:,} rows)' for word, n in label_counts.most_common(8))}. Name "
                 "them in task.options: "
-                f"{{{', '.join(f'{make_printable(word)}: ...' for word in sorted(seen)[:2])}}}."
+                f"{{{', '.join(f'{make_printable(word)}: ...' for word in sorted(label_counts)[:2])}}}."
             )
         faults: list[DataError] = []
         prompts, labels = [], []

@@ -73,24 +73,26 @@ class Generate(AbstractTask):
             except DataError as e:
                 faults.append(e)
         raise_faults(faults)
-        heads, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt in prompts])
-        fulls, _ = tokenise_texts(tokenizer, [f"{p} {a[0]}\n".strip(" ") for p, a in zip(prompts, answers)])
+        prompt_sequences, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt in prompts])
+        full_sequences, _ = tokenise_texts(tokenizer, [f"{p} {a[0]}\n".strip(" ") for p, a in zip(prompts, answers)])
         examples, lengths = Examples(1), []
-        for row, right, head, start, ids in zip(rows, answers, heads, starts, fulls):
-            if len(ids) <= len(head):
+        for row, right, prompt_ids, start, ids in zip(rows, answers, prompt_sequences, starts, full_sequences):
+            if len(ids) <= len(prompt_ids):
                 raise DataError(f"{row.where}: the answer '{make_printable(right[0])}' adds no token after the prompt.")
-            lengths.append(max(len(ids) - 1, len(head) + self.tokens))
+            lengths.append(max(len(ids) - 1, len(prompt_ids) + self.tokens))
             cut = max(0, lengths[-1] - limit)
             if cut and overflow != "truncate":
                 continue
-            if len(head) - cut <= start:
+            if len(prompt_ids) - cut <= start:
                 raise DataError(
-                    f"{row.where}: {lengths[-1] - len(head)} tokens of answer leave no room for a prompt in {limit}. "
+                    f"{row.where}: {lengths[-1] - len(prompt_ids)} tokens of answer leave no room for a prompt in {limit}. "
                     "Raise data.max_length, or lower task.tokens."
                 )
-            examples.add(*truncate_tokens(ids, list(range(len(head), len(ids))), start, cut), 0, row.where)
-            more = {"row": row.fields} if _objective.is_function(self.objective) else {}
-            examples.notes.append({"where": row.where, "answers": right, **more})
+            examples.add(*truncate_tokens(ids, list(range(len(prompt_ids), len(ids))), start, cut), 0, row.where)
+            note: dict[str, Any] = {"where": row.where, "answers": right}
+            if _objective.is_function(self.objective):
+                note["row"] = row.fields
+            examples.notes.append(note)
         return examples, check_overflow(rows, lengths, limit, overflow)
 
     def over(self, train: Examples, seed: int, size: int) -> GenerateTraining:

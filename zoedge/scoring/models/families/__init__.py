@@ -54,7 +54,7 @@ def load_family(config: PreTrainedConfig | SimpleNamespace) -> FamilyFacts:
     """Return the module that describes a model's family.
 
     config: the model's configuration, or an object with the same attributes. DataError: zoedge does not know the family, or
-    the model's attention looks both ways where the family's does not.
+    the model attends in both directions where its family does not.
     """
     family = config.model_type
     if family not in list_words("scoring.models.families"):
@@ -62,7 +62,8 @@ def load_family(config: PreTrainedConfig | SimpleNamespace) -> FamilyFacts:
         raise DataError(f"Model family '{family}' is not supported yet. zoedge knows: {known}.")
     if getattr(config, "use_bidirectional_attention", None):
         raise DataError(
-            f"This {family} model looks both ways (use_bidirectional_attention): zoedge scores what comes next."
+            f"This {family} model attends in both directions (use_bidirectional_attention), and zoedge needs one that "
+            "predicts the next token."
         )
     return cast(FamilyFacts, load_module("scoring.models.families", family))
 

@@ -20,10 +20,12 @@ UNUSED: tuple[str, ...] = ()
 
 
 def embed(model: GPTNeoXForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
+    """Return what the first block reads, [S, n + T, H], of token ids [S, T] and virtual tokens `ahead` [S, n, E]."""
     return prepend_tokens(ahead, model.gpt_neox.embed_in(ids))
 
 
 def context(model: GPTNeoXForCausalLM, h: Tensor, places: Tensor, past: PastKeyValues | None = None) -> dict[str, Any]:
+    """Return the arguments of every block besides the hidden states h, [S, n + T, H], and the mask."""
     turns = model.gpt_neox.rotary_emb(h, position_ids=places)
     return {"position_embeddings": turns, "layer_past": past}
 
@@ -37,6 +39,7 @@ def last(
     layer_past: PastKeyValues | None,
     **_: object,
 ) -> Tensor:
+    """Return the last block's output at the rows [S, R] alone, [S, R, H]."""
     attention = block.attention
     # each head's q, k and v stand side by side in one matrix, so that q is computed everywhere and its rows taken after
     qkv = split_heads(attention.query_key_value(block.input_layernorm(h)), 3 * attention.head_size)
@@ -52,8 +55,10 @@ def last(
 
 
 def final(model: GPTNeoXForCausalLM, h: Tensor) -> Tensor:
+    """Return what the head reads, [..., H], of the last block's output."""
     return model.gpt_neox.final_layer_norm(h)
 
 
 def head(model: GPTNeoXForCausalLM) -> nn.Linear:
+    """Return the matrix that makes logits over the vocabulary."""
     return model.lm_head

@@ -24,10 +24,12 @@ UNUSED: tuple[str, ...] = ()
 
 
 def embed(model: LlamaForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
+    """Return what the first block reads, [S, n + T, H], of token ids [S, T] and virtual tokens `ahead` [S, n, E]."""
     return prepend_tokens(ahead, model.model.embed_tokens(ids))
 
 
 def context(model: LlamaForCausalLM, h: Tensor, places: Tensor, past: PastKeyValues | None = None) -> dict[str, Any]:
+    """Return the arguments of every block besides the hidden states h, [S, n + T, H], and the mask."""
     turns = model.model.rotary_emb(h, position_ids=places)
     return {"position_ids": places, "position_embeddings": turns, "past_key_values": past}
 
@@ -41,6 +43,7 @@ def last(
     past_key_values: PastKeyValues | None,
     **_: object,
 ) -> Tensor:
+    """Return the last block's output at the rows [S, R] alone, [S, R, H]."""
     attention, x = block.self_attn, block.input_layernorm(h)
     k, v = project_heads(attention, "k", x), project_heads(attention, "v", x)
     cos, sin = position_embeddings
@@ -64,8 +67,10 @@ def project_heads(attention: LlamaAttention, which: str, x: Tensor) -> Tensor:
 
 
 def final(model: LlamaForCausalLM, h: Tensor) -> Tensor:
+    """Return what the head reads, [..., H], of the last block's output."""
     return model.model.norm(h)
 
 
 def head(model: LlamaForCausalLM) -> nn.Linear:
+    """Return the matrix that makes logits over the vocabulary."""
     return model.lm_head

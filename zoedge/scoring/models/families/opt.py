@@ -22,6 +22,7 @@ UNUSED: tuple[str, ...] = ()
 
 
 def embed(model: OPTForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
+    """Return what the first block reads, [S, n + T, H], of token ids [S, T] and virtual tokens `ahead` [S, n, E]."""
     decoder = model.model.decoder
     h = prepend_tokens(ahead, decoder.embed_tokens(ids))
     if decoder.project_in is not None:
@@ -30,6 +31,7 @@ def embed(model: OPTForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | No
 
 
 def context(model: OPTForCausalLM, h: Tensor, places: Tensor, past: PastKeyValues | None = None) -> dict[str, Any]:
+    """Return the arguments of every block besides the hidden states h, [S, n + T, H], and the mask."""
     return {"past_key_values": past}
 
 
@@ -41,6 +43,7 @@ def last(
     past_key_values: PastKeyValues | None,
     **_: object,
 ) -> Tensor:
+    """Return the last block's output at the rows [S, R] alone, [S, R, H]."""
     attention, before = block.self_attn, block.do_layer_norm_before
     assert attention.layer_idx is not None
     x = block.self_attn_layer_norm(h) if before else h
@@ -55,6 +58,7 @@ def last(
 
 
 def final(model: OPTForCausalLM, h: Tensor) -> Tensor:
+    """Return what the head reads, [..., H], of the last block's output."""
     decoder = model.model.decoder
     if decoder.final_layer_norm is not None:
         h = decoder.final_layer_norm(h)
@@ -62,4 +66,5 @@ def final(model: OPTForCausalLM, h: Tensor) -> Tensor:
 
 
 def head(model: OPTForCausalLM) -> nn.Linear:
+    """Return the matrix that makes logits over the vocabulary."""
     return model.lm_head

@@ -34,6 +34,7 @@ def longest(config: PreTrainedConfig) -> int:
 
 
 def embed(model: RobertaForMaskedLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
+    """Return what the first block reads, [S, T, H], of token ids [S, T]."""
     # ahead is None, as Base.reserve refuses virtual tokens for this family
     table = model.roberta.embeddings
     # positions need no mask: padding is on the right, and a padding token inside a text has a position like any other
@@ -41,10 +42,12 @@ def embed(model: RobertaForMaskedLM, ids: Tensor, places: Tensor, ahead: Tensor 
 
 
 def context(model: RobertaForMaskedLM, h: Tensor, places: Tensor, past: PastKeyValues | None = None) -> dict[str, Any]:
+    """Return the arguments of every block besides the hidden states and the mask: there are none."""
     return {}
 
 
 def last(block: RobertaLayer, h: Tensor, rows: Tensor, attention_mask: Tensor, **_: object) -> Tensor:
+    """Return the last block's output at the rows [S, R] alone, [S, R, H]. attention_mask: [S, 1, 1, T]."""
     attention, x = block.attention.self, gather_rows(h, rows)
     size = attention.attention_head_size
     q, k, v = (split_heads(part, size) for part in (attention.query(x), attention.key(h), attention.value(h)))
@@ -53,8 +56,10 @@ def last(block: RobertaLayer, h: Tensor, rows: Tensor, attention_mask: Tensor, *
 
 
 def final(model: RobertaForMaskedLM, h: Tensor) -> Tensor:
+    """Return what the head reads, [..., H], of the last block's output."""
     return model.lm_head.layer_norm(gelu(model.lm_head.dense(h)))
 
 
 def head(model: RobertaForMaskedLM) -> nn.Linear:
+    """Return the matrix that makes logits over the vocabulary."""
     return model.lm_head.decoder
