@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..core import engine
 from ..errors import DataError
-from ..run.evaluate import EmptySpace, Score, evaluate
+from ..run.evaluate import EmptySpace, Score, Visitable, evaluate
 from ..run.folder import open_any_log, resolve_step
 from ..run.identity import check_same_base, recipe_from_header
 from ..run.setup import Measuring
@@ -45,7 +43,7 @@ def evaluate_run(
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples
 
-    def score(space: Any) -> Score:
+    def score(space: Visitable) -> Score:
         return evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
 
     zero_shot = score(EmptySpace())

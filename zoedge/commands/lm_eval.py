@@ -30,6 +30,8 @@ except ImportError as e:
         f"--tasks needs lm-eval ({make_printable(str(e))}). Install it: pip install 'zoedge[eval]'"
     ) from None
 
+from ..core.types import Space
+from ..scoring.models.base import Base
 from ..scoring.models.decode import generate_greedy
 from ..scoring.tasks._examples import Examples
 
@@ -41,7 +43,7 @@ MAX_NEW_TOKENS = 256  # tokens of an answer at most, where its task does not say
 class LmEvalModel(TemplateLM):
     """A base (models.base.Base), with whatever points are held while it is asked."""
 
-    def __init__(self, base: Any):
+    def __init__(self, base: Base):
         super().__init__()
         base.must_continue()
         self.base, self.tokenizer = base, base.tokenizer
@@ -128,7 +130,7 @@ class LmEvalModel(TemplateLM):
                 out = generate_greedy(
                     self.base, ids, torch.ones_like(ids), 1, max_new_tokens=new, pad_token_id=self.eot_token_id, **stops
                 )
-            text = self.tokenizer.decode(out[0], skip_special_tokens=True)
+            text: Any = self.tokenizer.decode(out[0], skip_special_tokens=True)
             for stop in until:
                 text = text.partition(stop)[0]
             found.append(text)
@@ -165,7 +167,7 @@ def find_tasks(names: str, include: Path | None) -> tuple[list[str], Any]:
     return found, tasks
 
 
-def run_tasks(base: Any, space: Any, names: list[str], tasks: Any, limit: int | None) -> dict[str, Any]:
+def run_tasks(base: Base, space: Space | None, names: list[str], tasks: Any, limit: int | None) -> dict[str, Any]:
     """lm-eval's results of some tasks. space: held meanwhile; None: the base alone. DataError: a task's data."""
     model = LmEvalModel(base)
     with nullcontext() if space is None else space.visit([lambda leaf: None]):
@@ -222,7 +224,7 @@ def format_results(results: dict[str, Any]) -> str:
     return str(make_table(results)).strip()
 
 
-def attach_adapter(folder: Path, source: str | None) -> tuple[Any, Any]:
+def attach_adapter(folder: Path, source: str | None) -> tuple[Base, Space]:
     """(base, space) of an exported adapter. source: where the base is, if not where its marker says.
 
     DamagedError: the files. IdentityError: the base is another. UsageError: no LoRA adapter.

@@ -91,7 +91,7 @@ class Watchdog:
             seen.append(LossTrend(loss, mean, best, over))
         return seen[-1].over if seen else 0
 
-    def target(self, log: Any, bad: int) -> int:
+    def target(self, log: Journal, bad: int) -> int:
         """Return the step to go back to: before the last `bad` steps, the logged state of the lowest mean loss; else 0."""
         before = len(log) - bad
         steps = [s for s in log.state.hashes if 0 < s < before]

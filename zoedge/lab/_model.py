@@ -47,4 +47,5 @@ class SharedModel:
     def score(self) -> Score:
         """Return the score of the test rows where the last trial ended."""
         b = self.measuring
+        assert b.texts.test is not None, "the lab's recipes have test rows"
         return evaluate(b.space, b.task, b.base, b.texts.test, self.recipe.eval.calibrate)

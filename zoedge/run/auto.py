@@ -22,6 +22,7 @@ from typing import Any
 from ..core import digests, engine
 from ..core import oracle as core_oracle
 from ..core.memory import Journal
+from ..core.types import Space
 from ..core.watchdog import lowest_loss
 from ..errors import DamagedError, DivergedError, LockedError
 from ..log.header import Header
@@ -270,7 +271,7 @@ def open_trial_log(path: Path, header: Header) -> Log:
 class SavedStart:
     """The values that a space begins with, kept on disk: a copy of all weights would not fit into memory."""
 
-    def __init__(self, space: Any, folder: Path):
+    def __init__(self, space: Space, folder: Path):
         self.space, self.file = space, tempfile.TemporaryFile(dir=folder)
         self.kept = list(space.kept)
         for leaf in space.leaves():

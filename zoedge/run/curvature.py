@@ -10,11 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.types import CURVATURE_STREAM, Key, Leaf
+from ..core.types import CURVATURE_STREAM, Key, Leaf, Space
 from ..methods.noise.normal import Normal
 from ..recipe.sections import Curvature
+
+if TYPE_CHECKING:
+    from ..scoring.models.base import Base
+    from ..scoring.tasks._examples import Examples
+    from ..scoring.tasks._training import AbstractTraining
 
 FORWARD_TOKENS = 2048  # token rows in one forward pass
 
@@ -29,7 +34,7 @@ class HessianTrace:
 
 
 def estimate_trace(
-    space: Any, task: Any, model: Any, examples: Any, options: Curvature, seed: int, step: int
+    space: Space, task: AbstractTraining, model: Base, examples: Examples, options: Curvature, seed: int, step: int
 ) -> HessianTrace:
     """Estimate tr H of the mean loss of the first `options.rows` examples.
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..core.types import Leaf
+
+if TYPE_CHECKING:
+    from ..scoring.models.base import Base
+    from ..scoring.tasks._examples import Examples
+    from ..scoring.tasks._training import AbstractTraining
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,12 @@ def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
     return [*lines, f"on {last.count:,} {rows}{common}"]
 
 
+class Visitable(Protocol):
+    """What evaluation asks of a space: to hold a point while the model is asked."""
+
+    def visit(self, deltas: Sequence[Callable[[Leaf], Any]]) -> AbstractContextManager[None]: ...
+
+
 class EmptySpace:
     """Stands in the place of a space for the base alone, without what the space starts from (virtual tokens)."""
 
@@ -83,7 +96,7 @@ class EmptySpace:
         yield
 
 
-def evaluate(space: Any, task: Any, model: Any, examples: Any, calibrate: int) -> Score:
+def evaluate(space: Visitable, task: AbstractTraining, model: Base, examples: Examples, calibrate: int) -> Score:
     """Return the task's score at the space's current value.
 
     Args:

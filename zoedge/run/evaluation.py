@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..log.log import Log
 from . import curvature, evaluate, folder, setup, trackers
 from .display import Plain
-from .evaluate import Score
+from .evaluate import Score, Visitable
 
 if TYPE_CHECKING:
     from ..scoring.tasks._examples import Examples
@@ -65,7 +65,7 @@ class Evaluator:
         self.last = measuring.texts.test if measuring.texts.test is not None else measuring.texts.valid
         self.rows = "test" if measuring.texts.test is not None else "validation"
 
-    def look(self, space: Any, examples: Examples, **fields: Any) -> Score:
+    def look(self, space: Visitable, examples: Examples, **fields: Any) -> Score:
         """Score some examples, and write the score with some fields to metrics.jsonl."""
         b = self.measuring
         with self.took("scoring"):
@@ -88,7 +88,7 @@ class Evaluator:
         self.show.score(0, score, self.rows)
         return score
 
-    def samples(self, space: Any, step: int) -> None:
+    def samples(self, space: Visitable, step: int) -> None:
         """Note for people what the model answers to the first held-out rows."""
         b = self.measuring
         assert self.last is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -15,10 +15,13 @@ from ..methods.spaces._parameters import ParameterSpace, dtype_name
 from ..recipe.parts import restore_part
 from . import identity
 
+if TYPE_CHECKING:
+    from ..log.packed import AnyLog
+
 UNBOUNDED_STEPS = 2**31 - 1  # the length of a run that is given none
 
 
-def make_replay_run(log: Any, device: str, start: Any) -> run.Run:
+def make_replay_run(log: AnyLog, device: str, start: Any) -> run.Run:
     """Return a run that replays the log without a closure, from the parameters' values at its start.
 
     Args:

@@ -30,6 +30,8 @@ from .trained import Trained, attach_space
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
+    from ..scoring.models.base import Base
+    from ..scoring.tasks._training import AbstractTraining
     from .branch import Parent
     from .workers import Workers
 
@@ -44,7 +46,7 @@ class Measuring(Trained):
     """
 
     texts: Datasets
-    task: Any
+    task: AbstractTraining
 
     @classmethod
     def build(cls, recipe: Recipe) -> Measuring:
@@ -96,7 +98,7 @@ class Measuring(Trained):
         )
 
 
-def describe_environment(base: Any) -> dict[str, Any]:
+def describe_environment(base: Base) -> dict[str, Any]:
     """Return what the bits of a forward pass may depend on; its digest is the log's SESSION record."""
     import platform
 

@@ -22,7 +22,9 @@ from typing import Any
 from ...core import storage
 from ...core.digests import digest
 from ...core.storage import write_durably
+from ...core.types import AbstractSpace, Space
 from ...errors import DamagedError, DivergedError, ReplayError, UsageError, make_printable
+from ...log.packed import AnyLog
 from ...methods.spaces.lora import infer_head
 from ...recipe.recipe import Recipe
 
@@ -119,7 +121,9 @@ def redact_source(source: str) -> str:
     return os.path.basename(os.path.abspath(path)).rpartition("\\")[2] or "base"
 
 
-def describe_export(kind: str, recipe: Recipe, space: Any, base: bytes, log: Any, steps: int | None) -> dict[str, Any]:
+def describe_export(
+    kind: str, recipe: Recipe, space: Space, base: bytes, log: AnyLog | None, steps: int | None
+) -> dict[str, Any]:
     """The marker's fields but payload and files. ReplayError: the log knows another state of step `steps`.
 
     Without `steps`: the last step of which the log knows this state; of a log without an END, its length.
@@ -150,32 +154,38 @@ def describe_export(kind: str, recipe: Recipe, space: Any, base: bytes, log: Any
     }
 
 
-def check_exportable(space: Any) -> Any:
-    """The space itself. UsageError: PEFT has no such thing, or the base is missing. DivergedError: not finite."""
+def check_exportable(space: Space) -> Space:
+    """Return the space if PEFT has a format for it and its values are finite; else UsageError or DivergedError."""
     if not has_adapter(space):
         raise UsageError(
             f"The space '{get_space_word(space)}' has no adapter in PEFT's format. Write the whole model: --to merged."
         )
     if not space.complete:
-        title = space.options.title
+        title = get_options(space).title
         raise UsageError(f"A {title} is a change from values of the base: it is exported where the base is.")
     return check_finite(space)
 
 
-def list_members(space: Any) -> list[tuple[str, Any]]:
+def list_members(space: Space) -> list[tuple[str, Space]]:
     """(folder inside the export's, space) of each adapter: of one alone, the export's own."""
     return list(space.named_members().items())
 
 
-def has_adapter(space: Any) -> bool:
+def has_adapter(space: Space) -> bool:
     return all(member.options is not None and member.options.adapter for _, member in list_members(space))
 
 
-def get_space_word(space: Any) -> str:
+def get_options(space: Space) -> AbstractSpace:
+    """Return the recipe's part that made a space. Only the parameters of an optimiser have none."""
+    assert space.options is not None
+    return space.options
+
+
+def get_space_word(space: Space) -> str:
     return type(space).__module__.rpartition(".")[2]
 
 
-def check_finite(space: Any) -> Any:
+def check_finite(space: Space) -> Space:
     if not all(bool(value.isfinite().all()) for _, value in space.tensors()):
         raise DivergedError("The trained tensors are not finite: nothing to export. Replay to an earlier step.")
     return space

@@ -12,19 +12,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import torch
 from torch import Tensor, nn
 
 from ...core.storage import write_durably
+from ...core.types import Space
 from ...errors import DamagedError, StorageError, UsageError
+from ...log.packed import AnyLog
 from ...methods.spaces.lora import Lora, LoraSpace
 from ...recipe.recipe import Recipe
 from ...recipe.sections import Model
 from .folder import check_exportable, describe_export
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 SUPPORTED_FAMILIES = ("llama", "mistral")
 
@@ -35,7 +41,9 @@ HEADER_BYTES = 4096  # bytes of a file in which our key stands
 MAX_DIFFERENCE = 1e-6  # the largest difference of a weight that a check accepts
 
 
-def write_gguf(space: Any, log: Any, recipe: Recipe, config: Any, path: Path, steps: int | None = None) -> Path:
+def write_gguf(
+    space: Space, log: AnyLog, recipe: Recipe, config: PretrainedConfig, path: Path, steps: int | None = None
+) -> Path:
     """Write the space at its current value. config: the base model's; log, steps: as in `export.about`.
 
     UsageError: not a LoRA adapter, a family that is stored otherwise, or `path` is something else. StorageError: disk.
@@ -86,7 +94,7 @@ def check_replaceable(path: Path) -> None:
             raise UsageError(f"{path} is there and is not a GGUF adapter of zoedge. Name another file.")
 
 
-def map_tensor_names(modules: Any, config: Any) -> dict[str, str]:
+def map_tensor_names(modules: Iterable[str], config: PretrainedConfig) -> dict[str, str]:
     """llama.cpp's name of every module's weight."""
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     found = {module: known.get_name(f"{module}.weight", (".weight",)) for module in modules}
@@ -95,7 +103,7 @@ def map_tensor_names(modules: Any, config: Any) -> dict[str, str]:
     return found  # type: ignore[return-value]
 
 
-def permute_rows(rows: Tensor, module: str, config: Any) -> Tensor:
+def permute_rows(rows: Tensor, module: str, config: PretrainedConfig) -> Tensor:
     """A module's rows [out, n] in llama.cpp's order: in each head of q and k, the two halves element by element."""
     which = module.rpartition(".")[2]
     if which not in ("q_proj", "k_proj"):

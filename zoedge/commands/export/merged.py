@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...core.storage import write_durably
+from ...core.types import Space
 from ...errors import DataError, IdentityError, UsageError
+from ...log.packed import AnyLog
 from ...recipe.recipe import Recipe
 from ...scoring.models.base import DTYPES, Base
 from .card import read_tokenizer_files, render_model_card, scrub_config
@@ -69,12 +71,12 @@ class MergeResult:
 
 def write_merged(
     recipe: Recipe,
-    space: Any,
+    space: Space,
     folder: Path,
     dtype: str | None = None,
     force: bool = False,
     base_folder: Path | str | None = None,
-    log: Any = None,
+    log: AnyLog | None = None,
     steps: int | None = None,
 ) -> MergeResult:
     """Write the trained weights as a plain model, W dequantised from what was trained on; nothing is quantised again.
@@ -141,7 +143,7 @@ def write_merged(
     return MergeResult(folder, dtype, merge.kept, size)
 
 
-def choose_dtype(space: Any) -> str:
+def choose_dtype(space: Space) -> str:
     """The type that loses nothing of a space that moves 16 or 32-bit weights; fp16 for the others, as models come."""
     return next((word for word, kind in DTYPES.items() if str(kind) == f"torch.{space.storage}"), "fp16")
 
@@ -189,7 +191,7 @@ def split_into_shards(found: Iterable[LazyWeight], width: int) -> Iterator[list[
 class Merger:
     """Adds the updates and casts; `kept` fills as it goes."""
 
-    def __init__(self, space: Any, dtype: str, force: bool):
+    def __init__(self, space: Space, dtype: str, force: bool):
         self.space, self.shapes = space, space.changes()
         self.dtype, self.force = dtype, force
         self.kept: dict[str, float] = {}

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ...core.run import Run
 from ...core.storage import write_durably
+from ...core.types import AbstractSpace, Space
 from ...errors import DamagedError, IdentityError, StorageError, ZoedgeError, make_printable
+from ...log.packed import AnyLog
 from ...recipe.parts import restore_part
 from ...recipe.recipe import Recipe, part_name
 from .card import read_tokenizer_files, render_model_card
@@ -29,6 +31,7 @@ from .folder import (
     check_exportable,
     describe_export,
     encode_json,
+    get_options,
     list_members,
     read_json,
     read_marker,
@@ -40,7 +43,7 @@ from .folder import (
 
 
 def write_peft(
-    run: Run, log: Any, recipe: Recipe, folder: Path, tokenizer_from: Path | None = None, steps: int | None = None
+    run: Run, log: AnyLog, recipe: Recipe, folder: Path, tokenizer_from: Path | None = None, steps: int | None = None
 ) -> Path:
     """Write the space at its current value as a PEFT adapter. log: gives base and fingerprint; steps: after how many.
 
@@ -58,9 +61,9 @@ def write_peft(
     return folder
 
 
-def write_adapter(space: Any, facts: dict[str, Any], folder: Path, log: Any, tokenizer_from: Path | None) -> None:
+def write_adapter(space: Space, facts: dict[str, Any], folder: Path, log: AnyLog, tokenizer_from: Path | None) -> None:
     """One of PEFT's adapters, as `peft` writes it."""
-    options, said = space.options, space.describe()
+    options, said = get_options(space), space.describe()
     tensors = {options.key.format(name): value.detach().cpu().clone() for name, value in space.tensors()}
     raw, payload = encode_tensors(tensors)
     data = add_metadata(raw, payload=payload, log=log.fingerprint)
@@ -97,7 +100,7 @@ def add_metadata(raw: bytes, **metadata: str) -> bytes:
 
 
 def load_adapter(
-    folder: Path, space: Any = None, base: bytes | None = None, fingerprint: str | None = None
+    folder: Path, space: Space | None = None, base: bytes | None = None, fingerprint: str | None = None
 ) -> dict[str, Tensor]:
     """An exported adapter's float32 tensors under the space's own names (`space.tensors()`), all of them or an error.
 
@@ -117,8 +120,8 @@ def load_adapter(
     expected, settings = options.exported(said), options.peft(said)
     if space is not None:
         about = space.describe()
-        check_shapes(folder, space.options.exported(about), expected)
-        for key, value in space.options.peft(about).items():
+        check_shapes(folder, get_options(space).exported(about), expected)
+        for key, value in get_options(space).peft(about).items():
             if settings.get(key) != value:
                 raise IdentityError(f"{folder}: its {key} is {settings.get(key)!r}, not {value!r}.")
     config = read_json(folder / CONFIG_FILE)
@@ -152,7 +155,7 @@ def load_adapter(
     return found
 
 
-def parse_description(facts: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any]]:
+def parse_description(facts: dict[str, Any], folder: Path) -> tuple[AbstractSpace, dict[str, Any]]:
     """(the space's options, its description) of a marker, from which everything about an adapter's tensors follows."""
     try:
         options, said = restore_part("space", facts["space"]), facts["trained"]
