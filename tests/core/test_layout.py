@@ -37,10 +37,7 @@ ROOMS = {
 SHARED = {"methods.noise.normal", "methods.noise.rademacher"}
 # to be split: this set only shrinks
 STILL_LONG = {
-    "cli.main", "cli.estimate.estimate", "cli.evaluate.evaluate_run", "cli.evaluate.evaluate_tasks", "cli.export.export",
-    "cli.logs.verify", "cli.logs.show", "cli.logs.export_log", "cli.preview.format_statistics", "cli.runs.ls",
-    "cli.sweep.sweep",
-    "cli.training.finetune", "cli.training.print_summary", "commands.doctor.hints.find_hints",
+    "cli.evaluate.evaluate_run", "cli.evaluate.evaluate_tasks", "cli.export.export", "commands.doctor.hints.find_hints",
     "commands.export.merged.write_merged", "commands.import_config.axolotl.convert_axolotl_rows",
     "commands.import_config.mlx_lm.convert_mlx_lm", "optim.__init__",
 }  # fmt: skip

@@ -10,7 +10,8 @@ import typer
 
 from ..commands.generate import rebuild_run
 from . import app
-from .logs import AtOption, open_log
+from .arguments import AtOption
+from .logs import open_log
 
 
 @app.command("eval")

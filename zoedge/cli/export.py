@@ -9,7 +9,7 @@ import typer
 
 from ..commands.generate import rebuild_run
 from . import app
-from .logs import AtOption, RunArgument
+from .arguments import AtOption, RunArgument
 
 
 @app.command()

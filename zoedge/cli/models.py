@@ -9,7 +9,7 @@ import typer
 
 from ..commands.generate import build_prompt, choose_option, rebuild_run
 from . import app
-from .logs import AtOption, RunArgument
+from .arguments import AtOption, RunArgument
 
 
 @app.command()
@@ -97,6 +97,7 @@ def quantize(
 
     if to not in ("nf4", "fp4", "int8"):
         raise UsageError(f"--to: '{to}' is not nf4, fp4 or int8.")
-    folder, _ = prepare_folder(Model(source=model, quantization=to, double_quant=double_quant))
+    options = Model.model_validate({"source": model, "quantization": to, "double_quant": double_quant})
+    folder, _ = prepare_folder(options)
     size = sum(p.stat().st_size for p in folder.iterdir())
     typer.echo(f"{folder}: {size / 1e6:,.0f} MB")
