@@ -73,6 +73,17 @@ def folder(tmp_path: Path) -> Path:
         ("zoedge finetune quickstart rule.b", ["rule.b1=", "rule.b2=", "rule.beta1=", "rule.beta2="]),
         ("zoedge finetune quickstart noise=s", ["noise=sparse", "noise=sphere"]),
         ("zoedge finetune quickstart rule.lr=", []),
+        ("zoedge estimate qui", ["quickstart", "quiet.yaml"]),
+        ("zoedge estimate quickstart data.max", ["data.max_length="]),
+        ("zoedge estimate quickstart --budget 8GB rule=mo", ["rule=momentum"]),
+        ("zoedge preview ada", ["adam", "adamu"]),
+        ("zoedge preview quickstart data.lim", ["data.limit="]),
+        ("zoedge sweep ada", ["adam", "adamu"]),
+        ("zoedge sweep quickstart q", ["quiet.yaml"]),
+        ("zoedge sweep quickstart mine/deep.yml task=ch", ["task=chat", "task=choose"]),
+        ("zoedge pack fi", ["first"]),
+        ("zoedge runs rm first se", ["second"]),
+        ("zoedge report se", ["second"]),
     ],
 )
 def test_what_is_offered(line: str, wanted: list[str], folder: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+from typing import Any, Protocol, runtime_checkable
 
 import typer
 
@@ -21,6 +22,20 @@ app = typer.Typer(
 )
 
 
+@runtime_checkable
+class UsageMessage(Protocol):
+    """One of click's own errors; typer has click inside, or beside it, by its version."""
+
+    def format_message(self) -> str: ...
+
+
+@runtime_checkable
+class CommandMessage(Protocol):
+    """One of click's errors that may know the command that was typed."""
+
+    ctx: Any
+
+
 def main() -> None:
     """The entry point: one sentence and an exit code for what can go wrong; tracebacks only with --debug."""
     debug = "--debug" in sys.argv
@@ -28,50 +43,47 @@ def main() -> None:
         sys.argv.remove("--debug")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are taken away
     try:
-        if code := app(
-            standalone_mode=False, prog_name="zoedge"
-        ):  # what typer.Exit was raised with comes back as a value
+        if code := app(standalone_mode=False, prog_name="zoedge"):  # typer.Exit's code comes back as a value
             sys.exit(code)
     except typer.Exit as e:
         sys.exit(e.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except ZoedgeError as e:
-        if debug:
-            raise
-        print(f"zoedge: {format_error(e)}", file=sys.stderr)
-        sys.exit(e.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
-    except OSError as e:
-        if debug:
-            raise
-        what = f"{str(e.filename)[:200]}: " if e.filename is not None else ""
-        print(f"zoedge: {format_error(what)}{e.strerror or format_error(e)}.", file=sys.stderr)
-        sys.exit(2 if e.errno == errno.ENAMETOOLONG else 74)
     except Exception as e:
-        usage = getattr(e, "format_message", None)  # click's own errors
+        usage = describe_usage_error(e)
         if debug and usage is None:
             raise
-        if usage is not None:
-            path = getattr(getattr(e, "ctx", None), "command_path", "")
-            what = format_error(usage())
-            more = f"{'' if what.endswith('.') else '.'} See: {path} --help" if path and "Usage:" not in what else ""
-            print(f"zoedge: {what}{more}", file=sys.stderr)
-            sys.exit(2)
-        if is_out_of_memory(e):
-            print(
-                "zoedge: memory ended. Is the input what it should be? Less of it at a time, a smaller model, or more memory.",
-                file=sys.stderr,
-            )
-            sys.exit(3)
-        what = format_error(e).strip() or type(e).__name__
-        print(
-            f"zoedge: {type(e).__name__}: {what}\nThis is a bug. `--debug` shows where; please report it.",
-            file=sys.stderr,
-        )
-        sys.exit(70)
+        sentence, code = (usage, 2) if usage is not None else describe_error(e)
+        print(f"zoedge: {sentence}", file=sys.stderr)
+        sys.exit(code)
+
+
+def describe_usage_error(error: Exception) -> str | None:
+    """Return the sentence of one of click's own errors, which know the command that was typed. None: another error."""
+    if not isinstance(error, UsageMessage):
+        return None
+    path = error.ctx.command_path if isinstance(error, CommandMessage) and error.ctx else ""
+    what = format_error(error.format_message())
+    more = f"{'' if what.endswith(('.', '?')) else '.'} See: {path} --help" if path and "Usage:" not in what else ""
+    return f"{what}{more}"
+
+
+def describe_error(error: Exception) -> tuple[str, int]:
+    """Return the sentence of an error, and the exit code."""
+    if isinstance(error, ZoedgeError):
+        return format_error(error), error.exit_code
+    if isinstance(error, OSError):
+        where = f"{str(error.filename)[:200]}: " if error.filename is not None else ""
+        code = 2 if error.errno == errno.ENAMETOOLONG else 74
+        return f"{format_error(where)}{error.strerror or format_error(error)}.", code
+    if is_out_of_memory(error):
+        advice = "Is the input what it should be? Less of it at a time, a smaller model, or more memory."
+        return f"memory ended. {advice}", 3
+    what = format_error(error).strip() or type(error).__name__
+    return f"{type(error).__name__}: {what}\nThis is a bug. `--debug` shows where; please report it.", 70
 
 
 from . import (  # noqa: E402, F401, I001 - the order of --help

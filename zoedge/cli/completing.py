@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 KEYS_FILE = Path(__file__).parents[1] / "recipe" / "keys.json"  # recipe.schema writes it, and needs pydantic
 
@@ -17,6 +14,11 @@ def complete_recipes(incomplete: str) -> Iterator[str]:
     from ..recipe.reading import list_shipped
 
     yield from sorted(path.stem for path in list_shipped() if path.stem.startswith(incomplete))
+    yield from complete_yaml_files(incomplete)
+
+
+def complete_yaml_files(incomplete: str) -> Iterator[str]:
+    """Yield .yaml files in the folder that is being typed, and folders."""
     yield from complete_paths(incomplete, (".yaml", ".yml"))
 
 
@@ -61,12 +63,3 @@ def list_keys() -> list[str]:
     """Return every key that can be set, dotted, from the file that `make docs` writes: the parts' classes need torch."""
     keys: list[str] = json.loads(KEYS_FILE.read_text(encoding="utf-8"))
     return keys
-
-
-RecipeArgument = Annotated[
-    str, typer.Argument(help="a .yaml file, or the name of a shipped recipe", autocompletion=complete_recipes)
-]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(help="key=value, such as rule.lr=1e-3", metavar="[KEY=VALUE]...", autocompletion=complete_overrides),
-]

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from . import app
+from .arguments import JsonOption
 
 
 @app.command()
 def doctor(
-    json: Annotated[bool, typer.Option("--json")] = False,
+    json: JsonOption = False,
     fix_hints: Annotated[bool, typer.Option("--fix-hints", help="what to type against what is in the way")] = False,
 ) -> None:
     """Versions, processor, memory, disk, cache, and a self-test of the arithmetic that replay rests on."""

@@ -9,63 +9,68 @@ from typing import Annotated, Any
 import typer
 
 from . import app
-from .training import JsonOption
+from .arguments import JsonOption, OverridesArgument, RecipeArgument
+
+BudgetOption = Annotated[
+    str | None, typer.Option(help="memory to fit into, such as 8GB or 7.5GiB; default: what is free here")
+]
+MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="load the model and take the longest batch's step, in a process of its own")
+]
+PlannedDeviceOption = Annotated[str | None, typer.Option(help="cpu | cuda; default: as model.device says")]
 
 
 @app.command()
 def estimate(
-    recipe: Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, such as train.batch=8", metavar="[KEY=VALUE]...")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="memory to fit into, such as 8GB or 7.5GiB; default: what is free here")
-    ] = None,
-    measure: Annotated[
-        bool,
-        typer.Option("--measure", help="load the model and take the longest batch's step, in a process of its own"),
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu | cuda; default: as model.device says")] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    budget: BudgetOption = None,
+    measure: MeasureOption = False,
+    device: PlannedDeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Predict a run's memory by part, its disk and its time; exit code 3 if it will not fit. Loads no weights."""
-    from ..commands.estimate import fit, machine, text, time
+    from ..commands.estimate import fit, machine, text
     from ..commands.estimate import measure as estimate_measure
     from ..errors import UsageError
     from ..recipe.reading import read_recipe
 
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device: '{device}' is not cpu or cuda.")
-    most = machine.parse_bytes(budget, "--budget") if budget is not None else None
+    budget_bytes = machine.parse_bytes(budget, "--budget") if budget is not None else None
     checked = read_recipe(recipe, [*(overrides or []), *([f"model.device={device}"] if device else [])])
     plan = fit.make_plan(checked)
-    cuda = plan.workload.cuda
-    there, where = (most, "the budget") if most is not None else machine.read_memory_budget(cuda)
-    fits, (fitted, changes) = plan.needed_bytes <= there, fit.fit_plan(plan, there)
-    found: dict[str, Any] = {
+    report = describe_plan(plan, budget_bytes)
+    if measure:
+        report["measured"] = estimate_measure.measure_in_child(checked)
+    typer.echo(json_.dumps(report) if json else "\n".join(text.format_report(plan, report)))
+    if not report["fits"]:
+        sys.exit(3)  # of typer.Exit, an app that is not standalone only returns the code
+
+
+def describe_plan(plan: Any, budget_bytes: int | None) -> dict[str, Any]:
+    """Return what a plan needs, by part, and whether it fits into a budget, or else into what is free."""
+    from ..commands.estimate import fit, machine, time
+
+    cuda, step = plan.workload.cuda, plan.workload.step
+    free, where = (budget_bytes, "the budget") if budget_bytes is not None else machine.read_memory_budget(cuda)
+    report: dict[str, Any] = {
         "needs": plan.needed_bytes,
-        "free": there,
+        "free": free,
         "where": where,
-        "fits": fits,
+        "fits": plan.needed_bytes <= free,
         "predicted": plan.parts,
         "moment": plan.fullest_moment,
         "device": "cuda" if cuda else "cpu",
         "moments": plan.moment_totals,
         "disk": time.disk_bytes(plan),
         "seconds": time.estimate_seconds(plan),
-        "longest": plan.workload.step.length,
-        "rows": plan.workload.step.tokens,
+        "longest": step.length,
+        "rows": step.tokens,
         "trained": plan.workload.elements,
     }
-    if not fits:
-        found["levers"] = [lever.format_change(there) for lever in fit.find_savings(plan, there)]
-        found["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needed_bytes <= there else []
-    if measure:
-        found["measured"] = estimate_measure.measure_in_child(checked)
-    if json:
-        typer.echo(json_.dumps(found))
-    else:
-        for line in text.format_report(plan, found):
-            typer.echo(line)
-    if not fits:
-        sys.exit(3)  # of typer.Exit, an app that is not standalone only returns the code
+    fitted, changes = fit.fit_plan(plan, free)
+    if not report["fits"]:
+        report["levers"] = [lever.format_change(free) for lever in fit.find_savings(plan, free)]
+        report["change"] = [f"{lever.key}={lever.new}" for lever in changes] if fitted.needed_bytes <= free else []
+    return report

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import app
-from .logs import AtOption
+from .arguments import AtOption
 
 RunOrAdapterArgument = Annotated[
     str, typer.Argument(help="a run's folder or name, a log; with --tasks also an adapter's folder")

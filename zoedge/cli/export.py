@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import app
-from .logs import AtOption, RunArgument
+from .arguments import AtOption, RunArgument
 
 KindOption = Annotated[str, typer.Option(help="peft | merged | gguf-lora")]
 OutOption = Annotated[

@@ -10,25 +10,11 @@ import typer
 
 from ..errors import UsageError, make_printable
 from . import app
-from .completing import complete_runs
+from .arguments import AT_HELP, BaseOption, DeviceOption, RawLogArgument, RunArgument
 
 log_app = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
 app.add_typer(log_app, name="log")
-RunArgument = Annotated[
-    str,
-    typer.Argument(
-        help="a run's folder or name, a .zlog, a packed .zpack, or a shared .zoe", autocompletion=complete_runs
-    ),
-]
-BaseOption = Annotated[
-    str | None,
-    typer.Option(
-        help="where the base is, for a space that moves its weights (default: as the recipe says); of an optimiser's log, "
-        "the .safetensors file of the values it began with"
-    ),
-]
-AT_HELP = "after how many steps: last, best (the lowest validation loss) or a number; default: as eval.select says"
-AtOption = Annotated[str | None, typer.Option(help=AT_HELP)]
+AtStepOption = Annotated[str | None, typer.Option("--at", "--to-step", help=AT_HELP)]
 
 
 def open_log(run: str) -> Any:
@@ -41,9 +27,9 @@ def open_log(run: str) -> Any:
 @app.command()
 def replay(
     run: RunArgument,
-    at: Annotated[str | None, typer.Option("--at", "--to-step", help=AT_HELP)] = None,
+    at: AtStepOption = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("rebuilt"),
-    device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
+    device: DeviceOption = "cpu",
     base: BaseOption = None,
 ) -> None:
     """Rebuild the adapter from the log alone: no model, no data, no forward pass. A space without an adapter: the
@@ -67,36 +53,41 @@ def verify(
 ) -> None:
     """Prove that a log is whole, and that it gives what it says."""
     from ..commands import verify as commands_verify
-    from ..core import engine
     from ..log.log import Log
     from ..recipe.reading import read_recipe
-    from ..run import folder as run_folder
-    from ..run import replay as run_replay
 
     journal = open_log(run)
-    if isinstance(journal, Log):
-        print_level("1 log", commands_verify.check_integrity(journal))
-    else:
-        print_level(
-            "1 log", [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"]
-        )
+    packed = [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"]
+    print_level("1 log", commands_verify.check_integrity(journal) if isinstance(journal, Log) else packed)
     if against:
         print_level("2 inputs", commands_verify.check_inputs(journal, read_recipe(against)))
     if replay or adapter:
-        made, said = commands_verify.check_states(journal, base=base)
-        print_level("3 replay", said)
+        replayed, lines = commands_verify.check_states(journal, base=base)
+        print_level("3 replay", lines)
         if adapter:
-            if (steps := run_folder.resolve_step(journal, at)) < len(journal):
-                made = run_replay.build_replay_run(journal, base=base)
-                for _ in engine.play(made, steps):
-                    pass
-            print_level("4 adapter", commands_verify.check_adapter(made, journal, adapter, base))
+            replayed = cut_replay(journal, replayed, at, base)
+            print_level("4 adapter", commands_verify.check_adapter(replayed, journal, adapter, base))
     typer.echo("verified")
+
+
+def cut_replay(journal: Any, whole: Any, at: str | None, base: str | None) -> Any:
+    """Return the replay of a log up to a step: `whole`, the replay of all steps, if that is the last one."""
+    from ..core import engine
+    from ..run.folder import resolve_step
+    from ..run.replay import build_replay_run
+
+    steps = resolve_step(journal, at)
+    if steps == len(journal):
+        return whole
+    run = build_replay_run(journal, base=base)
+    for _ in engine.play(run, steps):
+        pass
+    return run
 
 
 @app.command()
 def repair(
-    run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog", autocompletion=complete_runs)],
+    run: RawLogArgument,
 ) -> None:
     """Mend a damaged log, or cut it where its damage begins; a copy of it as it was stays beside it."""
     from ..log.repair import repair
@@ -122,31 +113,41 @@ def show(
 ) -> None:
     """The header and the last steps."""
     journal = open_log(run)
-    h = journal.header
-    about = {
-        "format": "1.0",
-        "run_id": (h.run_id or h.identity()).hex(),
-        "seed": h.seed,
-        "trained": h.elements,
-        "steps": len(journal),
-        "hash_every": h.hash_every,
-        "finished": journal.state.end is not None,
-        "fingerprint": journal.fingerprint,
-    }
+    summary = summarise_log(journal)
     if json:
-        typer.echo(json_.dumps({**about, **h.about}))
+        typer.echo(json_.dumps({**summary, **journal.header.about}))
         for record in journal:
             typer.echo(json_.dumps(record._asdict()))
         return
-    for key, value in about.items():
+    for key, value in summary.items():
         typer.echo(f"{key:12} {value}")
     for name in ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest"):
-        typer.echo(f"{name:12} sha256 {getattr(h, name).hex()[:16]}..")
+        typer.echo(f"{name:12} sha256 {getattr(journal.header, name).hex()[:16]}..")
     typer.echo(f"\n{'step':>7} {'seq':>7} {'lr':>10} {'g':>12}  losses")
-    for r in list(journal)[-last:] if last else []:
-        losses = " ".join(f"{x:.5f}" for x in r.losses)
-        said = "".join(f"  {word}" for i, word in enumerate(("skipped", "clipped", "split")) if r.flags >> i & 1)
-        typer.echo(f"{r.step:7} {r.seq:7} {r.lr:10.3e} {r.g[0]:12.5f}  {losses}{said}")
+    for record in list(journal)[-last:] if last else []:
+        typer.echo(format_record(record))
+
+
+def summarise_log(journal: Any) -> dict[str, Any]:
+    """Return what a log's header and its length say."""
+    header = journal.header
+    return {
+        "format": "1.0",
+        "run_id": (header.run_id or header.identity()).hex(),
+        "seed": header.seed,
+        "trained": header.elements,
+        "steps": len(journal),
+        "hash_every": header.hash_every,
+        "finished": journal.state.end is not None,
+        "fingerprint": journal.fingerprint,
+    }
+
+
+def format_record(record: Any) -> str:
+    """Return a step's line: its numbers, its losses, and the names of its flags."""
+    losses = " ".join(f"{x:.5f}" for x in record.losses)
+    flags = "".join(f"  {word}" for bit, word in enumerate(("skipped", "clipped", "split")) if record.flags >> bit & 1)
+    return f"{record.step:7} {record.seq:7} {record.lr:10.3e} {record.g[0]:12.5f}  {losses}{flags}"
 
 
 @log_app.command("export")
@@ -158,9 +159,6 @@ def export_log(
     ] = False,
 ) -> None:
     """A copy for sharing (--packed) or for a spreadsheet (CSV)."""
-    import csv
-    import io
-
     from ..core.storage import write_durably
     from ..log.log import Log
     from ..log.packed import pack_log
@@ -168,21 +166,25 @@ def export_log(
     journal = open_log(run)
     if out.exists() or out.is_symlink():  # a link to nothing would be replaced
         raise UsageError(f"{out} is there already; name another file.")
-    if packed:
-        if not isinstance(journal, Log):
-            raise UsageError(f"{run} is packed already.")
-        data = pack_log(journal)
-    else:
-        text = io.StringIO()
-        rows = csv.writer(text)
-        rows.writerow(["step", "seq", "lr", "decay", "flags", "g", "losses"])
-        for r in journal:
-            rows.writerow(
-                [r.step, r.seq, r.lr, r.decay, r.flags, " ".join(map(repr, r.g)), " ".join(map(repr, r.losses))]
-            )
-        data = text.getvalue().encode()
+    if packed and not isinstance(journal, Log):
+        raise UsageError(f"{run} is packed already.")
+    data = pack_log(journal) if packed else format_csv(journal).encode()
     write_durably(out, data)
     typer.echo(f"{out}: {len(data):,} bytes, {len(data) / max(1, len(journal)):.2f} a step")
+
+
+def format_csv(journal: Any) -> str:
+    """Return a log's steps as CSV."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["step", "seq", "lr", "decay", "flags", "g", "losses"])
+    for r in journal:
+        g, losses = " ".join(map(repr, r.g)), " ".join(map(repr, r.losses))
+        rows.writerow([r.step, r.seq, r.lr, r.decay, r.flags, g, losses])
+    return text.getvalue()
 
 
 @log_app.command("diff")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import app
-from .logs import AtOption, RunArgument
+from .arguments import AtOption, RunArgument
 
 if TYPE_CHECKING:
     from ..run.trained import Trained
@@ -106,6 +106,7 @@ def quantize(
 
     if to not in ("nf4", "fp4", "int8"):
         raise UsageError(f"--to: '{to}' is not nf4, fp4 or int8.")
-    folder, _ = prepare_folder(Model(source=model, quantization=to, double_quant=double_quant))
+    options = Model.model_validate({"source": model, "quantization": to, "double_quant": double_quant})
+    folder, _ = prepare_folder(options)
     size = sum(p.stat().st_size for p in folder.iterdir())
     typer.echo(f"{folder}: {size / 1e6:,.0f} MB")

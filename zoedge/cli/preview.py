@@ -13,16 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from . import app
+from .arguments import OverridesArgument, RecipeArgument
 
 BAR_EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 @app.command()
 def preview(
-    recipe: Annotated[str, typer.Argument(help="a .yaml file, or the name of a shipped recipe")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, such as data.max_length=256", metavar="[KEY=VALUE]...")
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
     count: Annotated[int, typer.Option("-n", min=0, max=1000, help="how many rows")] = 3,
     plain: Annotated[bool, typer.Option("--plain", help="[brackets] around scored tokens instead of colours")] = False,
     json: Annotated[bool, typer.Option("--json", help="one JSON object, with every token's number")] = False,
@@ -75,34 +74,37 @@ def colour_text(text: str, code: str, coloured: bool) -> str:
     return "\n".join(f"\x1b[{code}m{part}\x1b[0m" if part else "" for part in text.split("\n")) if coloured else text
 
 
-def format_statistics(found: Any) -> list[str]:
-    """The training set's lengths, and what is lost or looks wrong."""
+def format_statistics(preview: Any) -> list[str]:
+    """Return the lines of the training set's lengths, and of what is lost or looks wrong."""
     from ..errors import make_printable
 
-    sizes = ", ".join(f"{n:,} {which}" for which, n in found.sizes.items())
-    lines = [f"rows     {sizes}; task {found.task}"]
-    if found.labels:
-        lines.append("labels   " + ", ".join(f"{make_printable(k)} {n:,}" for k, n in found.labels.items()))
-    quantiles = "  ".join(f"{name} {n:,}" for name, n in found.quantiles().items())
-    each = found.scored / max(1, len(found.lengths))
-    lines += [f"tokens   {quantiles}  (limit {found.limit:,}); {each:.1f} scored a sequence"]
-    bins = found.histogram()
-    top, width = max(n for _, _, n in bins), max(len(f"{b:,}") for _, b, _ in bins)
-    for a, b, n in bins:
-        eighths = round(8 * 30 * n / top)
+    sizes = ", ".join(f"{n:,} {which}" for which, n in preview.sizes.items())
+    lines = [f"rows     {sizes}; task {preview.task}"]
+    if preview.labels:
+        lines.append("labels   " + ", ".join(f"{make_printable(k)} {n:,}" for k, n in preview.labels.items()))
+    quantiles = "  ".join(f"{name} {n:,}" for name, n in preview.quantiles().items())
+    each = preview.scored / max(1, len(preview.lengths))
+    lines.append(f"tokens   {quantiles}  (limit {preview.limit:,}); {each:.1f} scored a sequence")
+    return [*lines, *format_histogram(preview.histogram()), *format_warnings(preview)]
+
+
+def format_histogram(bins: list[tuple[int, int, int]]) -> Iterator[str]:
+    """Yield a line with a bar for each (first length, last length, sequences)."""
+    most, width = max(n for _, _, n in bins), max(len(f"{last:,}") for _, last, _ in bins)
+    for first, last, n in bins:
+        eighths = round(8 * 30 * n / most)
         bar = "█" * (eighths // 8) + (BAR_EIGHTHS[eighths % 8 - 1] if eighths % 8 else "")
-        lines.append(f"         {a:>{width},} - {b:>{width},}  {bar or ('▏' if n else ''):30}  {n:,}")
-    for which, counts in found.counts.items():
-        lines += [f"note     {n:,} {which} rows {what}" for what, n in counts.items() if n]
-    if found.double:
-        lines.append(
-            f"warning  double BOS: {found.double:,} rows begin with it twice. The template or the text has one already; "
-            "the tokenizer puts another before it."
-        )
-    if found.unscored:
-        lines.append(
-            f"warning  {found.unscored:,} rows have no scored token: they teach nothing. Raise data.max_length."
-        )
-    if found.unknown:
-        lines.append(f"warning  {found.unknown:,} tokens are unknown to the tokenizer: is it this model's?")
-    return lines
+        yield f"         {first:>{width},} - {last:>{width},}  {bar or ('▏' if n else ''):30}  {n:,}"
+
+
+def format_warnings(preview: Any) -> Iterator[str]:
+    """Yield a line for each thing that is lost or looks wrong."""
+    for which, counts in preview.counts.items():
+        yield from (f"note     {n:,} {which} rows {what}" for what, n in counts.items() if n)
+    if preview.double:
+        reason = "The template or the text has one already; the tokenizer puts another before it."
+        yield f"warning  double BOS: {preview.double:,} rows begin with it twice. {reason}"
+    if preview.unscored:
+        yield f"warning  {preview.unscored:,} rows have no scored token: they teach nothing. Raise data.max_length."
+    if preview.unknown:
+        yield f"warning  {preview.unknown:,} tokens are unknown to the tokenizer: is it this model's?"

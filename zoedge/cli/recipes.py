@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from . import app
-from .completing import complete_recipes as names
+from .completing import complete_recipes
 
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with zoedge.")
-RecipeName = Annotated[str, typer.Argument(autocompletion=names)]
+RecipeName = Annotated[str, typer.Argument(autocompletion=complete_recipes)]
 app.add_typer(recipes_app, name="recipes")
 
 

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from . import app
+from .completing import complete_runs
 
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="runs' folders or names; two or more give a comparison")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="runs' folders or names; two or more give a comparison", autocompletion=complete_runs),
+    ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="the file; default: report.html in the run's folder, or here")
     ] = None,

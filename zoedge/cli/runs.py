@@ -4,61 +4,71 @@ from __future__ import annotations
 
 import json as json_
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import app
+from .arguments import JsonOption, RunsArgument
 
 runs_app = typer.Typer(no_args_is_help=True, help="The runs that there are: list them, remove some.")
 app.add_typer(runs_app, name="runs")
+TABLE_HEAD = ("run", "model", "task", "state", "steps", "score", "age", "size", "fingerprint")
+NUMBER_COLUMNS = {4, 6, 7}
 
 
 @runs_app.command("ls")
 def ls(
     folder: Annotated[Path, typer.Option("--dir", help="where the runs are")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Every run with its state, steps and last score, the newest first."""
-    from ..commands.report.words import format_bytes
-    from ..commands.runs import format_age, list_runs
+    from ..commands.runs import list_runs
     from ..errors import make_printable
 
-    found = list_runs(folder)
+    entries = list_runs(folder)
     if json:
-        for e in found:
-            typer.echo(json_.dumps(asdict(e)))
-        return
-    if not found:
+        for entry in entries:
+            typer.echo(json_.dumps(asdict(entry)))
+    elif not entries:
         typer.echo(f"no runs in {folder}")
-        return
-    rows = [("run", "model", "task", "state", "steps", "score", "age", "size", "fingerprint")]
-    for e in found:
-        steps = f"{e.steps:,}/{e.of:,}" if e.of else ""
-        score = next((f"{k} {v}" for k, v in order_columns(e.score).items()), "") if e.score else ""
-        rows.append(
-            (
-                make_printable(e.name, 48),
-                make_printable(e.model.rpartition("/")[2], 24),
-                e.task,
-                e.state,
-                steps,
-                score,
-                format_age(e.at),
-                format_bytes(e.bytes),
-                e.fingerprint[:8],
-            )
-        )
+    else:
+        for line in format_table([TABLE_HEAD, *map(table_row, entries)]):
+            typer.echo(line)
+        for entry in entries:
+            if entry.wrong:
+                typer.echo(make_printable(entry.wrong, 400), err=True)
+
+
+def table_row(entry: Any) -> tuple[str, ...]:
+    """Return a run's cells, under TABLE_HEAD."""
+    from ..commands.report.words import format_bytes
+    from ..commands.runs import format_age
+    from ..errors import make_printable
+
+    score = next((f"{k} {v}" for k, v in order_columns(entry.score).items()), "") if entry.score else ""
+    return (
+        make_printable(entry.name, 48),
+        make_printable(entry.model.rpartition("/")[2], 24),
+        entry.task,
+        entry.state,
+        f"{entry.steps:,}/{entry.of:,}" if entry.of else "",
+        score,
+        format_age(entry.at),
+        format_bytes(entry.bytes),
+        entry.fingerprint[:8],
+    )
+
+
+def format_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Yield the lines of a table; numbers stand at the right of their column."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    right = {4, 6, 7}
     for row in rows:
-        cells = (f"{x:>{w}}" if i in right else f"{x:<{w}}" for i, (x, w) in enumerate(zip(row, widths)))
-        typer.echo("  ".join(cells).rstrip())
-    for e in found:
-        if e.wrong:
-            typer.echo(make_printable(e.wrong, 400), err=True)
+        cells = (f"{x:>{w}}" if i in NUMBER_COLUMNS else f"{x:<{w}}" for i, (x, w) in enumerate(zip(row, widths)))
+        yield "  ".join(cells).rstrip()
 
 
 def order_columns(score: object) -> dict[str, str]:
@@ -69,7 +79,7 @@ def order_columns(score: object) -> dict[str, str]:
 
 @runs_app.command("rm")
 def rm(
-    run: Annotated[list[str], typer.Argument(help="runs' folders or names")],
+    run: RunsArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
     """Remove runs' folders, with their logs: what a run has learnt is gone."""

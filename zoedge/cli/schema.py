@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from . import app
-from .completing import OverridesArgument, RecipeArgument
+from .arguments import OverridesArgument, RecipeArgument
 
 
 @app.command()

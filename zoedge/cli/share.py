@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from . import app
-from .logs import AtOption, BaseOption
+from .arguments import AtOption, BaseOption, DeviceOption, RawLogArgument
 
 
 @app.command()
 def pack(
-    run: Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog")],
+    run: RawLogArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="the file, such as film.zoe")],
     at: AtOption = None,
     base: BaseOption = None,
@@ -40,7 +40,7 @@ def apply(
     base: Annotated[
         str | None, typer.Option(help="the base: a folder, a packaged model or a hub id; default: as the recipe says")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu | cuda")] = "cpu",
+    device: DeviceOption = "cpu",
 ) -> None:
     """The adapter of a shared fine-tune, proven: the base is the one that was trained on, and the state the same bits."""
     from ..commands.apply import apply_shared

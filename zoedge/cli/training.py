@@ -8,11 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from . import app
-from .completing import OverridesArgument, RecipeArgument, complete_runs
+from .arguments import JsonOption, OverridesArgument, PlainOption, QuietOption, RecipeArgument, RunFolderArgument
 
-QuietOption = Annotated[bool, typer.Option("--quiet", help="errors alone")]
-PlainOption = Annotated[bool, typer.Option("--plain", help="lines instead of the live panel")]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
+ResumeOption = Annotated[str, typer.Option(help="auto: go on where the run's log ends; never: refuse an existing run")]
+FromOption = Annotated[
+    str | None, typer.Option("--from", help="RUN@STEP: begin with another run's first steps (a number, last or best)")
+]
+RunDirOption = Annotated[Path | None, typer.Option(help="the run's folder instead of output.dir/name")]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="check the recipe, print it with all defaults and what follows from them, and stop"),
+]
 
 
 def choose_display(quiet: bool, plain: bool, json: bool) -> str:
@@ -23,20 +29,10 @@ def choose_display(quiet: bool, plain: bool, json: bool) -> str:
 def finetune(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    resume: Annotated[
-        str, typer.Option(help="auto: go on where the run's log ends; never: refuse an existing run")
-    ] = "auto",
-    parent: Annotated[
-        str | None,
-        typer.Option("--from", help="RUN@STEP: begin with another run's first steps (a number, last or best)"),
-    ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="the run's folder instead of output.dir/name")] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="check the recipe, print it with all defaults and what follows from them, and stop"
-        ),
-    ] = False,
+    resume: ResumeOption = "auto",
+    parent: FromOption = None,
+    run_dir: RunDirOption = None,
+    dry_run: DryRunOption = False,
     quiet: QuietOption = False,
     plain: PlainOption = False,
     json: JsonOption = False,
@@ -60,7 +56,7 @@ def finetune(
 
 @app.command()
 def resume(
-    run: Annotated[str, typer.Argument(help="a run's folder or name", autocompletion=complete_runs)],
+    run: RunFolderArgument,
     quiet: QuietOption = False,
     plain: PlainOption = False,
     json: JsonOption = False,
@@ -104,52 +100,68 @@ def run_training(recipe: Any, folder: Path, resume: bool, how: str, parent: Any 
         print_summary(outcome, show)
 
 
-def print_summary(o: Any, show: Any) -> None:
-    """What was reached, where it lies, and what to type next."""
-    from ..commands.report import REPORT_FILE
-    from ..run.display import Json, format_seconds
-    from ..run.evaluate import format_scores
+def print_summary(outcome: Any, show: Any) -> None:
+    """Print what was reached, where it lies, and what to type next: as text, or as one JSON object."""
+    from ..run.display import Json
 
     if isinstance(show, Json):
-        fields = {
-            "folder": str(o.folder),
-            "fingerprint": o.fingerprint,
-            "log_bytes": o.size,
-            "seconds": round(o.seconds, 1),
-            "at": o.at,
-            "better": o.better,
-        }
-        show.put("finished", **fields, before=o.before and vars(o.before), after=o.after and vars(o.after))
-        return
-    lines = [""]
-    if o.after:
-        lines += format_scores({"zero-shot": o.before, f"after {o.at:,} steps": o.after}, "held-out rows")
+        show.put("finished", **summarise(outcome))
+    else:
+        show.say("\n".join(["", *format_results(outcome), "", "next:", *format_next_commands(outcome)]))
+
+
+def summarise(outcome: Any) -> dict[str, Any]:
+    """Return the values of a finished run that --json prints."""
+    return {
+        "folder": str(outcome.folder),
+        "fingerprint": outcome.fingerprint,
+        "log_bytes": outcome.size,
+        "seconds": round(outcome.seconds, 1),
+        "at": outcome.at,
+        "better": outcome.better,
+        "before": outcome.before and vars(outcome.before),
+        "after": outcome.after and vars(outcome.after),
+    }
+
+
+def format_results(outcome: Any) -> list[str]:
+    """Return the lines that say what a run reached, and where its files lie."""
+    from ..commands.report import REPORT_FILE
+    from ..run.display import format_seconds
+    from ..run.evaluate import format_scores
+
+    lines = []
+    if outcome.after:
+        scores = {"zero-shot": outcome.before, f"after {outcome.at:,} steps": outcome.after}
+        lines += format_scores(scores, "held-out rows")
     lines += [
         "",
-        f"log      {o.folder}/run.zlog   {o.size:,} bytes for {o.steps:,} steps",
-        f"         fingerprint {o.fingerprint}",
+        f"log      {outcome.folder}/run.zlog   {outcome.size:,} bytes for {outcome.steps:,} steps",
+        f"         fingerprint {outcome.fingerprint}",
     ]
-    if o.at < o.steps:
-        lines.append(f"chosen   step {o.at:,}, of the lowest validation loss")
-    if o.better:
-        lines.append(f"better   step {o.better:,} by the validation loss: zoedge export {o.folder} --at best")
-    at = f" --at {o.at}" if o.at < o.steps else ""
-    replay = f"  zoedge replay {o.folder}{at} -o rebuilt          # the trained weights again, from base and log"
-    verify = f"  zoedge verify {o.folder} --replay"
-    if o.adapter:
-        lines.append(f"adapter  {o.adapter}")
-        replay = f"  zoedge replay {o.folder}{at} -o rebuilt          # the adapter again, from the log alone"
-        verify += f"{at} --adapter {o.adapter}"
-    if (o.folder / REPORT_FILE).is_file():
-        lines.append(f"report   {o.folder / REPORT_FILE}")
-    lines += [
-        f"time     {format_seconds(o.seconds)}",
-        "",
-        "next:",
-        replay,
-        verify,
-        f'  zoedge generate {o.folder} -p "A film that made me smile. It was"',
-        f"  zoedge export {o.folder}{at} --to merged --check",
-        f"  zoedge report {o.folder}",
+    if outcome.at < outcome.steps:
+        lines.append(f"chosen   step {outcome.at:,}, of the lowest validation loss")
+    if outcome.better:
+        export = f"zoedge export {outcome.folder} --at best"
+        lines.append(f"better   step {outcome.better:,} by the validation loss: {export}")
+    if outcome.adapter:
+        lines.append(f"adapter  {outcome.adapter}")
+    if (outcome.folder / REPORT_FILE).is_file():
+        lines.append(f"report   {outcome.folder / REPORT_FILE}")
+    return [*lines, f"time     {format_seconds(outcome.seconds)}"]
+
+
+def format_next_commands(outcome: Any) -> list[str]:
+    """Return the commands that go on from a finished run."""
+    folder, at = outcome.folder, f" --at {outcome.at}" if outcome.at < outcome.steps else ""
+    if outcome.adapter:
+        replay, verify = "the adapter again, from the log alone", f"{at} --adapter {outcome.adapter}"
+    else:
+        replay, verify = "the trained weights again, from base and log", ""
+    return [
+        f"  zoedge replay {folder}{at} -o rebuilt          # {replay}",
+        f"  zoedge verify {folder} --replay{verify}",
+        f'  zoedge generate {folder} -p "A film that made me smile. It was"',
+        f"  zoedge export {folder}{at} --to merged --check",
+        f"  zoedge report {folder}",
     ]
-    show.say("\n".join(lines))

@@ -20,11 +20,11 @@ from .faults import Faults
 from .pair_rules import PAIR_RULES
 from .parts import build_section, parse_part
 from .recipe import Recipe
-from .sections import DEFAULT_PARTS, REQUIRED_KEYS, SECTIONS, Curvature, RunName, Seed, Split, WatchdogOptions
+from .sections import DEFAULT_PARTS, REQUIRED_KEYS, SECTIONS, Curvature, RunName, Section, Seed, Split, WatchdogOptions
 from .sentences import MISSING_KEY, UNKNOWN_KEY, describe_errors, describe_unknown_key, format_path, format_value
 from .strict_yaml import MAX_DEPTH, KeyPath, Positions
 
-NESTED_SECTIONS = {
+NESTED_SECTIONS: dict[str, type[Section]] = {
     "eval.curvature": Curvature,
     "train.watchdog": WatchdogOptions,
     "data.valid": Split,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
-from functools import lru_cache
+from dataclasses import MISSING, Field, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+import pydantic
 from annotated_doc import Doc
-from pydantic import Field, TypeAdapter, ValidationError, create_model
+from pydantic import TypeAdapter, ValidationError, create_model
 
 from ..core.parts import PART_FOLDERS, load_part
 from ..errors import UsageError, ZoedgeError
@@ -76,22 +76,31 @@ def restore_part(kind: str, table: dict[str, Any]) -> Any:
     return made(**vars(TypeAdapter(build_section(made, False)).validate_json(given, strict=True)))
 
 
-@lru_cache
-def build_section(made: type[Any], auto: bool = True) -> type[Section]:
-    """A part's fields as a section: pydantic checks dataclasses strictly only when it is handed instances.
+BUILT_SECTIONS: dict[tuple[Any, bool], type[Section]] = {}  # by class and whether 'auto' is allowed
 
-    auto: those in the class's `auto` may be 'auto', and are, if not told: the class's number is where the search begins.
-    Where nobody searches (an optimiser, a log), they are numbers.
+
+def build_section(part_class: type[Any], auto: bool = True) -> type[Section]:
+    """Return the options of a part as a section: pydantic checks dataclasses strictly only if it is given instances.
+
+    Args:
+        part_class: a part's dataclass, or another frozen dataclass.
+        auto: whether the fields in the class's `auto` may be 'auto', and are, if they are not written: the class's number
+            is then where the search begins. Where nobody searches (an optimiser, a log), they are numbers.
     """
-    hints = get_type_hints(made, include_extras=True)
-    columns: dict[str, Any] = {}
-    for f in fields(made):
-        if auto and f.name in made.auto:
-            texts = [item for item in get_args(hints[f.name])[1:] if isinstance(item, Doc)]
-            kind = hints[f.name] | Literal["auto"]
-            columns[f.name] = (Annotated[kind, *texts] if texts else kind, "auto")
-        elif f.default_factory is not MISSING:
-            columns[f.name] = (hints[f.name], Field(default_factory=f.default_factory))
-        else:
-            columns[f.name] = (hints[f.name], ... if f.default is MISSING else f.default)
-    return create_model(made.__name__, __base__=Section, **columns)
+    key = (part_class, auto)
+    if key not in BUILT_SECTIONS:
+        hints = get_type_hints(part_class, include_extras=True)
+        columns = {f.name: column(f, hints[f.name], auto and f.name in part_class.auto) for f in fields(part_class)}
+        BUILT_SECTIONS[key] = create_model(part_class.__name__, __base__=Section, **columns)
+    return BUILT_SECTIONS[key]
+
+
+def column(option: Field[Any], kind: Any, auto: bool) -> Any:
+    """Return a field's type and default as `create_model` takes them; with `auto`, 'auto' is allowed and the default."""
+    if auto:
+        texts = [item for item in get_args(kind)[1:] if isinstance(item, Doc)]
+        union = kind | Literal["auto"]  # whose text would lie hidden in one of its branches
+        return (Annotated[union, *texts] if texts else union), "auto"
+    if option.default_factory is not MISSING:
+        return kind, pydantic.Field(default_factory=option.default_factory)
+    return kind, ... if option.default is MISSING else option.default

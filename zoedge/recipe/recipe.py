@@ -14,7 +14,7 @@ from .strict_yaml import StrictDumper
 WATCHDOG_KEY = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
 
 # younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
-ADDED_LATER = {
+ADDED_LATER: dict[str, Any] = {
     "watchdog": None,
     "rise": None,
     "trust": None,

@@ -24,7 +24,7 @@ KEYS_FILE = Path(__file__).with_name(
     "keys.json"
 )  # made by `make docs`, for the tab key: the parts' classes import torch
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-TOP_LEVEL_KEYS = {
+TOP_LEVEL_KEYS: dict[str, dict[str, Any]] = {
     "version": {"const": 1, "description": "The recipe's format."},
     "name": {
         "type": "string",
@@ -59,7 +59,7 @@ def read_descriptions(section: type[Section]) -> dict[str, str]:
 
 def read_summary(made: type[Any]) -> str:
     """What a part does: its file's first paragraph, or its section's first sentence."""
-    doc = (made.__doc__ if issubclass(made, Section) else inspect.getmodule(made).__doc__) or ""  # type: ignore[union-attr]
+    doc = (made.__doc__ if issubclass(made, Section) else inspect.getmodule(made).__doc__) or ""
     text = " ".join(doc.split("\n\n")[0].split())
     return re.split(r"(?<=\.) ", text)[0] if issubclass(made, Section) else text
 
@@ -76,7 +76,7 @@ def inline_references(value: Any, kinds: dict[str, Any]) -> Any:
     return {k: inline_references(v, kinds) for k, v in value.items() if not (k == "title" and isinstance(v, str))}
 
 
-NESTED_SECTIONS = {"Split": Split, "WatchdogOptions": WatchdogOptions, "Curvature": Curvature}
+NESTED_SECTIONS: dict[str, type[Section]] = {"Split": Split, "WatchdogOptions": WatchdogOptions, "Curvature": Curvature}
 
 
 def section_schema(made: type[Any], section: type[Section]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class StrictLoader(yaml.SafeLoader):
         self.where, self.depth = where, 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()
         at = f"{self.where}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise UsageError(f"{at}: anchors and aliases are not read. Write the value out.")

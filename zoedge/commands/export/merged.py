@@ -1,4 +1,4 @@
-"""Export as a plain model folder with the trained weights merged in."""
+"""The export as a plain model folder, with the trained weights merged in."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MIN_KEPT_SHARE = 0.5  # the least share of an update that a merge must keep
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge wrote. kept: the share of each module's update that survived the cast; size: bytes of weights."""
+    """What a merge wrote. kept: by module, the share of the update that survived the cast. size: bytes of weights."""
 
     folder: Path
     dtype: str
@@ -79,46 +79,35 @@ def write_merged(
     log: AnyLog | None = None,
     steps: int | None = None,
 ) -> MergeResult:
-    """Write the trained weights as a plain model, W dequantised from what was trained on; nothing is quantised again.
+    """Write the trained weights as a plain model. The base is dequantised to W, and nothing is quantised again.
 
-    W + alpha/rank * B A, say, is float32, then cast to `dtype` (fp16, bf16, fp32; default: what a space says that it is
-    stored in, else fp16), as is every other tensor. The base is loaded anew on
-    the CPU (a used one may give garbage, docs/traps.md) and never held twice: besides it, one shard (256 MB, or one
-    larger tensor), as tensors and as bytes. base_folder: where the base is, if not where the recipe says. log: whose
-    base this must be.
+    W plus its update U (alpha/rank * B A, or trained - base) is computed in float32 and cast to `dtype`, as is every other
+    tensor. The base is loaded anew on the CPU, because a used one may give garbage (docs/traps.md). Besides it, memory holds
+    one shard (256 MB, or one larger tensor), as tensors and as bytes.
 
-    Of each update U (alpha/rank * B A, or trained - base), in Frobenius norms and float64,
-    kept = 1 - |cast(W + U) - (W + U)| / |U|: 1 if nothing is lost (or U = 0), 0 or less if rounding is as large as the
-    update. DataError if it is below 0.5 and not `force`, if a value overflows, or the disk is too small. IdentityError:
-    the base is not the log's. UsageError: `folder` holds something else.
+    The share of an update that is kept is 1 - |cast(W + U) - (W + U)| / |U|, in Frobenius norms and float64: 1 if nothing is
+    lost (or U = 0), 0 or less if the rounding is as large as the update.
+
+    Args:
+        dtype: fp16, bf16 or fp32; None: the type that the space moves weights in, else fp16.
+        force: write it although less than half of an update is kept.
+        base_folder: where the base is, if not where the recipe says.
+        log: whose base this must be.
+        steps: after how many steps the space stands.
+
+    Raises:
+        DataError: less than half of an update is kept, a value overflows, or the disk is too small.
+        IdentityError: the base is not the log's.
+        UsageError: `folder` holds something else, or the space changes no weight.
     """
-    from ...scoring.models.loading import load_base
-
-    for _, member in list_members(space):
-        if not member.changes():
-            raise UsageError(
-                f"The space '{get_space_word(member)}' moves no weight of the base: there is nothing to merge."
-            )
-    check_finite(space)
-    dtype = dtype or choose_dtype(space)
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype: '{dtype}' is not {', '.join(DTYPES)}.")
+    dtype = check_mergeable(space, dtype)
     check_replaceable(Path(os.path.abspath(folder)))
-    spec = recipe.model.model_copy(update={"device": "cpu", "compute_dtype": "fp32"})
-    base = load_base(spec.model_copy(update={"source": str(base_folder)}) if base_folder else spec)
-    if log is not None and base.digest != log.header.base:
-        raise IdentityError(
-            f"The base in {base.path} is not the one that was trained on (sha256 {log.header.base[:4].hex()}.. -> "
-            f"{base.digest[:4].hex()}..)."
-        )
-    facts = describe_export("merged", recipe, space, base.digest, log, steps)
-    facts["dtype"] = dtype
+    base = load_merge_base(recipe, base_folder, log)
+    facts = describe_export("merged", recipe, space, base.digest, log, steps) | {"dtype": dtype}
     shards = list(split_into_shards(iter_weights(base.model), DTYPES[dtype].itemsize))
     size = sum(x.numel for shard in shards for x in shard) * DTYPES[dtype].itemsize
-    merge = Merger(space, dtype, force)
-    merge.expect({x.name: x.shape for shard in shards for x in shard})
-    payloads: dict[str, str] = {}
-    placed: dict[str, str] = {}
+    merger = Merger(space, dtype, force)
+    merger.expect({x.name: x.shape for shard in shards for x in shard})
     with replace_folder(folder) as draft:
         if (free := shutil.disk_usage(draft).free) < size + (64 << 20):
             raise DataError(f"{folder}: the merged model needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.")
@@ -129,27 +118,67 @@ def write_merged(
         ]
         for name, raw in files:
             write_durably(draft / name, raw)
-        for i, shard in enumerate(shards):
-            name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
-            raw, payloads[name] = encode_tensors({x.name: merge(x) for x in shard})
-            write_durably(draft / name, raw)
-            del raw
-            placed |= {x.name: name for x in shard}
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": size}, "weight_map": placed}
-            write_durably(draft / "model.safetensors.index.json", encode_json(index))
+        payloads = write_shards(draft, shards, merger, size)
         names = sorted(p.name for p in draft.iterdir())
-        write_marker(draft, {**facts, "payload": payloads, "kept": merge.kept, "files": names})
-    return MergeResult(folder, dtype, merge.kept, size)
+        write_marker(draft, {**facts, "payload": payloads, "kept": merger.kept, "files": names})
+    return MergeResult(folder, dtype, merger.kept, size)
+
+
+def check_mergeable(space: Space, dtype: str | None) -> str:
+    """Return the type to write in. UsageError: the space changes no weight, or there is no such type."""
+    for _, member in list_members(space):
+        if not member.changes():
+            raise UsageError(
+                f"The space '{get_space_word(member)}' moves no weight of the base: there is nothing to merge."
+            )
+    check_finite(space)
+    dtype = dtype or choose_dtype(space)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: '{dtype}' is not {', '.join(DTYPES)}.")
+    return dtype
+
+
+def load_merge_base(recipe: Recipe, base_folder: Path | str | None, log: AnyLog | None) -> Base:
+    """Load the base anew on the CPU in float32. IdentityError: it is not the log's."""
+    from ...scoring.models.loading import load_base
+
+    spec = recipe.model.model_copy(update={"device": "cpu", "compute_dtype": "fp32"})
+    base = load_base(spec.model_copy(update={"source": str(base_folder)}) if base_folder else spec)
+    if log is not None and base.digest != log.header.base:
+        raise IdentityError(
+            f"The base in {base.path} is not the one that was trained on (sha256 {log.header.base[:4].hex()}.. -> "
+            f"{base.digest[:4].hex()}..)."
+        )
+    return base
+
+
+def write_shards(draft: Path, shards: list[list[LazyWeight]], merger: Merger, size: int) -> dict[str, str]:
+    """Write the merged weights in files of at most SHARD_BYTES, with their index; returns each payload's digest by file.
+
+    Args:
+        size: bytes of all weights together.
+    """
+    payloads: dict[str, str] = {}
+    placed: dict[str, str] = {}
+    for i, shard in enumerate(shards):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        raw, payloads[name] = encode_tensors({x.name: merger(x) for x in shard})
+        write_durably(draft / name, raw)
+        del raw  # before the next shard is merged: it is as large
+        placed |= {x.name: name for x in shard}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": placed}
+        write_durably(draft / "model.safetensors.index.json", encode_json(index))
+    return payloads
 
 
 def choose_dtype(space: Space) -> str:
-    """The type that loses nothing of a space that moves 16 or 32-bit weights; fp16 for the others, as models come."""
+    """Return the type in which a space moves 16- or 32-bit weights; fp16 for the other spaces, as models come in it."""
     return next((word for word, kind in DTYPES.items() if str(kind) == f"torch.{space.storage}"), "fp16")
 
 
 class LazyWeight(NamedTuple):
-    """A tensor to be written: its shape, and how to get it in float32."""
+    """A tensor that is to be written: its name, its shape, and a function that reads it in float32."""
 
     name: str
     shape: tuple[int, ...]
@@ -161,7 +190,7 @@ class LazyWeight(NamedTuple):
 
 
 def iter_weights(model: nn.Module) -> Iterator[LazyWeight]:
-    """Every parameter once, tied ones under their first name, those of Linear modules dequantised when read."""
+    """Yield every parameter once, tied ones under their first name. Weights of Linear modules are dequantised when read."""
     from ...scoring.models.quantised import dequantise_weight
 
     seen: set[int] = set()
@@ -178,7 +207,7 @@ def iter_weights(model: nn.Module) -> Iterator[LazyWeight]:
 
 
 def split_into_shards(found: Iterable[LazyWeight], width: int) -> Iterator[list[LazyWeight]]:
-    """Consecutive weights of at most SHARD bytes together, `width` bytes an element."""
+    """Group consecutive weights into shards of at most SHARD_BYTES, at `width` bytes an element."""
     shard: list[LazyWeight] = []
     for x in found:
         if shard and sum(y.numel for y in (*shard, x)) * width > SHARD_BYTES:
@@ -189,17 +218,17 @@ def split_into_shards(found: Iterable[LazyWeight], width: int) -> Iterator[list[
 
 
 class Merger:
-    """Adds the updates and casts; `kept` fills as it goes."""
+    """Adds the updates to weights and casts them; `kept` gets the share of each update that survives."""
 
     def __init__(self, space: Space, dtype: str, force: bool):
         self.space, self.shapes = space, space.changes()
         self.dtype, self.force = dtype, force
         self.kept: dict[str, float] = {}
 
-    def expect(self, found: dict[str, tuple[int, ...]]) -> None:
-        """IdentityError unless the base has every adapted module, in its shape."""
+    def expect(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Raise IdentityError unless the base has every adapted module in its shape."""
         for name, shape in self.shapes.items():
-            if found.get(name) != shape:
+            if shapes.get(name) != shape:
                 raise IdentityError(f"The base has no {name} of {list(shape)}: it is not the one that was trained on.")
 
     def __call__(self, x: LazyWeight) -> Tensor:
@@ -223,7 +252,7 @@ class Merger:
 
 
 def measure_kept_share(value: Tensor, update: Tensor, out: Tensor) -> float:
-    """1 - |out - (value + update)| / |update|, in float64, some rows at a time. The same shape each."""
+    """Return 1 - |out - (value + update)| / |update| of tensors of one shape, in float64, some rows at a time."""
     rows, lost, whole = max(1, CHUNK_ELEMENTS // value[0].numel()), 0.0, 0.0
     for i in range(0, len(value), rows):
         u = update[i : i + rows].double()
@@ -233,7 +262,7 @@ def measure_kept_share(value: Tensor, update: Tensor, out: Tensor) -> float:
 
 
 def build_config_files(base: Base, dtype: torch.dtype) -> Iterator[tuple[str, bytes]]:
-    """config.json and generation_config.json of an ordinary, unquantised model."""
+    """Yield config.json and generation_config.json of an ordinary model that is not quantised, each as (name, bytes)."""
     config = {**read_json(base.path / "config.json"), "dtype": str(dtype).removeprefix("torch.")}
     for key in ("quantization_config", "torch_dtype"):
         config.pop(key, None)
