@@ -114,18 +114,23 @@ class MarginObjective:
         self.squares = features.squares()
 
     def losses(self, points: np.ndarray) -> np.ndarray:
+        """Return the losses [copies] at points [copies, 1 + count]."""
         return self.phi.value(self.features.times(points) * self.y).mean(1)
 
     def margins(self, w: np.ndarray) -> np.ndarray:
+        """Return the margins of the training rows."""
         return self.features.times(w[None])[0] * self.y
 
     def gradient(self, w: np.ndarray) -> np.ndarray:
+        """Return the exact gradient."""
         return self.features.transposed(self.phi.slope(self.margins(w)) * self.y / len(self.y))
 
     def trace(self, w: np.ndarray) -> float:
+        """Return the exact trace of the Hessian."""
         return float((self.phi.bend(self.margins(w)) * self.squares).mean())
 
     def accuracy(self, w: np.ndarray) -> float:
+        """Return the share of test rows that are classified rightly."""
         return float(((self.features.predict(w) > 0) == (self.truth > 0)).mean())
 
 
@@ -216,6 +221,7 @@ def traces_at_equal_loss(curves: dict[str, Curve], names: tuple[str, ...]) -> tu
 
 
 def make_claims(curves: dict[str, Curve], marks: list[int], size: int) -> list[Claim]:
+    """Return the paper's claims, compared with these curves. size: how many elements are trained."""
     claims = []
     for name in ("ZO", "GD"):
         traces = curves[name]["trace"]
@@ -250,10 +256,12 @@ def describe_ends(curves: dict[str, Curve]) -> str:
 
 
 def format_traces(traces: dict[str, float]) -> str:
+    """Return traces by name, as text."""
     return ", ".join(f"{name} {trace:,.0f}" for name, trace in traces.items())
 
 
 def draw_curves(curves: dict[str, Curve], marks: list[int]) -> Figure:
+    """Draw loss, trace and accuracy by steps, and the trace by the loss."""
     figure, grid = create_axes(4, "steps", "", columns=2)
     for ax, (key, label) in zip(
         grid, {"loss": "loss", "trace": "trace of the Hessian", "accuracy": "test accuracy"}.items()

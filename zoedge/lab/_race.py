@@ -131,7 +131,7 @@ def measure_curve(parts: Parts, trial: Trial, passes: int, window: float, seed: 
 
 
 def smooth_losses(losses: np.ndarray, window: int, each: int) -> LossCurve:
-    """Means of the last `window` losses, from where there are so many; a loss that is not finite counts as inf."""
+    """Return the means of the last `window` losses, from the first step that has so many. A loss that is not finite is inf."""
     plain = np.where(np.isfinite(losses), losses, np.inf)
     means = np.lib.stride_tricks.sliding_window_view(plain, window).mean(1)
     return LossCurve(each * np.arange(window, len(losses) + 1), means)

@@ -97,6 +97,7 @@ class FlatMinima:
         return traces, float(np.mean(last))
 
     def claims(self, traces: dict[str, list[float]], start: float) -> list[Claim]:
+        """Return the paper's claims, compared with these traces. start: the trace at the start."""
         claims = []
         for name, golden in GOLDEN_TRACES.items():
             pairs = [(traces[name][m // self.every - 1], g) for m, g in zip(GOLDEN_STEPS, golden) if m <= self.steps]
@@ -113,9 +114,11 @@ class FlatMinima:
         return claims
 
     def marks(self, count: int) -> str:
+        """Return the first `count` of GOLDEN_STEPS, as text."""
         return ", ".join(f"{m:,}" for m in GOLDEN_STEPS[:count])
 
     def draw(self, traces: dict[str, list[float]]) -> Figure:
+        """Draw the traces by steps."""
         figure, (ax,) = create_axes(1, "steps", "trace of the Hessian")
         for i, name in enumerate(GOLDEN_TRACES):
             for suffix, style in (("", "-"), (", zoedge's noise", "--")):

@@ -145,6 +145,7 @@ def find_smallest_area(grid: TriangleGrid, meshes: list[np.ndarray]) -> float:
 
 
 def make_claims(start: float, ends: dict[str, list[float]]) -> list[Claim]:
+    """Return the paper's claims, compared with the errors at the end of each repeat."""
     text = ", ".join(f"{name} {np.mean(e):.4e} +- {standard_deviation(e):.0e}" for name, e in ends.items())
     fall = max(max(e) for e in ends.values()) < start
     seen = f"from {start:.4e} to (mean, sd of repeats) {text}"
@@ -167,10 +168,12 @@ def make_claims(start: float, ends: dict[str, list[float]]) -> list[Claim]:
 
 
 def standard_deviation(values: list[float]) -> float:
+    """Return the standard deviation over repeats; 0 for a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def draw_meshes(grid: TriangleGrid, results: dict[str, RepeatedRuns]) -> Figure:
+    """Draw the errors by steps, the errors at the end, and one of the meshes."""
     figure, (left, middle, right) = create_axes(3, "steps", "error of the coarse mesh")
     for i, (name, runs) in enumerate(results.items()):
         curves = np.asarray(runs.curves)

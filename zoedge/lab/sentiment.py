@@ -73,6 +73,7 @@ class Sentiment:
 
 
 def make_claims(racers: dict[str, RaceResult]) -> list[Claim]:
+    """Return the paper's claims, compared with this race."""
     constant, cosine = _race.compute_median_costs(racers), _race.compute_median_costs(racers, "GA cosine")
     shares = "/".join(f"{100 * share:.0f}" for share in _race.BUDGET_SHARES)
     names = ("AS2P", "AS2P_sign", "AS2P, eta_b 50")

@@ -133,12 +133,15 @@ class Testfunctions:
         return size, [trace_path(function, make, size, steps, first + self.tune + i) for i in range(self.seeds)]
 
     def measured(self, function: PlaneFunction, walks: list[np.ndarray], each: int) -> dict[str, Any]:
+        """Return the final losses of some paths, and the passes after which each first had the loss `reach`."""
         finals = [final_loss(function, path) for path in walks]
         with np.errstate(all="ignore"):
             firsts = [find_first(function(path) <= self.reach) * each for path in walks]
         return {"final loss": summarize_values(finals), "passes to reach": summarize_values(firsts)}
 
     def claims(self, numbers: dict[str, Any]) -> list[Claim]:
+        """Return ZO-AdaMU's claims, compared with these numbers."""
+
         def all_of(method: str, key: str) -> list[float]:
             return [missing_to_infinity(numbers[name][method][key]["median"]) for name in FUNCTIONS]
 
@@ -181,19 +184,23 @@ def trace_path(function: PlaneFunction, make: MakeParts, size: float, steps: int
 
 
 def final_loss(function: PlaneFunction, path: np.ndarray) -> float:
+    """Return the loss at a path's last point; infinity: it is not finite."""
     with np.errstate(all="ignore"):
         return missing_to_infinity(float(function(path[-1])))
 
 
 def missing_to_infinity(x: float | None) -> float:
+    """Return a finite number as it is, and infinity for None and everything else."""
     return x if x is not None and np.isfinite(x) else np.inf
 
 
 def find_first(reached: np.ndarray) -> float:
+    """Return the index of the first true value; infinity: there is none."""
     return float(np.argmax(reached)) if reached.any() else np.inf
 
 
 def format_count(x: float) -> str:
+    """Return a number of passes as text; infinity is "never"."""
     return f"{x:.0f}" if np.isfinite(x) else "never"
 
 

@@ -63,29 +63,30 @@ class Variance:
     eps: Positive = 1e-6
 
     def run(self, seed: int) -> Outcome:
-        found: ErrorTable = {}
+        table: ErrorTable = {}
         for name, (make, batches) in FUNCTIONS.items():
             sizes = [b for b in batches if b <= self.most]
             errors = {
                 k: {b: measure_error(k, make(), b, self.trials, self.eps, seed) for b in sizes} for k in DIRECTION_KINDS
             }
-            found[name] = {k: rows for k, rows in errors.items() if rows}
+            table[name] = {k: rows for k, rows in errors.items() if rows}
         return Outcome(
-            {"parts": ERROR_PARTS, "errors": encode_errors(found)}, make_claims(found), lambda: draw_errors(found)
+            {"parts": ERROR_PARTS, "errors": encode_errors(table)}, make_claims(table), lambda: draw_errors(table)
         )
 
 
-def encode_errors(found: ErrorTable) -> dict[str, Any]:
+def encode_errors(errors: ErrorTable) -> dict[str, Any]:
+    """Return the errors as JSON."""
     return {
         name: {kind: {str(b): e._asdict() for b, e in rows.items()} for kind, rows in kinds.items()}
-        for name, kinds in found.items()
+        for name, kinds in errors.items()
     }
 
 
-def make_claims(found: ErrorTable) -> list[Claim]:
+def make_claims(errors: ErrorTable) -> list[Claim]:
     """Return the claims about each function, at the batch of its golden errors, if that batch was measured."""
     tables = {
-        name: {k: rows[b] for k, rows in found[name].items() if b in rows} for name, (b, _) in GOLDEN_ERRORS.items()
+        name: {k: rows[b] for k, rows in errors[name].items() if b in rows} for name, (b, _) in GOLDEN_ERRORS.items()
     }
     tables = {name: table for name, table in tables.items() if table}
     claims = [
@@ -124,6 +125,7 @@ def claim_bound(name: str, table: dict[str, MeanError]) -> Claim:
 
 
 def count_dimensions(name: str) -> int:
+    """Return how many variables a function has."""
     return len(FUNCTIONS[name][0]().at)
 
 
@@ -134,6 +136,7 @@ def mean_square_gradient(name: str) -> float:
 
 
 def claim_aligned(table: dict[str, MeanError]) -> Claim:
+    """Compare the errors at the one coordinate of the product that has a derivative."""
     high = {kind: table[kind].mean[1] for kind in ("gauss", "sphere", "rademacher", "DAP exact")}
     text = ", ".join(f"{kind} {value:.1e}" for kind, value in high.items())
     holds = max(high["rademacher"], high["DAP exact"]) < 1e-6 * min(high["gauss"], high["sphere"])
@@ -141,6 +144,7 @@ def claim_aligned(table: dict[str, MeanError]) -> Claim:
 
 
 def claim_quadratic(table: dict[str, MeanError]) -> Claim:
+    """Compare DAP with the exact gradient and the sphere at the quadratic's high coordinates."""
     text = (
         f"high coordinates: DAP exact {format_error(table['DAP exact'], 1)}, sphere {format_error(table['sphere'], 1)}"
     )
@@ -149,6 +153,7 @@ def claim_quadratic(table: dict[str, MeanError]) -> Claim:
 
 
 def claim_estimated(name: str, table: dict[str, MeanError]) -> list[Claim]:
+    """Compare DAP with an estimated gradient and the sphere, in total and at the high coordinates."""
     claims = []
     for i, part in ((0, "in total"), (1, "at the high coordinates")):
         kinds = ("DAP estimated", "DAP second", "sphere")
@@ -159,6 +164,7 @@ def claim_estimated(name: str, table: dict[str, MeanError]) -> list[Claim]:
 
 
 def format_error(e: MeanError, part: int) -> str:
+    """Return a mean error with its standard error, as text."""
     return f"{e.mean[part]:.3g} +- {e.se[part]:.1g}"
 
 
@@ -167,15 +173,16 @@ def is_below(a: MeanError, b: MeanError, part: int) -> bool:
     return a.mean[part] < b.mean[part] - 2 * float(np.hypot(a.se[part], b.se[part]))
 
 
-def draw_errors(found: ErrorTable) -> Figure:
+def draw_errors(errors: ErrorTable) -> Figure:
+    """Draw the errors by batch, with the theory's values."""
     figure, grid = create_axes(6, "directions b", "mean square error, of |a|^2 / (n b)")
-    pairs = [(name, i) for name in found for i in range(3)]
+    pairs = [(name, i) for name in errors for i in range(3)]
     for ax, (name, i) in zip(grid, pairs):
-        for kind, rows in found[name].items():
+        for kind, rows in errors[name].items():
             style = "--" if kind in ("DAP estimated", "DAP second") else "-"
             units = {b: mean_square_gradient(name) / b for b in rows}
-            means, errors = ([getattr(e, part)[i] / units[b] for b, e in rows.items()] for part in ("mean", "se"))
-            ax.errorbar(list(rows), means, errors, label=kind, linestyle=style)
+            means, spreads = ([getattr(e, part)[i] / units[b] for b, e in rows.items()] for part in ("mean", "se"))
+            ax.errorbar(list(rows), means, spreads, label=kind, linestyle=style)
         if ERROR_PARTS[i] == "total":
             for theory in (count_dimensions(name) - 1, count_dimensions(name) + 1):
                 ax.axhline(theory, color="grey", linewidth=0.8, linestyle=":")

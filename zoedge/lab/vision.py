@@ -136,6 +136,7 @@ class Vision:
 
 
 def make_claims(racers: dict[str, RaceResult]) -> list[Claim]:
+    """Return the paper's claims, compared with this race."""
     constant, cosine = _race.compute_median_costs(racers), _race.compute_median_costs(racers, "GA cosine")
     pairs = {"AS2P_sign": _race.compute_median_costs(racers, "AS2P")["AS2P_sign"], "GA_sign": constant["GA_sign"]}
     shares = "/".join(f"{100 * share:.0f}" for share in _race.BUDGET_SHARES)
