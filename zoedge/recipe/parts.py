@@ -28,9 +28,9 @@ def incompatible_parts(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, A
             kind, _, option = other.partition(".")
             if parts.get(kind) is None:
                 continue
-            found = getattr(parts[kind], option, allowed[0]) if option else part_name(parts[kind])
-            if found not in allowed:
-                yield key, other, " or ".join(map(str, allowed)), found
+            present = getattr(parts[kind], option, allowed[0]) if option else part_name(parts[kind])
+            if present not in allowed:
+                yield key, other, " or ".join(map(str, allowed)), present
 
 
 def parse_part(kind: str, value: Any, fault: FaultReporter, path: KeyPath) -> tuple[Any, dict[str, Any]]:
@@ -62,11 +62,11 @@ def parse_options(made: type[Any], overrides: list[str]) -> Any:
         return made(**vars(TypeAdapter(build_section(made, False)).validate_json(json.dumps(table), strict=True)))
     except ValidationError as e:
         names = {"": list(build_section(made, False).model_fields)}
-        found = [
+        sentences = [
             describe_unknown_key(path, names) if what == UNKNOWN_KEY else f"{format_path(path)}: {what}."
             for path, what in describe_errors(e, table)
         ]
-        raise UsageError("\n".join(found)) from None
+        raise UsageError("\n".join(sentences)) from None
 
 
 def restore_part(kind: str, table: dict[str, Any]) -> Any:

@@ -70,14 +70,13 @@ class Recipe:
 
     def with_numbers(self, numbers: dict[str, Any]) -> Recipe:
         """Return the recipe with numbers for some of its `auto` keys, such as {'rule.lr': 1e-3}; others stay."""
-        made: dict[str, Any] = {}
+        changed: dict[str, Any] = {}
         for path, value in numbers.items():
             section, key = path.split(".")
-            here = made.get(section, getattr(self, section))
-            made[section] = (
-                here.model_copy(update={key: value}) if isinstance(here, Section) else replace(here, **{key: value})
-            )
-        return replace(self, **made, auto=self.auto - numbers.keys())
+            old = changed.get(section, vars(self)[section])
+            new = old.model_copy(update={key: value}) if isinstance(old, Section) else replace(old, **{key: value})
+            changed[section] = new
+        return replace(self, **changed, auto=self.auto - numbers.keys())
 
     def semantic(self) -> dict[str, Any]:
         """Return the part of the recipe that decides the numbers of a run.

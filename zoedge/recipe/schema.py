@@ -83,19 +83,19 @@ def section_schema(made: type[Any], section: type[Section]) -> dict[str, Any]:
     """Return the schema of the fields of a class; `section` is the class itself, or what `build_section` made of it."""
     raw = section.model_json_schema()
     kinds = {name: section_schema(NESTED_SECTIONS[name], NESTED_SECTIONS[name]) for name in raw.get("$defs", {})}
-    found = inline_references({k: v for k, v in raw.items() if k != "$defs"}, kinds)
+    schema = inline_references({k: v for k, v in raw.items() if k != "$defs"}, kinds)
     for name, text in read_descriptions(section).items():
-        found["properties"][name]["description"] = text
-    found["description"] = read_summary(made)
+        schema["properties"][name]["description"] = text
+    schema["description"] = read_summary(made)
     if made is Split:
-        found["properties"]["split"] = {
+        schema["properties"]["split"] = {
             "anyOf": [
                 {"type": "integer", "minimum": 1},
                 {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
             ],
-            "description": found["properties"]["split"]["description"],
+            "description": schema["properties"]["split"]["description"],
         }
-    return found
+    return schema
 
 
 def part_schema(kind: str) -> dict[str, Any]:
@@ -148,25 +148,25 @@ def recipe_schema() -> dict[str, Any]:
 
 def list_fields() -> dict[str, list[tuple[str, dict[str, Any]]]]:
     """Return all keys of a recipe, dotted, each with a list of (the part it is an option of, or ''; its schema)."""
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {key: [("", value)] for key, value in TOP_LEVEL_KEYS.items()}
+    known: dict[str, list[tuple[str, dict[str, Any]]]] = {key: [("", value)] for key, value in TOP_LEVEL_KEYS.items()}
 
-    def add(before: str, word: str, one: dict[str, Any]) -> None:
-        for name, value in one.get("properties", {}).items():
+    def add(before: str, word: str, schema: dict[str, Any]) -> None:
+        for name, value in schema.get("properties", {}).items():
             if name != "name" or word == "":
-                here = f"{before}.{name}"
-                found.setdefault(here, []).append((word, value))
+                path = f"{before}.{name}"
+                known.setdefault(path, []).append((word, value))
                 for inner in value.get("anyOf", []):
                     if "properties" in inner:
-                        add(here, word, inner)
+                        add(path, word, inner)
 
     for key, section in SECTIONS.items():
-        found[key] = [("", one := section_schema(section, section))]
+        known[key] = [("", one := section_schema(section, section))]
         add(key, "", one)
     for kind in PART_FOLDERS:
-        found[kind] = [("", part_schema(kind))]
+        known[kind] = [("", part_schema(kind))]
         for word in list_words(PART_FOLDERS[kind]):
             add(kind, word, section_schema(load_part(kind, word), build_section(load_part(kind, word))))
-    return found
+    return known
 
 
 def format_keys() -> str:
