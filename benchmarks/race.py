@@ -49,7 +49,7 @@ def first_order(model: Any, seed: int, args: Any) -> Iterator[int]:
 
     from zoedge.methods.noise.normal import Normal
 
-    recipe, bench = model.recipe, model.bench
+    recipe, bench = model.recipe, model.measuring
     space, size = bench.space, recipe.train.batch
     space.value.copy_(recipe.space.blank(space.describe(), seed, Normal()).value)
     trained = {name: value.clone().requires_grad_() for name, value in space.tensors()}
@@ -90,7 +90,7 @@ def run(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
     from zoedge.run.evaluate import evaluate
     from zoedge.scoring.models.loading import release_memory
 
-    bench, recipe = model.bench, model.recipe
+    bench, recipe = model.measuring, model.recipe
     total = min(args.steps, STEPS if name == FIRST else read_recipe(name, []).train.steps)
     steps = first_order(model, seed, args) if name == FIRST else forward_only(model, name, seed, args)
     curve, passes, seconds, most, diverged = [], 0, 0.0, 0.0, False

@@ -138,7 +138,7 @@ def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> I
     sum(base.keep(some, folder))
     try:
         task = made.task.over(some, made.seed, cell.batch)
-        yield setup.Bench(made, base, texts.Datasets(some, None, None, {}), task, space)
+        yield setup.Measuring(made, base, space, texts.Datasets(some, None, None, {}), task)
     finally:
         for now, then in zip(hooks, before):
             now.clear()

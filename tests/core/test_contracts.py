@@ -31,9 +31,6 @@ PARTS = [(kind, word) for kind, folder in PART_FOLDERS.items() for word in list_
 OWN = {"classify": {"render", "rendered"}, "chat": {"source"}}
 # (file, attribute) -> whose it is, and why it may be missing
 FOREIGN = {
-    ("cli/__init__.py", "format_message"): "click's exceptions have it, others do not",
-    ("cli/__init__.py", "ctx"): "as above",
-    ("cli/__init__.py", "command_path"): "as above",
     ("commands/estimate/facts.py", "dtype"): "a model's config.json may lack it",
     ("commands/estimate/facts.py", "rope_parameters"): "only models with rotary positions have it",
     ("core/digests.py", "cpu"): "torch has it, numpy does not",

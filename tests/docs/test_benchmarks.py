@@ -110,7 +110,7 @@ def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path
     from zoedge.recipe.reading import read_recipe
 
     model = SharedModel(read_recipe(str(recipe_file)), tmp_path)
-    bench, args.steps = model.bench, 3
+    bench, args.steps = model.measuring, 3
     batch = bench.task.batch(0)
     ours = bench.task.outputs(bench.base, batch, 1)[0].float()
     torch.testing.assert_close(race.differentiable(bench.base, batch).detach(), ours, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ KEYS_FILE = Path(__file__).parents[1] / "recipe" / "keys.json"  # recipe.schema 
 
 
 def complete_recipes(incomplete: str) -> Iterator[str]:
-    """Shipped recipes, and .yaml files in the folder that is being typed."""
+    """Yield the shipped recipes, and .yaml files in the folder that is being typed."""
     from ..recipe.reading import list_shipped
 
     yield from sorted(path.stem for path in list_shipped() if path.stem.startswith(incomplete))
@@ -23,13 +23,13 @@ def complete_yaml_files(incomplete: str) -> Iterator[str]:
 
 
 def complete_runs(incomplete: str) -> Iterator[str]:
-    """Names of runs under runs/, and folders that hold a run."""
+    """Yield the names of runs under runs/, and folders on the way to a run elsewhere."""
     yield from sorted(p.parent.name for p in Path("runs").glob("*/run.zlog") if p.parent.name.startswith(incomplete))
     yield from (path for path in complete_paths(incomplete, ()) if "/" in incomplete)
 
 
 def complete_paths(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
-    """Files of some endings that go on what is typed, and folders on the way to them."""
+    """Yield files of some endings whose path begins with what is typed, and folders on the way to them."""
     folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
     try:
         there = sorted(folder.iterdir())
@@ -44,7 +44,7 @@ def complete_paths(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
 
 
 def complete_overrides(incomplete: str) -> Iterator[str]:
-    """Keys of a recipe, up to their equals sign; after it, the words of a part."""
+    """Yield keys of a recipe with their equals sign; after the sign, the words of a part."""
     from ..core.parts import PART_FOLDERS, list_words
 
     key, equals, value = incomplete.partition("=")

@@ -16,7 +16,7 @@ def doctor(
     json: JsonOption = False,
     fix_hints: Annotated[bool, typer.Option("--fix-hints", help="what to type against what is in the way")] = False,
 ) -> None:
-    """Versions, processor, memory, disk, cache, and a self-test of the arithmetic that replay rests on."""
+    """Print versions, processor, memory, disk and cache, and test the arithmetic that replay rests on."""
     from ..commands.doctor.doctor import advise, examine
 
     report, well = examine()

@@ -1,4 +1,4 @@
-"""estimate: whether a run fits, before it is begun."""
+"""The command line of `zoedge estimate`: whether a run fits, before it is begun."""
 
 from __future__ import annotations
 

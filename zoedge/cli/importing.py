@@ -1,4 +1,4 @@
-"""import-config: another tool's configuration as a recipe."""
+"""The command line of `zoedge import-config`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lab ls | run."""
+"""The command lines of `zoedge lab ls | run`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app.add_typer(lab_app, name="lab")
 
 @lab_app.command("ls")
 def ls() -> None:
-    """List them, with what they ask."""
+    """List the experiments, each with its question."""
     from ..lab import list_experiments
 
     for name, about in list_experiments():
@@ -32,7 +32,7 @@ def run(
     seed: Annotated[int, typer.Option(help="of zoedge's noise", min=0, max=2**32 - 1)] = 0,
     out: Annotated[Path, typer.Option(help="where NAME.json and NAME.svg go")] = Path("runs/lab"),
 ) -> None:
-    """Run one; writes its numbers (JSON) and a plot (SVG), and says whether the paper's finding was reproduced."""
+    """Run an experiment, write its numbers (JSON) and a plot (SVG), and say whether the paper's finding was reproduced."""
     from .. import lab
 
     made = lab.make_experiment(name, overrides or [])

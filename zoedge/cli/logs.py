@@ -18,7 +18,7 @@ AtStepOption = Annotated[str | None, typer.Option("--at", "--to-step", help=AT_H
 
 
 def open_log(run: str) -> Any:
-    """The log of a run: raw, packed or shared."""
+    """Return the log of a run, whether it is raw, packed or shared."""
     from ..run.folder import open_any_log
 
     return open_any_log(run)
@@ -111,7 +111,7 @@ def show(
     last: Annotated[int, typer.Option("-n", min=0, help="how many of the last steps")] = 10,
     json: Annotated[bool, typer.Option("--json", help="the header and every step, one JSON object a line")] = False,
 ) -> None:
-    """The header and the last steps."""
+    """Print a log's header and its last steps."""
     journal = open_log(run)
     summary = summarise_log(journal)
     if json:
@@ -158,7 +158,7 @@ def export_log(
         bool, typer.Option("--packed", help="a few bytes a step, replays to the same bits; default: CSV")
     ] = False,
 ) -> None:
-    """A copy for sharing (--packed) or for a spreadsheet (CSV)."""
+    """Write a copy of a log for sharing (--packed) or for a spreadsheet (CSV)."""
     from ..core.storage import write_durably
     from ..log.log import Log
     from ..log.packed import pack_log
@@ -189,7 +189,7 @@ def format_csv(journal: Any) -> str:
 
 @log_app.command("diff")
 def diff(a: RunArgument, b: RunArgument) -> None:
-    """Where two runs part: headers, then the first step that differs."""
+    """Print where two runs part: what differs in their headers, then the first step that differs."""
     from ..run.identity import identity_differences
 
     one, two = open_log(a), open_log(b)

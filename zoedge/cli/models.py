@@ -1,4 +1,4 @@
-"""export, eval, generate, chat, quantize and doctor: everything that loads a model."""
+"""The command lines of generate, chat and quantize."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def chat(
 
 
 def read_line() -> str:
-    """The next line of standard input with its end, after a sign to whoever types; '' at the end."""
+    """Return the next line of standard input with its line break, after a prompt for a person; '' where the input ends."""
     import sys
 
     from ..errors import DataError

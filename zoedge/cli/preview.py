@@ -1,4 +1,4 @@
-"""preview."""
+"""The command line of `zoedge preview`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def format_rows(found: Any, coloured: bool) -> list[str]:
 
 
 def format_spans(pieces: Any, coloured: bool) -> Iterator[str]:
-    """Context dim and scored tokens bright; without colours, each scored token in brackets."""
+    """Yield a row's text: the context dim and scored tokens bright, or without colours each scored token in brackets."""
     for kind, some in groupby(pieces, key=lambda piece: piece.kind):
         texts = [escape_text(piece.text) for piece in some]
         if kind == "scored" and not coloured:
@@ -66,7 +66,7 @@ def format_spans(pieces: Any, coloured: bool) -> Iterator[str]:
 
 
 def escape_text(text: str) -> str:
-    """A line break as a sign and a break; other control characters escaped: a row may hold a terminal's commands."""
+    """Return a text with a sign at each line break, and other control characters escaped: they may command a terminal."""
     return "".join("⏎\n" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""recipes ls | show | cp."""
+"""The command lines of `zoedge recipes ls | show | cp`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app.add_typer(recipes_app, name="recipes")
 
 @recipes_app.command("ls")
 def ls() -> None:
-    """List them, with their first comment."""
+    """List the shipped recipes, each with its first comment."""
     from ..recipe.reading import list_shipped
 
     for path in list_shipped():
@@ -27,7 +27,7 @@ def ls() -> None:
 
 @recipes_app.command("show")
 def show(name: RecipeName) -> None:
-    """Print one."""
+    """Print a shipped recipe."""
     from ..recipe.reading import find_recipe
     from ..recipe.strict_yaml import read_text_file
 
@@ -36,7 +36,7 @@ def show(name: RecipeName) -> None:
 
 @recipes_app.command("cp")
 def cp(name: RecipeName, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
-    """Copy one, to change it."""
+    """Copy a shipped recipe, to change it."""
     from ..errors import UsageError
     from ..recipe.reading import find_recipe
     from ..recipe.strict_yaml import read_text_file

@@ -1,4 +1,4 @@
-"""report."""
+"""The command line of `zoedge report`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def report(
         Path | None, typer.Option("-o", "--out", help="the file; default: report.html in the run's folder, or here")
     ] = None,
 ) -> None:
-    """One HTML file of a run, or of several beside one another, that opens anywhere and offline."""
+    """Write one HTML file of a run, or of several beside one another, that opens anywhere and offline."""
     from ..commands.report import REPORT_FILE, write_report
     from ..errors import UsageError
     from ..run.folder import LOG_FILE, find_log

@@ -1,4 +1,4 @@
-"""runs ls | rm."""
+"""The command lines of `zoedge runs ls | rm`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ls(
     folder: Annotated[Path, typer.Option("--dir", help="where the runs are")] = Path("runs"),
     json: JsonOption = False,
 ) -> None:
-    """Every run with its state, steps and last score, the newest first."""
+    """List every run with its state, steps and last score, the newest first."""
     from ..commands.runs import list_runs
     from ..errors import make_printable
 
@@ -72,7 +72,7 @@ def format_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def order_columns(score: object) -> dict[str, str]:
-    """A score's columns, calibrated before raw."""
+    """Return a score's columns, calibrated before raw."""
     columns: dict[str, str] = score.columns()  # type: ignore[attr-defined]
     return dict(sorted(columns.items(), key=lambda x: x[0] != "calibrated"))
 

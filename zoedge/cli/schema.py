@@ -1,4 +1,4 @@
-"""schema and validate: what a recipe may say, and whether one is right."""
+"""The command lines of `zoedge schema` and `zoedge validate`: what a recipe may say, and whether one is right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def schema(
     field: Annotated[str | None, typer.Option(help="one key in words, such as rule.lr")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="the file; default: print it")] = None,
 ) -> None:
-    """The JSON schema of a recipe, for editors.
+    """Print the JSON schema of a recipe, for editors.
 
     A recipe whose first line is `# yaml-language-server: $schema=FILE` is completed and checked while it is written.
     """

@@ -1,4 +1,4 @@
-"""pack and apply: a fine-tune in one small file."""
+"""The command lines of `zoedge pack` and `zoedge apply`: a fine-tune in one small file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def pack(
     at: AtOption = None,
     base: BaseOption = None,
 ) -> None:
-    """A fine-tune in one file of kilobytes: `apply` makes the same adapter of it wherever the base is."""
+    """Write a fine-tune as one file of kilobytes: `apply` makes the same adapter of it wherever the base is."""
     from ..commands.pack import pack_run
     from ..core.storage import write_durably
     from ..errors import UsageError

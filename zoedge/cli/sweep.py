@@ -1,4 +1,4 @@
-"""sweep."""
+"""The command line of `zoedge sweep`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sweep(
     dry_run: ListOption = False,
     plain: LinesOption = False,
 ) -> None:
-    """One recipe with many values, a run each; a run that is finished is not run again."""
+    """Train one recipe with many values, a run each; a run that is finished is not run again."""
     from ..commands.sweep import build_points, collect_results, format_table, run_points
 
     points = build_points(recipe, values, overrides, folder, draws, seed)

@@ -1,4 +1,4 @@
-"""finetune and resume."""
+"""The command lines of `zoedge finetune` and `zoedge resume`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def resume(
 
 
 def parse_parent(text: str) -> Any:
-    """The parent that RUN@STEP names."""
+    """Return the parent that RUN@STEP names. UsageError: it is not RUN@STEP."""
     from ..errors import UsageError
     from ..run.branch import Parent
     from ..run.folder import resolve_step
@@ -96,7 +96,7 @@ def run_training(recipe: Any, folder: Path, resume: bool, how: str, parent: Any 
 
     show = make_display(how)
     outcome = finetune(recipe, run_dir=folder, resume="auto" if resume else "never", display=show, parent=parent)
-    if outcome is not None:  # of the other workers of a launch, worker 0 tells
+    if outcome is not None:  # of the workers of a launch, worker 0 alone prints
         print_summary(outcome, show)
 
 

@@ -13,6 +13,10 @@ from .strict_yaml import MAX_DEPTH, Position, Positions, read_yaml
 def merge_overrides(
     table: dict[str, Any], marks: Positions, where: str, overrides: list[str], stem: str
 ) -> tuple[dict[str, Any], Positions, str, list[str]]:
+    """Return what `check` takes: the table with `key=value` texts applied, its marks, its name, and the texts' mistakes.
+
+    A table without a name is named after `stem`, the file's. `table` and `marks` are changed in place.
+    """
     wrong: list[str] = []
     for override in overrides:
         try:

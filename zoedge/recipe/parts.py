@@ -22,19 +22,19 @@ from .strict_yaml import KeyPath
 
 
 def incompatible_parts(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
-    """(a part, what it goes only with, the words allowed there, the one found) of each pair that makes no sense."""
+    """Yield (a part, what it goes only with, the words allowed there, the word that is there) for each pair that is refused."""
     for key in PART_FOLDERS:
         for other, allowed in parts[key].only_with.items() if parts.get(key) is not None else ():
             kind, _, option = other.partition(".")
             if parts.get(kind) is None:
                 continue
-            found = getattr(parts[kind], option, allowed[0]) if option else part_name(parts[kind])
-            if found not in allowed:
-                yield key, other, " or ".join(map(str, allowed)), found
+            present = getattr(parts[kind], option, allowed[0]) if option else part_name(parts[kind])
+            if present not in allowed:
+                yield key, other, " or ".join(map(str, allowed)), present
 
 
 def parse_part(kind: str, value: Any, fault: FaultReporter, path: KeyPath) -> tuple[Any, dict[str, Any]]:
-    """(class or None, options) of a part from `word` or `{name: word, ...options}`."""
+    """Return the class and the options of a part, written as `word` or `{name: word, ...options}`. No such word: None, {}."""
     options = {"name": value} if isinstance(value, str) else value
     if not isinstance(options, dict) or not isinstance(word := options.get("name", DEFAULT_PARTS[kind]), str):
         fault(
@@ -54,7 +54,7 @@ def parse_part(kind: str, value: Any, fault: FaultReporter, path: KeyPath) -> tu
 
 
 def parse_options(made: type[Any], overrides: list[str]) -> Any:
-    """An object of frozen-dataclass `made` from key=value texts. UsageError: every mistake, a sentence each."""
+    """Return an object of the frozen dataclass `made` from key=value texts. UsageError: it lists every mistake."""
     table: dict[str, Any] = {}
     for override in overrides:
         apply_override(table, {}, override)
@@ -62,15 +62,15 @@ def parse_options(made: type[Any], overrides: list[str]) -> Any:
         return made(**vars(TypeAdapter(build_section(made, False)).validate_json(json.dumps(table), strict=True)))
     except ValidationError as e:
         names = {"": list(build_section(made, False).model_fields)}
-        found = [
+        sentences = [
             describe_unknown_key(path, names) if what == UNKNOWN_KEY else f"{format_path(path)}: {what}."
             for path, what in describe_errors(e, table)
         ]
-        raise UsageError("\n".join(found)) from None
+        raise UsageError("\n".join(sentences)) from None
 
 
 def restore_part(kind: str, table: dict[str, Any]) -> Any:
-    """A part from what `Recipe.resolved` says of it. ValueError or ZoedgeError: it is not one."""
+    """Return the part that `Recipe.resolved` describes by `table`. ValueError or ZoedgeError: it describes none."""
     made = load_part(kind, table["name"])
     given = json.dumps({key: value for key, value in table.items() if key != "name"})
     return made(**vars(TypeAdapter(build_section(made, False)).validate_json(given, strict=True)))

@@ -15,7 +15,7 @@ from .strict_yaml import Positions, read_text_file, read_yaml
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file: a path, else a shipped recipe's name."""
+    """Return the file of a recipe that is named by its path, or by the name of a shipped one."""
     if Path(name).is_file():
         return Path(name)
     known = {p.stem: p for p in list_shipped()}
@@ -28,7 +28,7 @@ def find_recipe(name: str) -> Path:
 
 
 def list_shipped() -> list[Path]:
-    """The recipes that come with zoedge: beside the package in a checkout, inside it once installed."""
+    """Return the files of the shipped recipes. They lie beside the package in a checkout, inside it once installed."""
     here = Path(__file__).parents[1]
     for folder in (here / "recipes", here.parent / "recipes"):
         if folder.is_dir():
@@ -37,12 +37,12 @@ def list_shipped() -> list[Path]:
 
 
 def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """A recipe from a file (or a shipped name) and `key=value` overrides. UsageError lists every mistake at once."""
+    """Return the recipe of a file (or a shipped name) and of `key=value` overrides. UsageError: it lists every mistake."""
     return check(*read_table(name, overrides))
 
 
 def read_table(name: str, overrides: list[str] | None = None) -> tuple[dict[str, Any], Positions, str, list[str]]:
-    """What `check` takes: a recipe's table as it is written, where its keys stand, its file, and faults so far."""
+    """Return what `check` takes: a recipe's table as it is written, where its keys stand, its file, and the mistakes so far."""
     path = find_recipe(name)
     text = read_text_file(path)
     table, marks = read_yaml(text, str(path))
@@ -54,5 +54,5 @@ def read_table(name: str, overrides: list[str] | None = None) -> tuple[dict[str,
 def build_recipe(
     table: dict[str, Any], marks: Positions, where: str, overrides: list[str], stem: str = "run"
 ) -> Recipe:
-    """The recipe of a table and `key=value` overrides, named after `stem`. UsageError lists every mistake at once."""
+    """Return the recipe of a table and `key=value` overrides, named after `stem`. UsageError: it lists every mistake."""
     return check(*merge_overrides(table, marks, where, overrides, stem))

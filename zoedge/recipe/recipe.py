@@ -11,9 +11,9 @@ from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Abstrac
 from .sections import Data, Eval, LogOptions, Model, Output, Section, Train, without_values
 from .strict_yaml import StrictDumper
 
-WATCHDOG_KEY = "train.watchdog"  # on where lr is found: what short runs find may be too much for a long one
+WATCHDOG_KEY = "train.watchdog"  # in `Recipe.auto` if `derive` switched the watchdog on
 
-# younger than the first logs: left out where they are as they were then, so that those recipes keep their digests
+# Keys that were added after the first logs. They are left out at their default, so that the old recipes keep their digests.
 ADDED_LATER: dict[str, Any] = {
     "watchdog": None,
     "rise": None,
@@ -51,13 +51,13 @@ class Recipe:
     eval: Eval
     log: LogOptions
     output: Output
-    # 'rule.lr': chosen before the run begins, until then the class's number. Not compared: a guard that was not told
-    # comes back told from `resolved`, with the same values
+    # dotted keys such as 'rule.lr': they are chosen before the run begins, and are the class's number until then. They are
+    # not compared: a watchdog that was derived is written in `resolved`, and comes back as a written one
     auto: frozenset[str] = field(default=frozenset(), compare=False)
     derived: tuple[Derived, ...] = field(default=(), compare=False)  # what the check filled in, for --dry-run
 
     def resolved(self) -> dict[str, Any]:
-        """Every value, defaults included, as the YAML that would be read back to the same recipe."""
+        """Return the table of all values, defaults included, that `check` reads back to the same recipe."""
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
             if isinstance(value, Section):
@@ -69,18 +69,20 @@ class Recipe:
         return table
 
     def with_numbers(self, numbers: dict[str, Any]) -> Recipe:
-        """The recipe with some of its `auto` values: 'rule.lr' -> 1e-3. What is not told keeps the class's."""
-        made: dict[str, Any] = {}
+        """Return the recipe with numbers for some of its `auto` keys, such as {'rule.lr': 1e-3}; others stay."""
+        changed: dict[str, Any] = {}
         for path, value in numbers.items():
             section, key = path.split(".")
-            here = made.get(section, getattr(self, section))
-            made[section] = (
-                here.model_copy(update={key: value}) if isinstance(here, Section) else replace(here, **{key: value})
-            )
-        return replace(self, **made, auto=self.auto - numbers.keys())
+            old = changed.get(section, vars(self)[section])
+            new = old.model_copy(update={key: value}) if isinstance(old, Section) else replace(old, **{key: value})
+            changed[section] = new
+        return replace(self, **changed, auto=self.auto - numbers.keys())
 
     def semantic(self) -> dict[str, Any]:
-        """What decides the numbers. Not: names, folders, how often to look, where files lie (contents are digested)."""
+        """Return the part of the recipe that decides the numbers of a run.
+
+        It leaves out names, folders, how often a run is looked at, and where files lie (their contents are digested).
+        """
         table = self.resolved()
         for key in ("name", "output", "eval"):
             del table[key]
@@ -96,12 +98,12 @@ class Recipe:
 
 
 def part_name(value: Any) -> str:
-    """The recipe's word for a part: its file's name."""
+    """Return the recipe's word for a part, which is the name of its file."""
     return type(value).__module__.rpartition(".")[2]
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that `read` reads back to the same recipe."""
+    """Return the resolved recipe as YAML that `read_recipe` reads back to the same recipe."""
     return yaml.dump(recipe.resolved(), Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=120)
 
 

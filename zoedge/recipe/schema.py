@@ -58,14 +58,14 @@ def read_descriptions(section: type[Section]) -> dict[str, str]:
 
 
 def read_summary(made: type[Any]) -> str:
-    """What a part does: its file's first paragraph, or its section's first sentence."""
+    """Return what a part does: the first paragraph of its file, or the first sentence of its section."""
     doc = (made.__doc__ if issubclass(made, Section) else inspect.getmodule(made).__doc__) or ""
     text = " ".join(doc.split("\n\n")[0].split())
     return re.split(r"(?<=\.) ", text)[0] if issubclass(made, Section) else text
 
 
 def inline_references(value: Any, kinds: dict[str, Any]) -> Any:
-    """A schema with its references replaced by what they name, and without pydantic's titles."""
+    """Return a schema with its references replaced by what they name, and without pydantic's titles."""
     if isinstance(value, list):
         return [inline_references(item, kinds) for item in value]
     if not isinstance(value, dict):
@@ -80,26 +80,26 @@ NESTED_SECTIONS: dict[str, type[Section]] = {"Split": Split, "WatchdogOptions": 
 
 
 def section_schema(made: type[Any], section: type[Section]) -> dict[str, Any]:
-    """The schema of a class's fields."""
+    """Return the schema of the fields of a class; `section` is the class itself, or what `build_section` made of it."""
     raw = section.model_json_schema()
     kinds = {name: section_schema(NESTED_SECTIONS[name], NESTED_SECTIONS[name]) for name in raw.get("$defs", {})}
-    found = inline_references({k: v for k, v in raw.items() if k != "$defs"}, kinds)
+    schema = inline_references({k: v for k, v in raw.items() if k != "$defs"}, kinds)
     for name, text in read_descriptions(section).items():
-        found["properties"][name]["description"] = text
-    found["description"] = read_summary(made)
+        schema["properties"][name]["description"] = text
+    schema["description"] = read_summary(made)
     if made is Split:
-        found["properties"]["split"] = {
+        schema["properties"]["split"] = {
             "anyOf": [
                 {"type": "integer", "minimum": 1},
                 {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
             ],
-            "description": found["properties"]["split"]["description"],
+            "description": schema["properties"]["split"]["description"],
         }
-    return found
+    return schema
 
 
 def part_schema(kind: str) -> dict[str, Any]:
-    """A part: a word, or a table with its name and options."""
+    """Return the schema of a part: it is a word, or a table with its name and options."""
     known = list_words(PART_FOLDERS[kind])
     tables = []
     for word in known:
@@ -124,7 +124,7 @@ def part_schema(kind: str) -> dict[str, Any]:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The whole recipe. Loads every part, and with them torch."""
+    """Return the schema of the whole recipe. It loads every part, and with them torch."""
     properties: dict[str, Any] = {**TOP_LEVEL_KEYS}
     properties |= {key: section_schema(section, section) for key, section in SECTIONS.items()}
     properties |= {key: part_schema(key) for key in PART_FOLDERS}
@@ -147,26 +147,26 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def list_fields() -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Every key of a recipe, dotted -> [(the part it is an option of, or '', its schema)]."""
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {key: [("", value)] for key, value in TOP_LEVEL_KEYS.items()}
+    """Return all keys of a recipe, dotted, each with a list of (the part it is an option of, or ''; its schema)."""
+    known: dict[str, list[tuple[str, dict[str, Any]]]] = {key: [("", value)] for key, value in TOP_LEVEL_KEYS.items()}
 
-    def add(before: str, word: str, one: dict[str, Any]) -> None:
-        for name, value in one.get("properties", {}).items():
+    def add(before: str, word: str, schema: dict[str, Any]) -> None:
+        for name, value in schema.get("properties", {}).items():
             if name != "name" or word == "":
-                here = f"{before}.{name}"
-                found.setdefault(here, []).append((word, value))
+                path = f"{before}.{name}"
+                known.setdefault(path, []).append((word, value))
                 for inner in value.get("anyOf", []):
                     if "properties" in inner:
-                        add(here, word, inner)
+                        add(path, word, inner)
 
     for key, section in SECTIONS.items():
-        found[key] = [("", one := section_schema(section, section))]
+        known[key] = [("", one := section_schema(section, section))]
         add(key, "", one)
     for kind in PART_FOLDERS:
-        found[kind] = [("", part_schema(kind))]
+        known[kind] = [("", part_schema(kind))]
         for word in list_words(PART_FOLDERS[kind]):
             add(kind, word, section_schema(load_part(kind, word), build_section(load_part(kind, word))))
-    return found
+    return known
 
 
 def format_keys() -> str:
@@ -179,7 +179,7 @@ def format_keys() -> str:
 
 
 def explain_field(path: str) -> str:
-    """A field's type, bounds, default and description as text. UsageError: no such field; the nearest is named."""
+    """Return a field's type, bounds, default and description as text. UsageError: there is no such field."""
     known = list_fields()
     if path not in known:
         tails = {p.rpartition(".")[2]: p for p in known}
@@ -212,7 +212,7 @@ def format_default(value: dict[str, Any]) -> str:
 
 
 def format_type(value: dict[str, Any]) -> str:
-    """A schema's type and bounds in words."""
+    """Return a schema's type and bounds in words."""
     if "anyOf" in value:
         kinds = [format_type(one) for one in value["anyOf"] if one.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))

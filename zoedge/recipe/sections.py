@@ -11,12 +11,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 
 def check_folder_name(value: str) -> str:
+    """Return a run's name, which is its folder's. ValueError: it might lead out of the folder of runs."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
         raise ValueError("a name: letters, digits, '.', '_' and '-', at most 64, a letter or a digit first")
     return value
 
 
 def check_split_size(value: int | float) -> int | float:
+    """Return a number of rows, or a share of them. ValueError: it is neither."""
     if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
         raise ValueError("a number of rows (200) or a share of them (0.1)")
     return value
@@ -37,6 +39,7 @@ SIZE_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)? ?[KMG]i?B")
 
 
 def check_max_memory(value: dict[str, str] | None) -> dict[str, str] | None:
+    """Return the size that each device may hold. ValueError: a device is unknown, or a size is none."""
     for device, size in (value or {}).items():
         if device not in ("cuda", "cpu") or not SIZE_PATTERN.fullmatch(size):
             raise ValueError("how much of the weights a device may hold: {cpu: 2GB}, or {cuda: 6GB, cpu: 16GB}")
@@ -75,6 +78,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def whole(self) -> Model:
+        """Refuse a limit of memory for a quantised base, whose blocks are not loaded one by one."""
         if self.max_memory is not None and self.quantization != "none":
             raise ValueError(
                 "max_memory: a quantised base is held whole. Write quantization: none, or leave max_memory out"
@@ -269,6 +273,6 @@ DEFAULT_PARTS = {"noise": "rademacher", "estimator": "two_sided", "rule": "sgd",
 
 
 def without_values(table: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A table, and those in it, without some keys where they have some values."""
+    """Return a table without the keys whose value is the one in `values`; so are the tables within it."""
     kept = {k: v for k, v in table.items() if k not in values or v != values[k]}
     return {k: without_values(v, values) if isinstance(v, dict) else v for k, v in kept.items()}

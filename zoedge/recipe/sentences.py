@@ -13,7 +13,7 @@ from ..errors import make_printable, suggest_nearest
 from .foreign import FOREIGN_KEYS, REASON_BY_KEY
 from .strict_yaml import MAX_FILE_BYTES, KeyPath, StrictDumper
 
-MAX_FAULTS = 100  # faults that are looked for: 30,000 in 60 KiB would take 44 s
+MAX_FAULTS = 100  # a check stops after so many mistakes: 30,000 in 60 KiB would take 44 s
 
 FaultReporter = Callable[[KeyPath, str], None]
 
@@ -47,7 +47,7 @@ def format_path(path: KeyPath) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as the recipe would write it."""
+    """Return a value as a recipe would write it, in at most 60 characters."""
     if isinstance(value, str):
         return f"'{make_printable(value, 60)}'"
     text: str = yaml.dump(value, Dumper=StrictDumper, default_flow_style=True, width=MAX_FILE_BYTES)
@@ -55,7 +55,7 @@ def format_value(value: Any) -> str:
 
 
 def describe_errors(e: ValidationError, value: Any) -> Iterator[tuple[KeyPath, str]]:
-    """(path, sentence) of pydantic's errors; those of the branches of one union as one."""
+    """Yield a path and a sentence for each of pydantic's errors; the errors of a union's branches give one sentence."""
     groups: dict[KeyPath, list[Any]] = {}
     for error in e.errors(include_url=False)[: 2 * MAX_FAULTS]:
         place, at = [], value
@@ -79,7 +79,7 @@ def describe_errors(e: ValidationError, value: Any) -> Iterator[tuple[KeyPath, s
 
 
 def describe_expected(errors: list[Any]) -> str:
-    """is not ... or ..., of the branches' errors about one value."""
+    """Return 'is not ... or ...' for the errors of a union's branches about one value."""
     value, phrases, choices = errors[0]["input"], [], []
     for error in errors:
         kind, context = error["type"], {k: format_bound(v) for k, v in error.get("ctx", {}).items()}
@@ -99,14 +99,14 @@ def describe_expected(errors: list[Any]) -> str:
 
 
 def format_bound(value: Any) -> str:
-    """A limit as people write it: 0 for 0.0, 2**64 for its twenty digits."""
+    """Return a limit as people write it: 0 for 0.0, 2**64 for its twenty digits."""
     if isinstance(value, int) and value > 2**32 and value & (value - 1) == 0:
         return f"2**{value.bit_length() - 1}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def describe_unknown_key(path: KeyPath, names: dict[str, list[str]]) -> str:
-    """An unknown key's sentence: another tool's name is answered with ours, a typo with the nearest."""
+    """Return the sentence about an unknown key: another tool's name is answered with ours, a typo with the nearest key."""
     full, key = format_path(path), str(path[-1])
     word = key.lower().replace("-", "_")
     ours = FOREIGN_KEYS.get(full) or FOREIGN_KEYS.get(word)

@@ -23,7 +23,7 @@ Positions = dict[KeyPath, Position]
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML 1.2's floats and booleans; no anchors, aliases or tags; at most DEPTH deep."""
+    """A loader that reads YAML 1.2's floats and booleans, and refuses anchors, aliases, tags and more than MAX_DEPTH levels."""
 
     def __init__(self, text: str, where: str):
         super().__init__(text)
@@ -45,7 +45,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 class StrictDumper(yaml.SafeDumper):
-    """Quotes what Strict would read as something else than a text, and never writes an anchor."""
+    """A dumper that quotes each text which StrictLoader would read as another type, and never writes an anchor."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -75,7 +75,7 @@ for tag, regexp, first in SCALAR_PATTERNS:
 
 
 def read_yaml(text: str, where: str) -> tuple[Any, Positions]:
-    """(value, path -> place) of strict YAML. UsageError with file:line:column."""
+    """Return the value of strict YAML, and the line and column of each key path. UsageError: file:line:column and why."""
     marks: Positions = {}
     try:
         loader = StrictLoader(text, where)
@@ -127,7 +127,7 @@ def check_surrogates(text: str, where: str, at: Position) -> str:
 
 
 def read_text_file(path: Path) -> str:
-    """A recipe's text, read with a limit and strictly."""
+    """Return the text of a recipe's file, which is UTF-8 and has at most MAX_FILE_BYTES."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)

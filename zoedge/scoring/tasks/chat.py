@@ -63,7 +63,8 @@ class Chat(AbstractTask):
         DataError: a row is no conversation, the template refuses it, nothing of a question would be left, or
         `check_overflow` raises it.
         """
-        rendered = render_chats(self.source(tokenizer), rows_to_chats(rows), tokenizer)
+        chats = rows_to_chats(rows)  # first: rows that are no conversations have no use for a template
+        rendered = render_chats(self.source(tokenizer), chats, tokenizer)
         raise_faults(
             [
                 DataError(f"{row.where}: the chat template: {make_printable(chat['error']).rstrip('.')}.")
