@@ -53,7 +53,7 @@ def first_order(model: Any, seed: int, args: Any) -> Iterator[int]:
     space, size = bench.space, recipe.train.batch
     space.value.copy_(recipe.space.blank(space.describe(), seed, Normal()).value)
     trained = {name: value.clone().requires_grad_() for name, value in space.tensors()}
-    task = recipe.task.over(bench.texts.train, seed, size)
+    task = recipe.task.make_training(bench.texts.train, seed, size)
     steps = min(STEPS, args.steps)
     optimizer = torch.optim.AdamW(trained.values(), lr=LR, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)

@@ -54,8 +54,8 @@ and a look-up that sends ids there and rows back.
 
 There are no CUDA graphs here, by decision: a captured step that has never been replayed on a card would be untested code
 in the one loop that every run goes through. A design for whoever has a card:
-- What is captured: `Base.hidden` and the logits for one (rows S, length T, copies, cut). Lengths stand in buckets already,
-  so a run sees few shapes; capture the second time that a shape comes, and keep at most eight.
+- What is captured: `Base.hidden_states` and the logits for one (rows S, length T, copies, cut). Lengths stand in buckets
+  already, so a run sees few shapes; capture the second time that a shape comes, and keep at most eight.
 - What the graph reads must lie still: ids, rows and the points' buffer are written into tensors that are kept (LoRA's
   `Master._buffer` is one; its bmm reads views of it). `full`'s kernel takes seq and the factors as numbers: they
   would have to come from a tensor.

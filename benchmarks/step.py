@@ -135,9 +135,9 @@ def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> I
     made = recipe(args, cell)
     space = made.space.attach(base, made.seed, replay.initial_noise(made.noise))
     some = examples(base, cell)
-    sum(base.keep(some, folder))
+    sum(base.cache_trunk(some, folder))
     try:
-        task = made.task.over(some, made.seed, cell.batch)
+        task = made.task.make_training(some, made.seed, cell.batch)
         yield setup.Measuring(made, base, space, texts.Datasets(some, None, None, {}), task)
     finally:
         for now, then in zip(hooks, before):
@@ -147,7 +147,7 @@ def prepared(args: argparse.Namespace, cell: Cell, base: Any, folder: Path) -> I
             vars(module).pop("forward", None) if forward is None else vars(module).update(forward=forward)
         base.project = project
         base.kept.clear()
-        base.cut_at(0)
+        base.set_cut(0)
 
 
 class Step:

@@ -56,7 +56,7 @@ class ClosureBatch(NamedTuple):
     def __len__(self) -> int:
         return 1
 
-    def part(self, first: int, end: int) -> ClosureBatch:
+    def slice_examples(self, first: int, end: int) -> ClosureBatch:
         return self
 
 

@@ -197,7 +197,7 @@ def test_chat_answers_every_line_of_a_pipe(
     bench = setup.Measuring.build(identity.recipe_from_header(Log.open(run / "run.zlog").header, str(run)))
     ids = AutoTokenizer.from_pretrained(source)(prompt, add_special_tokens=False).input_ids
     assert ids.count(1) == (form == "own")
-    assert base == f"base:  {bench.base.answers([ids], 1, 3)[0][0]}"
+    assert base == f"base:  {bench.base.generate_answers([ids], 1, 3)[0][0]}"
     pipe(monkeypatch, b"the film is")  # ends without a line's end
     assert done.out.startswith(f"{base}\ntuned: {zoedge('chat', run, '--tokens', 3).out}")
 

@@ -61,8 +61,8 @@ def test_what_is_shown_is_what_is_scored(case: str, tmp_path: Path, llama: Path,
     found = build_preview(recipe, 6)
     tokenizer = load_tokenizer(model)
     texts = scoring_texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, 90)
-    task = recipe.task.over(texts.train, recipe.seed, recipe.train.batch)
-    examples, per = texts.train, texts.train.per
+    task = recipe.task.make_training(texts.train, recipe.seed, recipe.train.batch)
+    examples, per = texts.train, texts.train.sequences_each
     order = [i for step in (0, 1) for i in texts.train.plan(4, 3, step)][:6]
     assert [row.where for row in found.rows] == [examples.names[i] for i in order] and len(found.rows) == 6
     batch = task.batch(0)

@@ -69,7 +69,7 @@ def test_same_logits(args: Namespace, tmp_path: Path, task: str) -> None:
     with step.prepared(args, cell, loaded, tmp_path) as bench:
         batch = bench.task.batch(0)
         columns = batch.targets[0] if task == "classify" else torch.arange(loaded.model.config.vocab_size)
-        ours = loaded.logits(loaded.hidden(batch, 2), columns)
+        ours = loaded.logits(loaded.hidden_states(batch, 2), columns)
         torch.testing.assert_close(_plain.floor(loaded, batch, 2).float(), ours, rtol=1e-3, atol=1e-3)
 
 

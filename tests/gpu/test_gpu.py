@@ -103,13 +103,15 @@ def test_losses_on_the_gpu_are_a_smooth_function_of_eps(llama: Path, quantizatio
 @pytest.mark.parametrize("quantization", QUANTISED)
 def test_no_mode_changes_the_gpus_forward(llama: Path, quantization: str) -> None:
     base, batch = base_of(llama, quantization), random_sentences().collate(range(8))
-    first = base.hidden(batch, 1)
+    first = base.hidden_states(batch, 1)
     codes = {name: module.weight.data.clone() for name, module in bnb_linears(base.model).items()}
     for mode in (base.model.eval, base.model.train):
         mode()
         with torch.no_grad():
             base.model(input_ids=batch.ids[:, :40].to(CUDA))
-        torch.testing.assert_close(base.hidden(batch, 1), first, rtol=0, atol=1e-5)  # a GPU's sums may have any order
+        torch.testing.assert_close(
+            base.hidden_states(batch, 1), first, rtol=0, atol=1e-5
+        )  # a GPU's sums may have any order
     assert all(torch.equal(m.weight.data, codes[name]) for name, m in bnb_linears(base.model).items())
 
 
@@ -122,7 +124,7 @@ def test_any_number_of_rows_is_the_dequantised_product(llama: Path, quantization
     """bitsandbytes has other kernels on CUDA for few rows; int8's would quantise the activations, too."""
     base, batch = base_of(llama, quantization, dtype=dtype), random_sentences().collate(range(16))
     for _ in range(3):
-        base.hidden(batch, 1)
+        base.hidden_states(batch, 1)
     fresh: Any = base_of(llama, quantization, dtype=dtype).model
     close = 1e-5 if dtype == "fp32" else 2e-2
     for name, module in bnb_linears(base.model).items():

@@ -53,7 +53,7 @@ def train(
     recipe = read_recipe(str(recipe_file), overrides)
     bench = setup.Measuring.build(recipe)
     folder.mkdir(exist_ok=True)
-    sum(bench.base.keep(bench.texts.train, folder if parent is None else folder.parent))
+    sum(bench.base.cache_trunk(bench.texts.train, folder if parent is None else folder.parent))
     path = folder / run_folder.LOG_FILE
     with Log.resume(path) if path.exists() else setup.begin_run(bench, folder, parent) as log:
         for _ in engine.play(bench.run(log), until or recipe.train.steps):

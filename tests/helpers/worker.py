@@ -38,7 +38,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, first: int, end: int) -> Rows:
+    def slice_examples(self, first: int, end: int) -> Rows:
         return Rows(self.step, self.rows[first:end])
 
 

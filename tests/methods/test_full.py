@@ -101,7 +101,7 @@ def test_a_point_is_a_copied_model_with_w_plus_cz(
     task = [mlm] if family == "roberta" else []
     made = recipe(f"model.source={source}", f"model.compute_dtype={dtype}", *task)
     bench, other = setup.Measuring.build(made), load_base(made.model)
-    parameters = other.weights()
+    parameters = other.named_weights()
     for leaf in bench.space.leaves():
         (part,) = leaf.parts
         name, _, rows = part.name.partition("[")
@@ -174,10 +174,10 @@ def test_two_points_answer_together_as_alone(recipe: Make, families: dict[str, P
     base = (bench := setup.Measuring.build(recipe(f"model.source={families[family]}"))).base
     some, prompts, alone = [deltas(0.1), deltas(-0.1)], [[40, 50, 60, 70], [90]], []
     with bench.space.visit(some):
-        together = base.answers(prompts, 2, 6)
+        together = base.generate_answers(prompts, 2, 6)
     for one in some:
         with bench.space.visit([one]):
-            alone.append([base.answers([prompt], 1, 6)[0][0] for prompt in prompts])
+            alone.append([base.generate_answers([prompt], 1, 6)[0][0] for prompt in prompts])
     assert together == alone and alone[0] != alone[1]
 
 

@@ -151,7 +151,9 @@ def test_layers_bound_what_moves(recipe: Make, tmp_path: Path) -> None:
     ]  # fmt: skip
     with bench.space.visit([shift]):
         plain = score_six(bench, bench.base)
-        assert bench.base.cut == 2 and sum(bench.base.keep(bench.texts.train, tmp_path)) == len(bench.texts.train)
+        assert bench.base.cut == 2 and sum(bench.base.cache_trunk(bench.texts.train, tmp_path)) == len(
+            bench.texts.train
+        )
         assert torch.equal(score_six(bench, bench.base), plain)
     alone = setup.Measuring.build(recipe("space={name: scales, vectors: false}"))
     assert [leaf.name for leaf in alone.space.leaves()] == ["scales"]

@@ -84,7 +84,7 @@ def attach(word: str, base: Base, moved: float = 0.05, **options: Any) -> Any:
 
 def logits(base: Base, batch: Any, copies: int = 1) -> torch.Tensor:
     """[copies, S, R, V]."""
-    h = base.hidden(batch, copies)
+    h = base.hidden_states(batch, copies)
     return base.logits(h, torch.arange(base.model.config.vocab_size)).unflatten(0, (copies, -1))
 
 
@@ -127,7 +127,7 @@ def test_half_precision_computes_the_same_up_to_rounding(
         model = load_base(Model(source=folder, quantization="none", compute_dtype=dtype))
         space = attach(word, model)
         with space.visit(deltas(2, 0.1)):
-            assert model.hidden(batch_of(), 2).dtype == model.dtype
+            assert model.hidden_states(batch_of(), 2).dtype == model.dtype
             found.append(logits(model, batch_of(), 2))
     assert 0 < far(*found) < bound
 
@@ -139,9 +139,9 @@ def test_visiting_leaves_no_trace(word: str, base: Callable[..., Base]) -> None:
     space = attach(word, model)
 
     def everything() -> dict[str, bytes]:
-        found = {leaf.name: leaf.value for leaf in space.leaves()} | {"bare": model.hidden(batch, 1)}
+        found = {leaf.name: leaf.value for leaf in space.leaves()} | {"bare": model.hidden_states(batch, 1)}
         with space.visit([still]):
-            found["here"] = model.hidden(batch, 1)
+            found["here"] = model.hidden_states(batch, 1)
         found |= {name: t for name, t in model.model.state_dict().items() if isinstance(t, torch.Tensor)}
         return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in found.items()}
 
@@ -155,11 +155,11 @@ def test_visiting_leaves_no_trace(word: str, base: Callable[..., Base]) -> None:
     assert before["bare"] != before["here"]
     for count in (1, 4, 2):
         with space.visit(deltas(count, 0.1)):
-            model.hidden(batch, count)
+            model.hidden_states(batch, count)
     handle = model.blocks[1].register_forward_pre_hook(fall)
     for broken in (deltas(2, 0.1), [*deltas(1, 0.1), fall]):
         with pytest.raises(Midway), space.visit(broken):
-            model.hidden(batch, 2)
+            model.hidden_states(batch, 2)
     handle.remove()
     assert everything() == before
 
@@ -399,7 +399,7 @@ def test_the_start_is_the_model_on_real_tokens(word: str, text: str, family: str
     """As embeddings or as keys and values: before training, the virtual tokens are tokens."""
     model, batch = base(family), batch_of()
     space = attach(word, model, moved=0.0, tokens=4, text=text)
-    first = model.real_tokens(4, text, SEED).tolist()
+    first = model.choose_token_ids(4, text, SEED).tolist()
     ids = model.tokenizer(text, add_special_tokens=False).input_ids
     assert len(first) == 4 and (not text or first == (ids * 4)[:4])
     with space.visit([still]):
@@ -426,7 +426,7 @@ def test_an_opt_with_projections_and_late_norms(word: str, tokenizer: Any, tmp_p
     space = attach(word, model, moved=0.0, tokens=4)
     with space.visit([still]):
         found = logits(model, batch)
-    assert far(found, plain_logits(plain(model), batch, model.real_tokens(4, "", SEED).tolist())) < CLOSE
+    assert far(found, plain_logits(plain(model), batch, model.choose_token_ids(4, "", SEED).tolist())) < CLOSE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -454,11 +454,11 @@ def test_points_answer_together_as_alone(word: str, family: str, base: Callable[
     model, some = base(family), [*deltas(2, 0.3), still]
     attached, prompts = attach(word, model, moved=0.3), [[40, 50, 60, 70, 80], [90], [41, 42]]
     with attached.visit(some):
-        together = model.answers(prompts, 3, 6)
+        together = model.generate_answers(prompts, 3, 6)
     alone = []
     for one in some:
         with attached.visit([one]):
-            alone.append([model.answers([prompt], 1, 6)[0][0] for prompt in prompts])
+            alone.append([model.generate_answers([prompt], 1, 6)[0][0] for prompt in prompts])
     assert together == alone and len({tuple(row) for row in alone}) > 1
 
 
@@ -470,20 +470,20 @@ def test_a_model_that_fills_masks_is_refused(word: str, base: Callable[..., Base
 
 def test_the_start_is_a_function_of_the_seed(base: Callable[..., Base]) -> None:
     model = base("llama")
-    a, b, c = (model.real_tokens(40, "", seed).tolist() for seed in (1, 1, 2))
+    a, b, c = (model.choose_token_ids(40, "", seed).tolist() for seed in (1, 1, 2))
     assert a == b != c and len(set(a)) > 20 and max(a) < model.model.config.vocab_size
 
 
 @pytest.mark.parametrize("word", VIRTUAL)
 def test_virtual_tokens_take_of_the_context(word: str, base: Callable[..., Base], tmp_path: Path) -> None:
     model = base("opt")
-    model.cut_at(1)
+    model.set_cut(1)
     attach(word, model, tokens=6)
     assert model.context_length == 90 and model.cut == 0
-    assert sum(model.keep(random_examples(LENGTHS, vocabulary=300), tmp_path)) == 0, (
+    assert sum(model.cache_trunk(random_examples(LENGTHS, vocabulary=300), tmp_path)) == 0, (
         "nothing lies below the first block"
     )
-    model.sites("last 1", "all")
+    model.find_linears("last 1", "all")
     assert model.cut == 0
     with pytest.raises(DataError, match=r"space\.tokens: 90 leave no room for text in a context of 90"):
         load_part("space", word)(tokens=90).attach(model, SEED, Rademacher())
@@ -499,7 +499,7 @@ def test_rows_up_to_the_last_position_are_scored(word: str, family: str, base: C
     batch = examples.collate([0])
     with space.visit([still]):
         found = logits(model, batch)
-    assert far(found, plain_logits(plain(model), batch, model.real_tokens(6, "", SEED).tolist())) < CLOSE
+    assert far(found, plain_logits(plain(model), batch, model.choose_token_ids(6, "", SEED).tolist())) < CLOSE
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def run(recipe: Any, folder: Path) -> Any:
 def bench_of(recipe: Any, folder: Path) -> setup.Measuring:
     bench = setup.Measuring.build(recipe)
     folder.mkdir(exist_ok=True)
-    sum(bench.base.keep(bench.texts.train, folder))
+    sum(bench.base.cache_trunk(bench.texts.train, folder))
     return bench
 
 

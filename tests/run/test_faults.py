@@ -152,16 +152,16 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
     def holds(sequences: int, fault: Exception) -> list[int]:
         tried: list[int] = []
-        real = Base.hidden
+        real = Base.hidden_states
 
-        def hidden(self: Any, batch: Any, copies: int) -> Any:
+        def hidden_states(self: Any, batch: Any, copies: int) -> Any:
             found = real(self, batch, copies)
             tried.append(copies * len(batch.index))
             if tried[-1] > sequences:
                 raise fault
             return found
 
-        monkeypatch.setattr(Base, "hidden", hidden)
+        monkeypatch.setattr(Base, "hidden_states", hidden_states)
         return tried
 
     return holds
@@ -211,7 +211,7 @@ def test_losses_of_parts_are_those_of_the_whole(recipe_file: Path) -> None:
     batch = bench.task.batch(0)
     whole = bench.task.score(bench.base, batch, 2)
     for size in (1, 2, 3):
-        parts = [bench.task.score(bench.base, batch.part(i, i + size), 2) for i in range(0, len(batch), size)]
+        parts = [bench.task.score(bench.base, batch.slice_examples(i, i + size), 2) for i in range(0, len(batch), size)]
         assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5) and torch.cat(parts, 1).shape == whole.shape
 
 

@@ -90,7 +90,7 @@ def test_points_score_options_together_as_alone(base: Base) -> None:
 @pytest.mark.parametrize("kind", ["prompt", "past"])
 def test_after_virtual_tokens(base: Base, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(2)
-    like = base.embeddings(torch.arange(4)) if kind == "prompt" else base.keys_values(torch.arange(4))
+    like = base.embed_tokens(torch.arange(4)) if kind == "prompt" else base.compute_keys_values(torch.arange(4))
     monkeypatch.setattr(base, kind, torch.randn(2, *like.shape, generator=random) * like.std())
     assert apart(base, 2, 4 if kind == "prompt" else 0) < 10 * CLOSE
 
@@ -100,10 +100,10 @@ def test_over_a_trunk_kept_or_not(base: Base, tmp_path: Path) -> None:
     examples = options(2, [(9, [1, 7]), (30, [12, 3])])
     batch = examples.collate([1, 0])
     for cut in range(1, len(base.blocks)):
-        base.cut_at(cut)
+        base.set_cut(cut)
         assert apart(base, 1) < 10 * CLOSE
         without, _ = sum_log_likelihoods(base, batch, 2)
-        assert sum(base.keep(examples, tmp_path)) == 4
+        assert sum(base.cache_trunk(examples, tmp_path)) == 4
         kept, _ = sum_log_likelihoods(base, batch, 2)
         alone, _ = sum_log_likelihoods(base, replace(batch, branches=None), 2)
         assert batch.branches is not None and max(far(kept, without), far(kept, alone)) < 10 * CLOSE

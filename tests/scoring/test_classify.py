@@ -54,7 +54,7 @@ def words(tokenizer: Any, ids: list[int]) -> list[str]:
 def test_options_of_one_token_share_one_sequence(tokenizer: Any) -> None:
     task = Classify(options={"positive": " great", "negative": " terrible", "dull": " boring"})
     examples, counts = task.encode(FILM, tokenizer, 64, "error")
-    assert examples.per == 1 and len(examples) == 2 and counts == {"truncated": 0, "dropped": 0}
+    assert examples.sequences_each == 1 and len(examples) == 2 and counts == {"truncated": 0, "dropped": 0}
     assert words(tokenizer, examples.tokens[0])[-2:] == [" It", " was"]
     assert tokenizer.decode(examples.tokens[0]) == "the film is bright It was"
     assert examples.rows == [[len(ids) - 1] for ids in examples.tokens]
@@ -66,7 +66,7 @@ def test_options_of_several_tokens_have_a_sequence_each(tokenizer: Any) -> None:
     """Sequence and scored tokens are exactly the verbalised text's: all but its last token are fed."""
     options = {"negative": " not very good", "positive": " great", "so": "!"}
     examples, _ = Classify(options=options).encode(FILM, tokenizer, 64, "error")
-    assert examples.per == 3 and len(examples) == 2 and len(examples.tokens) == 6
+    assert examples.sequences_each == 3 and len(examples) == 2 and len(examples.tokens) == 6
     for i, row in enumerate(FILM):
         for j, option in enumerate(options.values()):
             ids, rows, targets = (x[i * 3 + j] for x in (examples.tokens, examples.rows, examples.targets))
@@ -80,7 +80,7 @@ def test_options_of_several_tokens_have_a_sequence_each(tokenizer: Any) -> None:
 
 def test_one_option_of_several_tokens_is_enough(tokenizer: Any) -> None:
     options = {"negative": " terrible", "positive": " great fun"}
-    assert Classify(options=options).encode(FILM, tokenizer, 64, "error")[0].per == 2
+    assert Classify(options=options).encode(FILM, tokenizer, 64, "error")[0].sequences_each == 2
 
 
 def test_an_option_whose_token_depends_on_the_prompt_has_sequences_of_its_own() -> None:
@@ -92,16 +92,18 @@ def test_an_option_whose_token_depends_on_the_prompt_has_sequences_of_its_own() 
 
     rows = [Row("f:1", {"text": "ab", "label": "positive"}), Row("f:2", {"text": "abc", "label": "positive"})]
     task = Classify(prompt="{text}", options={"negative": "-", "positive": "+"})
-    assert task.encode(rows[:1], pairs, 64, "error")[0].per == 1
+    assert task.encode(rows[:1], pairs, 64, "error")[0].sequences_each == 1
     examples, _ = task.encode(rows, pairs, 64, "error")
-    assert examples.per == 2 and examples.targets == [[ord(c) + 256 * ord(end)] for end in "bc" for c in "-+"]
+    assert examples.sequences_each == 2 and examples.targets == [
+        [ord(c) + 256 * ord(end)] for end in "bc" for c in "-+"
+    ]
 
 
 def test_an_option_that_joins_the_prompts_last_token(tokenizer: Any) -> None:
     """Where a token spans prompt and option, the last tokens of the whole text are scored, as many as it grew by."""
     task = Classify(prompt="{text} ter", options={"negative": "rible bad and dull", "positive": "rific fun"})
     examples, _ = task.encode(FILM[1:], tokenizer, 64, "error")
-    assert examples.per == 2
+    assert examples.sequences_each == 2
     prompt = tokenizer("a plot ter").input_ids
     for j, option in enumerate(("rible bad and dull", "rific fun")):
         whole = tokenizer(f"a plot ter{option}").input_ids
@@ -118,7 +120,9 @@ def test_a_first_token_is_kept_and_a_last_one_is_not_scored(tokenizer: Any, star
         plain, _ = task.encode(FILM, tokenizer, 64, "error")
         for other, first in ((starts, 2), (ends, 1)):
             found, _ = task.encode(FILM, other, 64, "error")
-            assert found.per == plain.per and found.tokens == [[first, *ids] for ids in plain.tokens]
+            assert found.sequences_each == plain.sequences_each and found.tokens == [
+                [first, *ids] for ids in plain.tokens
+            ]
             assert found.targets == plain.targets and found.rows == [[r + 1 for r in rows] for rows in plain.rows]
 
 
@@ -165,14 +169,17 @@ def test_truncation_keeps_the_first_token_and_the_prompts_end(request: Any, whic
     whole, _ = task.encode(rows, tokenizer, 64, "error")
     limit = max(map(len, whole.tokens)) - 3
     cut, counts = task.encode(rows, tokenizer, limit, "truncate")
-    assert counts == {"truncated": 1, "dropped": 0} and len(cut) == 3 and cut.per == whole.per
+    assert counts == {"truncated": 1, "dropped": 0} and len(cut) == 3 and cut.sequences_each == whole.sequences_each
     first = 0 if which == "tokenizer" else 1
-    for j in range(cut.per):
+    for j in range(cut.sequences_each):
         before, after = whole.tokens[j], cut.tokens[j]
         assert after == before[:first] + before[first + 3 :]  # the same tokens are missing for every option
         assert cut.targets[j] == whole.targets[j] and cut.rows[j] == [r - 3 for r in whole.rows[j]]
     assert max(map(len, cut.tokens)) == limit
-    assert cut.tokens[cut.per :] == whole.tokens[cut.per :] and cut.rows[cut.per :] == whole.rows[cut.per :]
+    assert (
+        cut.tokens[cut.sequences_each :] == whole.tokens[cut.sequences_each :]
+        and cut.rows[cut.sequences_each :] == whole.rows[cut.sequences_each :]
+    )
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "starts"])
@@ -266,7 +273,7 @@ def zip_crc(examples: Examples, chosen: list[int]) -> int:
 
     import numpy as np
 
-    index = [i * examples.per + j for i in chosen for j in range(examples.per)]
+    index = [i * examples.sequences_each + j for i in chosen for j in range(examples.sequences_each)]
     whole = b""
     for part, fill in ((examples.tokens, 0), (None, 0), (examples.rows, 0), (examples.targets, -1)):
         table = [part[i] if part else [len(examples.tokens[i])] for i in index]
@@ -287,7 +294,7 @@ def test_collate_pads_on_the_right() -> None:
 def test_the_first_examples(tokenizer: Any) -> None:
     examples, _ = Classify(options={"negative": " so bad", "positive": " great"}).encode(FILM, tokenizer, 64, "error")
     one = examples.head(1)
-    assert (len(one), one.per, one.names, one.labels) == (1, 2, ["f:1"], [1])
+    assert (len(one), one.sequences_each, one.names, one.labels) == (1, 2, ["f:1"], [1])
     assert (one.tokens, one.rows, one.targets) == (examples.tokens[:2], examples.rows[:2], examples.targets[:2])
     assert examples.head(1) is one and examples.head(99).digest() == examples.digest()
 

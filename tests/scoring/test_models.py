@@ -72,7 +72,7 @@ def test_scored_rows_equal_the_plain_forward(
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
     full = plain_logits(reference(families[family], spec), batch)
     assert full.shape[-1] == VOCABULARY and full.abs().max() > 1
-    h = base.hidden(batch, 1)
+    h = base.hidden_states(batch, 1)
     assert far(base.logits(h, torch.arange(VOCABULARY)), full) < CLOSE
     assert far(base.logits(h, torch.tensor([300, 5, 11])), full[..., [300, 5, 11]]) < CLOSE
     targets = torch.randint(0, VOCABULARY, batch.rows.shape, generator=torch.Generator().manual_seed(1))
@@ -83,7 +83,7 @@ def test_scored_rows_equal_the_plain_forward(
 def test_the_vocabulary_in_chunks_is_the_whole(clean: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     base = clean("llama")
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
-    h, targets = base.hidden(batch, 1), torch.arange(18).view(6, 3) * 20
+    h, targets = base.hidden_states(batch, 1), torch.arange(18).view(6, 3) * 20
     whole = base.log_likelihood(h, targets)
     for columns in (348, 100, 7):
         monkeypatch.setattr("zoedge.scoring.models.base.HEAD_COLUMNS", columns)
@@ -93,16 +93,16 @@ def test_the_vocabulary_in_chunks_is_the_whole(clean: Get, monkeypatch: pytest.M
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_and_company_do_not_matter(clean: Get, family: str) -> None:
     base, examples = clean(family), random_examples(LENGTHS)
-    together = base.hidden(examples.collate(range(len(LENGTHS))), 1)
-    backwards = base.hidden(examples.collate(range(len(LENGTHS))[::-1]), 1)
+    together = base.hidden_states(examples.collate(range(len(LENGTHS))), 1)
+    backwards = base.hidden_states(examples.collate(range(len(LENGTHS))[::-1]), 1)
     assert far(backwards.flip(0), together) < CLOSE
     for i in range(len(LENGTHS)):
-        alone = base.hidden(examples.collate([i]), 1)  # no padding at all
+        alone = base.hidden_states(examples.collate([i]), 1)  # no padding at all
         assert far(alone[0], together[i, : alone.shape[1]]) < CLOSE
     other = examples.collate(range(len(LENGTHS)))
     for s, ids in enumerate(examples.tokens):
         other.ids[s, len(ids) :] = 123  # what stands in the padding is nobody's business
-    assert torch.equal(base.hidden(other, 1), together)
+    assert torch.equal(base.hidden_states(other, 1), together)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_up_to_the_window_attention_is_causal_and_beyond_it_is_not(clean: Get, f
     for length in (64, 66):
         batch = random_examples([length]).collate([0])
         batch.rows[0, 0] = length - 1
-        found = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
+        found = base.logits(base.hidden_states(batch, 1), torch.arange(VOCABULARY))
         gaps.append(far(found, plain_logits(model, batch)))
     assert gaps[0] < CLOSE and gaps[1] > 1e-3
 
@@ -172,7 +172,7 @@ def test_old_pythia_checkpoints_load(clean: Get, families: dict[str, Path], tmp_
     save_file(tensors, tmp_path / "old" / "model.safetensors", {"format": "pt"})
     old, new = load_base(Model(source=str(tmp_path / "old"), quantization="none")), clean("pythia", "none")
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
-    assert torch.equal(old.hidden(batch, 1), new.hidden(batch, 1))
+    assert torch.equal(old.hidden_states(batch, 1), new.hidden_states(batch, 1))
     assert torch.equal(old.model.lm_head.weight, new.model.lm_head.weight)
 
 
@@ -218,13 +218,13 @@ def test_the_trunk_cache_is_exact_at_every_cut(clean: Get, family: str, tmp_path
     alike, mixed = random_examples([24] * 6), random_examples(LENGTHS)
     depth = len(base.blocks)
     for cut in range(depth):
-        base.sites(list(range(cut, depth)), "all")
+        base.find_linears(list(range(cut, depth)), "all")
         assert base.cut == cut and not base.kept
         batches = [alike.collate(range(6)), mixed.collate(range(6)), mixed.collate([3, 1])]
-        without = [base.hidden(b, 2) for b in batches]
-        done = [sum(base.keep(e, tmp_path)) for e in (alike, mixed)]
+        without = [base.hidden_states(b, 2) for b in batches]
+        done = [sum(base.cache_trunk(e, tmp_path)) for e in (alike, mixed)]
         assert done == [len(LENGTHS), len(LENGTHS)] if cut else done == [0, 0] and not base.kept
-        found = [base.hidden(b, 2) for b in batches]
+        found = [base.hidden_states(b, 2) for b in batches]
         assert torch.equal(found[0], without[0]), "equal shapes: the same bits"
         assert max(map(far, found, without)) < CLOSE
 
@@ -232,11 +232,11 @@ def test_the_trunk_cache_is_exact_at_every_cut(clean: Get, family: str, tmp_path
 def test_the_trunk_file_gives_back_what_was_written(clean: Get, tmp_path: Path) -> None:
     """And what lies beyond a sequence's end is zero: a masked key must be finite."""
     base, examples = clean("llama"), random_examples(LENGTHS)
-    base.sites("last 1", "all")
-    assert sum(base.keep(examples, tmp_path)) == len(LENGTHS)
+    base.find_linears("last 1", "all")
+    assert sum(base.cache_trunk(examples, tmp_path)) == len(LENGTHS)
     kept = base.kept[id(examples)]
     assert kept.examples is examples, "else another object could get its id()"
-    for chunk, ids in kept.chunks():
+    for chunk, ids in kept.iterate_chunks():
         states = base.trunk(ids, torch.tensor([LENGTHS[i] for i in chunk]))
         read = kept.read(chunk, 70)
         for row, back, i in zip(states, read, chunk):
@@ -249,10 +249,10 @@ def test_a_full_disk_is_a_sentence(clean: Get, tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     base, examples = clean("llama"), random_examples(LENGTHS)
-    base.sites("last 1", "all")
+    base.find_linears("last 1", "all")
     monkeypatch.setattr("os.pwrite", full)
     with pytest.raises(StorageError, match=r"trunk cache \(37,632 bytes\): No space left"):
-        list(base.keep(examples, tmp_path))
+        list(base.cache_trunk(examples, tmp_path))
     assert not base.kept
 
 
@@ -268,11 +268,11 @@ def test_half_precision_computes_the_same_up_to_rounding(
     columns, logits = torch.arange(VOCABULARY), []
     for base in (exact, half):
         with attach(base, "last 2").visit(deltas(2)):
-            logits.append(base.logits(base.hidden(batch, 2), columns))
+            logits.append(base.logits(base.hidden_states(batch, 2), columns))
     assert logits[1].dtype == torch.float32 and 0 < far(*logits) < bound
-    before = half.hidden(batch, 1)
-    assert before.dtype == half.dtype and sum(half.keep(batch.examples, tmp_path)) == 6
-    assert torch.equal(half.hidden(batch, 1), before)
+    before = half.hidden_states(batch, 1)
+    assert before.dtype == half.dtype and sum(half.cache_trunk(batch.examples, tmp_path)) == 6
+    assert torch.equal(half.hidden_states(batch, 1), before)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -284,11 +284,11 @@ def test_points_together_equal_points_alone(clean: Get, family: str, quantizatio
     space, some = attach(base, train=train), [*deltas(3), lambda leaf: None]
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
     with space.visit(some):
-        together = base.hidden(batch, 4).view(4, len(LENGTHS), 3, -1)
+        together = base.hidden_states(batch, 4).view(4, len(LENGTHS), 3, -1)
     alone = []
     for one in some:
         with space.visit([one]):
-            alone.append(base.hidden(batch, 1))
+            alone.append(base.hidden_states(batch, 1))
     assert far(together, torch.stack(alone)) < CLOSE
     assert min(far(alone[0], x) for x in alone[1:]) > 0.01, "the points do differ"
 
@@ -312,8 +312,8 @@ def test_the_hook_is_w_plus_alpha_over_rank_b_a(
             model.get_submodule(name).weight += 8.0 / 4 * matrices[f"{name}.lora_B"] @ matrices[f"{name}.lora_A"]
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
     with space.visit([lambda leaf: None]):
-        found = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
-    bare = base.logits(base.hidden(batch, 1), torch.arange(VOCABULARY))
+        found = base.logits(base.hidden_states(batch, 1), torch.arange(VOCABULARY))
+    bare = base.logits(base.hidden_states(batch, 1), torch.arange(VOCABULARY))
     want = plain_logits(model, batch)
     assert far(found, want) < CLOSE and far(bare, want) > 0.01
 
@@ -326,9 +326,9 @@ def test_visiting_leaves_no_trace(clean: Get, quantization: str) -> None:
     batch = random_examples(LENGTHS).collate(range(len(LENGTHS)))
 
     def everything() -> dict[str, bytes]:
-        found = {"master": space.value, "A": space.fixed, "bare": base.hidden(batch, 1)}
+        found = {"master": space.value, "A": space.fixed, "bare": base.hidden_states(batch, 1)}
         with space.visit([lambda leaf: None]):
-            found["here"] = base.hidden(batch, 1)
+            found["here"] = base.hidden_states(batch, 1)
         found |= {name: t for name, t in base.model.state_dict().items() if isinstance(t, torch.Tensor)}
         return {name: t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, t in found.items()}
 
@@ -336,7 +336,7 @@ def test_visiting_leaves_no_trace(clean: Get, quantization: str) -> None:
     before = everything()
     for count in (1, 5, 2):
         with space.visit(deltas(count)):
-            base.hidden(batch, count)
+            base.hidden_states(batch, count)
 
     class Midway(Exception):
         pass
@@ -347,7 +347,7 @@ def test_visiting_leaves_no_trace(clean: Get, quantization: str) -> None:
     handle = base.blocks[1].register_forward_pre_hook(fall)
     for broken in (deltas(2), [*deltas(1), fall]):
         with pytest.raises(Midway), space.visit(broken):
-            base.hidden(batch, 2)
+            base.hidden_states(batch, 2)
     handle.remove()
     assert everything() == before
     assert [p.data_ptr() for p in base.model.parameters()] == places
@@ -372,11 +372,11 @@ def test_there_is_never_a_second_base(clean: Get) -> None:
         return places, sum(alive.values())
 
     with space.visit(deltas(2)):
-        base.hidden(batch, 2)
+        base.hidden_states(batch, 2)
     first = held()
     for _ in range(3):
         with space.visit(deltas(2)):
-            base.hidden(batch, 2)
+            base.hidden_states(batch, 2)
         space.add(space.leaves()[0], torch.ones_like(space.value), 0.5)
     assert held() == first
 
@@ -391,7 +391,7 @@ def test_options_of_several_tokens_are_mean_log_p(clean: Get, families: dict[str
     texts = ["the film is bright", "a plot", "bad scene and terrible actor of the story"]
     rows = [Row(f"a:{i}", {"text": t, "label": "good"}) for i, t in enumerate(texts)]
     examples, _ = task.encode(rows, base.tokenizer, 90, "error")
-    assert examples.per == 3 and len(examples.tokens) == 9
+    assert examples.sequences_each == 3 and len(examples.tokens) == 9
     scores = ClassifyTraining(task, examples, 0, 3).outputs(base, examples.collate([0, 1, 2]), 2)
     assert torch.equal(scores[0], scores[1])
     model = reference(families[family], Model(source=str(families[family])))
@@ -435,6 +435,6 @@ def test_layers_that_are_not_there(layers: Any) -> None:
 
 def test_targets_that_are_not_there(clean: Get) -> None:
     with pytest.raises(DataError, match=r"no module named 'q_prj' in LlamaForCausalLM.*did you mean 'q_proj'"):
-        clean("llama").sites("all", ["q_prj"])
+        clean("llama").find_linears("all", ["q_prj"])
     with pytest.raises(DataError, match=r"space\.targets"):
-        clean("llama").sites("all", [])
+        clean("llama").find_linears("all", [])

@@ -53,38 +53,38 @@ def test_scored_rows_equal_the_plain_forward(roberta: Path, quantization: str, t
     everything = torch.arange(want.shape[-1])
     assert want.abs().max() > 1 and base.facts.head(base.model).bias.abs().max() > 0.1
     for cut in (0, 1):
-        base.sites(list(range(cut, 2)), "all")
+        base.find_linears(list(range(cut, 2)), "all")
         assert base.cut == cut
-        assert far(base.logits(base.hidden(batch, 1), everything), want) < CLOSE
-        assert sum(base.keep(batch.examples, tmp_path)) == cut * len(LENGTHS)
-        twice = base.logits(base.hidden(batch, 2), everything)
+        assert far(base.logits(base.hidden_states(batch, 1), everything), want) < CLOSE
+        assert sum(base.cache_trunk(batch.examples, tmp_path)) == cut * len(LENGTHS)
+        twice = base.logits(base.hidden_states(batch, 2), everything)
         assert far(twice, want.repeat(2, 1, 1)) < CLOSE
     targets = batch.rows * 5
     log_p = torch.log_softmax(want.double(), -1).gather(-1, targets[..., None])[..., 0]
-    assert far(base.log_likelihood(base.hidden(batch, 1), targets).double(), log_p) < CLOSE
+    assert far(base.log_likelihood(base.hidden_states(batch, 1), targets).double(), log_p) < CLOSE
 
 
 def test_padding_is_nobodys_business(roberta: Path, tmp_path: Path) -> None:
     """Attention looks both ways: what stands in the padding, and how much of it, must not matter."""
     base, examples = load(roberta, "none"), random_examples(LENGTHS, vocabulary=350)
-    base.sites("last 1", "all")
+    base.find_linears("last 1", "all")
     for _ in ("computed", "kept"):
         together = examples.collate(range(len(LENGTHS)))
-        first = base.hidden(together, 1)
+        first = base.hidden_states(together, 1)
         for i in range(len(LENGTHS)):
-            assert far(base.hidden(examples.collate([i]), 1)[0], first[i]) < CLOSE
+            assert far(base.hidden_states(examples.collate([i]), 1)[0], first[i]) < CLOSE
         for s, ids in enumerate(examples.tokens):
             together.ids[s, len(ids) :] = 123
-        assert torch.equal(base.hidden(together, 1), first)
-        list(base.keep(examples, tmp_path))
+        assert torch.equal(base.hidden_states(together, 1), first)
+        list(base.cache_trunk(examples, tmp_path))
 
 
 def test_both_directions_are_seen(roberta: Path) -> None:
     """A later word moves the first place; in a causal model it would not."""
     base, examples = load(roberta, "none"), random_examples(LENGTHS, vocabulary=350)
-    before = base.hidden(examples.collate([0]), 1)
+    before = base.hidden_states(examples.collate([0]), 1)
     examples.tokens[0][-1] += 1
-    assert far(base.hidden(examples.collate([0]), 1)[0, 1], before[0, 1]) > 1e-3
+    assert far(base.hidden_states(examples.collate([0]), 1)[0, 1], before[0, 1]) > 1e-3
 
 
 def test_positions_start_after_the_paddings(roberta: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_published_checkpoint_has_more_than_is_needed(roberta: Path, tmp_path:
 
     base = load(changed(roberta, tmp_path / "published", published), "none")
     batch = random_examples(LENGTHS, vocabulary=350).collate(range(6))
-    assert torch.equal(base.hidden(batch, 1), load(roberta, "none").hidden(batch, 1))
+    assert torch.equal(base.hidden_states(batch, 1), load(roberta, "none").hidden_states(batch, 1))
 
 
 @pytest.mark.parametrize("name", ["lm_head.dense.weight", "lm_head.layer_norm.bias", "lm_head.bias"])
@@ -256,7 +256,7 @@ def test_the_loss_is_over_the_words_at_the_mask(roberta: Path, masked: Any) -> N
     texts = ["a film is fun", "a dull plot of a very boring story", "bad"]
     examples = encoded(masked, [row(t, "negative" if i else "positive") for i, t in enumerate(texts)])
     base, model = load(roberta, "none"), reference(roberta, "none")
-    losses = Mlm().over(examples, 0, 3).score(base, examples.collate([0, 1, 2]), 2)
+    losses = Mlm().make_training(examples, 0, 3).score(base, examples.collate([0, 1, 2]), 2)
     assert losses.dtype == torch.float64 and far(losses[0], losses[1]) < CLOSE
     for i, text in enumerate(texts):
         ids = masked(f"{text} It was<mask>.", return_tensors="pt").input_ids

@@ -123,9 +123,9 @@ def test_the_batchs_mean_is_the_cross_entropy_of_a_scored_token(task: str, famil
     wanted = plain_losses(base, examples, [3, 0, 4])
     assert scores.shape == (2, 3) and scores.dtype == torch.float64
     assert scores.mean(1).tolist() == pytest.approx([math.fsum(wanted) / len(wanted)] * 2, rel=1e-4)
-    assert made.over(examples, 0, 2).score(base, examples.collate([3, 0, 4]), 2).tolist() == scores.tolist()
+    assert made.make_training(examples, 0, 2).score(base, examples.collate([3, 0, 4]), 2).tolist() == scores.tolist()
     whole = plain_losses(base, examples, list(range(5)))
-    judged = made.over(examples, 0, 2).judge(base, examples, 4)
+    judged = made.make_training(examples, 0, 2).evaluate(base, examples, 4)
     assert judged["loss"] == pytest.approx(math.fsum(whole) / len(whole), rel=1e-4) and judged["count"] == 5
 
 
@@ -140,8 +140,8 @@ def test_the_likeliest_candidate_is_by_the_mean_of_its_tokens(objective: str, ba
         means = [sum(x) / len(x) for i in range(3) if (x := plain_losses(base, some, [i]))]
         picks.append(means.index(min(means)))
     right = [float(pick == i % 3) for i, pick in enumerate(picks)]
-    task = made.over(examples, 0, 6)
-    found = task.judge(base, examples, 4)
+    task = made.make_training(examples, 0, 6)
+    found = task.evaluate(base, examples, 4)
     assert found["accuracy"] == sum(right) / 6 and found["majority"] == pytest.approx(2 / 6)
     if objective == "accuracy":
         batch = task.batch(0)
@@ -158,8 +158,8 @@ def test_classified_right_or_wrong(good: str, bases: Any) -> None:
     words = ("the film", "a plot", "very", "it was so dull")
     rows = [Row("f", {"text": text, "label": label}) for text in words for label in ("negative", "positive")]
     examples, _ = made.encode(rows, base.tokenizer, 90, "error")
-    losses = made.over(examples, 0, 8).score(base, examples.collate(range(8)), 2)
-    softer = made.over(examples, 0, 8).log_shares(base, examples)
+    losses = made.make_training(examples, 0, 8).score(base, examples.collate(range(8)), 2)
+    softer = made.make_training(examples, 0, 8).option_log_probs(base, examples)
     assert losses.tolist() == [[float(int(p.argmax()) != i % 2) for i, p in enumerate(softer)]] * 2
     assert losses[0].view(4, 2).sum(1).tolist() == [1.0] * 4
 
@@ -172,7 +172,7 @@ def test_majority_counts_places_in_the_list(tokenizer: Any, bases: Any) -> None:
     rows = [Row(f"f:{i}", {"q": "it", "c": list("xyz")[: 2 + i % 2], "a": [a]}) for i, a in enumerate("yzyzx")]
     rows[4].fields["a"] = ["x", "y"]
     examples, _ = made.encode(rows, bases["llama"].tokenizer, 90, "error")
-    assert made.over(examples, 0, 1).judge(bases["llama"], examples, 1)["majority"] == 3 / 5
+    assert made.make_training(examples, 0, 1).evaluate(bases["llama"], examples, 1)["majority"] == 3 / 5
 
 
 # -- generation
@@ -195,7 +195,7 @@ def test_a_batch_answers_as_one_prompt_at_a_time(family: str, bases: Any) -> Non
     texts = ["the film", "a very very dull plot was it", "bright", "so good but boring and great"]
     prompts = [base.tokenizer(text).input_ids for text in texts]
     wanted = [greedy(base, ids, 12) for ids in prompts]
-    assert base.answers(prompts, 2, 12) == [wanted, wanted] and len(set(wanted)) > 1
+    assert base.generate_answers(prompts, 2, 12) == [wanted, wanted] and len(set(wanted)) > 1
 
 
 def test_points_answer_for_themselves(recipe_file: Path, tmp_path: Path) -> None:

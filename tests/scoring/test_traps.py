@@ -87,12 +87,12 @@ def test_no_forward_in_any_mode_repacks_weights(llama: Path, quantization: str) 
     """Even where somebody calls eval() on the whole model again and runs it without gradients."""
     base, examples = load(llama, quantization), random_sentences()
     batch = examples.collate(range(8))
-    first, codes = base.hidden(batch, 1), {n: m.weight.data.clone() for n, m in bnb_linears(base.model).items()}
+    first, codes = base.hidden_states(batch, 1), {n: m.weight.data.clone() for n, m in bnb_linears(base.model).items()}
     for mode in (base.model.eval, base.model.train):
         mode()
         with torch.no_grad():
             base.model(input_ids=batch.ids[:, :40])
-        assert torch.equal(base.hidden(batch, 1), first)
+        assert torch.equal(base.hidden_states(batch, 1), first)
     for name, module in bnb_linears(base.model).items():
         assert torch.equal(module.weight.data, codes[name])
         assert not getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False)
@@ -108,10 +108,10 @@ def test_no_dropout_anywhere(opt: Path, quantization: str) -> None:
     assert len(seen) >= 5 and all(getattr(m, n) == 0 for m, n in seen)
     assert all(m.p == 0 for m in base.model.modules() if isinstance(m, torch.nn.Dropout))
     batch = random_sentences().collate(range(8))
-    first = base.hidden(batch, 1)
-    assert torch.equal(base.hidden(batch, 1), first)
+    first = base.hidden_states(batch, 1)
+    assert torch.equal(base.hidden_states(batch, 1), first)
     base.model.train()
-    assert torch.equal(base.hidden(batch, 1), first)
+    assert torch.equal(base.hidden_states(batch, 1), first)
 
 
 def test_only_bitsandbytes_modules_are_in_train_mode(llama: Path) -> None:
@@ -145,7 +145,7 @@ def test_weight_of_is_what_the_forward_uses_also_after_many(llama: Path, quantiz
 
     base, batch = load(llama, quantization), random_sentences().collate(range(16))
     for _ in range(10):
-        base.hidden(batch, 1)
+        base.hidden_states(batch, 1)
     fresh = loading.from_pretrained(
         llama, base.device, "auto", loading.bitsandbytes_config(Model(source="", quantization=quantization))
     )
@@ -573,7 +573,7 @@ def test_nothing_longer_than_the_context_reaches_the_forward(
     room = base.context_length - at_most
     fits = encoded(room, "data.max_length=512")
     assert max(map(len, fits.tokens)) == base.context_length == 96
-    assert base.hidden(fits.collate([0]), 1).isfinite().all()
+    assert base.hidden_states(fits.collate([0]), 1).isfinite().all()
     guard = base.model.get_input_embeddings().register_forward_pre_hook(never)
     with pytest.raises(DataError, match=r"longer than 96 tokens .*longest 97"):
         encoded(room + 1, "data.max_length=512")
@@ -581,7 +581,7 @@ def test_nothing_longer_than_the_context_reaches_the_forward(
     with pytest.raises(DataError, match="longer than 40 tokens"):
         encoded(room, "data.max_length=40")
     short = encoded(room + 30, "data.max_length=512", "data.on_overflow=truncate")
-    assert max(map(len, short.tokens)) == 96 and base.hidden(short.collate([0]), 1).isfinite().all()
+    assert max(map(len, short.tokens)) == 96 and base.hidden_states(short.collate([0]), 1).isfinite().all()
 
 
 # -- logits
@@ -613,7 +613,7 @@ def test_no_logits_of_all_places_and_words(llama: Path, per: int, monkeypatch: p
     rows = [Row(str(i), {"text": "a film" * 20, "label": "a"}) for i in range(16)]
     examples, _ = (task := Classify(options=options)).encode(rows, base.tokenizer, 90, "error")
     batch = examples.collate(range(16))
-    assert examples.per == per and batch.ids.shape[1] > 30
+    assert examples.sequences_each == per and batch.ids.shape[1] > 30
 
     def called(*_: Any) -> None:
         raise AssertionError("the head was called on its own")

@@ -53,7 +53,7 @@ def chat(
     from ..run.trained import load_trained
 
     trained, *_ = load_trained(run, at)
-    trained.base.must_continue()
+    trained.base.require_causal()
     while line := read_line():
         if (text := line.strip()) == "/quit":
             break

@@ -20,7 +20,7 @@ def choose_option(trained: Trained, prompt: str) -> str:
         task = replace(task, objective="loss")  # a reward function of the user's may not be here
     row = Row("the prompt", {"prompt": prompt, "label": next(iter(task.options))})
     examples, _ = task.encode([row], trained.base.tokenizer, trained.limit, "error")
-    outputs = task.over(examples, 0, 1).outputs(trained.base, examples.collate([0]), 1)
+    outputs = task.make_training(examples, 0, 1).outputs(trained.base, examples.collate([0]), 1)
     shares = outputs[0, 0].softmax(-1).tolist()
     ranked = sorted(zip(shares, task.options.values()), reverse=True)
     return f"{prompt}{ranked[0][1]}   ({', '.join(f'{word.strip()} {100 * share:.1f} %' for share, word in ranked)})"

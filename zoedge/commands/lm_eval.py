@@ -45,7 +45,7 @@ class LmEvalModel(TemplateLM):
 
     def __init__(self, base: Base):
         super().__init__()
-        base.must_continue()
+        base.require_causal()
         self.base, self.tokenizer = base, base.tokenizer
         if self.tokenizer.eos_token_id is None:
             raise DataError(
@@ -81,7 +81,7 @@ class LmEvalModel(TemplateLM):
         found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for chosen in iter_batches(examples):
             batch = examples.collate(chosen)
-            h = self.base.hidden(batch, 1)
+            h = self.base.hidden_states(batch, 1)
             real = torch.arange(h.shape[1]) < torch.tensor([len(examples.targets[i]) for i in chosen])[:, None]
             scored = list(self._scored(h[real.to(h.device)], batch.targets[:, : h.shape[1]][real]))
             at = 0

@@ -105,7 +105,7 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
     limit = min(recipe.data.max_length, int(facts.longest(config)) - recipe.space.virtual_tokens)
     datasets = texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, limit)
     train = datasets.train
-    task = recipe.task.over(train, recipe.seed, recipe.train.batch)
+    task = recipe.task.make_training(train, recipe.seed, recipe.train.batch)
     rows: list[PreviewRow] = []
     for step in range(-(-count // recipe.train.batch)):
         rows += decode_rows(task.batch(step), recipe.task, tokenizer)
@@ -122,8 +122,8 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
         counts=datasets.counts,
         lengths=[len(ids) for ids in train.tokens],
         scored=sum(map(len, train.rows)),
-        double=sum(ids[0] in special and ids[:2] == [ids[0]] * 2 for ids in train.tokens[:: train.per]),
-        unscored=sum(not places for places in train.rows[:: train.per]),
+        double=sum(ids[0] in special and ids[:2] == [ids[0]] * 2 for ids in train.tokens[:: train.sequences_each]),
+        unscored=sum(not places for places in train.rows[:: train.sequences_each]),
         unknown=sum(ids.count(unknown) for ids in train.tokens),
         labels=dict(labels),
         rows=rows[:count],
@@ -132,7 +132,7 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
 
 def decode_rows(batch: Batch, task: AbstractTask, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
     """Yield a batch's examples as people read them, from the batch's tensors alone."""
-    per = batch.examples.per
+    per = batch.examples.sequences_each
     has_labels = bool(task.labels)
     fills_mask = task.head == "MaskedLM"
     for b in range(len(batch)):

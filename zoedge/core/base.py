@@ -29,35 +29,35 @@ class SpaceBase(Protocol):
     past: Tensor | None  # the keys and values of the points held: [points, blocks, 2, groups, m, D]
     project: Projection
 
-    def sites(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
+    def find_linears(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
         """Return the chosen Linear modules by name, and cut at the lowest. DataError: there are no such ones."""
 
-    def cut_at(self, block: int) -> None:
+    def set_cut(self, block: int) -> None:
         """Say that nothing below this block is trained."""
 
-    def reserve(self, tokens: int) -> None:
+    def reserve_positions(self, tokens: int) -> None:
         """Keep positions ahead of every sequence, and cut at 0. DataError: there is no room."""
 
-    def real_tokens(self, count: int, text: str, seed: int) -> Tensor:
+    def choose_token_ids(self, count: int, text: str, seed: int) -> Tensor:
         """Return the ids [count] of a text, repeated to fill, or ids drawn from the vocabulary by the seed."""
 
-    def embeddings(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         """Return the embeddings [T, E] of tokens [T], in float32."""
 
-    def keys_values(self, ids: Tensor) -> Tensor:
+    def compute_keys_values(self, ids: Tensor) -> Tensor:
         """Return what the attention of every block keeps of tokens [T]: [blocks, 2, groups, T, D], in float32."""
 
     def keys_shape(self) -> tuple[int, int, int]:
         """Return (blocks, groups, D) of what `keys_values` returns."""
 
-    def weights(self) -> dict[str, nn.Parameter]:
+    def named_weights(self) -> dict[str, nn.Parameter]:
         """Return every parameter, tied ones once. DataError: the model is quantised."""
 
-    def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, Any]:
+    def find_scales(self, sites: dict[str, nn.Linear]) -> dict[str, Any]:
         """Return the scales of some quantised modules. DataError: they are not quantised."""
 
     def scale_blocks(self, sites: dict[str, nn.Linear]) -> dict[str, int]:
         """Return how many weights share a scale in each of some modules. DataError: they are not quantised."""
 
-    def vectors(self, layers: Layers) -> dict[str, nn.Parameter]:
+    def find_vectors(self, layers: Layers) -> dict[str, nn.Parameter]:
         """Return the norms and biases of some blocks, and the norms after the last block."""

@@ -49,7 +49,7 @@ class StepOracle:
 
     def _share(self, points: Sequence[Point], rows: slice) -> list[list[float]]:
         whole = rows.start == 0 and rows.stop == len(self.batch)
-        return self._scored(points, self.batch if whole else self.batch.part(rows.start, rows.stop))
+        return self._scored(points, self.batch if whole else self.batch.slice_examples(rows.start, rows.stop))
 
     def _scored(self, points: Sequence[Point], batch: Batch) -> list[list[float]]:
         """Return each point's losses, one an example, with as many points in a forward pass as space and memory hold."""
@@ -81,7 +81,7 @@ class StepOracle:
         """Return each point's losses, one an example, by one forward pass for each of `parts` parts of the batch."""
         task, size = self.run.task, math.ceil(len(batch) / parts) if parts > 1 else 0
         assert task is not None
-        pieces = [batch.part(i, i + size) for i in range(0, len(batch), size)] if size else [batch]
+        pieces = [batch.slice_examples(i, i + size) for i in range(0, len(batch), size)] if size else [batch]
         with self.run.space.visit([self._shift(point) for point in points]):
             scores = [task.score(self.run.model, piece, len(points)).tolist() for piece in pieces]
         return [list(chain(*row)) for row in zip(*scores)]

@@ -385,7 +385,7 @@ class Batch(Protocol):
         """The padded token rows of one copy of it in a forward."""
 
     def __len__(self) -> int: ...
-    def part(self, first: int, end: int) -> Batch:
+    def slice_examples(self, first: int, end: int) -> Batch:
         """Return the examples first .. end - 1, each with the loss that it has in the whole batch."""
 
 
@@ -435,5 +435,5 @@ class AbstractTask(ABC):
         """Return tokenised rows (scoring's Examples), and counts of what was truncated or dropped. DataError: a row."""
 
     @abstractmethod
-    def over(self, train: Any, seed: int, size: int) -> Any:
+    def make_training(self, train: Any, seed: int, size: int) -> Any:
         """Return the task of a run (scoring's AbstractTraining) over these examples, in batches of `size`."""

@@ -24,7 +24,7 @@ class SharedModel:
         texts = self.measuring.texts
         for examples in (texts.train, texts.valid, texts.test, texts.train.head(recipe.eval.calibrate)):
             if examples is not None:
-                for _ in self.measuring.base.keep(examples, folder):
+                for _ in self.measuring.base.cache_trunk(examples, folder):
                     pass
 
     @property
@@ -41,7 +41,7 @@ class SharedModel:
         """
         recipe, space = self.recipe, self.measuring.space
         copy_values(space, recipe.space.blank(space.describe(), seed, Normal()))
-        task = recipe.task.over(self.measuring.texts.train, seed, recipe.train.batch)
+        task = recipe.task.make_training(self.measuring.texts.train, seed, recipe.train.batch)
         yield from play(Run(seed, steps, MemoryLog(), space, noise, rule, estimator, task, self.measuring.base), steps)
 
     def score(self) -> Score:

@@ -42,7 +42,7 @@ def estimate_trace(
     """
     count = min(options.rows, len(examples))
     batches = examples.sorted_batches(
-        max(1, FORWARD_TOKENS // (2 * max(map(len, examples.tokens)) * examples.per)), count
+        max(1, FORWARD_TOKENS // (2 * max(map(len, examples.tokens)) * examples.sequences_each)), count
     )
     signs = (1.0, -1.0) if options.estimator == "antithetic" else (1.0,)
 

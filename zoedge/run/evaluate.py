@@ -103,4 +103,4 @@ def evaluate(space: Visitable, task: AbstractTraining, model: Base, examples: Ex
         calibrate: how many training rows, without their labels, measure the label bias.
     """
     with space.visit([lambda leaf: None]):
-        return Score(**task.judge(model, examples, calibrate))
+        return Score(**task.evaluate(model, examples, calibrate))

@@ -94,12 +94,13 @@ class Evaluator:
         assert self.last is not None
         some = self.last.head(SAMPLE_COUNT)
         with space.visit([lambda leaf: None]):
-            replies = b.task.replies(b.base, some)
+            replies = b.task.sample_answers(b.base, some)
         if replies:
-            prompts = [some.tokens[i * some.per][: some.rows[i * some.per][0] + 1] for i in range(len(some))]
+            firsts = range(0, len(some.tokens), some.sequences_each)  # the first sequence of each example
+            prompts = [some.tokens[i][: some.rows[i][0] + 1] for i in firsts]
             texts = b.base.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-            found = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
-            folder.append_metric(self.folder, event="samples", step=step, rows=self.rows, samples=found)
+            samples = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
+            folder.append_metric(self.folder, event="samples", step=step, rows=self.rows, samples=samples)
 
     def due(self, step: int) -> bool:
         """Is the step to be evaluated on validation rows? The last one only if they choose the step that is delivered."""

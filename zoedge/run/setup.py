@@ -54,7 +54,7 @@ class Measuring(Trained):
         base, space = attach_space(recipe)  # attached first: virtual tokens take their share of the context
         limit = min(recipe.data.max_length, base.context_length)
         texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
-        return cls(recipe, base, space, texts, recipe.task.over(texts.train, recipe.seed, recipe.train.batch))
+        return cls(recipe, base, space, texts, recipe.task.make_training(texts.train, recipe.seed, recipe.train.batch))
 
     def header(self) -> Header:
         """Return the header of a log that begins here."""
@@ -151,7 +151,9 @@ def cache_trunk(measuring: Measuring, folder: Path, show: Plain) -> None:
     texts, threads = measuring.texts, measuring.recipe.train.threads
     for which, examples in {"train": texts.train, "valid": texts.valid, "test": texts.test}.items():
         if examples is not None:
-            show.track(measuring.base.keep(examples, folder), len(examples.tokens), f"lower layers, once ({which})")
+            show.track(
+                measuring.base.cache_trunk(examples, folder), len(examples.tokens), f"lower layers, once ({which})"
+            )
     if threads:
         import torch
 

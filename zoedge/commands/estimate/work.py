@@ -123,16 +123,16 @@ def longest_forwards(
         loss_rows, columns = (size * limit, chunk) if reads_vocabulary else (size, 1)
         return ForwardSize(limit, size * limit, loss_rows, columns), None, size * limit
     train = datasets.train
-    columns = chunk if reads_vocabulary or train.per > 1 else 1
+    columns = chunk if reads_vocabulary or train.sequences_each > 1 else 1
     sizes = batch_token_rows(train, size, recipe.seed, min(recipe.train.steps, SEARCHED_STEPS))
-    batch = recipe.task.over(train, recipe.seed, size).batch(find_longest_step(recipe, train))
+    batch = recipe.task.make_training(train, recipe.seed, size).batch(find_longest_step(recipe, train))
     flat = batch.flat or batch
     step = ForwardSize((flat.branches or flat).ids.shape[1], batch.tokens, flat.rows.numel(), columns)
     evaluations = []
     for examples in list_datasets(datasets)[1:]:
         longest = max(example_token_rows(examples))
         count = min(len(examples), max(1, FORWARD_TOKENS // longest))
-        loss_rows = count * examples.per * max(map(len, examples.rows))
+        loss_rows = count * examples.sequences_each * max(map(len, examples.rows))
         evaluations.append(ForwardSize(longest, count * longest, loss_rows, columns))
     return step, max(evaluations, key=lambda f: f.tokens, default=None), sum(sizes) // len(sizes)
 
@@ -154,7 +154,7 @@ def batch_token_rows(train: Examples, size: int, seed: int, steps: int) -> list[
 @lru_cache(maxsize=8)
 def example_token_rows(examples: Examples) -> list[int]:
     """Return the token rows of each example."""
-    return [examples.fills(i) for i in range(len(examples))]
+    return [examples.count_token_rows(i) for i in range(len(examples))]
 
 
 def unattached_base(recipe: Recipe, shape: ModelShape) -> SpaceBase:

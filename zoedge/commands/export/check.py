@@ -80,7 +80,7 @@ def compute_logits(base: Base, space: Space, ids: Tensor) -> Tensor:
         examples=SimpleNamespace(tokens=ids),
     )
     with space.visit([lambda leaf: None]):
-        h = base.hidden(everywhere, 1)
+        h = base.hidden_states(everywhere, 1)
     size = base.model.config.vocab_size
     parts = [torch.arange(i, min(i + HEAD_COLUMNS, size)) for i in range(0, size, HEAD_COLUMNS)]
     return torch.cat([base.logits(h, some).cpu() for some in parts], dim=-1)

@@ -47,12 +47,12 @@ class Full(AbstractSpace):
         return FullSpace.width
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
-        base.cut_at(0)
+        base.set_cut(0)
         return describe_parameters(str(base.dtype).removeprefix("torch."), dict(base.model.named_parameters()))
 
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> FullSpace:
         """Make the space over a base, whose modules it hooks. DataError: the base is quantised."""
-        held = FullSpace(base.weights(), base.model.get_input_embeddings(), base.model.get_output_embeddings())
+        held = FullSpace(base.named_weights(), base.model.get_input_embeddings(), base.model.get_output_embeddings())
         self.describe(base)
         held.hook(base)
         return held

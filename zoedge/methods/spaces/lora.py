@@ -50,13 +50,13 @@ class Lora(AbstractSpace):
         return LoraSpace.width
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
-        sites = base.sites(self.layers, self.targets)
+        sites = base.find_linears(self.layers, self.targets)
         return {"shapes": [[name, m.out_features, m.in_features] for name, m in sites.items()]}
 
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> LoraSpace:
         """Make the space over a base, whose chosen Linear modules it hooks."""
         held = self.blank(self.describe(base), seed, noise, base.device)
-        held.hook(base.sites(self.layers, self.targets), base.dtype)
+        held.hook(base.find_linears(self.layers, self.targets), base.dtype)
         return held
 
     def elements(self, description: Any) -> int:

@@ -49,14 +49,14 @@ class Prefix(AbstractSpace):
         return self.tokens
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
-        base.reserve(self.tokens)
+        base.reserve_positions(self.tokens)
         blocks, groups, size = base.keys_shape()
         return {"blocks": blocks, "groups": groups, "size": size}
 
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> PrefixSpace:
         """Make the space over a base, which gives the initial activations and has m positions fewer afterwards."""
         held = self.blank(self.describe(base), seed, noise, base.device)
-        start = base.keys_values(base.real_tokens(self.tokens, self.text, seed))
+        start = base.compute_keys_values(base.choose_token_ids(self.tokens, self.text, seed))
         held.begin(base, start)
         return held
 

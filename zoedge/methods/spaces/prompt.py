@@ -46,13 +46,13 @@ class Prompt(AbstractSpace):
         return self.tokens
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
-        base.reserve(self.tokens)
+        base.reserve_positions(self.tokens)
         return {"width": base.model.get_input_embeddings().weight.shape[1]}
 
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> PromptSpace:
         """Make the space over a base, which gives the initial embeddings and has n positions fewer afterwards."""
         held = self.blank(self.describe(base), seed, noise, base.device)
-        start = base.embeddings(base.real_tokens(self.tokens, self.text, seed))
+        start = base.embed_tokens(base.choose_token_ids(self.tokens, self.text, seed))
         held.begin(base, start)
         return held
 

@@ -41,17 +41,17 @@ class Scales(AbstractSpace):
         return ScalesSpace.width
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
-        sites = base.sites(self.layers, "all")
+        sites = base.find_linears(self.layers, "all")
         blocks = base.scale_blocks(sites)
-        vectors = base.vectors(self.layers) if self.vectors else {}
+        vectors = base.find_vectors(self.layers) if self.vectors else {}
         scales = [[name, m.out_features, m.in_features, blocks[name]] for name, m in sites.items()]
         return {"scales": scales, "vectors": [[name, p.numel()] for name, p in vectors.items()]}
 
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> ScalesSpace:
         """Make the space over a base, whose modules it hooks. DataError: the base is not quantised."""
         held = self.blank(self.describe(base), seed, noise, base.device)
-        sites = base.sites(self.layers, "all")
-        held.hook(base.model, sites, base.scaled(sites))
+        sites = base.find_linears(self.layers, "all")
+        held.hook(base.model, sites, base.find_scales(sites))
         return held
 
     def elements(self, description: Any) -> int:

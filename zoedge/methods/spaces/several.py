@@ -71,7 +71,7 @@ class Several(AbstractSpace):
         for word, one in self.of.items():
             answers[word] = ask(one)
             cuts.append(base.cut)
-        base.cut_at(min(cuts))
+        base.set_cut(min(cuts))
         return answers
 
     def elements(self, description: Any) -> int:

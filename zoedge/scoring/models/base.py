@@ -86,7 +86,7 @@ class Base:
         """The number of tokens that a sequence may have, besides virtual tokens."""
         return int(self.facts.longest(self.model.config)) - self.ahead
 
-    def sites(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
+    def find_linears(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
         """Return some Linear modules by full name, in the model's order, and cut at the lowest block of theirs.
 
         Args:
@@ -106,7 +106,7 @@ class Base:
                     f"space.targets: no module named '{target}' in {type(self.model).__name__}. "
                     f"It has: {' '.join(known)} ({len(blocks)} layers){suggest_nearest(target, known)}"
                 )
-        self.cut_at(0 if self.ahead else min(chosen))
+        self.set_cut(0 if self.ahead else min(chosen))
         return {
             f"{self.facts.BLOCKS}.{i}.{name}": m
             for i in chosen
@@ -114,7 +114,7 @@ class Base:
             if isinstance(m, nn.Linear) and (targets == "all" or name.rpartition(".")[2] in targets)
         }
 
-    def cut_at(self, block: int) -> None:
+    def set_cut(self, block: int) -> None:
         """Declare that nothing below this block is trained."""
         if self.cut != block:
             self.kept.clear()  # these outputs are of another block
@@ -122,7 +122,7 @@ class Base:
 
     # -- virtual tokens
 
-    def reserve(self, tokens: int) -> None:
+    def reserve_positions(self, tokens: int) -> None:
         """Reserve positions ahead of every sequence for virtual tokens, which all blocks see, and cut at 0.
 
         DataError: no room would be left for text, or the model fills masks.
@@ -136,9 +136,9 @@ class Base:
                 f"space.tokens: {tokens} leave no room for text in a context of {self.context_length} tokens."
             )
         self.ahead += tokens
-        self.cut_at(0)
+        self.set_cut(0)
 
-    def real_tokens(self, count: int, text: str, seed: int) -> Tensor:
+    def choose_token_ids(self, count: int, text: str, seed: int) -> Tensor:
         """Return `count` token ids: those of a text, repeated to fill, or random ones where the text is empty.
 
         Random ids are a hash of the seed. DataError: the text has more tokens than `count`, or none.
@@ -153,7 +153,7 @@ class Base:
         return torch.tensor((ids * count)[:count])
 
     @torch.inference_mode()
-    def embeddings(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, ids: Tensor) -> Tensor:
         """Return the embeddings of tokens, [..., E] in float32 for ids [...], as the forward reads them."""
         return self.model.get_input_embeddings()(ids.to(self.device)).float()
 
@@ -165,14 +165,14 @@ class Base:
         return len(self.blocks), groups, size
 
     @torch.inference_mode()
-    def keys_values(self, ids: Tensor) -> Tensor:
+    def compute_keys_values(self, ids: Tensor) -> Tensor:
         """Return the keys and values of a sequence [T] in every block, [blocks, 2, groups, T, D] in float32."""
         cache = self.model.base_model(input_ids=ids[None].to(self.device), use_cache=True).past_key_values
         return torch.stack([torch.cat([layer.keys, layer.values]) for layer in cache.layers]).float()
 
     # -- what spaces take of the model itself
 
-    def weights(self) -> dict[str, nn.Parameter]:
+    def named_weights(self) -> dict[str, nn.Parameter]:
         """Return every parameter by name, in the model's order, tied ones once.
 
         DataError: the model is quantised, or some of its weights are on the disk.
@@ -183,7 +183,7 @@ class Base:
             raise DataError("space: full moves all weights, and model.max_memory leaves some on the disk. Use LoRA.")
         return dict(self.model.named_parameters())
 
-    def scaled(self, sites: dict[str, nn.Linear]) -> dict[str, LinearScales]:
+    def find_scales(self, sites: dict[str, nn.Linear]) -> dict[str, LinearScales]:
         """Return the quantisation scales of some Linear modules by name. DataError: they are not quantised."""
         if not all(map(LinearScales.has, sites.values())):
             raise DataError(
@@ -194,10 +194,10 @@ class Base:
     def scale_blocks(self, sites: dict[str, nn.Linear]) -> dict[str, int]:
         """Return how many weights share a scale in each of some Linear modules. DataError: they are not quantised."""
         if self.quantization is None:
-            return {name: scales.block for name, scales in self.scaled(sites).items()}
+            return {name: scales.block for name, scales in self.find_scales(sites).items()}
         return {name: m.in_features if self.quantization == "int8" else QUANTISED_BLOCK for name, m in sites.items()}
 
-    def vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
+    def find_vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
         """Return the norms and biases of some blocks, and the norms after the last block, by name.
 
         The head's bias and what belongs to the embeddings are not among them.
@@ -215,7 +215,7 @@ class Base:
     # -- the forward
 
     @torch.inference_mode()
-    def hidden(self, batch: Batch, copies: int) -> Tensor:
+    def hidden_states(self, batch: Batch, copies: int) -> Tensor:
         """Return what the head reads at the scored rows, [copies * S, R, H], copy by copy.
 
         The batch is padded on the right, so that causal attention needs no mask. Where options share their beginning, the
@@ -225,7 +225,7 @@ class Base:
         lengths = torch.tensor([len(batch.examples.tokens[i]) for i in batch.index])
         form = tree or batch
         if self.cut == 0:
-            h = self.enter(form.ids, copies, tree)
+            h = self.embed_inputs(form.ids, copies, tree)
         elif cache is None:
             h = self.trunk(form.ids, lengths, tree).repeat(copies, 1, 1)
         else:
@@ -255,13 +255,13 @@ class Base:
         ids: the sequences [S, T], padded on the right. lengths: the tokens of each without padding, [S]. tree: the batch's,
         if ids are those of a tree.
         """
-        h = self.enter(ids, 1, tree)
+        h = self.embed_inputs(ids, 1, tree)
         context = self.context(h, lengths, 1, tree)
         for block in self.blocks[: self.cut]:
             h = block(h, **context)
         return h
 
-    def enter(self, ids: Tensor, copies: int, tree: OptionTree | None) -> Tensor:
+    def embed_inputs(self, ids: Tensor, copies: int, tree: OptionTree | None) -> Tensor:
         """Return what the first block reads, [copies * S, n + T, H], copy by copy, each behind its own prompt."""
         prompt = None if self.prompt is None else self.prompt.repeat_interleave(len(ids), 0)
         length = ids.shape[1]
@@ -336,7 +336,7 @@ class Base:
         assert normaliser is not None
         return target_logits - normaliser
 
-    def must_continue(self) -> None:
+    def require_causal(self) -> None:
         """Raise DataError if the model fills masks, as it cannot continue a text."""
         if self.facts.HEAD != "CausalLM":
             raise DataError(f"{type(self.model).__name__} fills masks: it has no continuation.")
@@ -352,7 +352,7 @@ class Base:
         Raises:
             DataError: prompt and new tokens do not fit into the context, or the model fills masks.
         """
-        self.must_continue()
+        self.require_causal()
         ids = self.tokenizer(prompt, add_special_tokens=special, return_tensors="pt").input_ids.to(self.device)
         if ids.shape[1] + tokens > self.context_length:
             raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
@@ -362,14 +362,14 @@ class Base:
         text: Any = self.tokenizer.decode(out[0], skip_special_tokens=True)  # of one sequence: a text
         return text
 
-    def answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
+    def generate_answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
         """Return the first line of the greedy continuation of each tokenised prompt, [copies][prompts].
 
         tokens: how many new tokens there may be.
         """
         return generate_answers(self, self.tokenizer, prompts, copies, tokens)
 
-    def keep(self, examples: Examples, folder: Path) -> Iterator[int]:
+    def cache_trunk(self, examples: Examples, folder: Path) -> Iterator[int]:
         """Store the output of the blocks below `cut` for a whole set, in a file in `folder`, and yield the progress.
 
         Each yielded number is how many more sequences are done. Which sequences share a forward depends on the data alone, so
@@ -378,7 +378,7 @@ class Base:
         if self.cut == 0 or id(examples) in self.kept:
             return
         trunk = TrunkCache(examples, self.model.config.hidden_size, self.dtype, self.device, folder)
-        for chunk, ids in trunk.chunks():
+        for chunk, ids in trunk.iterate_chunks():
             trunk.write(chunk, self.trunk(ids, torch.tensor([len(examples.tokens[i]) for i in chunk])))
             yield len(chunk)
         self.kept[id(examples)] = trunk

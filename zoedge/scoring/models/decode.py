@@ -34,7 +34,7 @@ def generate_greedy(base: SpaceBase, ids: Tensor, mask: Tensor, copies: int, **o
     from transformers import DynamicCache
 
     ids, mask = (x.to(base.device).repeat(copies, 1) for x in (ids, mask))
-    h, cache = base.embeddings(ids).to(base.dtype), None
+    h, cache = base.embed_tokens(ids).to(base.dtype), None
     if base.prompt is not None:
         h = torch.cat([base.prompt.repeat_interleave(len(ids) // copies, 0), h], 1)
     if base.past is not None:

@@ -40,7 +40,7 @@ class TrunkCache:
             self.starts.append(self.starts[-1] + len(ids) * self.bytes)
         self.folder, self.file = folder, tempfile.TemporaryFile(dir=folder)
 
-    def chunks(self) -> Iterator[tuple[list[int], Tensor]]:
+    def iterate_chunks(self) -> Iterator[tuple[list[int], Tensor]]:
         """Yield all sequences once, those of like length together: their numbers, and ids [S, T] padded on the right with 0."""
         order = sorted(range(len(self.tokens)), key=lambda i: (len(self.tokens[i]), i))
         while order:

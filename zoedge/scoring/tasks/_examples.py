@@ -24,18 +24,18 @@ SHUFFLE_WINDOW = 8  # batches whose examples are sorted by length together
 class Examples:
     """A tokenised set of rows. Its sequences are stored one after another, those of one example side by side.
 
-    per: the number of sequences of each example.
+    sequences_each: the number of sequences of each example.
     tokens: the token ids of each sequence.
     rows: the positions of each sequence where the prediction of the next token is scored.
-    targets: the tokens that are right there, for each sequence. In classification with one-token options, per is 1 and
-        every sequence has the same targets, which are the tokens of all options.
+    targets: the tokens that are right there, for each sequence. In classification with one-token options,
+        sequences_each is 1 and every sequence has the same targets, which are the tokens of all options.
     labels: the number of each example's right option.
     names: where each example's row stands, as file:line.
     notes: what an objective or a metric needs of each example besides its tokens, as JSON; empty where nothing is needed.
     choices: all candidates of each example as a set of their own, where training reads only the right one; else empty.
     """
 
-    per: int
+    sequences_each: int
     tokens: list[list[int]] = field(default_factory=list)
     rows: list[list[int]] = field(default_factory=list)
     targets: list[list[int]] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Examples:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the tokenised examples in their order. It identifies the data, whatever file it came from."""
-        sha = hashlib.sha256(struct.pack("<II", self.per, len(self)))
+        sha = hashlib.sha256(struct.pack("<II", self.sequences_each, len(self)))
         for numbers in (*self.tokens, *self.rows, *self.targets, self.labels):
             sha.update(struct.pack(f"<I{len(numbers)}I", len(numbers), *numbers))
         for note in self.notes:
@@ -79,7 +79,7 @@ class Examples:
             chosen: the numbers of the examples.
             sizes: how many sequences after one another are options of the same prompt; None: those of each example.
         """
-        index = [example * self.per + j for example in chosen for j in range(self.per)]
+        index = [example * self.sequences_each + j for example in chosen for j in range(self.sequences_each)]
         ids = pad_right([self.tokens[i] for i in index], 0)
         rows = pad_right([self.rows[i] for i in index], 0)
         targets = pad_right([self.targets[i] for i in index], -1)
@@ -88,7 +88,7 @@ class Examples:
         check = 0
         for tensor in (ids, lengths, rows, targets, labels):
             check = zlib.crc32(tensor.numpy().tobytes(), check)
-        sizes = sizes or [self.per] * len(chosen)
+        sizes = sizes or [self.sequences_each] * len(chosen)
         branches = None
         if max(sizes) > 1:
             branches = OptionTree.of([self.tokens[i] for i in index], sizes, ids, rows)
@@ -98,9 +98,16 @@ class Examples:
     def head(self, count: int) -> Examples:
         """Return the first `count` examples, or all where there are fewer."""
         n = min(count, len(self))
-        tokens, rows, targets = (lists[: n * self.per] for lists in (self.tokens, self.rows, self.targets))
+        tokens, rows, targets = (lists[: n * self.sequences_each] for lists in (self.tokens, self.rows, self.targets))
         return Examples(
-            self.per, tokens, rows, targets, self.labels[:n], self.names[:n], self.notes[:n], self.choices[:n]
+            self.sequences_each,
+            tokens,
+            rows,
+            targets,
+            self.labels[:n],
+            self.names[:n],
+            self.notes[:n],
+            self.choices[:n],
         )
 
     def plan(self, size: int, seed: int, step: int) -> list[int]:
@@ -130,7 +137,7 @@ class Examples:
             batches += [window[j : j + size] for j in range(0, len(window), size)]
         return [batches[i] for i in seeded_permutation(len(batches), seed, ~epoch)]
 
-    def fills(self, i: int) -> int:
+    def count_token_rows(self, i: int) -> int:
         """Return how many token rows example i takes in a forward."""
         return count_token_rows(self._sequences(i))
 
@@ -138,7 +145,7 @@ class Examples:
         return max(map(len, self._sequences(i)))
 
     def _sequences(self, i: int) -> list[list[int]]:
-        return self.tokens[i * self.per : (i + 1) * self.per]
+        return self.tokens[i * self.sequences_each : (i + 1) * self.sequences_each]
 
     def sorted_batches(self, size: int, count: int | None = None) -> list[list[int]]:
         """Return the numbers of all examples, or of the first `count`, sorted by length, `size` to a batch."""
@@ -156,7 +163,7 @@ def pad_right(sequences: list[list[int]], filler: int) -> Tensor:
 
 @dataclass(eq=False)
 class Batch:
-    """Some examples as padded tensors. It has B examples and S = B * examples.per sequences.
+    """Some examples as padded tensors. It has B examples and S = B * examples.sequences_each sequences.
 
     examples: the set that they are from.
     index: the number of each sequence in it, [S].
@@ -182,12 +189,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, first: int, end: int) -> Batch:
+    def slice_examples(self, first: int, end: int) -> Batch:
         """Return the examples first .. end - 1 as a batch, padded as in this one.
 
         With equal shapes most kernels give equal bits, so that a batch scored in parts has the losses of the whole.
         """
-        per = self.examples.per
+        per = self.examples.sequences_each
         sequences = slice(first * per, end * per)
         index, ids, rows = self.index[sequences], self.ids[sequences], self.rows[sequences]
         branches = None
@@ -215,5 +222,5 @@ class Batch:
     @property
     def notes(self) -> list[dict[str, Any]]:
         """The notes of the batch's examples."""
-        per = self.examples.per
+        per = self.examples.sequences_each
         return [self.examples.notes[i // per] for i in self.index[::per]]

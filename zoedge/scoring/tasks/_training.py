@@ -52,13 +52,13 @@ class AbstractTraining(ABC):
         """
 
     @abstractmethod
-    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+    def evaluate(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
         """Return the metrics of the model on some examples by name, `loss` and `count` among them.
 
         calibrate: how many training examples a metric may read, without their labels.
         """
 
-    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+    def sample_answers(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
         """Return the right answer and the model's answer to each example, as texts; empty for a task without answers."""
         return []
 
@@ -68,7 +68,7 @@ def sum_log_likelihoods(model: Base, batch: Batch, copies: int) -> tuple[Tensor,
 
     The sums are [copies, S] in float64 on the CPU, the numbers [S].
     """
-    h = model.hidden(batch, copies)
+    h = model.hidden_states(batch, copies)
     targets = batch.targets.repeat(copies, 1)
     log_p = model.log_likelihood(h, targets.clamp(min=0)).cpu().double()
     sums = torch.where(targets >= 0, log_p, 0.0).sum(-1)
@@ -90,7 +90,7 @@ def evaluation_batches(examples: Examples, more: int = 0) -> Iterator[list[int]]
 
     more: how many tokens each sequence will grow by.
     """
-    longest = max(map(examples.fills, range(len(examples)))) + more
+    longest = max(map(examples.count_token_rows, range(len(examples)))) + more
     yield from examples.sorted_batches(max(1, FORWARD_TOKENS // longest))
 
 

@@ -99,7 +99,7 @@ class Chat(AbstractTask):
             )
         return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> LmTraining:
+    def make_training(self, train: Examples, seed: int, size: int) -> LmTraining:
         """Return the task of a run over these examples, in batches of `size`."""
         return LmTraining(self, train, seed, size)
 

@@ -113,7 +113,7 @@ class Choose(AbstractTask):
                 examples.notes.append({"where": row.where, "row": row.fields, "choices": candidates})
         return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> ChooseTraining:
+    def make_training(self, train: Examples, seed: int, size: int) -> ChooseTraining:
         """Return the task of a run over these examples, in batches of `size`."""
         return ChooseTraining(self, train, seed, size)
 
@@ -194,7 +194,7 @@ class ChooseTraining(AbstractTraining):
         outputs = [note["choices"][pick] for note, pick in zip(notes, picks)]
         return _objective.compute_rewards(self.options.objective, notes, outputs)
 
-    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+    def sample_answers(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
         """Return the text of the right candidate and of the likeliest one of each example."""
         sets = examples.choices
         sums, counts = sum_log_likelihoods(model, flatten_choices(examples, list(range(len(sets)))), 1)
@@ -203,7 +203,7 @@ class ChooseTraining(AbstractTraining):
         right, answers = (model.tokenizer.batch_decode(ids) for ids in (examples.targets, picked_tokens))
         return [(a.strip(), b.strip()) for a, b in zip(right, answers)]
 
-    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+    def evaluate(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
         """Return the training loss, the accuracy, and `majority`, the accuracy of always choosing the same place in the list.
 
         `reward` is there too where the objective is a function.

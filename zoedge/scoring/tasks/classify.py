@@ -76,7 +76,7 @@ class Classify(AbstractTask):
         """
         require_fields(rows, self.fields(), self.label)
         words = list(self.options.values())
-        prompts, labels = self.rendered(rows)
+        prompts, labels = self.render_rows(rows)
         prompt_sequences, starts = tokenise_texts(tokenizer, prompts)
         full_by_option = [tokenise_texts(tokenizer, [p + w for p in prompts])[0] for w in words]
         single = options_are_tokens(prompt_sequences, full_by_option)
@@ -110,7 +110,7 @@ class Classify(AbstractTask):
                 examples.notes.append({"where": row.where, "row": row.fields})
         return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def rendered(self, rows: list[Row]) -> tuple[list[str], list[int]]:
+    def render_rows(self, rows: list[Row]) -> tuple[list[str], list[int]]:
         """Return the prompt of each row and the number of its label. DataError names every row that is not valid."""
         names = list(self.options)
         label_counts = Counter(value_as_text(row.fields.get(self.label)) for row in rows)
@@ -137,7 +137,7 @@ class Classify(AbstractTask):
         raise_faults(faults)
         return prompts, labels
 
-    def over(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
+    def make_training(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
         """Return the task of a run over these examples, in batches of `size`."""
         return ClassifyTraining(self, train, seed, size)
 
@@ -162,8 +162,8 @@ class ClassifyTraining(AbstractTraining):
 
         They may be off by a constant for each example, which a softmax over the options removes.
         """
-        if batch.examples.per == 1:
-            scores: Tensor = model.logits(model.hidden(batch, copies)[:, 0], batch.targets[0]).double().cpu()
+        if batch.examples.sequences_each == 1:
+            scores: Tensor = model.logits(model.hidden_states(batch, copies)[:, 0], batch.targets[0]).double().cpu()
         else:
             sums, counts = sum_log_likelihoods(model, batch, copies)
             scores = sums / counts
@@ -193,14 +193,14 @@ class ClassifyTraining(AbstractTraining):
         ]
         return torch.tensor(rewards, dtype=torch.float64)
 
-    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+    def evaluate(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
         """Return the loss and three accuracies, and the reward where the objective is a function.
 
         accuracy: of the likeliest option. calibrated: the same after the model's bias for some labels is taken off, which
         is the options' mean log p on `calibrate` training rows. majority: of always choosing the most frequent label.
         """
-        scores, labels = self.log_shares(model, examples), torch.tensor(examples.labels)
-        bias = self.log_shares(model, self.train.head(calibrate)).mean(0)
+        scores, labels = self.option_log_probs(model, examples), torch.tensor(examples.labels)
+        bias = self.option_log_probs(model, self.train.head(calibrate)).mean(0)
 
         def accuracy(scores: Tensor) -> float:
             return (scores.argmax(-1) == labels).double().mean().item()
@@ -217,13 +217,13 @@ class ClassifyTraining(AbstractTraining):
             metrics["reward"] = self.rewards(whole, scores[None]).mean().item()
         return metrics
 
-    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+    def sample_answers(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
         """Return the right label and the likeliest one of each example."""
         names = list(self.options.options)
-        picks = self.log_shares(model, examples).argmax(-1).tolist()
+        picks = self.option_log_probs(model, examples).argmax(-1).tolist()
         return [(names[right], names[pick]) for right, pick in zip(examples.labels, picks)]
 
-    def log_shares(self, model: Base, examples: Examples) -> Tensor:
+    def option_log_probs(self, model: Base, examples: Examples) -> Tensor:
         """Return log softmax over the options of each of N examples, [N, options], in float64."""
         numbered: list[tuple[int, Tensor]] = []
         for chosen in evaluation_batches(examples):

@@ -95,7 +95,7 @@ class Generate(AbstractTask):
             examples.notes.append(note)
         return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> GenerateTraining:
+    def make_training(self, train: Examples, seed: int, size: int) -> GenerateTraining:
         """Return the task of a run over these examples, in batches of `size`."""
         return GenerateTraining(self, train, seed, size)
 
@@ -130,14 +130,14 @@ class GenerateTraining(AbstractTraining):
         for i in batch.index:
             last_of_prompt = examples.rows[i][0]  # it predicts the answer's first token
             prompts.append(examples.tokens[i][: last_of_prompt + 1])
-        return model.answers(prompts, copies, self.options.tokens)
+        return model.generate_answers(prompts, copies, self.options.tokens)
 
-    def replies(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
+    def sample_answers(self, model: Base, examples: Examples) -> list[tuple[str, str]]:
         """Return the right answers, joined by " | ", and the model's answer to each example."""
         texts = self.texts(model, examples.collate(range(len(examples))), 1)[0]
         return [(" | ".join(note["answers"]), text) for note, text in zip(examples.notes, texts)]
 
-    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+    def evaluate(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
         """Return the training loss, and F1 and exact match of greedy answers.
 
         `reward` is there too where the objective is a function.

@@ -59,7 +59,7 @@ class Lm(AbstractTask):
             examples.add(*truncate_tokens(ids, list(range(1, len(ids))), start, cut), 0, row.where)
         return examples, check_overflow(rows, lengths, limit, overflow)
 
-    def over(self, train: Examples, seed: int, size: int) -> LmTraining:
+    def make_training(self, train: Examples, seed: int, size: int) -> LmTraining:
         """Return the task of a run over these examples, in batches of `size`."""
         return LmTraining(self, train, seed, size)
 
@@ -72,6 +72,6 @@ class LmTraining(AbstractTraining):
         """Return losses [copies, B], in float64, whose mean is the cross-entropy of the batch's scored tokens."""
         return token_losses(model, batch, copies)
 
-    def judge(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
+    def evaluate(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
         """Return the loss, averaged over all tokens, and the number of examples."""
         return {"loss": mean_loss(model, examples), "count": len(examples)}

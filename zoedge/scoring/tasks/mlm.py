@@ -76,7 +76,7 @@ class Mlm(AbstractTask):
                 "task: {name: classify}."
             )
         require_fields(rows, self.fields(), self.label)
-        _, labels = self._plainly().rendered(rows)
+        _, labels = self._plainly().render_rows(rows)
         words, prompts = self._words(tokenizer), self._tokenised(rows, tokenizer)
         examples, lengths = Examples(1), []
         for i, (row, label) in enumerate(zip(rows, labels)):
@@ -131,7 +131,7 @@ class Mlm(AbstractTask):
                 segments.append(tokenise([literal[len(text) :] + field_alone.render(row) for row in rows]))
         return SegmentedPrompts(segments, fields, place)
 
-    def over(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
+    def make_training(self, train: Examples, seed: int, size: int) -> ClassifyTraining:
         """Return the task of a run over these examples, in batches of `size`."""
         return ClassifyTraining(self._plainly(), train, seed, size)
 
