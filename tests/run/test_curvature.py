@@ -34,7 +34,7 @@ class Quadratic:
 
 
 class Rows:
-    per, tokens = 1, [[0] * 900] * 5  # two rows a forward
+    sequences_each, tokens = 1, [[0] * 900] * 5  # two rows a forward
 
     def __len__(self) -> int:
         return 5

@@ -87,7 +87,6 @@ class NumpySpace(Space):
     lean = True
 
     def __init__(self, space: Space):
-        self._description = space.describe()
         values: list[Any] = [leaf.value.float().cpu().numpy().copy() for leaf in space.leaves()]
         self._leaves = [replace(leaf, value=value) for leaf, value in zip(space.leaves(), values)]
 
@@ -95,7 +94,7 @@ class NumpySpace(Space):
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
-        return self._description
+        raise NotImplementedError("numpy's leaves belong to no model")
 
     def visit(self, deltas: Sequence[Any]) -> AbstractContextManager[None]:
         raise NotImplementedError("numpy's leaves belong to no model")

@@ -107,6 +107,7 @@ def describe_environment(base: Base) -> dict[str, Any]:
     import transformers
 
     from ..methods.noise import _fused
+    from ..scoring.sources import resolve as sources  # noqa: F401 - offline first
 
     device = torch.cuda.get_device_name(0) if base.device.type == "cuda" else platform.processor() or platform.machine()
     own = {"kernel": _fused.triton_version()} if base.device.type == "cuda" else {}
