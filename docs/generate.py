@@ -15,10 +15,10 @@ import numpy as np
 from typer.main import get_command
 
 from zoedge.cli import app
+from zoedge.commands.lab import list_experiments
 from zoedge.core.oracle import count_evaluations
 from zoedge.core.parts import PART_FOLDERS, list_words, load_module, load_part
 from zoedge.core.types import Leaf
-from zoedge.lab import list_experiments
 from zoedge.recipe.parts import build_section
 from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.recipe import Recipe, part_name

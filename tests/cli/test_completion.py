@@ -108,3 +108,17 @@ def test_every_key_is_one_and_every_one_is_there() -> None:
 def test_the_file_of_keys_is_up_to_date() -> None:
     assert completing.KEYS_FILE.samefile(schema.KEYS_FILE)
     assert schema.KEYS_FILE.read_text(encoding="utf-8") == schema.format_keys(), "make docs"
+
+
+def test_a_commands_word_is_a_file_in_commands() -> None:
+    """README says so. A group's word, such as `runs`, counts as a command's."""
+    import typer
+
+    import zoedge
+    from zoedge.cli import app
+
+    words = {word.replace("-", "_") for word in typer.main.get_group(app).commands}  # type: ignore[attr-defined]
+    assert len(words) > 20
+    folder = Path(zoedge.__file__).parent / "commands"
+    missing = {word for word in words if not (folder / f"{word}.py").is_file() and not (folder / word).is_dir()}
+    assert not missing

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from zoedge import lab
 from zoedge.cli import app
+from zoedge.commands import lab
 from zoedge.errors import UsageError
 from zoedge.lab._bench import ArraySpace, FunctionTask, descend
 from zoedge.lab.flat_minima import GOLDEN_TRACES, FlatMinima

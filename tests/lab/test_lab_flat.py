@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoedge import lab
+from zoedge.commands import lab
 from zoedge.errors import DataError
 from zoedge.lab import _flat, flat_logistic, flat_svm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoedge import lab
+from zoedge.commands import lab
 from zoedge.errors import DivergedError
 from zoedge.lab import _triangles, mesh
 

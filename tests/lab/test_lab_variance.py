@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoedge import lab
+from zoedge.commands import lab
 from zoedge.core.memory import MemoryLog
 from zoedge.core.run import Run
 from zoedge.core.types import AbstractNoise, Key, Leaf

@@ -16,7 +16,7 @@ app.add_typer(lab_app, name="lab")
 @lab_app.command("ls")
 def ls() -> None:
     """List the experiments, each with its question."""
-    from ..lab import list_experiments
+    from ..commands.lab import list_experiments
 
     for name, about in list_experiments():
         typer.echo(f"{name:14} {about}")
@@ -33,10 +33,10 @@ def run(
     out: Annotated[Path, typer.Option(help="where NAME.json and NAME.svg go")] = Path("runs/lab"),
 ) -> None:
     """Run an experiment, write its numbers (JSON) and a plot (SVG), and say whether the paper's finding was reproduced."""
-    from .. import lab
+    from ..commands import lab
 
-    made = lab.make_experiment(name, overrides or [])
-    outcome = lab.run_experiment(name, made, seed, out)
+    experiment = lab.make_experiment(name, overrides or [])
+    outcome = lab.run_experiment(name, experiment, seed, out)
     for claim in outcome.claims:
         typer.echo(f"{'reproduced' if claim.holds else 'NOT reproduced':15} {claim.paper}\n{'':15} here: {claim.here}")
     typer.echo(f"{out / name}.json   {out / name}.svg")

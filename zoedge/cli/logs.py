@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import UsageError, make_printable
+from ..errors import make_printable
 from . import app
 from .arguments import AT_HELP, BaseOption, DeviceOption, RawLogArgument, RunArgument
 
@@ -65,24 +65,9 @@ def verify(
         replayed, lines = commands_verify.check_states(journal, base=base)
         print_level("3 replay", lines)
         if adapter:
-            replayed = cut_replay(journal, replayed, at, base)
+            replayed = commands_verify.cut_replay(journal, replayed, at, base)
             print_level("4 adapter", commands_verify.check_adapter(replayed, journal, adapter, base))
     typer.echo("verified")
-
-
-def cut_replay(journal: Any, whole: Any, at: str | None, base: str | None) -> Any:
-    """Return the replay of a log up to a step: `whole`, the replay of all steps, if that is the last one."""
-    from ..core import engine
-    from ..run.folder import resolve_step
-    from ..run.replay import build_replay_run
-
-    steps = resolve_step(journal, at)
-    if steps == len(journal):
-        return whole
-    run = build_replay_run(journal, base=base)
-    for _ in engine.play(run, steps):
-        pass
-    return run
 
 
 @app.command()
@@ -90,11 +75,9 @@ def repair(
     run: RawLogArgument,
 ) -> None:
     """Mend a damaged log, or cut it where its damage begins; a copy of it as it was stays beside it."""
-    from ..log.repair import repair
-    from ..run.folder import find_log
+    from ..commands.repair import repair_run
 
-    path = find_log(run)
-    for line in repair(path):
+    for line in repair_run(run):
         typer.echo(line)
     typer.echo(f"next: zoedge verify {run} --replay, then zoedge resume {run}")
 
@@ -112,6 +95,8 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="the header and every step, one JSON object a line")] = False,
 ) -> None:
     """Print a log's header and its last steps."""
+    from ..commands.log import summarise_log
+
     journal = open_log(run)
     summary = summarise_log(journal)
     if json:
@@ -128,21 +113,6 @@ def show(
         typer.echo(format_record(record))
 
 
-def summarise_log(journal: Any) -> dict[str, Any]:
-    """Return what a log's header and its length say."""
-    header = journal.header
-    return {
-        "format": "1.0",
-        "run_id": (header.run_id or header.identity()).hex(),
-        "seed": header.seed,
-        "trained": header.elements,
-        "steps": len(journal),
-        "hash_every": header.hash_every,
-        "finished": journal.state.end is not None,
-        "fingerprint": journal.fingerprint,
-    }
-
-
 def format_record(record: Any) -> str:
     """Return a step's line: its numbers, its losses, and the names of its flags."""
     losses = " ".join(f"{x:.5f}" for x in record.losses)
@@ -151,7 +121,7 @@ def format_record(record: Any) -> str:
 
 
 @log_app.command("export")
-def export_log(
+def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="the file")],
     packed: Annotated[
@@ -159,46 +129,24 @@ def export_log(
     ] = False,
 ) -> None:
     """Write a copy of a log for sharing (--packed) or for a spreadsheet (CSV)."""
-    from ..core.storage import write_durably
-    from ..log.log import Log
-    from ..log.packed import pack_log
+    from ..commands.log import export_log
 
-    journal = open_log(run)
-    if out.exists() or out.is_symlink():  # a link to nothing would be replaced
-        raise UsageError(f"{out} is there already; name another file.")
-    if packed and not isinstance(journal, Log):
-        raise UsageError(f"{run} is packed already.")
-    data = pack_log(journal) if packed else format_csv(journal).encode()
-    write_durably(out, data)
-    typer.echo(f"{out}: {len(data):,} bytes, {len(data) / max(1, len(journal)):.2f} a step")
-
-
-def format_csv(journal: Any) -> str:
-    """Return a log's steps as CSV."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["step", "seq", "lr", "decay", "flags", "g", "losses"])
-    for r in journal:
-        g, losses = " ".join(map(repr, r.g)), " ".join(map(repr, r.losses))
-        rows.writerow([r.step, r.seq, r.lr, r.decay, r.flags, g, losses])
-    return text.getvalue()
+    size, steps = export_log(run, out, packed)
+    typer.echo(f"{out}: {size:,} bytes, {size / max(1, steps):.2f} a step")
 
 
 @log_app.command("diff")
 def diff(a: RunArgument, b: RunArgument) -> None:
     """Print where two runs part: what differs in their headers, then the first step that differs."""
+    from ..commands.log import iterate_differences
     from ..run.identity import identity_differences
 
     one, two = open_log(a), open_log(b)
     for what in identity_differences(one.header, two.header):
         typer.echo(f"header: {make_printable(what, 1000)}")
-    for r, s in zip(one, two):
-        if (r.lr, r.g, r.flags, r.decay) != (s.lr, s.g, s.flags, s.decay):
-            typer.echo(f"step {r.step}: lr {r.lr} g {r.g}  |  lr {s.lr} g {s.g}")
-            raise typer.Exit(1)
+    for r, s in iterate_differences(one, two):
+        typer.echo(f"step {r.step}: lr {r.lr} g {r.g}  |  lr {s.lr} g {s.g}")
+        raise typer.Exit(1)
     if len(one) != len(two):
         typer.echo(f"{len(one):,} and {len(two):,} steps, equal up to the shorter")
         raise typer.Exit(1)

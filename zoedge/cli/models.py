@@ -100,13 +100,7 @@ def quantize(
     double_quant: bool = True,
 ) -> None:
     """Make the pre-quantised cache of a model, so that the first run starts at once."""
-    from ..errors import UsageError
-    from ..recipe.sections import Model
-    from ..scoring.models.loading import prepare_folder
+    from ..commands.quantize import quantize_model
 
-    if to not in ("nf4", "fp4", "int8"):
-        raise UsageError(f"--to: '{to}' is not nf4, fp4 or int8.")
-    options = Model.model_validate({"source": model, "quantization": to, "double_quant": double_quant})
-    folder, _ = prepare_folder(options)
-    size = sum(p.stat().st_size for p in folder.iterdir())
+    folder, size = quantize_model(model, to, double_quant)
     typer.echo(f"{folder}: {size / 1e6:,.0f} MB")

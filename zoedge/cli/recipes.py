@@ -18,37 +18,24 @@ app.add_typer(recipes_app, name="recipes")
 @recipes_app.command("ls")
 def ls() -> None:
     """List the shipped recipes, each with its first comment."""
-    from ..recipe.reading import list_shipped
+    from ..commands.recipes import list_recipes
 
-    for path in list_shipped():
-        first = path.read_text().splitlines()[0]
-        typer.echo(f"{path.stem:24} {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+    for name, comment in list_recipes():
+        typer.echo(f"{name:24} {comment}".rstrip())
 
 
 @recipes_app.command("show")
 def show(name: RecipeName) -> None:
     """Print a shipped recipe."""
-    from ..recipe.reading import find_recipe
-    from ..recipe.strict_yaml import read_text_file
+    from ..commands.recipes import read_text
 
-    typer.echo(read_text_file(find_recipe(name)), nl=False)
+    typer.echo(read_text(name), nl=False)
 
 
 @recipes_app.command("cp")
 def cp(name: RecipeName, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
     """Copy a shipped recipe, to change it."""
-    from ..errors import UsageError
-    from ..recipe.reading import find_recipe
-    from ..recipe.strict_yaml import read_text_file
+    from ..commands.recipes import copy_recipe
 
-    source = find_recipe(name)
-    text = read_text_file(source)
-    target = to / source.name if to.is_dir() else to
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UsageError(f"{target} is there already; name another file.") from None
-    except OSError as e:
-        raise UsageError(f"{target}: cannot write: {e.strerror}.") from None
+    target = copy_recipe(name, to)
     typer.echo(f"{target}   edit it, then: zoedge finetune {target}")

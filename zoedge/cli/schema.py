@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,17 +20,13 @@ def schema(
 
     A recipe whose first line is `# yaml-language-server: $schema=FILE` is completed and checked while it is written.
     """
-    from ..errors import UsageError
-    from ..recipe.schema import explain_field, recipe_schema
+    from ..commands.schema import describe_recipe, write_schema
 
-    text = explain_field(field) if field is not None else json.dumps(recipe_schema(), indent=1, ensure_ascii=False)
+    text = describe_recipe(field)
     if out is None:
         typer.echo(text)
         return
-    try:
-        out.write_text(text + "\n", encoding="utf-8")
-    except OSError as e:
-        raise UsageError(f"{out}: cannot write: {e.strerror}.") from None
+    write_schema(out, text)
     typer.echo(f"{out}   the first line of a recipe that uses it: # yaml-language-server: $schema={out}")
 
 

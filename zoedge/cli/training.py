@@ -63,17 +63,13 @@ def resume(
 ) -> None:
     """Go on with a run: replay its log, prove the states, then train on."""
     from ..commands.finetune import follow
-    from ..log.log import Log
-    from ..run.folder import find_log
-    from ..run.identity import recipe_from_header
+    from ..commands.resume import find_run
     from ..run.workers import is_follower
 
     if is_follower():
         return follow()
-    path = find_log(run)
-    with Log.open(path) as log:
-        recipe = recipe_from_header(log.header, str(path))
-    run_training(recipe, path.parent, True, choose_display(quiet, plain, json))
+    recipe, folder = find_run(run)
+    run_training(recipe, folder, True, choose_display(quiet, plain, json))
 
 
 def parse_parent(text: str) -> Any:

@@ -19,6 +19,7 @@ from ..log.log import Log
 from ..log.packed import AnyLog
 from ..recipe.recipe import Recipe
 from ..run import auto, identity, replay, setup
+from ..run.folder import resolve_step
 
 
 def check_integrity(log: Log) -> list[str]:
@@ -76,6 +77,17 @@ def check_states(log: AnyLog, device: str = "cpu", base: str | None = None) -> t
     if log.state.end is not None and log.state.end != found[:24]:
         raise ReplayError(f"{log.path}: all hashes agree, and the final state is not the one that END says.")
     return run, [f"replayed {len(log):,} steps: {len(log.state.hashes)} state hashes agree, state {found.hex()[:16]}"]
+
+
+def cut_replay(log: AnyLog, whole: core_run.Run, at: str | None, base: str | None) -> core_run.Run:
+    """Return the replay of a log up to a step: `whole`, the replay of all steps, if that is the last one."""
+    steps = resolve_step(log, at)
+    if steps == len(log):
+        return whole
+    run = replay.build_replay_run(log, base=base)
+    for _ in engine.play(run, steps):
+        pass
+    return run
 
 
 class NumpySpace(Space):
