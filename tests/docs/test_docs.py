@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.paths import ROOT
 
-from zoedge import lab
+from zoedge.commands import lab
 from zoedge.core.parts import PART_FOLDERS, list_words
 from zoedge.recipe.reading import list_shipped, read_recipe
 
