@@ -296,6 +296,21 @@ def test_importing_and_loading_open_no_socket(llama: Path, tmp_path: Path) -> No
         assert set(asked.read_text().split()) == {"offline"}
 
 
+def test_loading_a_model_imports_no_inductor(llama: Path) -> None:
+    """torch._inductor takes 1 s of CPU to import. torch.compile is what it was afterwards."""
+    code = f"""import sys, torch
+compile_function = torch.compile
+from zoedge.recipe.sections import Model
+from zoedge.scoring.models.loading import load_base
+base = load_base(Model(source={str(llama)!r}, quantization="nf4"))
+assert base.generate("the film is", 2) and torch.compile is compile_function
+print("torch._inductor.compile_fx" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["False"]
+
+
 def test_whoever_imports_the_libraries_is_offline_first() -> None:
     """A module of ours that imports one of them also imports `sources` or `models`, which set HF_HUB_OFFLINE."""
     libraries, users = {"bitsandbytes", "transformers", "peft", "accelerate"}, []

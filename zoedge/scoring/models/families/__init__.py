@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ....core.parts import list_words, load_module
 from ....errors import DataError
+from ..libraries import import_bitsandbytes
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -65,6 +66,7 @@ def load_family(config: PreTrainedConfig | SimpleNamespace) -> FamilyFacts:
             f"This {family} model attends in both directions (use_bidirectional_attention), and zoedge needs one that "
             "predicts the next token."
         )
+    import_bitsandbytes()  # before transformers imports it
     return cast(FamilyFacts, load_module("scoring.models.families", family))
 
 
