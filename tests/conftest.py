@@ -25,6 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads cost more 
 
 def pytest_runtest_teardown() -> None:
     settle()
+    if "torch" in sys.modules:  # a run sets the threads of its process, and a log's session names them
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

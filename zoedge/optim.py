@@ -63,6 +63,8 @@ class ClosureBatch(NamedTuple):
 class ClosureTask:
     """A task whose score is what the closure returns."""
 
+    option_count = 0
+
     def __init__(self) -> None:
         self.closure: Callable[[], Any] | None = None
 
@@ -310,6 +312,11 @@ def check_parts(parts: dict[str, Any], steps: int | None) -> None:
     """Raise UsageError if the parts do not go together, or depend on the length of a run that has none."""
     for key, where, allowed, found in incompatible_parts(parts):
         raise UsageError(f"{key}: {part_name(parts[key])} goes only with {where}: {allowed}, not {found}.")
+    if parts["estimator"].per_example:
+        raise UsageError(
+            f"estimator: {part_name(parts['estimator'])} reads the losses of single examples, and a closure returns one "
+            "number. Take two_sided or fzoo."
+        )
     if steps is not None:
         return
     for key in ("rule", "estimator"):

@@ -26,7 +26,7 @@ EXPECTED = HERE / "expected.json"
 WORDS = "<unk> <s> </s> a film was it great terrible dull bright good bad It".split()
 WIDTH = 32
 LORA = {"name": "lora", "rank": 2, "targets": ["q_proj", "v_proj"]}
-# name: (space, storage or quantisation, noise, estimator, rule, rewinds); 9 noises, 10 estimators, 6 rules, 6 spaces
+# name: (space, storage or quantisation, noise, estimator, rule, rewinds); 9 noises, 11 estimators, 6 rules, 6 spaces
 CELLS: dict[str, tuple[Any, ...]] = {
     "lora": (LORA, "none", "rademacher", {"name": "two_sided", "queries": 2}, "sgd", True),
     "lora-b": (LORA | {"train": "b"}, "nf4", "normal", "curved", "hizoo", False),
@@ -41,6 +41,7 @@ CELLS: dict[str, tuple[Any, ...]] = {
     "full-bf16": ("full", "bf16", {"name": "sparse", "of": "rademacher"}, "s2p", "sgd", True),
     "full-fp16": ("full", "fp16", "normal", "two_sided", "adam", False),
     "coordinate": (LORA, "none", "coordinate", "stp", "sgd", False),
+    "gauss-newton": (LORA, "none", "rademacher", "gauss_newton", "sgd", True),
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "two_sided": {"queries": 2}, "one_sided": {"queries": 2}, "s2p": {"option": 2},
 }  # fmt: skip
 # chosen steps and normalised estimates are not the gradient on average, and no paper says they are
-BIASED = {"stp", "s2p", "as2p", "conservative", "fzoo"}
+BIASED = {"stp", "s2p", "as2p", "conservative", "fzoo", "gauss_newton"}
 
 
 def estimates(noise: Any, estimator: Any, rule: Any, count: int) -> np.ndarray:

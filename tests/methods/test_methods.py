@@ -114,7 +114,7 @@ PASSES: list[tuple[str, dict[str, Any], int]] = [  # ALGORITHMS 0.1: forward pas
     ("s2p", {"option": 2}, 4), ("s2p", {"option": 4}, 4), ("s2p", {"option": 2, "trial": "sign", "rho": 0.1}, 2),
     ("s2p", {"option": 4, "trial": "sign", "rho": 0.1}, 2), ("as2p", {}, 2), ("conservative", {}, 5),
     ("fzoo", {"queries": 8}, 9), ("dap", {"first": 1, "second": 1}, 3), ("dap", {"first": 3, "second": 5}, 9),
-    ("curved", {}, 3),
+    ("curved", {}, 3), ("gauss_newton", {}, 5), ("gauss_newton", {"queries": 16}, 17),
 ]  # fmt: skip
 
 

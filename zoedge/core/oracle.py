@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from ..errors import DataError, is_out_of_memory
 from .exact import mean
 from .run import Run
-from .types import CLIPPED, MICRO_BATCHED, AbstractEstimator, AbstractRule, Batch, Key, Leaf, Perturbation, Point
+from .tasks import Batch, OptionTask, TrainingTask
+from .types import (
+    CLIPPED,
+    MICRO_BATCHED,
+    AbstractEstimator,
+    AbstractRule,
+    Key,
+    Leaf,
+    Outputs,
+    Perturbation,
+    Point,
+)
+
+Measure = Callable[
+    [Any, Any, int], Any
+]  # (model, batch, copies) -> [copies, B] or [copies, B, C], a tensor or an array
 
 
 @dataclass
@@ -38,7 +53,7 @@ class StepOracle:
     def losses(self, points: Sequence[Point]) -> list[float]:
         """Return the mean loss of the batch at each point."""
         if (workers := self.run.workers) is None:
-            found = [mean(row) for row in self._scored(points, self.batch)]
+            found = [mean(row) for row in self._scored(points, self.batch, self._task.score)]
         else:
             found, flags = workers.means(
                 len(points), len(self.batch), lambda some, rows: (self._share(points[some], rows), self.flags)
@@ -47,15 +62,53 @@ class StepOracle:
         self.asked += found
         return found
 
+    def each(self, points: Sequence[Point]) -> list[list[float]]:
+        """Return the loss of each example of the batch at each point, [points][B]."""
+        losses = [[loss for (loss,) in row] for row in self._examples(points, self._task.score, 1)]
+        self.asked += [mean(row) for row in losses]
+        return losses
+
+    def outputs(self, points: Sequence[Point]) -> Outputs | None:
+        """Return the options' logits and the right options of the batch; None: the task has no options."""
+        if not (count := self._task.option_count):
+            return None
+        task = cast(OptionTask, self._task)
+        labels = task.right_options(self.batch)
+        logits = self._examples(points, task.outputs, count)
+        self.asked += [mean([cross_entropy(row, label) for row, label in zip(rows, labels)]) for rows in logits]
+        return Outputs(logits, labels)
+
+    @property
+    def _task(self) -> TrainingTask:
+        assert self.run.task is not None
+        return self.run.task
+
+    def _examples(self, points: Sequence[Point], measure: Measure, width: int) -> list[list[list[float]]]:
+        """Return `width` numbers of each example at each point. measure: the method of the task that gives them."""
+        if (workers := self.run.workers) is None:
+            return self._wide(points, self.batch, measure, width)
+
+        def score(rows: slice) -> tuple[list[list[list[float]]], int]:
+            return self._wide(points, self.batch.slice_examples(rows.start, rows.stop), measure, width), self.flags
+
+        values, flags = workers.examples(len(points), len(self.batch), width, score)
+        self.flags |= flags
+        return values
+
+    def _wide(self, points: Sequence[Point], batch: Batch, measure: Measure, width: int) -> list[list[list[float]]]:
+        rows = self._scored(points, batch, measure)
+        return [[[value] for value in row] for row in rows] if width == 1 else rows
+
     def _share(self, points: Sequence[Point], rows: slice) -> list[list[float]]:
         whole = rows.start == 0 and rows.stop == len(self.batch)
-        return self._scored(points, self.batch if whole else self.batch.slice_examples(rows.start, rows.stop))
+        batch = self.batch if whole else self.batch.slice_examples(rows.start, rows.stop)
+        return self._scored(points, batch, self._task.score)
 
-    def _scored(self, points: Sequence[Point], batch: Batch) -> list[list[float]]:
-        """Return each point's losses, one an example, with as many points in a forward pass as space and memory hold."""
+    def _scored(self, points: Sequence[Point], batch: Batch, measure: Measure) -> list[Any]:
+        """Return what `measure` says at each point, an item an example, with as many points in a pass as memory holds."""
         tokens = max(1, batch.tokens)
         held = max(1, min(self.run.space.width, self.run.rows // tokens))
-        found: list[list[float]] = []
+        found: list[Any] = []
         while left := points[len(found) :][:held]:
             some, parts = left, 1
             if len(left) * tokens > self.run.most:
@@ -63,7 +116,7 @@ class StepOracle:
                 some = left[: max(1, int(self.run.most // tokens))]
                 parts = math.ceil(tokens / self.run.most)
             try:
-                found += self._forward(some, batch, parts)
+                found += self._forward(some, batch, parts, measure)
                 continue
             except (MemoryError, RuntimeError) as e:
                 if not is_out_of_memory(e):
@@ -77,13 +130,12 @@ class StepOracle:
             self.run.most = len(some) * tokens / parts / 2
         return found
 
-    def _forward(self, points: Sequence[Point], batch: Batch, parts: int) -> list[list[float]]:
-        """Return each point's losses, one an example, by one forward pass for each of `parts` parts of the batch."""
-        task, size = self.run.task, math.ceil(len(batch) / parts) if parts > 1 else 0
-        assert task is not None
+    def _forward(self, points: Sequence[Point], batch: Batch, parts: int, measure: Measure) -> list[Any]:
+        """Return what `measure` says at each point, an item an example, by one pass for each of `parts` parts."""
+        size = math.ceil(len(batch) / parts) if parts > 1 else 0
         pieces = [batch.slice_examples(i, i + size) for i in range(0, len(batch), size)] if size else [batch]
         with self.run.space.visit([self._shift(point) for point in points]):
-            scores = [task.score(self.run.model, piece, len(points)).tolist() for piece in pieces]
+            scores = [measure(self.run.model, piece, len(points)).tolist() for piece in pieces]
         return [list(chain(*row)) for row in zip(*scores)]
 
     def dot(self, a: int, b: int) -> float:
@@ -129,6 +181,12 @@ class StepOracle:
         return delta
 
 
+def cross_entropy(logits: Sequence[float], label: int) -> float:
+    """Return -log softmax(logits)[label]."""
+    most = max(logits)
+    return most + math.log(math.fsum(math.exp(x - most) for x in logits)) - logits[label]
+
+
 def count_evaluations(estimator: AbstractEstimator, steps: int) -> tuple[int, int]:
     """Return how many weights and forward passes a step has, by running the estimator on an oracle whose losses are 0."""
 
@@ -147,6 +205,12 @@ def count_evaluations(estimator: AbstractEstimator, steps: int) -> tuple[int, in
         def losses(self, points: Sequence[Point]) -> list[float]:
             self.asked += len(points)
             return [0.0] * len(points)
+
+        def each(self, points: Sequence[Point]) -> list[list[float]]:
+            return [[loss] for loss in self.losses(points)]
+
+        def outputs(self, points: Sequence[Point]) -> None:
+            return None
 
     zeros: Any = Zeros()
     zeros.steps = steps

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .memory import Journal
+from .tasks import TrainingTask
 from .types import (
     AbstractEstimator,
     AbstractNoise,
@@ -17,7 +18,6 @@ from .types import (
     Leaf,
     RuleSlots,
     Space,
-    TrainingTask,
 )
 from .watchdog import Watchdog
 
@@ -29,6 +29,11 @@ class Workers(Protocol):
         self, points: int, rows: int, score: Callable[[slice, slice], tuple[list[list[float]], int]]
     ) -> tuple[list[float], int]:
         """Return the mean loss of each point, and flags. Each worker scores a share of points or rows; all hear the same."""
+
+    def examples(
+        self, points: int, rows: int, width: int, score: Callable[[slice], tuple[list[list[list[float]]], int]]
+    ) -> tuple[list[list[list[float]]], int]:
+        """Return `width` numbers of each example at each point, and flags. Each worker scores a share of the rows."""
 
     def agree(self, digest: bytes) -> bytes:
         """Return the digest if every worker has the same. ReplayError: another worker has another."""

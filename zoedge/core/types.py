@@ -9,7 +9,8 @@
 
 A recipe names a noise, an estimator, a rule, a space and a task. Each is a frozen dataclass below the abstract class of
 its kind: its fields are its options, and its class variables say what it can do. Whatever the rest of the package reads
-of a part is declared here, with its default. methods/__init__.py shows how known algorithms are put together.
+of a part is declared here, with its default; core/base.py and core/tasks.py declare what a running model and a running
+task offer. methods/__init__.py shows how known algorithms are put together.
 
 The module imports no torch. Arrays are duck-typed, so that the same noise and the same rule run on torch tensors (in
 training and replay) and on numpy arrays (in the second implementation, which `verify` compares with).
@@ -171,6 +172,16 @@ class AbstractNoise(ABC):
         return 1.0
 
 
+class Outputs(NamedTuple):
+    """What a task with options says of a batch of B examples.
+
+    logits: of each of C options, [points][B][C], up to a constant for each example. labels: the right options, [B].
+    """
+
+    logits: list[list[list[float]]]
+    labels: list[int]
+
+
 class Oracle(Protocol):
     """What an estimator may ask for during one step. All answers are Python floats."""
 
@@ -180,6 +191,12 @@ class Oracle(Protocol):
 
     def losses(self, points: Sequence[Point]) -> list[float]:
         """Return the mean loss of the step's batch at each point, in float64. One forward holds as many points as fit."""
+
+    def each(self, points: Sequence[Point]) -> list[list[float]]:
+        """Return the loss of each example of the batch at each point, [points][B]. Their means are logged."""
+
+    def outputs(self, points: Sequence[Point]) -> Outputs | None:
+        """Return the options' logits at each point; None: the task has no options. The mean losses are logged."""
 
     def dot(self, a: int, b: int) -> float:
         """Return the inner product of the directions of two queries, over everything that is trained."""
@@ -200,6 +217,8 @@ class AbstractEstimator(ABC):
     nested: ClassVar[Mapping[str, str]] = {}
     slope: ClassVar[bool] = False  # g is the derivative along z, so that lr * g is a step down a slope
     bound: ClassVar[bool] = False  # it reads `past`, and must have measured those records itself
+    per_example: ClassVar[bool] = False  # it asks for the losses of single examples: a goal that is one number has none
+    rate: ClassVar[float | None] = None  # the lr that suits it whatever the model is: `auto` takes it without a search
     radius_option: ClassVar[str] = "eps"  # the option that says how far from theta it measures; "": it has none
 
     @property
@@ -371,32 +390,6 @@ class AbstractSpace(ABC):
     @abstractmethod
     def summary(self) -> str:
         """Return what is trained in a few words, such as "LoRA, rank 8, the last layer"."""
-
-
-class Batch(Protocol):
-    """The examples of one step."""
-
-    @property
-    def check(self) -> int:
-        """The crc32 of its token ids, lengths and labels."""
-
-    @property
-    def tokens(self) -> int:
-        """The padded token rows of one copy of it in a forward."""
-
-    def __len__(self) -> int: ...
-    def slice_examples(self, first: int, end: int) -> Batch:
-        """Return the examples first .. end - 1, each with the loss that it has in the whole batch."""
-
-
-class TrainingTask(Protocol):
-    """What the engine asks of a task in a run (scoring/tasks/_training.py: AbstractTraining has what evaluation asks)."""
-
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step, a pure function of (seed, step): there is no cursor and no state of an epoch."""
-
-    def score(self, model: Any, batch: Any, copies: int) -> Any:
-        """Return the losses [copies, examples] in float64: cross-entropy or 1 - F1 alike."""
 
 
 @dataclass(frozen=True)

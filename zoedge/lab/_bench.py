@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.engine import play
 from ..core.memory import MemoryLog
 from ..core.run import Run
+from ..core.tasks import TrainingTask
 from ..core.types import (
     AbstractEstimator,
     AbstractNoise,
@@ -22,7 +23,6 @@ from ..core.types import (
     Part,
     Record,
     Space,
-    TrainingTask,
 )
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ class FunctionTask(NamedTuple):
     def batch(self, step: int) -> StepBatch:
         """Return a batch that says only which step it is of."""
         return StepBatch(step)
+
+    @property
+    def option_count(self) -> int:
+        return 0
 
     def score(self, model: ArraySpace, batch: StepBatch, copies: int) -> Array:
         """Return the losses [copies, 1] at the points that the space visits."""

@@ -27,6 +27,7 @@ def derive(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) ->
     """
     return [
         *fix_only_values(parts, auto),
+        *take_known_rate(parts, auto, rule_keys),
         *(Derived(key, "auto", "no number is written: it is chosen before the first step") for key in sorted(auto)),
         *decay_chosen_rate(parts, auto, rule_keys),
         *guard_chosen_rate(parts, auto),
@@ -44,6 +45,19 @@ def fix_only_values(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
             parts[kind] = replace(parts[kind], **{option: value})
             auto.discard(path)
             yield Derived(path, value, f"{owners[0]}: {part_name(parts[owners[0]])} goes with no other value")
+
+
+def take_known_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> Iterator[Derived]:
+    """An estimator whose steps have the size of the problem's own curvature needs no search of a learning rate."""
+    estimator, rule = parts.get("estimator"), parts.get("rule")
+    if "rule.lr" in auto and rule and estimator and estimator.rate is not None:
+        reason = f"estimator: {part_name(estimator)} scales its own steps"
+        auto.discard("rule.lr")
+        parts["rule"] = replace(rule, lr=estimator.rate)
+        yield Derived("rule.lr", estimator.rate, reason)
+        if "schedule" not in rule_keys:
+            parts["rule"] = replace(parts["rule"], schedule="linear")
+            yield Derived("rule.schedule", "linear", reason)
 
 
 def decay_chosen_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> Iterator[Derived]:

@@ -112,6 +112,32 @@ class Workers:
                 losses[point] += said[i * width : (i + 1) * width]
         return [row[0] if parts == 1 else mean(row) for row in losses], reduce(or_, words) & 255
 
+    def examples(
+        self, points: int, rows: int, width: int, score: Callable[[slice], tuple[list[PointLosses], int]]
+    ) -> tuple[list[PointLosses], int]:
+        """Return `width` numbers of each example of a batch at each point, [points][rows][width], and all workers' flags.
+
+        Args:
+            points, rows: how many there are.
+            score: computes the numbers and flags of this process's share of the rows, at every point.
+        """
+        each = math.ceil(rows / self.count)
+        shares = [range(rows)[i * each : (i + 1) * each] for i in range(self.count)]
+        own = shares[self.index]
+        numbers, flags = score(slice(own.start, own.stop)) if own else ([], 0)
+        values = [x for point in numbers for example in point for x in example]
+        padding = [0.0] * (points * each * width - len(values))
+        heard = self._gather([float(self.wish << 8 | flags), *values, *padding])
+        words = [int(first) for first, *_ in heard]
+        self.stop = max(word >> 8 for word in words)
+        merged: list[PointLosses] = [[] for _ in range(points)]
+        for share, (_, *theirs) in zip(shares, heard):
+            size = len(share) * width  # of a point
+            for i in range(points):
+                of_point = theirs[i * size : (i + 1) * size]
+                merged[i] += [of_point[k : k + width] for k in range(0, size, width)]
+        return merged, reduce(or_, words) & 255
+
     def agree(self, digest: bytes) -> bytes:
         """Return the state's digest if every worker has the same. ReplayError: another worker has another state."""
         own = [float(int.from_bytes(digest[i : i + 6], "big")) for i in range(0, len(digest), 6)]  # exact: 48 bits

@@ -44,6 +44,11 @@ class AbstractTraining(ABC):
         """Return the batch of a step, a pure function of (seed, step)."""
         return self.train.collate(self.train.plan(self.size, self.seed, step))
 
+    @property
+    def option_count(self) -> int:
+        """The number of options that every example has; 0: the task has none."""
+        return 0
+
     @abstractmethod
     def score(self, model: Base, batch: Batch, copies: int) -> Tensor:
         """Return the loss of each of the batch's B examples at each point held: [copies, B], float64 on the CPU.

@@ -157,6 +157,16 @@ def options_are_tokens(prompts: list[list[int]], fulls: list[list[list[int]]]) -
 class ClassifyTraining(AbstractTraining):
     """The task of a run that trains on labels: those of Classify, or the words for a mask of Mlm."""
 
+    @property
+    def option_count(self) -> int:
+        """The number of labels."""
+        return len(self.options.options)
+
+    def right_options(self, batch: Batch) -> list[int]:
+        """Return the number of each example's label."""
+        numbers: list[int] = batch.labels.tolist()
+        return numbers
+
     def outputs(self, model: Base, batch: Batch, copies: int) -> Tensor:
         """Return the options' log-probabilities, [copies, B, options], in float64 on the CPU.
 
