@@ -34,7 +34,10 @@ class _Alias(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(import_module(f".{_MOVED[self.__name__.rpartition('.')[2]]}", __name__), name)
+        module = import_module(f".{_MOVED[self.__name__.rpartition('.')[2]]}", __name__)
+        if name not in vars(module):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return vars(module)[name]
 
 
 for _old in _MOVED:
@@ -47,7 +50,7 @@ def __getattr__(name: str) -> Any:
     if name in ("optim", "errors"):
         return import_module(f".{name}", __name__)
     if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        return vars(import_module(f".{_HOMES[name]}", __name__))[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -107,7 +107,7 @@ def show(
     for key, value in summary.items():
         typer.echo(f"{key:12} {value}")
     for name in ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest"):
-        typer.echo(f"{name:12} sha256 {getattr(journal.header, name).hex()[:16]}..")
+        typer.echo(f"{name:12} sha256 {vars(journal.header)[name].hex()[:16]}..")
     typer.echo(f"\n{'step':>7} {'seq':>7} {'lr':>10} {'g':>12}  losses")
     for record in list(journal)[-last:] if last else []:
         typer.echo(format_record(record))

@@ -44,7 +44,7 @@ def make_experiment(name: str, overrides: list[str]) -> Experiment:
         module = load_module("lab", word)
     except ImportError as e:
         raise UsageError(f"lab: '{name}' needs {e.name}. Type: pip install 'zoedge[lab]'") from None
-    experiment: Experiment = parse_options(getattr(module, "".join(w.capitalize() for w in word.split("_"))), overrides)
+    experiment: Experiment = parse_options(vars(module)["".join(w.capitalize() for w in word.split("_"))], overrides)
     return experiment
 
 

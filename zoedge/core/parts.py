@@ -40,13 +40,14 @@ def load_part(kind: str, word: str) -> type[Any]:
             f"{kind}: no '{make_printable(word)}'. There is: "
             f"{', '.join(list_words(folder))}{suggest_nearest(word, list_words(folder))}"
         )
-    part: type[Any] = getattr(load_module(folder, word), "".join(w.capitalize() for w in word.split("_")))
+    part: type[Any] = vars(load_module(folder, word))["".join(w.capitalize() for w in word.split("_"))]
     return part
 
 
-def find_word_by_id(kind: str, attribute: str, number: int) -> str:
-    """Return the word whose class has the frozen id that a log's header names. UsageError: none has."""
+def find_word_by_id(kind: str, number: int) -> str:
+    """Return the noise or rule whose class has the frozen id that a log's header names. UsageError: none has."""
     for word in list_words(PART_FOLDERS[kind]):
-        if getattr(load_part(kind, word), attribute) == number:
+        part = load_part(kind, word)
+        if number == (part.scheme if kind == "noise" else part.rule):
             return word
     raise UsageError(f"This version knows no {kind} with id {number}: the log was written by a newer zoedge.")

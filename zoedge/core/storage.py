@@ -109,7 +109,7 @@ armed_failpoint = Failpoint()
 def arm_failpoint(spec: str) -> None:
     """name:count:action, or '' for none. ValueError: no such point or action."""
     name, count, action = spec.split(":") if spec else ("", "0", "kill")
-    if (spec and name not in FAILPOINTS) or not (action == "kill" or hasattr(errno, action)):
+    if (spec and name not in FAILPOINTS) or not (action == "kill" or action in vars(errno)):
         raise ValueError(f"ZOEDGE_FAILPOINT: {spec!r} is not name:count:action with a name of {', '.join(FAILPOINTS)}")
     armed_failpoint.name, armed_failpoint.left, armed_failpoint.action = name, int(count), action
 
@@ -124,7 +124,7 @@ def reach_failpoint(name: str) -> None:
         if armed_failpoint.left == 0:
             if armed_failpoint.action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(getattr(errno, armed_failpoint.action), f"injected {armed_failpoint.action}")
+            raise OSError(vars(errno)[armed_failpoint.action], f"injected {armed_failpoint.action}")
 
 
 # -- files

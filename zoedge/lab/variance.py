@@ -181,7 +181,7 @@ def draw_errors(errors: ErrorTable) -> Figure:
         for kind, rows in errors[name].items():
             style = "--" if kind in ("DAP estimated", "DAP second") else "-"
             units = {b: mean_square_gradient(name) / b for b in rows}
-            means, spreads = ([getattr(e, part)[i] / units[b] for b, e in rows.items()] for part in ("mean", "se"))
+            means, spreads = ([e._asdict()[part][i] / units[b] for b, e in rows.items()] for part in ("mean", "se"))
             ax.errorbar(list(rows), means, spreads, label=kind, linestyle=style)
         if ERROR_PARTS[i] == "total":
             for theory in (count_dimensions(name) - 1, count_dimensions(name) + 1):

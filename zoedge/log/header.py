@@ -93,7 +93,7 @@ class Header:
                 self.elements,
                 self.hash_every,
                 self.sync_every,
-                *(getattr(self, name) for name in DIGEST_FIELDS),
+                *(vars(self)[name] for name in DIGEST_FIELDS),
             )
         except struct.error as e:
             raise ValueError(f"a number of the header does not fit its field: {e}") from None
@@ -106,7 +106,7 @@ class Header:
         """Return the run id, 16 bytes: two runs of the same recipe, base and data from the same start have the same."""
         whole = hashlib.sha256(struct.pack("<QQ", self.seed, self.elements))
         for name in DIGEST_FIELDS[:-1]:
-            whole.update(getattr(self, name))
+            whole.update(vars(self)[name])
         return whole.digest()[:16]
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -143,9 +143,10 @@ def build_part(draft: Draft, part_class: Any, options: dict[str, Any], path: Key
         values[option] = build_nested(draft, kind, values[option], (*path, option))
         if None in values[option].values():
             return None
+    defaults = {option.name: option.default for option in fields(part_class)}
     for option in part_class.auto:
         if values[option] == "auto":
-            values[option] = getattr(part_class, option)  # the number where a search begins
+            values[option] = defaults[option]  # the number where a search begins
             draft.auto.add(format_path((*path, option)))
     try:
         return part_class(**values)

@@ -28,7 +28,8 @@ def incompatible_parts(parts: dict[str, Any]) -> Iterator[tuple[str, str, str, A
             kind, _, option = other.partition(".")
             if parts.get(kind) is None:
                 continue
-            present = getattr(parts[kind], option, allowed[0]) if option else part_name(parts[kind])
+            options = vars(parts[kind])  # a part without the option has nothing against it
+            present = options.get(option, allowed[0]) if option else part_name(parts[kind])
             if present not in allowed:
                 yield key, other, " or ".join(map(str, allowed)), present
 

@@ -148,7 +148,7 @@ def find_radius(measuring: setup.Measuring) -> SearchResult:
 
 def diagnose_radius(measuring: setup.Measuring, name: str) -> str:
     """Return a sentence on the recipe's radius if the slope at half of it is another one; else ''."""
-    radius = getattr(measuring.recipe.estimator, name)
+    radius: float = vars(measuring.recipe.estimator)[name]
     (whole,), (half,) = measure_slopes(measuring, radius, 1), measure_slopes(measuring, radius / 2, 1)
     if 0.5 <= (half / whole if whole else 0.0) <= 2.0:
         return ""

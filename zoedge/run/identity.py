@@ -51,7 +51,7 @@ def identity_differences(log: Header, now: Header) -> list[str]:
         "selftest": "this device's arithmetic (self-test)",
     }
     for name in DIGEST_FIELDS[1:]:
-        a, b = getattr(log, name), getattr(now, name)
+        a, b = vars(log)[name], vars(now)[name]
         if a != b:
             differences.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
     return differences
@@ -130,13 +130,10 @@ def parent_from_header(header: Header) -> dict[str, Any]:
 def check_part_ids(log: AnyLog, noise: AbstractNoise, rule: AbstractRule) -> None:
     """Raise IdentityError if the frozen ids of noise and rule in the header are not those of its recipe."""
     header = log.header
-    for kind, attribute, number, made in (
-        ("noise", "scheme", header.noise, noise),
-        ("rule", "rule", header.rule, rule),
-    ):
-        if getattr(made, attribute) != number:
+    for kind, number, own in (("noise", header.noise, noise.scheme), ("rule", header.rule, rule.rule)):
+        if own != number:
             raise IdentityError(
-                f"{log.path}: the header says {find_word_by_id(kind, attribute, number)}, its recipe another {kind}."
+                f"{log.path}: the header says {find_word_by_id(kind, number)}, its recipe another {kind}."
             )
 
 

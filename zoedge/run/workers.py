@@ -152,28 +152,28 @@ class Workers:
     def share(self, data: bytes | None) -> bytes:
         """Send worker 0's bytes (its log) to all; returns them. data: of worker 0; the others give None."""
         import torch
+        from torch import distributed
 
         size = torch.tensor([len(data) if data is not None else 0])
-        self._talk("broadcast", size, 0)
+        self._talk(distributed.broadcast, size, 0)
         whole = torch.frombuffer(bytearray(data or bytes(int(size))) or bytearray(1), dtype=torch.uint8)
-        self._talk("broadcast", whole, 0)
+        self._talk(distributed.broadcast, whole, 0)
         return bytes(whole.numpy())[: int(size)]
 
     def _gather(self, values: Sequence[float]) -> list[list[float]]:
         """Return the values of every worker, in their order. All give the same number of values."""
         import torch
+        from torch import distributed
 
         own = torch.tensor(values, dtype=torch.float64)
         heard = [torch.empty_like(own) for _ in range(self.count)]
-        self._talk("all_gather", heard, own)
+        self._talk(distributed.all_gather, heard, own)
         self.sent += own.numel() * own.itemsize
         return [x.tolist() for x in heard]
 
-    def _talk(self, what: str, *args: Any) -> None:
-        from torch import distributed
-
+    def _talk(self, operation: Callable[..., Any], *args: Any) -> None:
         try:
-            getattr(distributed, what)(*args, group=self._group)
+            operation(*args, group=self._group)
         except RuntimeError as e:
             raise LostError(
                 f"Another worker is gone, or did not answer in time ({format_reason(e)}). The log is safe up to the last step. "

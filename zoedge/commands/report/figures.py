@@ -207,7 +207,7 @@ def draw_losses(runs: Sequence[RunFacts]) -> ReportFigure | None:
 def draw_scores(runs: Sequence[RunFacts]) -> ReportFigure | None:
     """Draw the shares of right answers along the way: all kinds of one run, the first known kind of several runs."""
     names = {"calibrated": "calibrated", "accuracy": "raw", "f1": "F1", "exact_match": "exact match"}
-    known = [n for n in names if any(getattr(s, n) is not None for x in runs for _, s in (*x.valid, *x.ends))]
+    known = [n for n in names if any(vars(s)[n] is not None for x in runs for _, s in (*x.valid, *x.ends))]
     if not known:
         return None
     figure, ax = create_axes(y="%")
@@ -216,7 +216,7 @@ def draw_scores(runs: Sequence[RunFacts]) -> ReportFigure | None:
         for i, x in enumerate(runs):
             colour = known.index(name) if len(runs) == 1 else i
             points, ends = (
-                [(step, 100 * v) for step, s in scores if (v := getattr(s, name)) is not None]
+                [(step, 100 * v) for step, s in scores if (v := vars(s)[name]) is not None]
                 for scores in (x.valid, x.ends)
             )
             if points:

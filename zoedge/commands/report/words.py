@@ -52,7 +52,7 @@ def describe_change(name: str, facts: RunFacts) -> dict[str, str] | None:
     """
     if facts.before is None or facts.after is None:
         return None
-    a, b = getattr(facts.before, name), getattr(facts.after, name)
+    a, b = vars(facts.before)[name], vars(facts.after)[name]
     if a is None or b is None:
         return None
     _, share, more = MEASURES[name]
@@ -70,7 +70,7 @@ def format_standard_error(score: Score) -> str:
 def list_measures(runs: Sequence[RunFacts]) -> list[str]:
     """Return the names of the measures that any of the runs has."""
     scores = [s for x in runs for s in (x.before, x.after, *(s for _, s in x.valid)) if s is not None]
-    return [name for name in MEASURES if any(getattr(s, name) is not None for s in scores)]
+    return [name for name in MEASURES if any(vars(s)[name] is not None for s in scores)]
 
 
 def describe_trained(facts: RunFacts) -> str:
@@ -92,14 +92,14 @@ def describe_method(facts: RunFacts) -> str:
     """Return noise x estimator x rule as the recipe has them."""
     r = facts.recipe
     option = r.estimator.radius_option
-    radius = f" ({option} {getattr(r.estimator, option):g})" if option else ""
+    radius = f" ({option} {vars(r.estimator)[option]:g})" if option else ""
     schedule = "" if r.rule.schedule == "constant" else f", {r.rule.schedule}"
     return f"{part_name(r.noise)} × {part_name(r.estimator)}{radius} × {part_name(r.rule)} (lr {r.rule.lr:g}{schedule})"
 
 
 def find_best_run(runs: Sequence[RunFacts], name: str) -> int | None:
     """Return the index of the run that ends best by a measure; None: fewer than two runs have it."""
-    ends = [(getattr(x.after, name), i) for i, x in enumerate(runs) if x.after and getattr(x.after, name) is not None]
+    ends = [(vars(x.after)[name], i) for i, x in enumerate(runs) if x.after and vars(x.after)[name] is not None]
     if len(ends) < 2:
         return None
     return (max if MEASURES[name][2] else min)(ends)[1]

@@ -31,6 +31,7 @@ LEAF_ELEMENTS = (
 ROUNDING_CHUNK = (
     1 << 18
 )  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits
+HALF_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # the values of `storage` that are rounded to
 SURVIVAL_SAMPLE = 4096  # elements of each leaf on which it is measured how much of an update survives rounding
 
 
@@ -153,7 +154,7 @@ class FullSpace(Space):
     def _survival(self, old: Tensor, wanted: Tensor, new: Tensor) -> None:
         """Add to the sums of `kept`, which are for people: nothing that is trained reads them."""
         intended = (wanted - old).double()
-        nearest = wanted.to(getattr(torch, self.storage)).float()
+        nearest = wanted.to(HALF_TYPES[self.storage]).float()
         for i, moved in enumerate(((new - old).double(), (nearest - old).double(), intended)):
             self.kept[i] += float((moved * intended).sum())
 
