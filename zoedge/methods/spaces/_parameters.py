@@ -38,9 +38,11 @@ class ParameterSpace(Space):
             offset += p.numel()
 
     def leaves(self) -> Sequence[Leaf]:
+        """Return a leaf for each tensor."""
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
+        """Return the name, type and shape of every tensor."""
         return {"shapes": [[name, dtype_name(p), *p.shape] for name, p in self.parameters.items()]}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -49,6 +51,7 @@ class ParameterSpace(Space):
             yield name, p.data
 
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """Set the master of a tensor to value * decay + delta, and the tensor to the cast of it."""
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)
@@ -73,4 +76,5 @@ class ParameterSpace(Space):
 
 
 def dtype_name(p: Tensor) -> str:
+    """Return the name of a tensor's type, such as "float32"."""
     return str(p.dtype).removeprefix("torch.")
