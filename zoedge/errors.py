@@ -69,7 +69,10 @@ class StorageError(ZoedgeError):
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Is it memory that ran out? Names are compared, because torch may not be loaded and its CPU allocator has no class."""
+    """Return whether an error means that memory ran out.
+
+    Names are compared, because torch may not be loaded, and its CPU allocator has no class of error.
+    """
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     return named or any(text in str(e) for text in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 

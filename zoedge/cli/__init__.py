@@ -67,8 +67,8 @@ def describe_usage_error(error: Exception) -> str | None:
         return None
     path = error.ctx.command_path if isinstance(error, CommandMessage) and error.ctx else ""
     what = format_error(error.format_message())
-    more = f"{'' if what.endswith(('.', '?')) else '.'} See: {path} --help" if path and "Usage:" not in what else ""
-    return f"{what}{more}"
+    hint = f"{'' if what.endswith(('.', '?')) else '.'} See: {path} --help" if path and "Usage:" not in what else ""
+    return f"{what}{hint}"
 
 
 def describe_error(error: Exception) -> tuple[str, int]:

@@ -83,6 +83,7 @@ def repair(
 
 
 def print_level(level: str, lines: list[str]) -> None:
+    """Print the lines of one level of proof, the first one behind its name."""
     for line in lines:
         typer.echo(f"{level:10} {line}")
         level = ""

@@ -174,7 +174,7 @@ def ask_python(words: Sequence[str], purpose: str, question: Any, timeout: float
 
 
 def answer_parent(function: Callable[[Any], Any]) -> int:
-    """Do a child's half of `ask_python` and return the exit code: read the question, write what `function` makes of it.
+    """Do a child's half of `ask_python`: read the question, write what `function` makes of it, and return the exit code.
 
     The sentence of a ZoedgeError goes to standard error, and its exit code is returned.
     """

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-HALF_FORMATS = {
-    "bfloat16": (16, 0.0),
-    "float16": (13, 2.0**-14),
-}  # float32 bits that storing drops; least normal, if higher
+# by type: how many bits of a float32 storing drops, and the least normal number, if it is higher than float32's
+HALF_FORMATS = {"bfloat16": (16, 0.0), "float16": (13, 2.0**-14)}
 
 PI_128 = 0x3243F6A8885A308D313198A2E03707344  # pi * 2**128
 

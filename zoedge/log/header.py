@@ -48,6 +48,7 @@ class Header:
 
     @property
     def slot_size(self) -> int:
+        """The bytes of a slot: the smallest size that holds all directions of a step. UsageError: none does."""
         for size in SLOT_SIZES:
             if 40 + 12 * self.directions <= size:
                 return size
@@ -65,9 +66,8 @@ class Header:
         """The decoded block: the resolved recipe and the space's description. DamagedError: it cannot be read."""
         try:
             value = decode_canonical(self.block)
-            if (
-                isinstance(value, dict) and encode_canonical(value) == self.block
-            ):  # no duplicate keys, no NaN, one reading
+            # equal bytes: no duplicate keys, no NaN, one reading
+            if isinstance(value, dict) and encode_canonical(value) == self.block:
                 return value
             what = "not one object of canonical JSON"
         except (ValueError, OverflowError, RecursionError) as e:

@@ -166,7 +166,7 @@ def build_nested(draft: Draft, kind: str, words: dict[str, Any], path: KeyPath) 
 
 
 def is_malformed(value: Any, left: int = MAX_DEPTH) -> bool:
-    """Is it too deep, or is there a NUL, which no name of a file can hold?"""
+    """Return whether the value is nested too deep, or a text in it has a NUL, which no name of a file can hold."""
     if isinstance(value, str):
         return "\0" in value
     inner = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()

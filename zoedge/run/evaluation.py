@@ -92,24 +92,27 @@ class Evaluator:
         """Note for people what the model answers to the first held-out rows."""
         b = self.measuring
         assert self.last is not None
-        some = self.last.head(SAMPLE_COUNT)
+        examples = self.last.head(SAMPLE_COUNT)
         with space.visit([lambda leaf: None]):
-            replies = b.task.sample_answers(b.base, some)
+            replies = b.task.sample_answers(b.base, examples)
         if replies:
-            firsts = range(0, len(some.tokens), some.sequences_each)  # the first sequence of each example
-            prompts = [some.tokens[i][: some.rows[i][0] + 1] for i in firsts]
+            firsts = range(0, len(examples.tokens), examples.sequences_each)  # the first sequence of each example
+            prompts = [examples.tokens[i][: examples.rows[i][0] + 1] for i in firsts]
             texts = b.base.tokenizer.batch_decode(prompts, skip_special_tokens=True)
             samples = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
             folder.append_metric(self.folder, event="samples", step=step, rows=self.rows, samples=samples)
 
     def due(self, step: int) -> bool:
-        """Is the step to be evaluated on validation rows? The last one only if they choose the step that is delivered."""
+        """Return whether the step is to be evaluated on validation rows.
+
+        The last step is only if validation chooses the step that is delivered.
+        """
         options, steps = self.measuring.recipe.eval, self.measuring.recipe.train.steps
         looked = step % options.every == 0 if step < steps else options.select == "best"
         return self.measuring.texts.valid is not None and looked
 
     def missed(self, step: int, last: int) -> bool:
-        """Did a kill prevent the evaluation of a step that is already logged, and is that evaluation still needed?"""
+        """Return whether a kill prevented an evaluation that is still needed of a step that is already logged."""
         wanted = (self.measuring.recipe.eval.select == "best" or step == last) and self.due(step)
         return wanted and step not in folder.validation_losses(self.folder, self.log)
 

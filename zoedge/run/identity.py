@@ -100,7 +100,7 @@ def check_same_base(log: Header, now: Header, run: str) -> None:
 
 
 def is_optimizer_log(header: Header) -> bool:
-    """Is it the log of a zoedge.optim.ZerothOrder? Such a log holds no recipe."""
+    """Return whether it is the log of a zoedge.optim.ZerothOrder, which holds no recipe."""
     return isinstance(header.about.get("optimizer"), dict)
 
 

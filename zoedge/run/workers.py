@@ -25,12 +25,12 @@ DEFAULT_TIMEOUT = 1800.0  # seconds to wait for another worker; all wait while t
 
 
 def is_launched() -> bool:
-    """Has a launcher (accelerate launch, torchrun) started this process as one of several?"""
+    """Return whether a launcher (accelerate launch, torchrun) has started this process as one of several."""
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 def is_follower() -> bool:
-    """Is this process one of several, and not the one that has the run's log?"""
+    """Return whether this process is one of several, and not the one that has the run's log."""
     return is_launched() and os.environ.get("RANK", "0") != "0"
 
 

@@ -64,9 +64,8 @@ def measure_own_memory(recipe: Recipe) -> dict[str, dict[str, int]]:
     measuring = moment("base", lambda: setup.Measuring.build(recipe))
     with tempfile.TemporaryDirectory() as folder:
         if measuring.base.cut:
-            batches = measuring.base.cache_trunk(
-                measuring.texts.train, Path(folder)
-            )  # the longest sequences come first
+            # the longest sequences come first
+            batches = measuring.base.cache_trunk(measuring.texts.train, Path(folder))
             moment("lower layers", lambda: next(batches))
             for _ in batches:
                 pass

@@ -10,9 +10,8 @@ HEAP_RETAINED = 32 << 20
 
 GPU_WORKSPACE = 64 << 20  # of cuBLAS, and the allocator's rounding
 
-QUANTISING_BYTES = (
-    200 << 20
-)  # beyond source and result, as measured in three runs (135 million and 1.2 billion weights)
+# needed beyond source and result, as measured in three runs (135 million and 1.2 billion weights)
+QUANTISING_BYTES = 200 << 20
 
 
 def quantised_bytes(n: int, rows: int, scheme: str, double: bool) -> int:

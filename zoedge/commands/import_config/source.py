@@ -205,16 +205,16 @@ class ConfigConverter:
 
     def batch(self, one: str, times: str) -> int:
         """Carry the batch of a step, which is one device's batch times the accumulated ones, and return it."""
-        size, more = self.take(one), self.take(times)
-        whole = (size if isinstance(size, int) else 1) * (more if isinstance(more, int) else 1)
-        if size is not None or more is not None:
+        size, accumulated = self.take(one), self.take(times)
+        whole = (size if isinstance(size, int) else 1) * (accumulated if isinstance(accumulated, int) else 1)
+        if size is not None or accumulated is not None:
             note = (
                 f"{one} x {times}: the whole batch of a step, on one device"
-                if isinstance(more, int) and more > 1
+                if isinstance(accumulated, int) and accumulated > 1
                 else ""
             )
             self.put(one, "train.batch", whole, note, size)
-            if more is not None:
+            if accumulated is not None:
                 self.out.carried.append((times, f"train.batch: {whole}"))
         return whole
 

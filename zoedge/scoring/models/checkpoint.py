@@ -91,9 +91,8 @@ def check_weights(folder: Path, config: dict[str, Any]) -> None:
             shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise DataError(f"model.source: {index} is not an index of shards. Use a complete checkpoint.") from None
-        absent = sorted(
-            shards - {p.name for p in weights}
-        )  # also those in another folder, which the digest does not cover
+        # absent are also those in another folder, which the digest does not cover
+        absent = sorted(shards - {p.name for p in weights})
         if absent:
             raise DataError(f"model.source: {folder} has no {make_printable(absent[0])}, which its index names.")
     tensors = 0
