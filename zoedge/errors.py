@@ -1,4 +1,4 @@
-"""The errors that zoedge raises: each is one sentence for the user, and one exit code that a script can rely on.
+"""This module has the errors that zoedge raises: each is one sentence for the user, and one exit code for scripts.
 
 Any other exception is a bug of ours.
 """

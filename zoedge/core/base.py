@@ -1,4 +1,4 @@
-"""What a space asks of the model that it is trained over. scoring/models/base.py has the class that answers."""
+"""This module declares what a space asks of the model that it is trained over. The class is in scoring/models/base.py."""
 
 from __future__ import annotations
 

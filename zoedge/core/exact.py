@@ -1,4 +1,4 @@
-"""Numbers that have the same bits on every machine.
+"""This module computes numbers that have the same bits on every machine.
 
 Every function here runs on Python floats, torch tensors or numpy arrays, so that the replay and its second implementation
 share them.

@@ -1,4 +1,4 @@
-"""What the loop needs of a log, and the log that is a list in memory, for runs that nobody will resume."""
+"""This module declares what the loop needs of a log, and has a log in memory, for runs that nobody will resume."""
 
 from __future__ import annotations
 

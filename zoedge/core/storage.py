@@ -1,4 +1,4 @@
-"""The one door to the disk, and the failpoints at which a test can stop a process.
+"""This module is the one door to the disk, and has the failpoints at which a test can stop a process.
 
 Everything that must survive a power cut is written through `disk`. Tests replace it by a disk that fails, or by one that
 remembers what was not synced.

@@ -53,8 +53,11 @@ def lowest_loss(record: Record) -> float:
 class LossTrend(NamedTuple):
     """How the loss stands after a step.
 
-    loss: of this step. mean: of the newest losses. best: the lowest such mean so far. over: for how many steps in a row the
-    loss has been too high.
+    Attributes:
+        loss: of this step.
+        mean: of the newest losses.
+        best: the lowest such mean so far.
+        over: for how many steps in a row the loss has been too high.
     """
 
     loss: float

@@ -28,6 +28,7 @@ class Aligned(AbstractNoise):
     of: AbstractNoise = field(default_factory=Normal)
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
+        """Return v, [d] float64; where the gradient is 0, X."""
         x: Any = self.of.draw(key, leaf)
         x = x.astype("f8")
         x *= self.of.gain(len(x), lambda: float(x @ x))

@@ -38,6 +38,7 @@ class FlatLogistic:
     points: Natural = 200
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         return compare_descents(
             LOGISTIC_LOSS, DescentSettings(self.lr, self.eps, self.features, self.steps, self.points), seed
         )

@@ -45,6 +45,7 @@ class PaperNoise(AbstractNoise):
     rng: np.random.RandomState
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
+        """Return the next numbers of the stream, whatever the key is."""
         return self.rng.randn(2 * VECTOR_SIZE)
 
 
@@ -69,6 +70,7 @@ class FlatMinima:
     every: Natural = 500
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         rng = np.random.RandomState(17)
         start = np.concatenate([rng.randn(VECTOR_SIZE), rng.randn(VECTOR_SIZE)])
         after = rng.get_state()

@@ -34,6 +34,7 @@ class FlatSvm:
     points: Natural = 200
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         return compare_descents(
             SQUARED_HINGE_LOSS, DescentSettings(self.lr, self.eps, self.features, self.steps, self.points), seed
         )

@@ -114,6 +114,7 @@ class Mesh:
     fine: Annotated[int, Ge(2)] = 20
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         objective = MeshObjective(self.coarse, self.fine)
         results = {}
         for name, (noise, estimator) in make_directions(self.queries, self.eps).items():

@@ -45,6 +45,7 @@ class Sentiment:
     seeds: Natural = 3
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         from ..recipe.reading import read_recipe
         from ._model import SharedModel
 

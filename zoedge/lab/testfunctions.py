@@ -49,9 +49,11 @@ class CachedNoise(AbstractNoise):
     of: AbstractNoise
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
+        """Return the draw of `of`, made once."""
         return draw_once(self.of, key)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
+        """Return the factor of `of`."""
         return self.of.gain(elements, square)
 
 
@@ -112,6 +114,7 @@ class Testfunctions:
     seeds: Natural = 5
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         numbers: dict[str, Any] = {name: {} for name in FUNCTIONS}
         paths: dict[str, dict[str, np.ndarray]] = {name: {} for name in FUNCTIONS}
         for method, make in make_methods(self.eps, self.schedule).items():

@@ -63,6 +63,7 @@ class Variance:
     eps: Positive = 1e-6
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         table: ErrorTable = {}
         for name, (make, batches) in FUNCTIONS.items():
             sizes = [b for b in batches if b <= self.most]

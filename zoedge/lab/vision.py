@@ -109,6 +109,7 @@ class Vision:
     seeds: Natural = 3
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()

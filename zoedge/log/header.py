@@ -1,4 +1,4 @@
-"""The header of a log: what a run is of, as fixed fields, digests and a block of canonical JSON."""
+"""This module has the header of a log, which says what a run is of: fixed fields, digests and a block of canonical JSON."""
 
 from __future__ import annotations
 

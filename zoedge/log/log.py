@@ -1,4 +1,4 @@
-r"""The seed log (.zlog, version 1), a run's only checkpoint. It has slots of one size in a SHA-256 hash chain.
+r"""This module has the seed log (.zlog, version 1), a run's only checkpoint: slots of one size in a SHA-256 hash chain.
 
 Its integers are little-endian.
 

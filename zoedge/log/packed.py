@@ -1,4 +1,4 @@
-r"""A packed log (.zpack, version 1), for sharing: what replay needs of a log, in 3 to 5 bytes a step.
+r"""This module has the packed log (.zpack, version 1), for sharing: what replay needs of a log, in 3 to 5 bytes a step.
 
 Its integers are little-endian.
 

@@ -1,4 +1,4 @@
-"""Repair of a damaged log. One wrong byte of a slot is found by the chain and mended; else the log is cut there.
+"""This module repairs a damaged log. One wrong byte of a slot is found by the chain and mended; else the log is cut there.
 
 A copy of the log as it was stays beside it.
 """

@@ -1,4 +1,4 @@
-"""The file format of a shared fine-tune (.zoe): a packed log and what is needed to rebuild its adapter elsewhere."""
+"""This module has the file of a shared fine-tune (.zoe): a packed log and what is needed to rebuild its adapter elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slots of a log: how a record becomes bytes, and how a chain of hashes ties the bytes together."""
+"""This module has the slots of a log: how a record becomes bytes, and how a chain of hashes ties the bytes together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user wrote: YAML read strictly, every mistake at once with file:line:column and the way out.
+"""This module checks a recipe: it reports every mistake at once, with file:line:column and the way out.
 
 A section's keys are the fields of the class that uses it, and each default is written there alone. `model`, `data`,
 `train`, `eval`, `log` and `output` are here; noise, estimator, rule, space and task are the parts' own classes.

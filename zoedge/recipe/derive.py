@@ -1,4 +1,4 @@
-"""What a recipe leaves open and its other settings decide: `derive` alone fills it in, and says why."""
+"""This module fills in what a recipe leaves open and its other settings decide. Only `derive` does so, and it says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`key=value` texts of the command line, applied to a recipe's table."""
+"""This module applies `key=value` texts of the command line to a recipe's table."""
 
 from __future__ import annotations
 

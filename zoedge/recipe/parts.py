@@ -1,4 +1,4 @@
-"""From a word and a table of options to a method's or task's object, with a sentence for every mistake."""
+"""This module makes a method's or task's object from a word and a table of options, with a sentence for every mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Recipe`: a checked recipe, its sections and its parts as the objects that use them."""
+"""`Recipe` is a checked recipe: its sections and parts, as the objects that use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe as a JSON schema (draft 2020-12) for editors, and one field of it in words; from the classes alone.
+"""This module writes the recipe as a JSON schema (draft 2020-12), for editors, and one field of it in words, for people.
 
 A field's annotation holds its type, its bounds and its text (`Doc`); its default is the field's own.
 """

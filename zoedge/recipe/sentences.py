@@ -1,4 +1,4 @@
-"""The sentences that a recipe's mistakes get: what is wrong, and what to write instead."""
+"""This module writes the sentences about a recipe's mistakes: what is wrong, and what to write instead."""
 
 from __future__ import annotations
 

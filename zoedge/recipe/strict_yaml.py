@@ -1,4 +1,4 @@
-"""YAML read strictly (no anchors, tags or duplicate keys), with the line and column of every value."""
+"""This module reads YAML strictly (no anchors, tags or duplicate keys), and keeps the line and column of every value."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class StrictDumper(yaml.SafeDumper):
 StrictDumper.add_representer(str, StrictDumper.represent_str)
 
 
-NULL_TAG, BOOL_TAG, INT_TAG, FLOAT_TAG = (f"tag:yaml.org,2002:{word}" for word in ("null", "bool", "int", "float"))
+NULL_TAG = "tag:yaml.org,2002:null"
+BOOL_TAG = "tag:yaml.org,2002:bool"
+INT_TAG = "tag:yaml.org,2002:int"
+FLOAT_TAG = "tag:yaml.org,2002:float"
 
 SCALAR_PATTERNS = (  # 012 is neither octal nor a number: it is a text, and is refused where a number is wanted
     (NULL_TAG, r"~|null|Null|NULL|", ["~", "n", "N", ""]),

@@ -1,4 +1,4 @@
-"""The displays of a run: a live panel on a terminal, plain lines elsewhere, JSON lines for machines, or nothing.
+"""This module has the displays of a run: a live panel on a terminal, plain lines elsewhere, JSON lines, or nothing.
 
 A display is given records and scores; it decides nothing.
 """

@@ -1,4 +1,4 @@
-"""Scores of a model on labelled rows: what its task measures, at the space's current value."""
+"""This module scores a model on labelled rows: it measures what the task says, at the space's current value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation in the course of a run: on validation rows during it, on test rows before and after it."""
+"""This module evaluates in the course of a run: on validation rows during it, on test rows before and after it."""
 
 from __future__ import annotations
 

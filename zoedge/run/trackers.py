@@ -1,4 +1,4 @@
-"""Experiment trackers (`log.trackers: [tensorboard, wandb]`), through accelerate. None of them can end or change a run."""
+"""This module tells experiment trackers (`log.trackers: [wandb]`) of a run. None of them can end or change it."""
 
 from __future__ import annotations
 

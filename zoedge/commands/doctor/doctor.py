@@ -39,7 +39,7 @@ def advise(report: dict[str, Any], well: bool) -> list[tuple[str, str]]:
 
 
 def examine() -> tuple[dict[str, Any], bool]:
-    """Examine this machine. Return (a finding for each line of the report, by its heading; whether all is well)."""
+    """Examine this machine, and return what was found for each line of the report, by its heading, and whether all is well."""
     import psutil
     import torch
 
@@ -92,10 +92,10 @@ def explain_missing_gpu() -> str:
 
 
 def check_nf4_product() -> tuple[str, bool]:
-    """Test a 4-bit product on the CPU. Return (the finding, whether it is good).
+    """Test a 4-bit product on the CPU, and return what was found, and whether it is good.
 
-    It is good if the same product gives the same bits in several calls, and is within 1e-3 of the product with the
-    dequantised matrix.
+    It is good if the same product gives the same bits in several calls, and is within 1e-3 of the product with the dequantised
+    matrix.
     """
     import torch
 

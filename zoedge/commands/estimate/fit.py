@@ -193,7 +193,7 @@ def find_savings(plan: Plan, most: int) -> list[Saving]:
 def fit_plan(plan: Plan, most: int) -> tuple[Plan, list[Saving]]:
     """Shrink train.rows, estimator.queries and train.batch, in this order, until the run fits into `most` bytes.
 
-    Return (the new plan, which may still be too large; the changes that led to it).
+    Return the new plan, which may still be too large, and the changes that led to it.
     """
     savings: list[Saving] = []
     for key, old, values in smaller_settings(plan):

@@ -107,7 +107,7 @@ class EmptyLog:
 
 
 def answer_with_memory(table: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """The child's half of `measure_in_child`: measure the step of a recipe that is given as its resolved table."""
+    """Measure a step in the child of `measure_in_child`, of a recipe that is given as its resolved table."""
     from ...recipe.check import check
 
     return measure_own_memory(check(table, {}, "the recipe"))

@@ -190,17 +190,17 @@ def find_adapters(folder: Path) -> list[Path]:
     return [folder] if (folder / MARKER_FILE).exists() else sorted(p.parent for p in folder.glob(f"*/{MARKER_FILE}"))
 
 
-def check_shapes(folder: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, Any]) -> None:
+def check_shapes(folder: Path, wanted: dict[str, tuple[int, ...]], shapes: dict[str, Any]) -> None:
     """Raise IdentityError unless both have the same names, with the same shapes."""
-    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    missing, extra = wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys()
     if missing or extra:
         parts = [
             f"{len(s)} {how} ({make_printable(min(s))})" for s, how in ((missing, "missing"), (extra, "unknown")) if s
         ]
         raise IdentityError(f"{folder} is not an adapter of this space: of {len(wanted)} tensors, {', '.join(parts)}.")
     for name, shape in wanted.items():
-        if tuple(found[name]) != shape:
-            raise IdentityError(f"{folder}: {name} is {list(found[name])}, not {list(shape)}.")
+        if tuple(shapes[name]) != shape:
+            raise IdentityError(f"{folder}: {name} is {list(shapes[name])}, not {list(shape)}.")
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

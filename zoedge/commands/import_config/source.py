@@ -42,8 +42,13 @@ STEPS_NOTE = (
 class ImportedRecipe:
     """The recipe that a configuration becomes, and what became of each key.
 
-    carried: (key, its place in the recipe). changed, lost: (key, its value, how its meaning changed or why it is left out).
-    unset: keys without a value.
+    Attributes:
+        tool: the name of the other tool.
+        table: the recipe.
+        carried: (key, its place in the recipe).
+        changed: (key, its value, how its meaning changed).
+        lost: (key, its value, why it is left out).
+        unset: the keys without a value.
     """
 
     tool: str
@@ -69,8 +74,10 @@ class ImportedRecipe:
 class ConfigConverter:
     """A configuration that is being read, and the recipe that is being written.
 
-    left: the keys that are not dealt with yet, dotted, with their values. given: all keys of the configuration. out: the
-    recipe.
+    Attributes:
+        left: the keys that are not dealt with yet, dotted, with their values.
+        given: all keys of the configuration.
+        out: the recipe.
     """
 
     def __init__(self, table: dict[str, Any], where: str, tool: str):
@@ -255,7 +262,7 @@ class ConfigConverter:
             return 0
 
     def alike(self) -> str:
-        """Return the task that the training rows are for: `lm` or `chat`; "": they are not on this machine, or neither fits."""
+        """Return the task that fits the training rows: `lm` or `chat`; "": they are not on this machine, or neither fits."""
         from ...recipe.sections import Data
         from ...scoring.rows.formats import matching_formats
         from ...scoring.rows.sets import load_rows

@@ -1,4 +1,4 @@
-"""Sixteen random bits for each element, a function of key and place: masks are cut from them, and weights rounded by them."""
+"""This module draws 16 random bits for each element: masks are cut from them, and weights are rounded by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the spaces of one leaf share: a float32 vector with named parts, and its points in the type of the forward."""
+"""This module has what the spaces of one leaf share: a float32 vector with named parts, and the points around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The space of zoedge.optim: tensors of any module. No recipe names it, because a recipe makes no such tensors."""
+"""This module has the space of zoedge.optim: tensors of any module. No recipe names it, as a recipe makes no such tensors."""
 
 from __future__ import annotations
 

@@ -35,9 +35,8 @@ class Several(AbstractSpace):
         if len(self.of) < 2:
             raise ValueError("of: name two spaces at least, such as {lora: {rank: 8}, prompt: {tokens: 10}}")
         options = dict(sorted(self.of.items()))
-        spaces = {
-            word: one for word, one in options.items() if isinstance(one, AbstractSpace)
-        }  # the default has none yet
+        # the default's options are no spaces yet
+        spaces = {word: one for word, one in options.items() if isinstance(one, AbstractSpace)}
         for word, one in spaces.items():
             if one.own_start or one.nested:
                 raise ValueError(f"of.{word}: goes with no other space")

@@ -1,4 +1,4 @@
-"""Greedy generation for many prompts at once, with cached keys and values. An answer ends at the end of a line."""
+"""This module generates greedily for many prompts at once, with cached keys and values. An answer ends at the end of a line."""
 
 from __future__ import annotations
 

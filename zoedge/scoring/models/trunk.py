@@ -1,4 +1,4 @@
-"""A cache on disk of what the lower blocks of a model make of each example.
+"""This module caches on the disk what the lower blocks of a model make of each example.
 
 Where only the top blocks are trained, what enters them is the same for every point, query and epoch, so that it is computed
 once. It is read back with preadv, which costs page cache but no resident memory. The bits that are read are those that were

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's data folders, where dataset_info.json names the file and the columns of each data set.
+"""This module reads LLaMA-Factory's data folders, where dataset_info.json names the file and the columns of each data set.
 
 A recipe names a data set as FOLDER:NAME, several as FOLDER:A,B, and the only one of a folder as FOLDER.
 """

@@ -1,4 +1,4 @@
-"""The training, validation and test rows of a recipe: loading, splitting, sampling, and their order."""
+"""This module loads, splits, samples and orders the training, validation and test rows of a recipe."""
 
 from __future__ import annotations
 
