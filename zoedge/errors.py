@@ -81,8 +81,8 @@ def suggest_nearest(word: str, choices: object) -> str:
     """Return " - did you mean 'x'?" to append to a sentence, or nothing if no choice is near."""
     from difflib import get_close_matches
 
-    found = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]
-    return f" - did you mean '{found[0]}'?" if found else ""
+    near = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]
+    return f" - did you mean '{near[0]}'?" if near else ""
 
 
 def format_faults(faults: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
-"""The command line. Each command is a few lines over the package; what it needs is imported when it runs, because
-`zoedge --help` must answer without torch."""
+"""This package is the command line. Each command is a few lines over the package, and imports what it needs when it runs.
+
+So `zoedge --help` answers without torch.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class CommandMessage(Protocol):
 
 
 def main() -> None:
-    """The entry point: one sentence and an exit code for what can go wrong; tracebacks only with --debug."""
+    """Run the command line. What goes wrong becomes one sentence and an exit code; --debug shows the traceback."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

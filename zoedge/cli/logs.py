@@ -1,4 +1,4 @@
-"""replay, verify, repair and log show | export | diff: everything that needs a log and no model."""
+"""The command lines of replay, verify, repair and log show | export | diff, which need a log and no model."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def load_recipe(recipe: Any, overrides: tuple[Any, ...] = ()) -> Recipe:
     from ..recipe.reading import build_recipe, read_recipe
     from ..recipe.recipe import Recipe
 
-    texts = [text for some in overrides for text in format_override(some)]
+    texts = [text for override in overrides for text in format_override(override)]
     if isinstance(recipe, Recipe) and not texts:
         return recipe
     table = recipe.resolved() if isinstance(recipe, Recipe) else recipe

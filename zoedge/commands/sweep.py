@@ -222,8 +222,12 @@ def list_grid(path: Path, axes: Sequence[Axis]) -> list[list[PlacedValues]]:
 def build_point(base: dict[str, Any], placed: PlacedValues, path: Path, parent: Path) -> SweepPoint:
     """Return the point with these values: the base's table with them set, checked.
 
-    placed: the values by dotted key, with their places in the sweep's file `path`. parent: the folder of the sweep's runs.
-    UsageError: a key or a value is wrong, with its place in that file.
+    Args:
+        placed: the values by dotted key, with their places in the sweep's file `path`.
+        parent: the folder of the sweep's runs.
+
+    Raises:
+        UsageError: a key or a value is wrong, with its place in that file.
     """
     values = {key: value for key, (value, _) in placed.items()}
     table, marks = deepcopy(base), {(): next(iter(placed.values()))[1]}

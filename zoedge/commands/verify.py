@@ -55,8 +55,8 @@ def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     All of them are made anew from `recipe`. IdentityError names what differs.
     """
     measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header))
-    if found := identity.identity_differences(log.header, measuring.header()):
-        raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
+    if differences := identity.identity_differences(log.header, measuring.header()):
+        raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(differences)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others
     for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
         if (check := measuring.task.batch(record.step).check) != record.check:

@@ -67,19 +67,19 @@ def elementwise_sign(x: Any) -> Any:
 def round_stochastic(x: Any, bits: Any, storage: str) -> Any:
     """Round float32 `x` to the grid of a 16-bit `storage`, up or down by chance, so that the mean is x; returns float32.
 
-    Args:
-        bits: a random int32 in 0 .. 65535 for each element; torch or numpy, as `x`.
-        storage: bfloat16 or float16.
-
     Only integers are added: the bits that storing drops, plus random ones, carry with probability dropped / 2**n.
     float16's subnormals are moved to 2**-14 .. 2**-13 first, whose grid they lie on; what that addition rounds is below
     2**-14 of a unit.
+
+    Args:
+        bits: a random int32 in 0 .. 65535 for each element; torch or numpy, as `x`.
+        storage: bfloat16 or float16.
     """
     drop, least = HALF_FORMATS[storage]
     mask = (1 << drop) - 1
     if not least:
-        found = x.view(bits.dtype) + bits
-        found &= ~mask
-        return found.view(x.dtype)
+        rounded = x.view(bits.dtype) + bits
+        rounded &= ~mask
+        return rounded.view(x.dtype)
     shift = (abs(x) < least) * elementwise_sign(x) * least
     return (((x + shift).view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype) - shift

@@ -289,8 +289,8 @@ def remove_leftovers(folder: Path, what: str) -> None:
     """Remove what this process, or one that died, left beside `folder`."""
     pattern = re.compile(rf"\.{re.escape(folder.name)}\.{what}-([0-9]{{1,9}})")
     for path in folder.parent.iterdir():
-        if (found := pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
-            if (pid := int(found[1])) != os.getpid():
+        if (leftover := pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            if (pid := int(leftover[1])) != os.getpid():
                 try:
                     os.kill(pid, 0)
                     continue

@@ -21,7 +21,9 @@ from ..methods.noise.normal import Normal
 class Aligned(AbstractNoise):
     """Directions that are aligned with the exact gradient.
 
-    gradient: of the objective at theta, which is a single leaf, a numpy array. of: the noise of X.
+    Attributes:
+        gradient: of the objective at theta, which is a single leaf, a numpy array.
+        of: the noise of X.
     """
 
     gradient: Callable[[np.ndarray], np.ndarray]

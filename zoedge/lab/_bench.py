@@ -72,7 +72,9 @@ def create_axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Figure, l
 class ArraySpace(Space):
     """A space whose theta is one float64 array of numpy, or one tensor of torch.
 
-    value: [d]. points: [copies, d], the points that are being visited.
+    Attributes:
+        value: [d].
+        points: [copies, d], the points that are being visited.
     """
 
     lean = False

@@ -29,7 +29,13 @@ LOGISTIC_LOSS = MarginLoss(lambda m: np.logaddexp(0, -m), lambda m: -sigmoid(-m)
 
 @dataclass(frozen=True)
 class FlatLogistic:
-    """The experiment. lr: of all runs. eps: lambda of ZO, and the radius of SAM. points: measured steps of a curve."""
+    """The experiment, and its options.
+
+    Attributes:
+        lr: the step size of all runs.
+        eps: lambda of ZO, and the radius of SAM.
+        points: measured steps of a curve.
+    """
 
     lr: Positive = 0.01
     eps: Positive = 0.1

@@ -64,7 +64,12 @@ def gradient_descent(theta: np.ndarray, steps: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class FlatMinima:
-    """The experiment. steps: 100,000 in the paper. every: so many steps apart, the trace is measured."""
+    """The experiment, and its options.
+
+    Attributes:
+        steps: of a run; 100,000 in the paper.
+        every: the steps between two measurements of the trace.
+    """
 
     steps: Natural = 100_000
     every: Natural = 500

@@ -25,7 +25,13 @@ SQUARED_HINGE_LOSS = MarginLoss(
 
 @dataclass(frozen=True)
 class FlatSvm:
-    """The experiment. lr: of all runs. eps: lambda of ZO, and the radius of SAM. points: measured steps of a curve."""
+    """The experiment, and its options.
+
+    Attributes:
+        lr: the step size of all runs.
+        eps: lambda of ZO, and the radius of SAM.
+        points: measured steps of a curve.
+    """
 
     lr: Positive = 1e-4
     eps: Positive = 0.05

@@ -101,9 +101,14 @@ def make_rule_method(word: str, eps: float, schedule: Schedule) -> MakeParts:
 
 @dataclass(frozen=True)
 class Testfunctions:
-    """The experiment. passes: forward passes of a run. eps: the smoothing radius. reach: the loss that a run should reach.
+    """The experiment, and its options.
 
-    schedule: of all methods but AS2P. tune, seeds: runs that choose a step size, and runs that count.
+    Attributes:
+        passes: forward passes of a run.
+        eps: the smoothing radius.
+        reach: the loss that a run should reach.
+        schedule: of all methods but AS2P.
+        tune, seeds: runs that choose a step size, and runs that count.
     """
 
     passes: Natural = 2500

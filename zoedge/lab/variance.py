@@ -54,8 +54,12 @@ ErrorTable = dict[str, dict[str, dict[int, MeanError]]]  # function -> kind of d
 
 @dataclass(frozen=True)
 class Variance:
-    """The experiment. trials: estimates that a mean error averages. most: the largest batch to measure, in directions. eps: the
-    radius.
+    """The experiment, and its options.
+
+    Attributes:
+        trials: estimates that a mean error averages.
+        most: the largest batch to measure, in directions.
+        eps: the radius.
     """
 
     trials: Natural = 500

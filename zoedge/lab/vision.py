@@ -96,8 +96,14 @@ class ResidualNetwork:
 
 @dataclass(frozen=True)
 class Vision:
-    """The experiment. passes: forward passes of a run. width: channels. eps: GA's radius. window: the share of a run that a
-    smoothed loss averages. tune, seeds: how many seeds choose step sizes, and how many count.
+    """The experiment, and its options.
+
+    Attributes:
+        passes: forward passes of a run.
+        width: the channels of the network.
+        eps: GA's radius.
+        window: the share of a run that a smoothed loss averages.
+        tune, seeds: how many seeds choose step sizes, and how many count.
     """
 
     passes: Natural = 5000

@@ -128,11 +128,11 @@ class Evaluator:
         """Estimate the trace of the Hessian after `step` steps, if the recipe asks for it there."""
         b, options = self.measuring, self.measuring.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
-            found = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
+            trace = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
             folder.append_metric(
-                self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(found)
+                self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(trace)
             )
-            self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
+            self.show.say(f"step {step:,}: tr H {trace.trace:.4g} +- {trace.error:.2g}, loss {trace.loss:.4f}")
 
     def after(self, step: int) -> Score | None:
         """Return the score of the trained model on the rows that `before` scored; None: there are no such rows."""

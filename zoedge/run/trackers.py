@@ -89,8 +89,8 @@ class Trackers:
 
     def score(self, step: int, rows: str, score: Score) -> None:
         """Log a score under the name of its rows, such as valid/accuracy and test/loss."""
-        found = {f"{rows}/{k}": v for k, v in asdict(score).items() if v is not None and k != "count"}
-        self._log(found, step)
+        values = {f"{rows}/{k}": v for k, v in asdict(score).items() if v is not None and k != "count"}
+        self._log(values, step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         for word, tracker in list(self.open.items()):

@@ -130,8 +130,8 @@ def find_base_folder(log: AnyLog, source: str | None = None) -> tuple[Path, list
         model = model.model_copy(update={"source": source, "revision": None})
     base_folder = resolve_model(model.source, model.revision)
     check_files(base_folder)
-    here = replace(log.header, base=base_identity(base_folder, model))
-    if differences := identity_differences(log.header, here):
+    present = replace(log.header, base=base_identity(base_folder, model))
+    if differences := identity_differences(log.header, present):
         return base_folder, differences
-    here = replace(here, tokenizer=tokenizer_digest(load_tokenizer(base_folder)))
-    return base_folder, identity_differences(log.header, here)
+    present = replace(present, tokenizer=tokenizer_digest(load_tokenizer(base_folder)))
+    return base_folder, identity_differences(log.header, present)

@@ -137,7 +137,9 @@ def read_model_shape(model: Model) -> ModelShape:
 def read_base_shape(base: Base, stored_type: str, folder: Path | None = None) -> ModelShape:
     """Return the shape of a model, whose tensors may be without data.
 
-    stored_type: the type of the source's files. folder: where they lie.
+    Args:
+        stored_type: the type of the source's files.
+        folder: where they lie.
     """
     from torch import nn
 

@@ -55,11 +55,13 @@ def trained_bytes(shape: ModelShape, work: Workload) -> int:
 def block_bytes(shape: ModelShape, work: Workload, f: ForwardSize, whole: bool) -> int:
     """Return the bytes of hidden states at the fullest moment of a block.
 
-    The states that enter the block, the residual and the normalised states are alive at the same time as the hidden layer. A
-    quantised matrix is dequantised for its product.
+    The states that enter the block, the residual and the normalised states are alive at the same time as the hidden
+    layer. A quantised matrix is dequantised for its product.
 
-    f: the size of the forward pass. whole: the block computes everything at all tokens. The last block does not: it computes
-    keys and values at all tokens, and the rest only where the loss reads.
+    Args:
+        f: the size of the forward pass.
+        whole: the block computes everything at all tokens. The last block does not: it computes keys and values at
+            all tokens, and the rest only where the loss reads.
     """
     c = work.compute_itemsize
     h, i, q, k = (

@@ -65,8 +65,12 @@ def compute_workload(
 ) -> Workload:
     """Return what a recipe asks of a model.
 
-    datasets: the tokenised rows; None: every sequence is taken to be as long as it may be. overhead: bytes that the process
-    holds without the run. DataError: the recipe names layers or modules that the model does not have.
+    Args:
+        datasets: the tokenised rows; None: every sequence is taken to be as long as it may be.
+        overhead: bytes that the process holds without the run.
+
+    Raises:
+        DataError: the recipe names layers or modules that the model does not have.
     """
     base = unattached_base(recipe, shape)
     described, ahead = recipe.space.describe(base), recipe.space.virtual_tokens

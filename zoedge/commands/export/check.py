@@ -92,7 +92,7 @@ def compute_logits(base: Base, space: Space, ids: Tensor) -> Tensor:
         h = base.hidden_states(everywhere, 1)
     size = base.model.config.vocab_size
     parts = [torch.arange(i, min(i + HEAD_COLUMNS, size)) for i in range(0, size, HEAD_COLUMNS)]
-    return torch.cat([base.logits(h, some).cpu() for some in parts], dim=-1)
+    return torch.cat([base.logits(h, columns).cpu() for columns in parts], dim=-1)
 
 
 @torch.inference_mode()
@@ -124,9 +124,9 @@ def measure_difference(kind: str, folder: str, spec: dict[str, Any], reference: 
 
 def check_gguf(path: Path, trained: Trained) -> float:
     """Return the largest |difference| of a weight, as a fresh process finds it. DataError: it is more than MAX_DIFFERENCE."""
-    if not (found := check_export("gguf-lora", path, trained)) <= MAX_DIFFERENCE:
-        raise DataError(f"{path}: its weights differ from the trained ones by up to {found:.3g}.")
-    return found
+    if not (difference := check_export("gguf-lora", path, trained)) <= MAX_DIFFERENCE:
+        raise DataError(f"{path}: its weights differ from the trained ones by up to {difference:.3g}.")
+    return difference
 
 
 if __name__ == "__main__":

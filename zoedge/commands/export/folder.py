@@ -139,8 +139,8 @@ def describe_export(
         fingerprint, end = log.fingerprint, log.state.end
         known = log.state.hashes | ({} if end is None else {len(log): end})
         if steps is None:
-            found = [step for step, known_as in known.items() if known_as == state[:24]]
-            steps = max(found) if found else len(log) if end is None else None
+            matching = [step for step, known_as in known.items() if known_as == state[:24]]
+            steps = max(matching) if matching else len(log) if end is None else None
         elif known.get(steps, state[:24]) != state[:24]:
             raise ReplayError(f"The state to be exported is not the one that the log says of step {steps}.")
     spec = recipe.model

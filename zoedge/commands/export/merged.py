@@ -277,5 +277,5 @@ def build_config_files(base: Base, dtype: torch.dtype) -> Iterator[tuple[str, by
     if not base.model.can_generate():
         return
     own = base.path / "generation_config.json"
-    said = read_json(own) if own.is_file() else json.loads(base.model.generation_config.to_json_string())
-    yield own.name, encode_json(scrub_config(said))
+    generation = read_json(own) if own.is_file() else json.loads(base.model.generation_config.to_json_string())
+    yield own.name, encode_json(scrub_config(generation))

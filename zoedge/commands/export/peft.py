@@ -63,8 +63,8 @@ def write_peft(
     facts = describe_export("peft", recipe, space, log.header.base, log, steps)
     members = list_members(space)
     for name, member in members:
-        several = {"together": [word for word, _ in members]} if len(members) > 1 else {}
-        write_adapter(member, facts | several, folder / name, log, tokenizer_from)
+        together = {"together": [word for word, _ in members]} if len(members) > 1 else {}
+        write_adapter(member, facts | together, folder / name, log, tokenizer_from)
     return folder
 
 

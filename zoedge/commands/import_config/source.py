@@ -93,10 +93,14 @@ class ConfigConverter:
         return next((self.left.pop(key) for key in keys if key in self.left), None)
 
     def put(self, key: str, place: str, value: object, note: str = "", given: object = None) -> bool:
-        """Write a value into the recipe if its checker accepts it, else list the key as lost. Return whether it was accepted.
+        """Write a value into the recipe if its checker accepts it, else list the key as lost. Return whether it was
+        accepted.
 
-        key: the configuration's. place: the dotted key of the recipe. note: how the meaning changes, if it does. given: the
-        configuration's value, where it differs from `value`.
+        Args:
+            key: the configuration's.
+            place: the dotted key of the recipe.
+            note: how the meaning changes, if it does.
+            given: the configuration's value, where it differs from `value`.
         """
         draft = deepcopy(self.out.table)
         into = draft
@@ -120,9 +124,12 @@ class ConfigConverter:
         return True
 
     def carry(self, key: str, place: str, convert: Callable[[Any], object] = lambda x: x, note: str = "") -> Any:
-        """Write the value of a key, if it is set, to its place in the recipe, and return that value as it was; None: not set.
+        """Write the value of a key, if it is set, to its place in the recipe, and return that value as it was; None: not
+        set.
 
-        convert: makes the recipe's value of it. note: how the meaning changes, if it does.
+        Args:
+            convert: makes the recipe's value of it.
+            note: how the meaning changes, if it does.
         """
         if (value := self.take(key)) is not None:
             self.put(key, place, convert(value), note, value)

@@ -255,8 +255,10 @@ class Base:
     def trunk(self, ids: Tensor, lengths: Tensor, tree: OptionTree | None = None) -> Tensor:
         """Return the output of the blocks below `cut`, [S, T, H].
 
-        ids: the sequences [S, T], padded on the right. lengths: the tokens of each without padding, [S]. tree: the batch's,
-        if ids are those of a tree.
+        Args:
+            ids: the sequences [S, T], padded on the right.
+            lengths: how many tokens each has without padding, [S].
+            tree: the batch's, if ids are those of a tree.
         """
         h = self.embed_inputs(ids, 1, tree)
         context = self.context(h, lengths, 1, tree)
