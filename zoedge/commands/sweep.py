@@ -38,7 +38,7 @@ PAIRED_KEY = "_"  # the key of values that go together, as in axolotl: it has a 
 RESERVED_KEYS = ("name", "version", "output.dir")  # a sweep sets these itself
 MAX_POINTS = 1000  # of a grid
 MAX_NAME_LENGTH = 60  # characters of a folder's name
-# exits that are one point's own fault, after which the others are still run: it diverged, or did not fit into memory
+# exit codes that concern one point alone (it diverged, or did not fit into memory): the others are still run
 TOLERATED_EXITS = (DivergedError.exit_code, DataError.exit_code, -signal.SIGKILL)
 
 

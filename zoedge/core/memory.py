@@ -13,7 +13,7 @@ class Journal(Protocol):
     """What the loop needs of a log: the file of a run, a packed log, or a list in memory."""
 
     writable: bool
-    delivers: int | None  # the number of steps that a shared log delivers; None: the log is shared by nobody
+    delivers: int | None  # of a shared log: after how many steps it delivers the trained values; None: of any other log
 
     def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> Record: ...

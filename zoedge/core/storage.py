@@ -267,7 +267,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield draft
         try:
             if folder.exists():
-                disk.rmtree(former)  # of one that was stopped after its swap; in a container the pid repeats
+                disk.rmtree(former)  # left by a process that was stopped after its swap: in a container, pids repeat
                 disk.rename(folder, former)
             try:
                 reach_failpoint("export.swap")

@@ -224,7 +224,7 @@ class Log:
         """Return, for a message, which process the lock file names; '' if it cannot be told."""
         with suppress(OSError, ValueError, StorageError), os.fdopen(open_file(self._lockfile), "rb") as file:
             owner = re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})(?: ([\w-]{1,64}))?\n", file.read(400).decode())
-            # a lock file from before a reboot of this machine names a pid of nobody
+            # after a reboot of this machine, the pid in an old lock file is meaningless
             if owner and not (owner[2] == platform.node() and owner[3] and owner[3] != read_boot_id()):
                 return f" (pid {owner[1]} on {owner[2]})"
         return ""

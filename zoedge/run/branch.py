@@ -79,7 +79,7 @@ def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
             ]
     if recipe.estimator.bound and not isinstance(parent.log, Log):
         wrong.append("a packed log has no losses for the estimator to read")
-    # build_replay_run proves the parent's self-test; ours differs where weight_decay does
+    # build_replay_run has proven the parent's self-test; ours is another where weight_decay is another
     asked = replace(theirs, recipe=ours.recipe, data=ours.data, selftest=ours.selftest)
     wrong += identity.identity_differences(asked, ours)
     if wrong:

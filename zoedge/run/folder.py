@@ -106,7 +106,9 @@ def append_metric(folder: Path, **fields: Any) -> None:
         fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         with os.fdopen(fd, "rb") as file:
             if file.seek(0, os.SEEK_END) and os.pread(fd, 1, file.tell() - 1) != b"\n":
-                line = b"\n" + line  # the last one was cut by a kill or a full disk: it must not take this one along
+                line = (
+                    b"\n" + line
+                )  # the last line was cut by a kill or a full disk: the new one must not be lost with it
             storage.write_all(fd, line, "")
     except OSError as e:
         raise StorageError(f"{path}: cannot write: {e.strerror}.") from e

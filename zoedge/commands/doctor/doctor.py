@@ -22,8 +22,8 @@ TESTED_VERSIONS = {
     "peft": "0.21",
     "safetensors": "0.8",
 }
-# The first 16 digits of `selftest`, the same on every machine, or replay would differ there. All pairs of noise and rule
-# are also compared with numpy, which shares no code with torch.
+# The first 16 digits of `selftest`. A machine that gives others would replay other bits. Besides, all pairs of noise and
+# rule are compared with numpy, which shares no code with torch.
 GOLDEN_DIGESTS = {"normal sgd": "62fdde3c68e6584d", "rademacher sgd": "3ead505a4c118888"}
 
 

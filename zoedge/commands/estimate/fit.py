@@ -134,7 +134,7 @@ def measure_overhead(shape: ModelShape) -> int:
 def predict_parts(plan: Plan, datasets: Datasets) -> dict[str, int]:
     """Return the bytes by part of a run that `check_memory` let begin as `plan`, now that its rows are tokenised."""
     work = compute_workload(plan.recipe, plan.shape, datasets, plan.overhead)
-    # by now the cache has the quantised weights: what counts is whether it had them before loading
+    # by now the cache has the quantised weights; the prediction asks whether it had them before the base was loaded
     return peak_memory_parts(plan.shape, replace(work, has_cached_weights=plan.workload.has_cached_weights))
 
 

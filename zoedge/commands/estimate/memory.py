@@ -43,7 +43,9 @@ def trained_bytes(shape: ModelShape, work: Workload) -> int:
 
     These are the float32 master, the rule's slots, the step's directions, and the points in the compute type.
     """
-    if work.trains_all:  # the master is the model itself: two copies of a matrix at its points, a piece's directions
+    if (
+        work.trains_all
+    ):  # the model is its own master: besides it there are a matrix at two points, and the directions of a piece
         return (
             2 * max(shape.largest_linear, 1) * work.compute_itemsize
             + 4 * work.slots * work.elements

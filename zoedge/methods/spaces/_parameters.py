@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.types import Leaf, Part, Space
 
-# beyond so many elements, a step's direction is not kept (256 MiB) but drawn where it is needed, three times
+# with more elements than that, a step's direction (256 MiB) is not kept, but drawn each of the three times it is needed
 LEAN_ELEMENTS = 1 << 26
 
 

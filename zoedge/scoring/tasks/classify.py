@@ -85,7 +85,7 @@ class Classify(AbstractTask):
         for row, label, prompt_ids, start, *full in zip(rows, labels, prompt_sequences, starts, *full_by_option):
             if single:
                 sequences = [(prompt_ids, 1, [ids[-1] for ids in full])]
-            else:  # as in MeZO, an option's tokens are as many as it adds to the prompt; the last one needs no forward
+            else:  # as in MeZO, an option has as many tokens as it adds to the prompt; its last one is scored, but never read
                 sizes = [len(ids) - len(prompt_ids) for ids in full]
                 if min(sizes) < 1:
                     word = make_printable(words[sizes.index(min(sizes))])
