@@ -105,10 +105,9 @@ def append_metric(folder: Path, **fields: Any) -> None:
     try:
         fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         with os.fdopen(fd, "rb") as file:
+            # a last line that was cut by a kill or a full disk must not take the new one along
             if file.seek(0, os.SEEK_END) and os.pread(fd, 1, file.tell() - 1) != b"\n":
-                line = (
-                    b"\n" + line
-                )  # the last line was cut by a kill or a full disk: the new one must not be lost with it
+                line = b"\n" + line
             storage.write_all(fd, line, "")
     except OSError as e:
         raise StorageError(f"{path}: cannot write: {e.strerror}.") from e

@@ -43,9 +43,8 @@ def trained_bytes(shape: ModelShape, work: Workload) -> int:
 
     These are the float32 master, the rule's slots, the step's directions, and the points in the compute type.
     """
-    if (
-        work.trains_all
-    ):  # the model is its own master: besides it there are a matrix at two points, and the directions of a piece
+    # the model is its own master: besides it there are a matrix at two points, and the directions of a piece
+    if work.trains_all:
         return (
             2 * max(shape.largest_linear, 1) * work.compute_itemsize
             + 4 * work.slots * work.elements
