@@ -1,4 +1,4 @@
-"""The errors that zoedge raises: each is one sentence for the user, and one exit code that a script can rely on.
+"""This module has the errors that zoedge raises: each is one sentence for the user, and one exit code for scripts.
 
 Any other exception is a bug of ours.
 """
@@ -69,7 +69,10 @@ class StorageError(ZoedgeError):
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Is it memory that ran out? Names are compared, because torch may not be loaded and its CPU allocator has no class."""
+    """Return whether an error means that memory ran out.
+
+    Names are compared, because torch may not be loaded, and its CPU allocator has no class of error.
+    """
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     return named or any(text in str(e) for text in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
 
@@ -78,8 +81,8 @@ def suggest_nearest(word: str, choices: object) -> str:
     """Return " - did you mean 'x'?" to append to a sentence, or nothing if no choice is near."""
     from difflib import get_close_matches
 
-    found = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]
-    return f" - did you mean '{found[0]}'?" if found else ""
+    near = get_close_matches(word, [str(c) for c in choices], n=1, cutoff=0.6)  # type: ignore[attr-defined]
+    return f" - did you mean '{near[0]}'?" if near else ""
 
 
 def format_faults(faults: Sequence[str]) -> str:

@@ -57,6 +57,7 @@ class ClosureBatch(NamedTuple):
         return 1
 
     def slice_examples(self, first: int, end: int) -> ClosureBatch:
+        """Return the batch itself: it cannot be cut."""
         return self
 
 
@@ -69,9 +70,11 @@ class ClosureTask:
         self.closure: Callable[[], Any] | None = None
 
     def batch(self, step: int) -> ClosureBatch:
+        """Return the one batch that there is."""
         return ClosureBatch()
 
     def score(self, model: object, batch: object, copies: int) -> Tensor:
+        """Return the loss of the closure as [1, 1]. UsageError: it returned something else. ClosureError: it raised."""
         assert self.closure is not None
         try:
             answer = self.closure()
@@ -156,15 +159,15 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _replay(self, seed: int, steps: int) -> run.Run:
         """Bring the parameters to the end of the log, and return the run that goes on from there."""
-        made = run.Run(seed, steps, self._log, self._space, self._noise, self._rule, task=self._task)
+        replayed = run.Run(seed, steps, self._log, self._space, self._noise, self._rule, task=self._task)
         try:
-            for _ in engine.play(made, len(self._log)):
+            for _ in engine.play(replayed, len(self._log)):
                 pass
         except BaseException:
             self.close()
             raise
-        made.estimator = self._estimator  # not before: a log that diverged is replayed too
-        return made
+        replayed.estimator = self._estimator  # not before: a log that diverged is replayed too
+        return replayed
 
     @property
     def _log(self) -> MemoryLog | Log:
@@ -271,6 +274,7 @@ class ZerothOrder(torch.optim.Optimizer):
     # -- what torch asks of an optimiser
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take in a group while the optimiser is made; afterwards, refuse it with UsageError."""
         if self._journal is not None:
             raise UsageError("Parameters cannot be added: the log is of those that were given when it began.")
         super().add_param_group(param_group)
@@ -329,8 +333,8 @@ def check_parts(parts: dict[str, Any], steps: int | None) -> None:
         )
 
 
-def build_part(kind: str, given: Any, **more: Any) -> Any:
-    """Return a part from a word, a table or an object, with those options of `more` that are not None.
+def build_part(kind: str, given: Any, **options: Any) -> Any:
+    """Return a part from a word, a table or an object, with those of `options` that are not None.
 
     UsageError lists every mistake.
     """
@@ -347,15 +351,15 @@ def build_part(kind: str, given: Any, **more: Any) -> Any:
         table = {"name": word, **asdict(given)}
     if not isinstance(word := table.pop("name", None), str):
         raise UsageError(f"{kind}: {make_printable(repr(given))} has no name.")
-    made = load_part(kind, word)
-    for key, value in more.items():
+    part_class = load_part(kind, word)
+    for key, value in options.items():
         if value is not None:
-            if key not in made.__dataclass_fields__:
-                options = ", ".join(made.__dataclass_fields__)
-                raise UsageError(f"{kind}: {word} has no {key}; it has {options or 'no options'}.")
+            if key not in part_class.__dataclass_fields__:
+                known = ", ".join(part_class.__dataclass_fields__)
+                raise UsageError(f"{kind}: {word} has no {key}; it has {known or 'no options'}.")
             table[key] = float(value) if isinstance(value, int) and key != "queries" else value
     try:
-        return parse_options(made, [f"{key}={json.dumps(value)}" for key, value in table.items()])
+        return parse_options(part_class, [f"{key}={json.dumps(value)}" for key, value in table.items()])
     except (TypeError, ValueError, ZoedgeError) as e:
         raise UsageError("\n".join(f"{kind}.{line}" for line in str(e).splitlines())) from None
 
@@ -435,14 +439,14 @@ def check_same_run(log: Log, now: Header) -> None:
         raise IdentityError(
             f"{log.path} is the log of a recipe's run: name another one. `zoedge resume` goes on with it."
         )
-    found, old, new = [], log.header.about, now.about
+    differences, old, new = [], log.header.about, now.about
     if log.header.recipe != now.recipe:
         for key in ("optimizer", "space"):
             changed = run_identity.recipe_changes(old.get(key), new[key])
-            found += [make_printable(f"{name} {a} -> {b}", 200) for name, a, b in changed if name != "rule.lr"]
-    found += run_identity.identity_differences(replace(log.header, recipe=now.recipe), now)
-    if found:
+            differences += [make_printable(f"{name} {a} -> {b}", 200) for name, a, b in changed if name != "rule.lr"]
+    differences += run_identity.identity_differences(replace(log.header, recipe=now.recipe), now)
+    if differences:
         raise IdentityError(
-            f"Cannot go on with {log.path}: it began with other {'; '.join(found)}. Give the optimiser the parameters as they "
-            "were before its first step, and the same settings, or name another log."
+            f"Cannot go on with {log.path}: it began with other {'; '.join(differences)}. Give the optimiser the parameters "
+            "as they were before its first step, and the same settings, or name another log."
         )

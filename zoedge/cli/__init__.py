@@ -1,5 +1,7 @@
-"""The command line. Each command is a few lines over the package; what it needs is imported when it runs, because
-`zoedge --help` must answer without torch."""
+"""This package is the command line. Each command is a few lines over the package, and imports what it needs when it runs.
+
+So `zoedge --help` answers without torch.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ class CommandMessage(Protocol):
 
 
 def main() -> None:
-    """The entry point: one sentence and an exit code for what can go wrong; tracebacks only with --debug."""
+    """Run the command line. What goes wrong becomes one sentence and an exit code; --debug shows the traceback."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -67,8 +69,8 @@ def describe_usage_error(error: Exception) -> str | None:
         return None
     path = error.ctx.command_path if isinstance(error, CommandMessage) and error.ctx else ""
     what = format_error(error.format_message())
-    more = f"{'' if what.endswith(('.', '?')) else '.'} See: {path} --help" if path and "Usage:" not in what else ""
-    return f"{what}{more}"
+    hint = f"{'' if what.endswith(('.', '?')) else '.'} See: {path} --help" if path and "Usage:" not in what else ""
+    return f"{what}{hint}"
 
 
 def describe_error(error: Exception) -> tuple[str, int]:

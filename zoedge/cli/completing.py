@@ -32,10 +32,10 @@ def complete_paths(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
     """Yield files of some endings whose path begins with what is typed, and folders on the way to them."""
     folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
     try:
-        there = sorted(folder.iterdir())
+        entries = sorted(folder.iterdir())
     except OSError:
         return
-    for path in there:
+    for path in entries:
         if str(path).startswith(incomplete) and not path.name.startswith("."):
             if path.is_dir():
                 yield f"{path}/"

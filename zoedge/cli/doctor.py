@@ -20,15 +20,15 @@ def doctor(
     from ..commands.doctor.doctor import advise, examine
 
     report, well = examine()
-    told = advise(report, well) if fix_hints else []
+    hints = advise(report, well) if fix_hints else []
     if json:
-        typer.echo(json_.dumps({**report, "well": well, **({"hints": told} if fix_hints else {})}))
+        typer.echo(json_.dumps({**report, "well": well, **({"hints": hints} if fix_hints else {})}))
     else:
         for key, value in report.items():
             typer.echo(f"{key:14} {value}")
         typer.echo("all well" if well else "something is wrong: see above")
-        for what, how in told:
+        for what, how in hints:
             typer.echo(f"\n{what}\n  {how}")
-        if fix_hints and not told:
+        if fix_hints and not hints:
             typer.echo("nothing is in the way")
     raise typer.Exit(0 if well else 8)

@@ -26,8 +26,8 @@ def import_config(
     from ..errors import UsageError
 
     table = read_config(file)
-    found = convert_config(table, tool or recognise_tool(table, str(file)), str(file))
-    text, report = dump_imported(found, str(file)), "\n".join(found.report())
+    imported = convert_config(table, tool or recognise_tool(table, str(file)), str(file))
+    text, report = dump_imported(imported, str(file)), "\n".join(imported.report())
     if out is None:
         typer.echo(text, nl=False)
         typer.echo(report, err=True)

@@ -1,4 +1,4 @@
-"""replay, verify, repair and log show | export | diff: everything that needs a log and no model."""
+"""The command lines of replay, verify, repair and log show | export | diff, which need a log and no model."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def repair(
 
 
 def print_level(level: str, lines: list[str]) -> None:
+    """Print the lines of one level of proof, the first one behind its name."""
     for line in lines:
         typer.echo(f"{level:10} {line}")
         level = ""

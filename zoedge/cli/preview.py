@@ -27,23 +27,24 @@ def preview(
     json: Annotated[bool, typer.Option("--json", help="one JSON object, with every token's number")] = False,
 ) -> None:
     """Show rows as training will see them: text, scored tokens, lengths, what is cut. Loads no weights."""
-    from ..commands.preview import build_preview as look
+    from ..commands.preview import build_preview
     from ..recipe.reading import read_recipe
 
-    found = look(read_recipe(recipe, overrides), count)
+    shown = build_preview(read_recipe(recipe, overrides), count)
     if json:
-        typer.echo(json_.dumps({"quantiles": found.quantiles(), **asdict(found)}))
+        typer.echo(json_.dumps({"quantiles": shown.quantiles(), **asdict(shown)}))
         return
     coloured = not plain and sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    for line in [*format_rows(found, coloured), *format_statistics(found)]:
+    for line in [*format_rows(shown, coloured), *format_statistics(shown)]:
         typer.echo(line)
 
 
-def format_rows(found: Any, coloured: bool) -> list[str]:
+def format_rows(preview: Any, coloured: bool) -> list[str]:
+    """Return the lines of the rows: where each comes from, its sequences, and the right one among several."""
     from ..errors import make_printable
 
     lines = []
-    for row in found.rows:
+    for row in preview.rows:
         label = f"  {make_printable(row.label)}" if row.label else ""
         lines.append(colour_text(f"{make_printable(row.where)}{label}", "1", coloured))
         for i, sequence in enumerate(row.sequences):
@@ -58,8 +59,8 @@ def format_rows(found: Any, coloured: bool) -> list[str]:
 
 def format_spans(pieces: Any, coloured: bool) -> Iterator[str]:
     """Yield a row's text: the context dim and scored tokens bright, or without colours each scored token in brackets."""
-    for kind, some in groupby(pieces, key=lambda piece: piece.kind):
-        texts = [escape_text(piece.text) for piece in some]
+    for kind, group in groupby(pieces, key=lambda piece: piece.kind):
+        texts = [escape_text(piece.text) for piece in group]
         if kind == "scored" and not coloured:
             texts = [f"[{text}]" for text in texts]
         yield colour_text("".join(texts), {"scored": "1;32", "special": "2;36"}.get(kind, "2"), coloured)
@@ -71,6 +72,7 @@ def escape_text(text: str) -> str:
 
 
 def colour_text(text: str, code: str, coloured: bool) -> str:
+    """Return a text in a colour of the terminal, line by line. code: the numbers of an SGR sequence."""
     return "\n".join(f"\x1b[{code}m{part}\x1b[0m" if part else "" for part in text.split("\n")) if coloured else text
 
 

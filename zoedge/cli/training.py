@@ -22,6 +22,7 @@ DryRunOption = Annotated[
 
 
 def choose_display(quiet: bool, plain: bool, json: bool) -> str:
+    """Return the name of the display that the options ask for."""
     return "json" if json else "quiet" if quiet else "plain" if plain else "auto"
 
 
@@ -87,6 +88,7 @@ def parse_parent(text: str) -> Any:
 
 
 def run_training(recipe: Any, folder: Path, resume: bool, how: str, parent: Any = None) -> None:
+    """Begin a run, or go on with it, and print what came of it. how: the name of the display."""
     from ..commands.finetune import finetune
     from ..run.display import make_display
 

@@ -1,4 +1,4 @@
-"""The commands as functions: `zoedge.finetune` and `zoedge.replay`. The command line calls these."""
+"""`zoedge finetune`, and the function `zoedge.finetune`: a run from its recipe to its exports and its report."""
 
 from __future__ import annotations
 
@@ -35,17 +35,23 @@ def finetune(
     display: str | Plain = "quiet",
     parent: Parent | None = None,
 ) -> Outcome | None:
-    """Train as a recipe says, or go on where the run's log ends; returns when it is finished.
+    """Train as a recipe says, or go on where the run's log ends, and return when the run is finished.
 
     Of several processes that a launcher has started, the first returns the outcome, the others None.
 
-    recipe: a file, the name of a shipped recipe, or a recipe's table. overrides: "rule.lr=1e-3", or {"rule.lr": 1e-3}.
-    run_dir: the run's folder instead of output.dir/name. resume: auto, or never (refuse an existing run). display: quiet,
-    plain, json, auto (the live panel on a terminal), or a display of one's own. parent: whose first steps come first.
+    Args:
+        recipe: a file, the name of a shipped recipe, or a recipe's table.
+        overrides: "rule.lr=1e-3", or {"rule.lr": 1e-3}.
+        run_dir: the run's folder; None: output.dir/name.
+        resume: auto, or never, which refuses a run that exists.
+        display: quiet, plain, json, auto (the live panel on a terminal), or a display of one's own.
+        parent: for a branch, the run whose first steps come first.
 
-    Every error is a ZoedgeError, whose text is the command line's sentence: UsageError (recipe), DataError (data, model),
-    IdentityError (the folder's run is another), DamagedError, LockedError, DivergedError, StorageError; train.Stopped
-    after Ctrl-C or SIGTERM: nothing is lost, and the same call goes on.
+    Raises:
+        ZoedgeError: of every kind. Its text is the sentence that the command line prints: UsageError (the recipe), DataError
+            (data or model), IdentityError (the folder's run is another), DamagedError, LockedError, DivergedError or
+            StorageError.
+        Stopped: after Ctrl-C or SIGTERM. Nothing is lost, and the same call goes on.
     """
     from ..run.display import make_display as display_of
     from ..run.folder import run_folder
@@ -70,7 +76,10 @@ def finetune(
 
 
 def connect_workers(recipe: Recipe | None) -> Workers:
-    """The processes of this launch, which share the steps of a run. LostError: they do not find each other."""
+    """Return the processes of this launch, which share the steps of a run.
+
+    recipe: whose timeout and device hold; None: the defaults. LostError: the processes do not find each other.
+    """
     import torch
 
     from ..run.workers import Workers
@@ -80,7 +89,7 @@ def connect_workers(recipe: Recipe | None) -> Workers:
 
 
 def follow(recipe: Recipe | None = None) -> None:
-    """Take a share of the steps of worker 0's run, until it ends. recipe: None, as worker 0's log says."""
+    """Take a share of the steps of worker 0's run, until it ends. recipe: None: as worker 0's log says."""
     from tempfile import TemporaryDirectory
 
     from ..run import follow as run_follow
@@ -90,11 +99,11 @@ def follow(recipe: Recipe | None = None) -> None:
 
 
 def load_recipe(recipe: Any, overrides: tuple[Any, ...] = ()) -> Recipe:
-    """A checked recipe of whatever stands for one. UsageError: every mistake at once."""
+    """Return the checked recipe of a file, a name, a table or a recipe. UsageError lists every mistake at once."""
     from ..recipe.reading import build_recipe, read_recipe
     from ..recipe.recipe import Recipe
 
-    texts = [text for some in overrides for text in format_override(some)]
+    texts = [text for override in overrides for text in format_override(override)]
     if isinstance(recipe, Recipe) and not texts:
         return recipe
     table = recipe.resolved() if isinstance(recipe, Recipe) else recipe
@@ -107,17 +116,19 @@ def load_recipe(recipe: Any, overrides: tuple[Any, ...] = ()) -> Recipe:
     return build_recipe(json.loads(dump_json(dict(table))), {}, "the recipe", texts)
 
 
-def format_override(some: Any) -> list[str]:
-    """key=value texts of one override. JSON is YAML, so a value is read back as what it was."""
-    if isinstance(some, str):
-        return [some]
-    if isinstance(some, Mapping):
-        return [f"{key}={dump_json(value)}" for key, value in some.items()]
-    raise UsageError(f"'{make_printable(repr(some))}' is not key=value, such as 'rule.lr=1e-3' or {{'rule.lr': 1e-3}}.")
+def format_override(override: Any) -> list[str]:
+    """Return one override as texts key=value. A value is written as JSON, which YAML reads back as the same value."""
+    if isinstance(override, str):
+        return [override]
+    if isinstance(override, Mapping):
+        return [f"{key}={dump_json(value)}" for key, value in override.items()]
+    raise UsageError(
+        f"'{make_printable(repr(override))}' is not key=value, such as 'rule.lr=1e-3' or {{'rule.lr': 1e-3}}."
+    )
 
 
 def dump_json(value: Any) -> str:
-    """UsageError: not a thing that YAML could have held. Paths are texts."""
+    """Return a value as JSON, in which a path is a text. UsageError: YAML could not have held such a value."""
     try:
         return json.dumps(value, default=os.fspath, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as e:
@@ -251,7 +262,10 @@ def write_page(recipe: Recipe, path: Path, show: Plain) -> None:
 
 
 def write_exports(measuring: setup.Measuring, log: Log, folder: Path, show: Plain, steps: int) -> Path | None:
-    """The exports that the recipe asks for, of the space as it is after so many steps."""
+    """Write the exports that the recipe asks for, and return the adapter's folder; None: no adapter is asked for.
+
+    steps: after how many steps the space stands.
+    """
     from .export import merged, peft
 
     recipe, adapter = measuring.recipe, None
@@ -267,12 +281,15 @@ def write_exports(measuring: setup.Measuring, log: Log, folder: Path, show: Plai
 
 
 def report_rounding(measuring: setup.Measuring, folder: Path, show: Plain) -> None:
-    """How much of the intended update 16-bit weights took up, all steps so far, on a sample of each tensor."""
+    """Note and print how much of the intended update 16-bit weights took up.
+
+    It counts all steps so far, on a sample of each tensor. A space in float32 has no such figure.
+    """
     applied, nearest, intended = measuring.space.kept
     if intended:
-        found = {"applied": applied / intended, "nearest": nearest / intended}
-        run_folder.append_metric(folder, event="rounding", storage=measuring.space.storage, **found)
+        shares = {"applied": applied / intended, "nearest": nearest / intended}
+        run_folder.append_metric(folder, event="rounding", storage=measuring.space.storage, **shares)
         show.say(
-            f"{measuring.space.storage} weights took up {found['applied']:.1%} of the intended update (stochastic rounding; to "
-            f"nearest: {found['nearest']:.1%})"
+            f"{measuring.space.storage} weights took up {shares['applied']:.1%} of the intended update (stochastic rounding; "
+            f"to nearest: {shares['nearest']:.1%})"
         )

@@ -1,4 +1,4 @@
-"""lm-eval's tasks (`zoedge eval RUN --tasks hellaswag`) on a base with what was trained: the thin wrapper that it asks for.
+"""This module runs lm-eval's tasks (`zoedge eval RUN --tasks hellaswag`) on a base with what was trained.
 
 The tasks, their prompts and their metrics are lm-eval's (the extra `eval`). Likelihoods come from the forward that training
 scores with; answers are greedy.
@@ -41,7 +41,7 @@ MAX_NEW_TOKENS = 256  # tokens of an answer at most, where its task does not say
 
 
 class LmEvalModel(TemplateLM):
-    """A base (models.base.Base), with whatever points are held while it is asked."""
+    """The model that lm-eval asks: a base (models.base.Base), and the points that are held in it meanwhile."""
 
     def __init__(self, base: Base):
         super().__init__()
@@ -54,22 +54,29 @@ class LmEvalModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
+        """The token that ends a text."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
+        """The token before a text that has no context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     @property
     def tokenizer_name(self) -> str:
+        """The base folder's name, under which lm-eval caches."""
         return str(self.base.path.name)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Return the token ids of a text."""
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens is not False).input_ids)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        """(log p, whether greedy) of each (texts, context ids, continuation ids), in the order asked for."""
+        """Return (log p, whether it is the greedy one) of each continuation, in the order asked for.
+
+        requests: each (texts, context ids, continuation ids).
+        """
         longest = self.base.context_length
         examples = Examples(1)
         for _texts, context, continuation in requests:
@@ -78,7 +85,7 @@ class LmEvalModel(TemplateLM):
             ids = [*context, *continuation][-(longest + 1) :]  # the last is not read, only scored
             first = max(1, len(ids) - len(continuation))
             examples.add(ids, list(range(first, len(ids))), 0, "")
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for chosen in iter_batches(examples):
             batch = examples.collate(chosen)
             h = self.base.hidden_states(batch, 1)
@@ -88,20 +95,21 @@ class LmEvalModel(TemplateLM):
             for i in chosen:
                 own = scored[at : at + len(examples.targets[i])]
                 at += len(own)
-                found[i] = (sum(p for p, _ in own), all(best for _, best in own))
-        return found
+                answers[i] = (sum(p for p, _ in own), all(best for _, best in own))
+        return answers
 
     def _scored(self, h: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[float, bool]]:
-        """(log p of the target, whether it is the likeliest) of hidden states [N, H] and targets [N]."""
+        """Yield (log p of the target, whether it is the likeliest token) for hidden states [N, H] and targets [N]."""
         head = self.base.facts.head(self.base.model)
         with torch.inference_mode():
-            for some, wanted in zip(h.split(LOGIT_ROWS), targets.to(h.device).split(LOGIT_ROWS)):
-                logp = self.base.project(head, some, slice(None)).log_softmax(-1)
+            for rows, wanted in zip(h.split(LOGIT_ROWS), targets.to(h.device).split(LOGIT_ROWS)):
+                logp = self.base.project(head, rows, slice(None)).log_softmax(-1)
                 own = logp.gather(-1, wanted[:, None])[:, 0]
                 yield from zip(own.double().tolist(), (own >= logp.max(-1).values).tolist())
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        found = []
+        """Return the log p of whole texts, each cut into windows of the context length."""
+        sums = []
         for request in requests:
             windows = get_rolling_token_windows(
                 self.tok_encode(request.args[0], add_special_tokens=False),
@@ -110,11 +118,12 @@ class LmEvalModel(TemplateLM):
                 context_len=1,
             )
             parts = self._loglikelihood_tokens([(None, *make_disjoint_window(pair)) for pair in windows])
-            found.append(sum(p for p, _ in parts))
-        return found
+            sums.append(sum(p for p, _ in parts))
+        return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        found = []
+        """Return the greedy continuation of each context, up to one of its stop texts. DataError: a task wants samples."""
+        replies = []
         for request in requests:
             context, options = request.args
             if options.get("do_sample") and options.get("temperature", 1.0) > 0:
@@ -133,13 +142,13 @@ class LmEvalModel(TemplateLM):
             text: Any = self.tokenizer.decode(out[0], skip_special_tokens=True)
             for stop in until:
                 text = text.partition(stop)[0]
-            found.append(text)
-        return found
+            replies.append(text)
+        return replies
 
 
 def iter_batches(examples: Examples) -> Iterator[list[int]]:
-    """All of them, the longest first, ROWS token rows a batch."""
-    left = [i for some in examples.sorted_batches(1) for i in some][::-1]
+    """Yield the numbers of all examples, the longest first, in batches of at most ROWS_PER_BATCH token rows."""
+    left = [i for batch in examples.sorted_batches(1) for i in batch][::-1]
     while left:
         size = max(1, ROWS_PER_BATCH // len(examples.tokens[left[0]]))
         yield left[:size]
@@ -147,32 +156,38 @@ def iter_batches(examples: Examples) -> Iterator[list[int]]:
 
 
 def find_tasks(names: str, include: Path | None) -> tuple[list[str], Any]:
-    """(the tasks that a list separated by commas names, lm-eval's manager of them). UsageError: there is no such one."""
-    found = [name.strip() for name in names.split(",") if name.strip()]
-    if not found:
+    """Return the tasks that a list separated by commas names, and lm-eval's manager of them.
+
+    include: a folder of task files of one's own. UsageError: there is no such task or folder.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
         raise UsageError("--tasks: name some, such as --tasks hellaswag,arc_easy.")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if include is not None:
         if not include.is_dir():
             raise UsageError(f"--include: {include} is not a folder of task files (.yaml).")
         own = TaskManager(include_path=str(include), include_defaults=False)
-        if set(found) <= set(own.all_tasks):  # else lm-eval's own are read too, thousands of files
-            return found, own
+        if set(wanted) <= set(own.all_tasks):  # else lm-eval's own are read too, thousands of files
+            return wanted, own
     tasks = TaskManager(include_path=str(include) if include else None)
-    for name in found:
+    for name in wanted:
         if name not in tasks.all_tasks:
             raise UsageError(
                 f"--tasks: lm-eval has no '{make_printable(name)}'{suggest_nearest(name, tasks.all_tasks) or '.'}"
             )
-    return found, tasks
+    return wanted, tasks
 
 
 def run_tasks(base: Base, space: Space | None, names: list[str], tasks: Any, limit: int | None) -> dict[str, Any]:
-    """lm-eval's results of some tasks. space: held meanwhile; None: the base alone. DataError: a task's data."""
+    """Return lm-eval's results of these tasks.
+
+    space: what was trained, held in the base meanwhile; None: the base alone. DataError: a task's data cannot be had.
+    """
     model = LmEvalModel(base)
     with nullcontext() if space is None else space.visit([lambda leaf: None]):
         try:
-            found = simple_evaluate(
+            results = simple_evaluate(
                 model=model, tasks=names, task_manager=tasks, limit=limit, bootstrap_iters=1000, log_samples=False
             )
         except (DataError, KeyboardInterrupt):
@@ -183,7 +198,7 @@ def run_tasks(base: Base, space: Space | None, names: list[str], tasks: Any, lim
                 "their data from a hub; "
                 "where there is none, --include DIR names a folder of tasks over files of your own."
             ) from e
-    return dict(found or {})
+    return dict(results or {})
 
 
 def evaluate_tasks(
@@ -221,13 +236,15 @@ def evaluate_tasks(
 
 
 def format_results(results: dict[str, Any]) -> str:
+    """Return lm-eval's table of results."""
     return str(make_table(results)).strip()
 
 
 def attach_adapter(folder: Path, source: str | None) -> tuple[Base, Space]:
-    """(base, space) of an exported adapter. source: where the base is, if not where its marker says.
+    """Return the base of an exported adapter, and the space that holds the adapter's values over it.
 
-    DamagedError: the files. IdentityError: the base is another. UsageError: no LoRA adapter.
+    source: where the base is, if not where the marker says. DamagedError: the files. IdentityError: the base is another.
+    UsageError: it is no LoRA adapter.
     """
     from ..methods.noise.rademacher import Rademacher
     from ..methods.spaces.lora import Lora
@@ -261,7 +278,7 @@ def attach_adapter(folder: Path, source: str | None) -> tuple[Base, Space]:
             f"{base.digest.hex()[:8]}..). Name that one with --base."
         )
     space = options.attach(base, 0, Rademacher())
-    found = peft.load_adapter(folder, space, base.digest)
+    tensors = peft.load_adapter(folder, space, base.digest)
     for name, value in space.tensors():
-        value.copy_(found[name])
+        value.copy_(tensors[name])
     return base, space

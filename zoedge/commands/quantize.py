@@ -10,7 +10,7 @@ from ..scoring.models.loading import prepare_folder
 
 
 def quantize_model(source: str, scheme: str, double_quant: bool = True) -> tuple[Path, int]:
-    """Quantise a model into the cache; returns the folder and its bytes.
+    """Quantise a model into the cache, and return the folder and its size in bytes.
 
     Args:
         source: a folder, a packaged model, or a hub id.

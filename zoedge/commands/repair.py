@@ -7,7 +7,7 @@ from ..run.folder import find_log
 
 
 def repair_run(run: str) -> list[str]:
-    """Mend a run's damaged log, or cut it where its damage begins; returns what was done, in sentences.
+    """Mend a run's damaged log, or cut it where its damage begins, and return what was done, in sentences.
 
     Raises:
         UsageError: there is no such run, or nothing is damaged.

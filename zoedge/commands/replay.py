@@ -27,7 +27,7 @@ class Replayed:
         run: the replayed run, whose space holds the trained values.
         steps: how many steps were applied.
         state: the SHA-256 of the trained values in hexadecimal digits, as the log knows it.
-        seconds: that the steps took.
+        seconds: how long the steps took.
         base: where the base is, if not where the log's recipe says.
     """
 
@@ -49,6 +49,7 @@ class Replayed:
 
     @property
     def fingerprint(self) -> str:
+        """The log's last chain value, 32 hexadecimal digits."""
         return str(self.log.fingerprint)
 
     @property
@@ -88,22 +89,28 @@ class Replayed:
         recipe = identity.recipe_from_header(self.log.header, str(self.log.path))
         if self.kind == "adapter":
             return peft.write_peft(self.run, self.log, recipe, folder, tokenizer_from, self.steps)
-        made = merged.write_merged(recipe, space, folder, base_folder=self.base, log=self.log, steps=self.steps)
-        return made.folder
+        merge = merged.write_merged(recipe, space, folder, base_folder=self.base, log=self.log, steps=self.steps)
+        return merge.folder
 
 
 def replay(
     log: str | os.PathLike[str] | AnyLog, at: int | str | None = None, *, base: Any = None, device: str = "cpu"
 ) -> Replayed:
-    """What was trained, from the log alone: no model, no data, no forward pass.
+    """Rebuild what was trained from the log alone: without model, data or forward passes.
 
-    log: a run's folder or name, a .zlog, a .zpack or a .zoe. at: after how many steps: a number, last or best; None: as
-    the run's eval.select says (of a .zoe: the steps that it delivers). base: where the base is, for a space that starts
-    from its weights; of an optimiser's log, the parameters' values at its start (by name, a module, or a .safetensors
-    file). device: cpu or cuda.
+    Args:
+        log: a run's folder or name, a .zlog, a .zpack or a .zoe.
+        at: after how many steps: a number, last or best; None: as the run's eval.select says (of a .zoe: the steps that it
+            delivers).
+        base: where the base is, for a space that starts from its weights; of an optimiser's log, the parameters' values at its
+            start (by name, a module, or a .safetensors file).
+        device: cpu or cuda.
 
-    UsageError: no such log or step. IdentityError: this machine, or the base, would give other bits. DamagedError: the
-    log. ReplayError: the state is not what the log says.
+    Raises:
+        UsageError: there is no such log or step.
+        IdentityError: this machine, or the base, would give other bits.
+        DamagedError: the log.
+        ReplayError: the state is not what the log says.
     """
     from ..core import digests, engine
     from ..recipe.sections import Model
@@ -117,7 +124,7 @@ def replay(
     resolve_device(Model.model_validate({"source": "", "device": device}))
     journal = open_any_log(os.fspath(log)) if isinstance(log, (str, os.PathLike)) else log
     steps = run_folder.resolve_step(journal, None if at is None else str(at))
-    made, began = run_replay.build_replay_run(journal, device, base), time.monotonic()
-    for _ in engine.play(made, steps):
+    run, began = run_replay.build_replay_run(journal, device, base), time.monotonic()
+    for _ in engine.play(run, steps):
         pass
-    return Replayed(journal, made, steps, digests.digest(made.space).hex(), time.monotonic() - began, base)
+    return Replayed(journal, run, steps, digests.digest(run.space).hex(), time.monotonic() - began, base)

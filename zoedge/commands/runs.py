@@ -142,11 +142,14 @@ def find_removable(run: str) -> Path:
 
 
 def remove_run(folder: Path) -> int:
-    """Remove a run's folder, and return how many bytes it had. LockedError: a process is writing the run. StorageError: the
-    disk.
+    """Remove a run's folder, and return how many bytes it had.
 
     Symlinks in the folder are removed, and what they name is kept. The log is removed last, so that a removal which is cut
     short leaves a run that can be removed again.
+
+    Raises:
+        LockedError: a process is writing the run.
+        StorageError: the disk refuses.
     """
     fd = open_file(folder / LOG_FILE)
     try:

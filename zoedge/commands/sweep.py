@@ -38,7 +38,7 @@ PAIRED_KEY = "_"  # the key of values that go together, as in axolotl: it has a 
 RESERVED_KEYS = ("name", "version", "output.dir")  # a sweep sets these itself
 MAX_POINTS = 1000  # of a grid
 MAX_NAME_LENGTH = 60  # characters of a folder's name
-# exits that are one point's own fault, after which the others are still run: it diverged, or did not fit into memory
+# exit codes that concern one point alone (it diverged, or did not fit into memory): the others are still run
 TOLERATED_EXITS = (DivergedError.exit_code, DataError.exit_code, -signal.SIGKILL)
 
 
@@ -173,8 +173,15 @@ def build_points(
 ) -> list[SweepPoint]:
     """Return a sweep's points, each with its checked recipe.
 
-    draws: how many points to draw at random; 0: all points of the grid. folder: of the runs; None: below output.dir, named as
-    the sweep's file. UsageError: the recipe's own messages, each with the place of the wrong value in the sweep's file.
+    Args:
+        name: the recipe's file or shipped name.
+        path: the sweep's file.
+        folder: of the runs; None: below output.dir, named as the sweep's file.
+        draws: how many points to draw at random; 0: all points of the grid.
+        seed: what they are drawn by.
+
+    Raises:
+        UsageError: the recipe's own messages, each with the place of the wrong value in the sweep's file.
     """
     base = reading.read_table(name, overrides)
     base_recipe = check.check(*base)
@@ -215,8 +222,12 @@ def list_grid(path: Path, axes: Sequence[Axis]) -> list[list[PlacedValues]]:
 def build_point(base: dict[str, Any], placed: PlacedValues, path: Path, parent: Path) -> SweepPoint:
     """Return the point with these values: the base's table with them set, checked.
 
-    placed: the values by dotted key, with their places in the sweep's file `path`. parent: the folder of the sweep's runs.
-    UsageError: a key or a value is wrong, with its place in that file.
+    Args:
+        placed: the values by dotted key, with their places in the sweep's file `path`.
+        parent: the folder of the sweep's runs.
+
+    Raises:
+        UsageError: a key or a value is wrong, with its place in that file.
     """
     values = {key: value for key, (value, _) in placed.items()}
     table, marks = deepcopy(base), {(): next(iter(placed.values()))[1]}
@@ -249,7 +260,7 @@ def clean_name(text: str) -> str:
 def name_point(values: dict[str, Any]) -> str:
     """Return the name of a folder that tells these values from others, such as lr-0.001_eps-0.01.
 
-    A digest is added where the words alone would not do.
+    A digest is added where the values alone make no unique or no valid name.
     """
     words = [key.rpartition(".")[2] for key in values]
     texts = [
@@ -267,13 +278,17 @@ def name_point(values: dict[str, Any]) -> str:
 
 
 def run_points(points: Sequence[SweepPoint], how: list[str], say: Callable[[str], None], again: str) -> None:
-    """Train every point that is not finished yet.
+    """Train every point that is not finished yet. A point that diverges or does not fit is noted, and the others are run.
 
-    A point that diverges or does not fit is noted, and the others are run. how: options of `zoedge finetune`. say: prints a
-    line. again: the command that goes on, for messages.
+    Args:
+        how: options of `zoedge finetune`.
+        say: prints a line.
+        again: the command that goes on, for messages.
 
-    Stopped: a signal arrived, and the point that was being trained has ended after a whole step. RunFailed: a point ended with
-    another error. IdentityError: the folder of a point has a run of another recipe.
+    Raises:
+        Stopped: a signal came, and the point that was being trained has ended after a whole step.
+        RunFailed: a point ended with another error.
+        IdentityError: the folder of a point has a run of another recipe.
     """
     for point in points:
         check_same_recipe(point)

@@ -1,4 +1,4 @@
-"""Four levels of proof that a log is what it says: its bytes, its inputs, its states, and the adapter it made."""
+"""`zoedge verify`: four levels of proof that a log is what it says, by its bytes, its inputs, its states and its adapter."""
 
 from __future__ import annotations
 
@@ -23,34 +23,40 @@ from ..run.folder import resolve_step
 
 
 def check_integrity(log: Log) -> list[str]:
-    """Level 1, the log alone. Opening it has checked the chain and every slot; here, what else it must hold."""
+    """Prove level 1, the log alone, and return what it says, in sentences.
+
+    Opening the log has checked the chain and every slot. This checks that a state hash stands wherever one must.
+    """
     every, state = log.header.hash_every, log.state
     missing = [s for s in range(every, len(log) + 1, every) if s not in state.hashes]
     if missing and not (missing == [len(log)] and state.end is None):
         raise DamagedError(f"{log.path}: no state hash after step {missing[0]}, where there must be one.")
-    said = [
+    sentences = [
         f"{len(log):,} steps in {log.seq:,} slots, {log.size:,} bytes: every slot and link is intact",
         f"fingerprint {log.fingerprint}",
     ]
     if log.torn:
-        said.append("the file ends in an unfinished write (torn tail): the steps before it are whole")
+        sentences.append("the file ends in an unfinished write (torn tail): the steps before it are whole")
     if state.rewinds:
-        said.append(f"{state.rewinds} rewinds")
+        sentences.append(f"{state.rewinds} rewinds")
     if (parent := identity.parent_from_header(log.header))["step"]:
-        said.append(
+        sentences.append(
             f"a branch: its first {parent['step']:,} steps are those of {make_printable(parent['fingerprint'])}"
         )
-    said.append(
+    sentences.append(
         "finished" if state.end is not None else "incomplete: no END record (stopped, or cut at a record's boundary)"
     )
-    return said
+    return sentences
 
 
 def check_inputs(log: Log, recipe: Recipe) -> list[str]:
-    """Level 2: base, tokenizer, data, recipe, tensors, arithmetic, and each step's batch, made anew from `recipe`."""
+    """Prove level 2, the inputs: base, tokenizer, data, recipe, tensors, arithmetic, and the batch of each step.
+
+    All of them are made anew from `recipe`. IdentityError names what differs.
+    """
     measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header))
-    if found := identity.identity_differences(log.header, measuring.header()):
-        raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(found)}.")
+    if differences := identity.identity_differences(log.header, measuring.header()):
+        raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(differences)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others
     for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
         if (check := measuring.task.batch(record.step).check) != record.check:
@@ -63,9 +69,10 @@ def check_inputs(log: Log, recipe: Recipe) -> list[str]:
 
 
 def check_states(log: AnyLog, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:
-    """Level 3: replay, every logged hash compared. ReplayError names the first step that differs.
+    """Prove level 3, the states: replay the log, and compare every hash in it. Return the run and the result in words.
 
-    base: where the base is, if not where the recipe says, for a space that starts from its weights.
+    base: where the base is, if not where the recipe says, for a space that starts from its weights. ReplayError names the first
+    step that differs.
     """
     run = replay.build_replay_run(log, device, base)
     try:
@@ -73,10 +80,10 @@ def check_states(log: AnyLog, device: str = "cpu", base: str | None = None) -> t
             pass
     except ReplayError as e:
         raise ReplayError(f"{e}\n{find_difference(log, device, base)}") from None
-    found = digests.digest(run.space)
-    if log.state.end is not None and log.state.end != found[:24]:
+    state = digests.digest(run.space)
+    if log.state.end is not None and log.state.end != state[:24]:
         raise ReplayError(f"{log.path}: all hashes agree, and the final state is not the one that END says.")
-    return run, [f"replayed {len(log):,} steps: {len(log.state.hashes)} state hashes agree, state {found.hex()[:16]}"]
+    return run, [f"replayed {len(log):,} steps: {len(log.state.hashes)} state hashes agree, state {state.hex()[:16]}"]
 
 
 def cut_replay(log: AnyLog, whole: core_run.Run, at: str | None, base: str | None) -> core_run.Run:
@@ -103,15 +110,19 @@ class NumpySpace(Space):
         self._leaves = [replace(leaf, value=value) for leaf, value in zip(space.leaves(), values)]
 
     def leaves(self) -> list[Leaf]:
+        """Return the leaves, whose values are numpy arrays."""
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
+        """Refuse: these leaves belong to no model."""
         raise NotImplementedError("numpy's leaves belong to no model")
 
     def visit(self, deltas: Sequence[Any]) -> AbstractContextManager[None]:
+        """Refuse: these leaves belong to no model."""
         raise NotImplementedError("numpy's leaves belong to no model")
 
     def add(self, leaf: Leaf, delta: Any, decay: float, bits: Any = None) -> None:
+        """Set the leaf to leaf * decay + delta in float32, rounded and bounded as the space that is checked does it."""
         value: Any = leaf.value
         if decay != 1.0:
             np.multiply(value, np.float32(decay), out=value)
@@ -122,7 +133,7 @@ class NumpySpace(Space):
 
 
 class UncheckedLog:
-    """A log's records without its hashes."""
+    """The records of a log without its hashes, so that replay goes on past a state that differs."""
 
     def __init__(self, log: AnyLog):
         self.records = list(log)
@@ -134,11 +145,15 @@ class UncheckedLog:
         return self.records[step]
 
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
+        """Do nothing: the states are compared elsewhere."""
         pass
 
 
 def find_difference(log: AnyLog, device: str = "cpu", base: str | None = None) -> str:
-    """Which step, tensor and element differ first between torch here and numpy; else, in which window the log is off."""
+    """Return which step, tensor and element differ first between torch here and numpy, as a sentence.
+
+    Where the two agree, it names the window of steps in which the log's own state is another.
+    """
     first = replay.build_replay_run(log, device, base)
     records: Any = UncheckedLog(log)
     runs_ = [
@@ -166,7 +181,7 @@ def find_difference(log: AnyLog, device: str = "cpu", base: str | None = None) -
 
 
 def check_adapter(run: core_run.Run, log: Log, folder: Path, base: str | None = None) -> list[str]:
-    """Level 4: an exported adapter's tensors are the replayed ones, bit for bit."""
+    """Prove level 4: the tensors of an exported adapter are the replayed ones, bit for bit. Return the result in words."""
     from .export import folder as export_folder
     from .export import peft
 

@@ -1,4 +1,4 @@
-"""What a space asks of the model that it is trained over. scoring/models/base.py has the class that answers."""
+"""This module declares what a space asks of the model that it is trained over. The class is in scoring/models/base.py."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class SpaceBase(Protocol):
     project: Projection
 
     def find_linears(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
-        """Return the chosen Linear modules by name, and cut at the lowest. DataError: there are no such ones."""
+        """Return the chosen Linear modules by name, and set `cut` to the lowest of their blocks. DataError: there are none."""
 
     def set_cut(self, block: int) -> None:
         """Say that nothing below this block is trained."""
 
     def reserve_positions(self, tokens: int) -> None:
-        """Keep positions ahead of every sequence, and cut at 0. DataError: there is no room."""
+        """Keep positions ahead of every sequence free for virtual tokens, and set `cut` to 0. DataError: there is no room."""
 
     def choose_token_ids(self, count: int, text: str, seed: int) -> Tensor:
         """Return the ids [count] of a text, repeated to fill, or ids drawn from the vocabulary by the seed."""
@@ -48,7 +48,7 @@ class SpaceBase(Protocol):
         """Return what the attention of every block keeps of tokens [T]: [blocks, 2, groups, T, D], in float32."""
 
     def keys_shape(self) -> tuple[int, int, int]:
-        """Return (blocks, groups, D) of what `keys_values` returns."""
+        """Return (blocks, groups, D) of what `compute_keys_values` returns."""
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Return every parameter, tied ones once. DataError: the model is quantised."""

@@ -1,4 +1,4 @@
-"""JSON with exactly one reading: the same value always gives the same bytes, and other bytes are refused."""
+"""This module writes JSON with exactly one reading: the same value always gives the same bytes, and other bytes are refused."""
 
 from __future__ import annotations
 

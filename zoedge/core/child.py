@@ -1,4 +1,4 @@
-"""Start every child process of zoedge.
+"""This module starts every child process of zoedge.
 
 A child runs the same Python and the same zoedge as its parent, and nothing from the user's current folder: a file `torch.py`
 or `json.py` that lies there is never imported. A signal that ends the parent ends the child first. A child that fails is one
@@ -30,7 +30,9 @@ REASON_LIMIT = 300  # characters of a child's last line that are shown
 class ChildFailed(ZoedgeError):
     """A child process ended with an error, was killed, ran too long, or gave no answer.
 
-    reason: the last line that it wrote to standard error, or how it ended. exit_code: its own; 128 + N for signal N.
+    Attributes:
+        reason: the last line that it wrote to standard error, or how it ended.
+        exit_code: its own; 128 + N for signal N.
     """
 
     def __init__(self, purpose: str, returncode: int, reason: str):
@@ -69,7 +71,7 @@ class ChildRunner:
     signal: int = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Note a signal, and pass it on to the child that is running."""
         self.signal = number
         if self.child is not None:
             self.child.send_signal(number)
@@ -174,7 +176,7 @@ def ask_python(words: Sequence[str], purpose: str, question: Any, timeout: float
 
 
 def answer_parent(function: Callable[[Any], Any]) -> int:
-    """Do a child's half of `ask_python` and return the exit code: read the question, write what `function` makes of it.
+    """Do a child's half of `ask_python`: read the question, write what `function` makes of it, and return the exit code.
 
     The sentence of a ZoedgeError goes to standard error, and its exit code is returned.
     """

@@ -1,4 +1,4 @@
-"""Digests that prove a replay: of the trained values, and of this device's arithmetic."""
+"""This module computes the digests that prove a replay: of the trained values, and of this device's arithmetic."""
 
 from __future__ import annotations
 

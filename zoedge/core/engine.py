@@ -1,4 +1,4 @@
-"""The one loop. Training, resuming and replaying are all `play`.
+"""This module has the one loop: training, resuming and replaying are all `play`.
 
 Where the log has a record, that record is applied; where the log ends, a new one is measured, logged and then applied by
 the same code. A second function that changes theta would be a bug.

@@ -1,4 +1,4 @@
-"""Numbers that have the same bits on every machine.
+"""This module computes numbers that have the same bits on every machine.
 
 Every function here runs on Python floats, torch tensors or numpy arrays, so that the replay and its second implementation
 share them.
@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-HALF_FORMATS = {
-    "bfloat16": (16, 0.0),
-    "float16": (13, 2.0**-14),
-}  # float32 bits that storing drops; least normal, if higher
+# by type: how many bits of a float32 storing drops, and the least normal number, if it is higher than float32's
+HALF_FORMATS = {"bfloat16": (16, 0.0), "float16": (13, 2.0**-14)}
 
 PI_128 = 0x3243F6A8885A308D313198A2E03707344  # pi * 2**128
 
@@ -69,19 +67,19 @@ def elementwise_sign(x: Any) -> Any:
 def round_stochastic(x: Any, bits: Any, storage: str) -> Any:
     """Round float32 `x` to the grid of a 16-bit `storage`, up or down by chance, so that the mean is x; returns float32.
 
-    Args:
-        bits: a random int32 in 0 .. 65535 for each element; torch or numpy, as `x`.
-        storage: bfloat16 or float16.
-
     Only integers are added: the bits that storing drops, plus random ones, carry with probability dropped / 2**n.
     float16's subnormals are moved to 2**-14 .. 2**-13 first, whose grid they lie on; what that addition rounds is below
     2**-14 of a unit.
+
+    Args:
+        bits: a random int32 in 0 .. 65535 for each element; torch or numpy, as `x`.
+        storage: bfloat16 or float16.
     """
     drop, least = HALF_FORMATS[storage]
     mask = (1 << drop) - 1
     if not least:
-        found = x.view(bits.dtype) + bits
-        found &= ~mask
-        return found.view(x.dtype)
+        rounded = x.view(bits.dtype) + bits
+        rounded &= ~mask
+        return rounded.view(x.dtype)
     shift = (abs(x) < least) * elementwise_sign(x) * least
     return (((x + shift).view(bits.dtype) + (bits & mask)) & ~mask).view(x.dtype) - shift

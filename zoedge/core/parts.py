@@ -1,4 +1,4 @@
-"""The way from a recipe's word to its class: the word is the name of a file, so that there is no registry to keep."""
+"""This module leads from a recipe's word to its class: the word is the name of a file, so that there is no registry to keep."""
 
 from __future__ import annotations
 

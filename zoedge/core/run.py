@@ -1,4 +1,4 @@
-"""`Run`: everything that the loop needs, and the random directions of its steps."""
+"""`Run` holds everything that the loop needs, and makes the random directions of its steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one door to the disk, and the failpoints at which a test can stop a process.
+"""This module is the one door to the disk, and has the failpoints at which a test can stop a process.
 
 Everything that must survive a power cut is written through `disk`. Tests replace it by a disk that fails, or by one that
 remembers what was not synced.
@@ -43,12 +43,14 @@ FAILPOINTS = (
 
 
 class Disk:
-    """Every call that changes what is on the disk. No descriptor passes to a child process; no symlink is followed."""
+    """All calls that change what is on the disk. No descriptor passes to a child process, and no symlink is followed."""
 
     def open(self, path: Path, flags: int) -> int:
+        """Open a file, and return its descriptor."""
         return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
 
     def write(self, fd: int, data: memoryview) -> int:
+        """Write to a file, and return how many bytes were taken."""
         return os.write(fd, data)
 
     def datasync(self, fd: int) -> None:
@@ -63,26 +65,31 @@ class Disk:
         os.fsync(fd)
 
     def truncate(self, fd: int, size: int) -> None:
+        """Cut a file to `size` bytes."""
         os.ftruncate(fd, size)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Replaces what is at `new`; a folder only if it is empty."""
+        """Give a file or folder another name. A file at `new` is replaced; a folder only if it is empty."""
         os.replace(old, new)
 
     def link(self, old: Path, new: Path) -> None:
-        """A second name, which replaces nothing: FileExistsError."""
+        """Give a file a second name. Nothing is replaced: FileExistsError."""
         os.link(old, new, follow_symlinks=False)
 
     def unlink(self, path: Path) -> None:
+        """Remove a file."""
         os.unlink(path)
 
     def mkdir(self, path: Path) -> None:
+        """Make a folder."""
         os.mkdir(path)
 
     def rmtree(self, path: Path) -> None:
+        """Remove a folder and all in it, as far as that goes."""
         shutil.rmtree(path, ignore_errors=True)
 
     def sync_directory(self, path: Path) -> None:
+        """Sync the names in a folder."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -98,6 +105,8 @@ disk = Disk()
 
 @dataclass
 class Failpoint:
+    """The failpoint that is armed, if any."""
+
     name: str = ""
     left: int = 0  # times that it is yet to be reached
     action: str = "kill"
@@ -107,7 +116,7 @@ armed_failpoint = Failpoint()
 
 
 def arm_failpoint(spec: str) -> None:
-    """name:count:action, or '' for none. ValueError: no such point or action."""
+    """Arm the failpoint of a text name:count:action; '' disarms it. ValueError: there is no such point or action."""
     name, count, action = spec.split(":") if spec else ("", "0", "kill")
     if (spec and name not in FAILPOINTS) or not (action == "kill" or action in vars(errno)):
         raise ValueError(f"ZOEDGE_FAILPOINT: {spec!r} is not name:count:action with a name of {', '.join(FAILPOINTS)}")
@@ -118,7 +127,7 @@ arm_failpoint(os.environ.get("ZOEDGE_FAILPOINT", ""))
 
 
 def reach_failpoint(name: str) -> None:
-    """A failpoint."""
+    """Kill the process or raise OSError, as the armed failpoint says, if this is the one, reached often enough."""
     if name == armed_failpoint.name:
         armed_failpoint.left -= 1
         if armed_failpoint.left == 0:
@@ -131,7 +140,7 @@ def reach_failpoint(name: str) -> None:
 
 
 def write_all(fd: int, data: bytes, middle: str) -> None:
-    """All of `data`. middle: the failpoint halfway; only if it is armed are there two writes."""
+    """Write all of `data`. middle: the failpoint halfway; only if it is armed, the data is written in two parts."""
     half = len(data) // 2 if middle == armed_failpoint.name else 0
     for part in (data[:half], data[half:]):
         view = memoryview(part)
@@ -145,9 +154,11 @@ def write_all(fd: int, data: bytes, middle: str) -> None:
 
 
 def publish_file(path: Path, data: bytes, replace: bool = True, ready: Callable[[int], None] = lambda fd: None) -> int:
-    """All of `data` at `path`, durably, or nothing: its open descriptor. FileExistsError: it is there, and not `replace`.
+    """Write all of `data` at `path`, durably, or nothing, and return the open descriptor.
 
-    ready: what to do with the descriptor before anything is written.
+    Args:
+        replace: whether a file that is there is replaced; if not, FileExistsError.
+        ready: called with the descriptor before anything is written.
     """
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")  # not the pid: in a container it repeats
     fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -169,7 +180,10 @@ def publish_file(path: Path, data: bytes, replace: bool = True, ready: Callable[
 
 
 def rename_exclusive(old: Path, new: Path) -> None:
-    """FileExistsError rather than replace: atomic by a second name, where the file system has them (FAT has not)."""
+    """Rename a file; FileExistsError: there is one at `new`.
+
+    It is atomic by a second name, where the file system has such names (FAT has not).
+    """
     try:
         disk.link(old, new)
     except OSError as e:
@@ -183,7 +197,7 @@ def rename_exclusive(old: Path, new: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """All of `data` at `path`, or what was there before. StorageError: the disk."""
+    """Write all of `data` at `path`, or leave there what was there before. StorageError: the disk refuses."""
     try:
         os.close(publish_file(path, data))
     except OSError as e:
@@ -218,17 +232,16 @@ NETWORK_FILESYSTEMS = {
 
 
 def network_filesystem(path: Path) -> str:
-    """The type of the file system that `path` lies on if other hosts may write there too, such as nfs4; else ''.
+    """Return the type of the file system that holds `path`, such as nfs4, if other hosts may write there too; else ''.
 
-    flock(2): over NFS and SMB a lock may be this host's alone (`local_lock`, `nobrl`).
+    flock(2): over NFS and SMB a lock may hold on this host alone (`local_lock`, `nobrl`).
     """
     import psutil
 
-    here = os.path.realpath(path)
-    kinds = {
-        p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)
-    }  # of two on one point the later is on top
-    below = [p for p in kinds if (here + os.sep).startswith(p.rstrip(os.sep) + os.sep)]
+    place = os.path.realpath(path)
+    # of two file systems on one mount point, the later one is on top
+    kinds = {p.mountpoint: p.fstype for p in psutil.disk_partitions(all=True)}
+    below = [p for p in kinds if (place + os.sep).startswith(p.rstrip(os.sep) + os.sep)]
     kind = kinds[max(below, key=len)] if below else ""
     return kind if kind in NETWORK_FILESYSTEMS else ""
 
@@ -238,9 +251,9 @@ def network_filesystem(path: Path) -> str:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """A draft beside `folder` that takes its place if the block succeeds: a folder whole, the former one, or none.
+    """Yield a draft beside `folder`, which takes its place if the block succeeds.
 
-    StorageError: the disk.
+    Whatever happens, `folder` is the new one whole, the former one, or absent. StorageError: the disk refuses.
     """
     draft, former = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
     try:
@@ -254,7 +267,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield draft
         try:
             if folder.exists():
-                disk.rmtree(former)  # of one that was stopped after its swap; in a container the pid repeats
+                disk.rmtree(former)  # left by a process that was stopped after its swap: in a container, pids repeat
                 disk.rename(folder, former)
             try:
                 reach_failpoint("export.swap")
@@ -276,8 +289,8 @@ def remove_leftovers(folder: Path, what: str) -> None:
     """Remove what this process, or one that died, left beside `folder`."""
     pattern = re.compile(rf"\.{re.escape(folder.name)}\.{what}-([0-9]{{1,9}})")
     for path in folder.parent.iterdir():
-        if (found := pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
-            if (pid := int(found[1])) != os.getpid():
+        if (leftover := pattern.fullmatch(path.name)) and path.is_dir() and not path.is_symlink():
+            if (pid := int(leftover[1])) != os.getpid():
                 try:
                     os.kill(pid, 0)
                     continue
@@ -289,7 +302,10 @@ def remove_leftovers(folder: Path, what: str) -> None:
 
 
 def open_file(path: Path, mode: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file, no symlink; a pipe does not make us wait."""
+    """Return a descriptor of a regular file; a pipe does not make us wait.
+
+    StorageError: it is a symlink or no regular file, or cannot be opened.
+    """
     try:
         fd = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as e:

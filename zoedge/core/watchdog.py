@@ -18,7 +18,7 @@ from .memory import Journal
 from .types import SKIPPED, Record
 
 CLIP_WINDOW = 200  # steps whose |g| the median is of
-MIN_STEPS = 10  # steps before there is a median, or a best loss: of fewer, one lucky batch decides
+MIN_STEPS = 10  # the fewest steps for a median or a best loss: with fewer, one lucky batch would decide
 NONFINITE_PATIENCE = 8  # non-finite steps in a row before a run is given up
 
 
@@ -53,8 +53,11 @@ def lowest_loss(record: Record) -> float:
 class LossTrend(NamedTuple):
     """How the loss stands after a step.
 
-    loss: of this step. mean: of the newest losses. best: the lowest such mean so far. over: for how many steps in a row the
-    loss has been too high.
+    Attributes:
+        loss: of this step.
+        mean: of the newest losses.
+        best: the lowest such mean so far.
+        over: for how many steps in a row the loss has been too high.
     """
 
     loss: float

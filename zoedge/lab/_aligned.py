@@ -21,13 +21,16 @@ from ..methods.noise.normal import Normal
 class Aligned(AbstractNoise):
     """Directions that are aligned with the exact gradient.
 
-    gradient: of the objective at theta, which is a single leaf, a numpy array. of: the noise of X.
+    Attributes:
+        gradient: of the objective at theta, which is a single leaf, a numpy array.
+        of: the noise of X.
     """
 
     gradient: Callable[[np.ndarray], np.ndarray]
     of: AbstractNoise = field(default_factory=Normal)
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
+        """Return v, [d] float64; where the gradient is 0, X."""
         x: Any = self.of.draw(key, leaf)
         x = x.astype("f8")
         x *= self.of.gain(len(x), lambda: float(x @ x))

@@ -72,7 +72,9 @@ def create_axes(count: int, x: str, y: str, columns: int = 3) -> tuple[Figure, l
 class ArraySpace(Space):
     """A space whose theta is one float64 array of numpy, or one tensor of torch.
 
-    value: [d]. points: [copies, d], the points that are being visited.
+    Attributes:
+        value: [d].
+        points: [copies, d], the points that are being visited.
     """
 
     lean = False
@@ -86,17 +88,21 @@ class ArraySpace(Space):
         self.points: Any = None
 
     def leaves(self) -> Sequence[Leaf]:
+        """Return the one leaf, which is the array."""
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
+        """Return the number of elements."""
         return {"size": len(self.value)}
 
     def add(self, leaf: Leaf, delta: Array, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """Set the array to value * decay + delta."""
         self.value *= decay
         self.value += delta
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Any]]) -> Iterator[None]:
+        """Put the points into `points` while the context is open."""
         values = [delta(self._leaves[0]) for delta in deltas]
         rows: list[Any] = [self.value if value is None else self.value + value for value in values]
         self.points = np.stack(rows) if isinstance(self.value, np.ndarray) else torch.stack(rows)

@@ -33,7 +33,7 @@ class ToyFunction(NamedTuple):
 
     @property
     def high(self) -> np.ndarray:
-        """[n]: where the partial derivative is above the paper's threshold."""
+        """Where the partial derivative is above the paper's threshold, [n] booleans."""
         return np.abs(self.gradient(self.at)) >= self.threshold
 
 

@@ -44,7 +44,12 @@ class MarginLoss(NamedTuple):
 
 
 class LabelledRows(NamedTuple):
-    """Rows of data with their labels. x: [rows, columns]. y: [rows], -1 or +1."""
+    """Rows of data with their labels.
+
+    Attributes:
+        x: [rows, columns].
+        y: [rows], -1 or +1.
+    """
 
     x: np.ndarray
     y: np.ndarray

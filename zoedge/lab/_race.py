@@ -36,7 +36,12 @@ Trial = Callable[[Parts, int, int], Iterator[Record]]  # (parts, steps, seed): a
 
 
 class Method(NamedTuple):
-    """A method of a race. make: returns a run's parts for a step size. grid: the step sizes to choose from."""
+    """A method of a race.
+
+    Attributes:
+        make: returns a run's parts for a step size.
+        grid: the step sizes to choose from.
+    """
 
     make: Callable[[float], Parts]
     grid: Sequence[float]

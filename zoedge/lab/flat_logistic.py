@@ -29,7 +29,13 @@ LOGISTIC_LOSS = MarginLoss(lambda m: np.logaddexp(0, -m), lambda m: -sigmoid(-m)
 
 @dataclass(frozen=True)
 class FlatLogistic:
-    """The experiment. lr: of all runs. eps: lambda of ZO, and the radius of SAM. points: measured steps of a curve."""
+    """The experiment, and its options.
+
+    Attributes:
+        lr: the step size of all runs.
+        eps: lambda of ZO, and the radius of SAM.
+        points: measured steps of a curve.
+    """
 
     lr: Positive = 0.01
     eps: Positive = 0.1
@@ -38,6 +44,7 @@ class FlatLogistic:
     points: Natural = 200
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         return compare_descents(
             LOGISTIC_LOSS, DescentSettings(self.lr, self.eps, self.features, self.steps, self.points), seed
         )

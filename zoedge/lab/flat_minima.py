@@ -45,6 +45,7 @@ class PaperNoise(AbstractNoise):
     rng: np.random.RandomState
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
+        """Return the next numbers of the stream, whatever the key is."""
         return self.rng.randn(2 * VECTOR_SIZE)
 
 
@@ -63,12 +64,18 @@ def gradient_descent(theta: np.ndarray, steps: int) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class FlatMinima:
-    """The experiment. steps: 100,000 in the paper. every: so many steps apart, the trace is measured."""
+    """The experiment, and its options.
+
+    Attributes:
+        steps: of a run; 100,000 in the paper.
+        every: the steps between two measurements of the trace.
+    """
 
     steps: Natural = 100_000
     every: Natural = 500
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         rng = np.random.RandomState(17)
         start = np.concatenate([rng.randn(VECTOR_SIZE), rng.randn(VECTOR_SIZE)])
         after = rng.get_state()

@@ -25,7 +25,13 @@ SQUARED_HINGE_LOSS = MarginLoss(
 
 @dataclass(frozen=True)
 class FlatSvm:
-    """The experiment. lr: of all runs. eps: lambda of ZO, and the radius of SAM. points: measured steps of a curve."""
+    """The experiment, and its options.
+
+    Attributes:
+        lr: the step size of all runs.
+        eps: lambda of ZO, and the radius of SAM.
+        points: measured steps of a curve.
+    """
 
     lr: Positive = 1e-4
     eps: Positive = 0.05
@@ -34,6 +40,7 @@ class FlatSvm:
     points: Natural = 200
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         return compare_descents(
             SQUARED_HINGE_LOSS, DescentSettings(self.lr, self.eps, self.features, self.steps, self.points), seed
         )

@@ -91,7 +91,10 @@ def make_directions(queries: int, eps: float) -> dict[str, tuple[AbstractNoise, 
 class RepeatedRuns(NamedTuple):
     """The runs with one kind of direction, an entry for each repeat.
 
-    curves: the error before each step. ends: the error after the last step. meshes: the mesh then.
+    Attributes:
+        curves: the error before each step.
+        ends: the error after the last step.
+        meshes: the mesh then.
     """
 
     curves: list[list[float]]
@@ -101,8 +104,12 @@ class RepeatedRuns(NamedTuple):
 
 @dataclass(frozen=True)
 class Mesh:
-    """The experiment. repeats: runs with each kind of direction, on different noise. queries: directions of a step. eps: the
-    amplitude of the probes.
+    """The experiment, and its options.
+
+    Attributes:
+        repeats: runs with each kind of direction, on different noise.
+        queries: directions of a step.
+        eps: the amplitude of the probes.
     """
 
     steps: Natural = 100
@@ -114,6 +121,7 @@ class Mesh:
     fine: Annotated[int, Ge(2)] = 20
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         objective = MeshObjective(self.coarse, self.fine)
         results = {}
         for name, (noise, estimator) in make_directions(self.queries, self.eps).items():

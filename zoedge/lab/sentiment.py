@@ -33,8 +33,13 @@ LARGE_RHO_GRID = (5e-2, 1e-1, 2e-1, 4e-1)  # rho_0 with eta_b 50
 
 @dataclass(frozen=True)
 class Sentiment:
-    """The experiment. recipe: the task. passes: forward passes of a run. window: the share of a run that a smoothed loss
-    averages. tune, seeds: how many seeds choose step sizes, and how many count.
+    """The experiment, and its options.
+
+    Attributes:
+        recipe: the recipe that has the task.
+        passes: forward passes of a run.
+        window: the share of a run that a smoothed loss averages.
+        tune, seeds: how many seeds choose step sizes, and how many count.
     """
 
     recipe: str = "quickstart"
@@ -45,6 +50,7 @@ class Sentiment:
     seeds: Natural = 3
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         from ..recipe.reading import read_recipe
         from ._model import SharedModel
 

@@ -49,9 +49,11 @@ class CachedNoise(AbstractNoise):
     of: AbstractNoise
 
     def draw(self, key: Key, leaf: Leaf) -> Any:
+        """Return the draw of `of`, made once."""
         return draw_once(self.of, key)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
+        """Return the factor of `of`."""
         return self.of.gain(elements, square)
 
 
@@ -99,9 +101,14 @@ def make_rule_method(word: str, eps: float, schedule: Schedule) -> MakeParts:
 
 @dataclass(frozen=True)
 class Testfunctions:
-    """The experiment. passes: forward passes of a run. eps: the smoothing radius. reach: the loss that a run should reach.
+    """The experiment, and its options.
 
-    schedule: of all methods but AS2P. tune, seeds: runs that choose a step size, and runs that count.
+    Attributes:
+        passes: forward passes of a run.
+        eps: the smoothing radius.
+        reach: the loss that a run should reach.
+        schedule: of all methods but AS2P.
+        tune, seeds: runs that choose a step size, and runs that count.
     """
 
     passes: Natural = 2500
@@ -112,6 +119,7 @@ class Testfunctions:
     seeds: Natural = 5
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         numbers: dict[str, Any] = {name: {} for name in FUNCTIONS}
         paths: dict[str, dict[str, np.ndarray]] = {name: {} for name in FUNCTIONS}
         for method, make in make_methods(self.eps, self.schedule).items():

@@ -54,8 +54,12 @@ ErrorTable = dict[str, dict[str, dict[int, MeanError]]]  # function -> kind of d
 
 @dataclass(frozen=True)
 class Variance:
-    """The experiment. trials: estimates that a mean error averages. most: the largest batch to measure, in directions. eps: the
-    radius.
+    """The experiment, and its options.
+
+    Attributes:
+        trials: estimates that a mean error averages.
+        most: the largest batch to measure, in directions.
+        eps: the radius.
     """
 
     trials: Natural = 500
@@ -63,6 +67,7 @@ class Variance:
     eps: Positive = 1e-6
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         table: ErrorTable = {}
         for name, (make, batches) in FUNCTIONS.items():
             sizes = [b for b in batches if b <= self.most]

@@ -96,8 +96,14 @@ class ResidualNetwork:
 
 @dataclass(frozen=True)
 class Vision:
-    """The experiment. passes: forward passes of a run. width: channels. eps: GA's radius. window: the share of a run that a
-    smoothed loss averages. tune, seeds: how many seeds choose step sizes, and how many count.
+    """The experiment, and its options.
+
+    Attributes:
+        passes: forward passes of a run.
+        width: the channels of the network.
+        eps: GA's radius.
+        window: the share of a run that a smoothed loss averages.
+        tune, seeds: how many seeds choose step sizes, and how many count.
     """
 
     passes: Natural = 5000
@@ -109,6 +115,7 @@ class Vision:
     seeds: Natural = 3
 
     def run(self, seed: int) -> Outcome:
+        """Run the experiment, and return its numbers, the paper's claims beside them, and a figure."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -1,4 +1,4 @@
-"""The header of a log: what a run is of, as fixed fields, digests and a block of canonical JSON."""
+"""This module has the header of a log, which says what a run is of: fixed fields, digests and a block of canonical JSON."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Header:
 
     @property
     def slot_size(self) -> int:
+        """The bytes of a slot: the smallest size that holds all directions of a step. UsageError: none does."""
         for size in SLOT_SIZES:
             if 40 + 12 * self.directions <= size:
                 return size
@@ -65,9 +66,8 @@ class Header:
         """The decoded block: the resolved recipe and the space's description. DamagedError: it cannot be read."""
         try:
             value = decode_canonical(self.block)
-            if (
-                isinstance(value, dict) and encode_canonical(value) == self.block
-            ):  # no duplicate keys, no NaN, one reading
+            # equal bytes: no duplicate keys, no NaN, one reading
+            if isinstance(value, dict) and encode_canonical(value) == self.block:
                 return value
             what = "not one object of canonical JSON"
         except (ValueError, OverflowError, RecursionError) as e:

@@ -1,4 +1,4 @@
-r"""The seed log (.zlog, version 1), a run's only checkpoint. It has slots of one size in a SHA-256 hash chain.
+r"""This module has the seed log (.zlog, version 1), a run's only checkpoint: slots of one size in a SHA-256 hash chain.
 
 Its integers are little-endian.
 
@@ -79,7 +79,10 @@ SECTOR_SIZE = 512  # what a disk writes whole or not at all; only slots of 1024 
 
 
 def is_unfinished(raw: bytes) -> bool:
-    """Is a sector of this slot still zero? In a whole slot the first has its kind and the last its chain value."""
+    """Return whether a sector of this slot is still zero.
+
+    In a whole slot, the first sector has its kind, and the last its chain value.
+    """
     return not all(any(raw[i : i + SECTOR_SIZE]) for i in range(0, len(raw), SECTOR_SIZE))
 
 
@@ -105,9 +108,8 @@ class Log:
         raw = header.encode()
         log = cls(path, header, -1, True)
         try:
-            log._fd = storage.publish_file(
-                path, raw, replace=False, ready=log._lock
-            )  # nobody sees it unlocked, or in part
+            # it is locked before it is published: nobody sees it unlocked, or in part
+            log._fd = storage.publish_file(path, raw, replace=False, ready=log._lock)
         except FileExistsError:
             raise
         except OSError as e:
@@ -133,6 +135,7 @@ class Log:
 
     @classmethod
     def _scan(cls, path: Path, mode: int, inspect: bool = False) -> Log:
+        """Open a log in one of the three ways, which differ in the mode of the file and in what damage means."""
         fd = open_file(path, mode)
         try:
             head = os.pread(fd, 512 + BLOCK_LIMIT, 0)
@@ -201,6 +204,7 @@ class Log:
         os.lseek(self._fd, self.size, os.SEEK_SET)
 
     def _lock(self, fd: int) -> None:
+        """Take the lock of the log. LockedError: another process has it."""
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -217,12 +221,12 @@ class Log:
                 file.write(f"{os.getpid()} {platform.node()} {read_boot_id()}\n")
 
     def _holder(self) -> str:
+        """Return, for a message, which process the lock file names; '' if it cannot be told."""
         with suppress(OSError, ValueError, StorageError), os.fdopen(open_file(self._lockfile), "rb") as file:
-            found = re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})(?: ([\w-]{1,64}))?\n", file.read(400).decode())
-            if found and not (
-                found[2] == platform.node() and found[3] and found[3] != read_boot_id()
-            ):  # before a reboot
-                return f" (pid {found[1]} on {found[2]})"
+            owner = re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})(?: ([\w-]{1,64}))?\n", file.read(400).decode())
+            # after a reboot of this machine, the pid in an old lock file is meaningless
+            if owner and not (owner[2] == platform.node() and owner[3] and owner[3] != read_boot_id()):
+                return f" (pid {owner[1]} on {owner[2]})"
         return ""
 
     @property
@@ -242,6 +246,7 @@ class Log:
 
     @property
     def next_seq(self) -> int:
+        """The number of the next slot."""
         return self.seq
 
     @property
@@ -313,6 +318,7 @@ class Log:
             self._put(END, len(self), digest=digest)
 
     def _put(self, kind: int, step: int, record: Record | None = None, digest: bytes = b"") -> Slot:
+        """Write one slot at the end of the log, and return it as it will be read back. Raises are those of `append`."""
         if not self.writable:
             raise StorageError(
                 f"{self.path}: step {step} was not logged: the log is not open for writing, or a write has failed."
@@ -379,7 +385,7 @@ class Log:
 
 
 def read_boot_id() -> str:
-    """Which start of this machine it is: after a reboot a pid is somebody else's. Linux; elsewhere '-'."""
+    """Return an id of this machine's present start; '-' where it has none. After a reboot a pid is another process's."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return "-"
@@ -389,7 +395,7 @@ _locked_logs: weakref.WeakSet[Log] = weakref.WeakSet()
 
 
 def _release_after_fork() -> None:
-    """In a forked child: its copy of the descriptor would keep the lock after the owner's death, and could append."""
+    """Give up the logs in a forked child, whose copy of a descriptor would keep the owner's lock, and could append."""
     for log in list(_locked_logs):
         os.close(log._fd)
         log._fd, log.writable = -1, False

@@ -1,4 +1,4 @@
-r"""A packed log (.zpack, version 1), for sharing: what replay needs of a log, in 3 to 5 bytes a step.
+r"""This module has the packed log (.zpack, version 1), for sharing: what replay needs of a log, in 3 to 5 bytes a step.
 
 Its integers are little-endian.
 
@@ -122,7 +122,7 @@ class PackedLog:
     delivers: int | None = None  # a shared log's own
 
     def __init__(self, path: Path, raw: bytes):
-        """DamagedError unless `raw` is a whole packed log."""
+        """Read a packed log. DamagedError: `raw` is no whole one."""
 
         def require(ok: Any, what: str) -> None:
             if not ok:
@@ -146,8 +146,8 @@ class PackedLog:
             raise DamagedError(f"{path}: not a readable packed log: {e}.") from None
         require(len(body) == size and inflater.eof and not inflater.unused_data, "its stream has another length")
         self.path, self.fingerprint, self.next_seq = path, last.hex(), slots
-        self.header, found = Header.decode(body[:length], str(path))
-        require(found == length, "its header has another length")
+        self.header, end_of_header = Header.decode(body[:length], str(path))
+        require(end_of_header == length, "its header has another length")
         columns, at = [], length
         for width in (4 * n, 3 * n, 4 * n, n, n, 4 * h, 24 * h):
             columns.append(body[at : at + width])
@@ -172,7 +172,7 @@ class PackedLog:
 
     @classmethod
     def open(cls, path: Path) -> PackedLog:
-        """DamagedError if any byte is not what `pack` wrote."""
+        """Open a packed log. DamagedError: a byte is not what `pack_log` wrote."""
         with os.fdopen(open_file(path), "rb") as file:
             try:
                 raw = file.read()
@@ -195,12 +195,14 @@ class PackedLog:
         return (self[step] for step in range(len(self)))
 
     def append(self, record: Record) -> Record:
+        """Refuse with ReplayError: a packed log cannot go on."""
         raise ReplayError(
             f"{self.path}: a packed log of {len(self):,} steps cannot go on with step {record.step}. Resume the log "
             "that it was packed from."
         )
 
     def rewind(self, step: int) -> None:
+        """Refuse with ReplayError: a packed log cannot go back."""
         raise ReplayError(
             f"{self.path}: a packed log cannot go back to step {step}. Resume the log that it was packed from."
         )

@@ -1,4 +1,4 @@
-"""Repair of a damaged log. One wrong byte of a slot is found by the chain and mended; else the log is cut there.
+"""This module repairs a damaged log. One wrong byte of a slot is found by the chain and mended; else the log is cut there.
 
 A copy of the log as it was stays beside it.
 """
@@ -17,7 +17,7 @@ from .slots import chain_value
 
 
 def repair(path: Path) -> list[str]:
-    """Mend a log, or cut it where its damage begins. Returns what was done, in sentences.
+    """Mend a log, or cut it where its damage begins, and return what was done, in sentences.
 
     Raises:
         UsageError: nothing is damaged.
@@ -42,23 +42,26 @@ def repair(path: Path) -> list[str]:
 
 
 def repair_in_place(log: Log, path: Path) -> list[str]:
-    """Change the log's file in place, after a copy of it is durable. A crash on the way leaves it no more damaged."""
-    fd, size, said = log._fd, log.header.slot_size, []
+    """Change the log's file in place, after a copy of it is durable, and return what was done, in sentences.
+
+    A crash on the way leaves the log no more damaged than it was.
+    """
+    fd, size, sentences = log._fd, log.header.slot_size, []
     kept = save_damaged_copy(path, os.pread(fd, os.fstat(fd).st_size, 0))
-    while log.wrong and (found := find_wrong_byte(bytes.fromhex(log.fingerprint), os.pread(fd, size, log.size))):
-        at, slot = found
+    while log.wrong and (mended := find_wrong_byte(bytes.fromhex(log.fingerprint), os.pread(fd, size, log.size))):
+        at, slot = mended
         os.lseek(fd, log.size, os.SEEK_SET)
-        said.append(
+        sentences.append(
             f"{log.place}: one wrong byte, {log.size + at}, which its chain value proves: mended, nothing lost."
         )
         storage.write_all(fd, slot, "")
         log.read()
     if log.wrong:
         lost = os.fstat(fd).st_size - log.size
-        said.append(f"{log.place}: {log.wrong}. Cut there: {-(-lost // size):,} slots, {lost:,} bytes.")
+        sentences.append(f"{log.place}: {log.wrong}. Cut there: {-(-lost // size):,} slots, {lost:,} bytes.")
         storage.disk.truncate(fd, log.size)
     storage.disk.sync(fd)
-    return [*said, f"{len(log):,} steps survive. As it was: {kept}."]
+    return [*sentences, f"{len(log):,} steps survive. As it was: {kept}."]
 
 
 def save_damaged_copy(path: Path, raw: bytes) -> Path:
@@ -74,12 +77,12 @@ def save_damaged_copy(path: Path, raw: bytes) -> Path:
 
 
 def find_wrong_byte(previous: bytes, raw: bytes) -> tuple[int, bytes] | None:
-    """Find the one byte whose change puts a slot on the chain; returns its place and the mended slot, or None.
+    """Find the one byte whose change puts a slot on the chain, and return its place and the mended slot; None: there is none.
 
     A slot of 64 bytes needs 12,000 SHA-256, 10 ms. By chance a wrong change would fit once in 2**114 slots.
     """
-    body, said, value = raw[:-16], raw[-16:], chain_value(previous, raw[:-16])
-    wrong = [i for i in range(16) if value[i] != said[i]]
+    body, wanted, value = raw[:-16], raw[-16:], chain_value(previous, raw[:-16])
+    wrong = [i for i in range(16) if value[i] != wanted[i]]
     if not wrong:
         return None  # the chain is whole: a program has written what zoedge never writes
     if len(wrong) == 1:
@@ -87,6 +90,6 @@ def find_wrong_byte(previous: bytes, raw: bytes) -> tuple[int, bytes] | None:
     for at in range(len(body)):
         head, tail = previous + body[:at], body[at + 1 :]
         for byte in range(256):
-            if hashlib.sha256(head + bytes((byte,)) + tail).digest().startswith(said):
-                return at, head[len(previous) :] + bytes((byte,)) + tail + said
+            if hashlib.sha256(head + bytes((byte,)) + tail).digest().startswith(wanted):
+                return at, head[len(previous) :] + bytes((byte,)) + tail + wanted
     return None

@@ -1,4 +1,4 @@
-"""The file format of a shared fine-tune (.zoe): a packed log and what is needed to rebuild its adapter elsewhere."""
+"""This module has the file of a shared fine-tune (.zoe): a packed log and what is needed to rebuild its adapter elsewhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ _HEADER_STRUCT = struct.Struct("<8sHHI16s32s")
 
 
 class SharedLog(PackedLog):
-    """A .zoe, open for reading: its packed log, and what it delivers. delivers: steps; delivered: the state's SHA-256."""
+    """A .zoe, open for reading: its packed log, and what it delivers.
+
+    Attributes:
+        delivers: after how many steps it delivers the trained values.
+        delivered: the SHA-256 of these values.
+    """
 
     def __init__(self, path: Path, raw: bytes):
-        """DamagedError unless `raw` is a whole .zoe."""
+        """Read a shared fine-tune. DamagedError: `raw` is no whole one."""
 
         def require(ok: Any, what: str) -> None:
             if not ok:

@@ -1,4 +1,4 @@
-"""The slots of a log: how a record becomes bytes, and how a chain of hashes ties the bytes together."""
+"""This module has the slots of a log: how a record becomes bytes, and how a chain of hashes ties the bytes together."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ FLOAT32_LIMIT = 2.0**128 - 2.0**103  # what rounds to infinity in float32
 
 
 class Slot(NamedTuple):
+    """A slot of a log, decoded: a step with its record, or another event with a digest."""
+
     kind: int
     seq: int
     step: int
-    record: Record | None  # STEP
-    digest: bytes  # the others: 24 bytes
+    record: Record | None  # of a STEP alone
+    digest: bytes  # 24 bytes, of the other kinds
 
 
 @dataclass
@@ -40,7 +42,7 @@ class LogState:
     end: bytes | None = None
 
     def refuse(self, slot: Slot) -> str:
-        """What is wrong with `slot` as the next one, or ''."""
+        """Return what is wrong with `slot` as the next one; '' if nothing is."""
         done = len(self.records)
         if self.end is not None:
             return "there is a record after END"
@@ -53,7 +55,7 @@ class LogState:
         return ""
 
     def fold(self, slot: Slot) -> str:
-        """Take one slot in; returns what is wrong with it, or ''."""
+        """Take in the next slot, and return what is wrong with it; '' if nothing is. A wrong one changes nothing."""
         if wrong := self.refuse(slot):
             return wrong
         if slot.kind == STEP:
@@ -72,7 +74,10 @@ class LogState:
 
 
 def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None = None, digest: bytes = b"") -> bytes:
-    """A slot without its chain value: size - 16 bytes. Losses beyond float32 become infinite, as by a cast."""
+    """Return the bytes of a slot without its chain value: size - 16 of them.
+
+    Losses beyond float32 become infinite, as by a cast.
+    """
     if record is None:
         head = _SLOT_STRUCT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
         return (head + digest[:24]).ljust(size - 16, b"\0")
@@ -86,7 +91,7 @@ def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None
 
 
 def find_record_fault(record: Record, k: int) -> str:
-    """What is wrong with a step's numbers in slots for `k` directions, or ''."""
+    """Return what is wrong with the numbers of a step in slots for `k` directions; '' if nothing is."""
     if not 1 <= len(record.g) <= k:
         return f"{len(record.g)} directions are not 1..{k}"
     if record.flags & ~7:
@@ -99,7 +104,7 @@ def find_record_fault(record: Record, k: int) -> str:
 
 
 def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
-    """A slot from its bytes (chain already checked), and what is wrong with it, or ''."""
+    """Return the slot in these bytes, whose chain value is checked elsewhere, and what is wrong with it, or ''."""
     kind, flags, n, m, seq, step, check, decay, lr = _SLOT_STRUCT.unpack_from(raw)
     if kind not in (STEP, HASH, SESSION, REWIND, END, NOTE):
         return Slot(kind, seq, step, None, b""), f"unknown kind {kind}"
@@ -123,13 +128,14 @@ def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
 
 
 def chain_value(previous: bytes, body: bytes) -> bytes:
+    """Return the chain value of a slot, 16 bytes. previous: that of the slot before. body: the slot's other bytes."""
     return hashlib.sha256(previous + body).digest()[:16]
 
 
 def check_state_hash(where: object, step: int, known: bytes, digest: Callable[[], bytes]) -> None:
-    """ReplayError unless `digest()`, the SHA-256 of the state after `step` steps, begins with what the log says."""
-    if known != (found := digest()[:24]):
+    """Raise ReplayError unless `digest()`, the SHA-256 of the state after `step` steps, begins with `known`, the log's."""
+    if known != (replayed := digest()[:24]):
         raise ReplayError(
-            f"{where}: after step {step} the state is {found[:6].hex()}.. and the log says {known[:6].hex()}..: "
+            f"{where}: after step {step} the state is {replayed[:6].hex()}.. and the log says {known[:6].hex()}..: "
             "replay differs. `zoedge verify --replay` names the first step, tensor and element."
         )

@@ -1,4 +1,4 @@
-"""What the user wrote: strict YAML in, a checked `Recipe` out.
+"""This package reads what the user wrote: strict YAML goes in, and a checked `Recipe` comes out.
 
 A module here may import `zoedge.core` and `zoedge.errors`; it finds methods and tasks by their word only.
 """

@@ -1,4 +1,4 @@
-"""What the user wrote: YAML read strictly, every mistake at once with file:line:column and the way out.
+"""This module checks a recipe: it reports every mistake at once, with file:line:column and the way out.
 
 A section's keys are the fields of the class that uses it, and each default is written there alone. `model`, `data`,
 `train`, `eval`, `log` and `output` are here; noise, estimator, rule, space and task are the parts' own classes.
@@ -167,7 +167,7 @@ def build_nested(draft: Draft, kind: str, words: dict[str, Any], path: KeyPath) 
 
 
 def is_malformed(value: Any, left: int = MAX_DEPTH) -> bool:
-    """Is it too deep, or is there a NUL, which no name of a file can hold?"""
+    """Return whether the value is nested too deep, or a text in it has a NUL, which no name of a file can hold."""
     if isinstance(value, str):
         return "\0" in value
     inner = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -1,4 +1,4 @@
-"""What a recipe leaves open and its other settings decide: `derive` alone fills it in, and says why."""
+"""This module fills in what a recipe leaves open and its other settings decide. Only `derive` does so, and it says why."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def derive(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) ->
 
 
 def fix_only_values(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
-    """Where one value alone of an 'auto' option goes with the other parts, that value is taken."""
+    """Give an 'auto' option the one value that goes with the other parts, where there is only one."""
     for path in sorted(auto):
         kind, option = path.split(".")
         owners = [key for key in PART_FOLDERS if parts.get(key) and parts[key].only_with.get(path)]
@@ -61,7 +61,7 @@ def take_known_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collection
 
 
 def decay_chosen_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> Iterator[Derived]:
-    """A learning rate that short trials choose falls to zero over the run, if the recipe writes no schedule."""
+    """Let a learning rate that short trials choose fall to zero over the run, if the recipe writes no schedule."""
     if "rule.lr" in auto and parts.get("rule") and "schedule" not in rule_keys:
         parts["rule"] = replace(parts["rule"], schedule="linear")
         yield Derived(
@@ -70,7 +70,7 @@ def decay_chosen_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collecti
 
 
 def guard_chosen_rate(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
-    """A run whose learning rate short trials choose is guarded, if the recipe says nothing of the watchdog."""
+    """Guard a run whose learning rate short trials choose, if the recipe says nothing of the watchdog."""
     train, rule, estimator = parts.get("train"), parts.get("rule"), parts.get("estimator")
     if "rule.lr" not in auto or not train or "watchdog" in train.model_fields_set:
         return
@@ -84,7 +84,7 @@ def guard_chosen_rate(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived
 
 
 def drop_peft_export(parts: dict[str, Any]) -> Iterator[Derived]:
-    """The default export writes an adapter; a space that has none is left without one."""
+    """Drop the default export, which is an adapter, for a space that has none."""
     space, output = parts.get("space"), parts.get("output")
     if not (space and output) or space.adapter or "export" in output.model_fields_set or "peft" not in output.export:
         return

@@ -1,4 +1,4 @@
-"""`Faults`: the mistakes of a recipe, each with the place where it stands, raised together at the end."""
+"""`Faults` collects the mistakes of a recipe, each with the place where it stands, and raises them together at the end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Other tools' words for what a recipe says, and why some of theirs have none here.
+"""This module lists other tools' keys: those for which a recipe has another word, and those that have no place in it, and why.
 
-From the documented keys of mlx-lm, axolotl, LLaMA-Factory, Unsloth, PEFT, TRL and MeZO's own code.
+They are the keys that mlx-lm, axolotl, LLaMA-Factory, Unsloth, PEFT, TRL and MeZO's own code document.
 """
 
 # ruff: noqa: E501 - tables

@@ -1,4 +1,4 @@
-"""`key=value` texts of the command line, applied to a recipe's table."""
+"""This module applies `key=value` texts of the command line to a recipe's table."""
 
 from __future__ import annotations
 
@@ -42,9 +42,14 @@ def apply_override(table: dict[str, Any], marks: Positions, override: str) -> No
 
 
 def set_value(
-    table: dict[str, Any], marks: Positions, path: tuple[str, ...], value: Any, said: str = "", place: Position = (0, 0)
+    table: dict[str, Any],
+    marks: Positions,
+    path: tuple[str, ...],
+    value: Any,
+    prefix: str = "",
+    place: Position = (0, 0),
 ) -> None:
-    """Set a value that stands at `place`. UsageError, beginning with `said`: a value stands where a table should."""
+    """Set a value that stands at `place`. UsageError, beginning with `prefix`: a value stands where a table should."""
     for i, word in enumerate(path[:-1]):
         inner = table.get(word)
         if isinstance(inner, str) and word in PART_FOLDERS and i == 0:
@@ -52,7 +57,7 @@ def set_value(
         elif inner is None:
             inner = {}
         elif not isinstance(inner, dict):
-            raise UsageError(f"{said}{make_printable('.'.join(path[: i + 1]))} is not a table of keys.")
+            raise UsageError(f"{prefix}{make_printable('.'.join(path[: i + 1]))} is not a table of keys.")
         table[word] = inner
         table = inner
     table[path[-1]] = value

@@ -1,4 +1,4 @@
-"""The rules about two settings that are right by themselves and wrong together: one function a rule, one list.
+"""This module has the rules about two settings that are right by themselves and wrong together: one function for each.
 
 A rule yields the key that it refuses and a sentence. A part or section that already has a mistake of its own is missing
 from `parts`, or None there; the rules about it are then silent.

@@ -1,4 +1,4 @@
-"""From a word and a table of options to a method's or task's object, with a sentence for every mistake."""
+"""This module makes a method's or task's object from a word and a table of options, with a sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -54,15 +54,17 @@ def parse_part(kind: str, value: Any, fault: FaultReporter, path: KeyPath) -> tu
         return None, {}
 
 
-def parse_options(made: type[Any], overrides: list[str]) -> Any:
-    """Return an object of the frozen dataclass `made` from key=value texts. UsageError: it lists every mistake."""
+def parse_options(part_class: type[Any], overrides: list[str]) -> Any:
+    """Return an object of the frozen dataclass `part_class` from key=value texts. UsageError: it lists every mistake."""
     table: dict[str, Any] = {}
     for override in overrides:
         apply_override(table, {}, override)
     try:
-        return made(**vars(TypeAdapter(build_section(made, False)).validate_json(json.dumps(table), strict=True)))
+        return part_class(
+            **vars(TypeAdapter(build_section(part_class, False)).validate_json(json.dumps(table), strict=True))
+        )
     except ValidationError as e:
-        names = {"": list(build_section(made, False).model_fields)}
+        names = {"": list(build_section(part_class, False).model_fields)}
         sentences = [
             describe_unknown_key(path, names) if what == UNKNOWN_KEY else f"{format_path(path)}: {what}."
             for path, what in describe_errors(e, table)
@@ -72,9 +74,9 @@ def parse_options(made: type[Any], overrides: list[str]) -> Any:
 
 def restore_part(kind: str, table: dict[str, Any]) -> Any:
     """Return the part that `Recipe.resolved` describes by `table`. ValueError or ZoedgeError: it describes none."""
-    made = load_part(kind, table["name"])
+    part_class = load_part(kind, table["name"])
     given = json.dumps({key: value for key, value in table.items() if key != "name"})
-    return made(**vars(TypeAdapter(build_section(made, False)).validate_json(given, strict=True)))
+    return part_class(**vars(TypeAdapter(build_section(part_class, False)).validate_json(given, strict=True)))
 
 
 BUILT_SECTIONS: dict[tuple[Any, bool], type[Section]] = {}  # by class and whether 'auto' is allowed

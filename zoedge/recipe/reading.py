@@ -1,4 +1,4 @@
-"""Find a recipe by its path or its shipped name, and read it."""
+"""This module finds a recipe by its path or its shipped name, and reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Recipe`: a checked recipe, its sections and its parts as the objects that use them."""
+"""`Recipe` is a checked recipe: its sections and parts, as the objects that use them."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Recipe:
     eval: Eval
     log: LogOptions
     output: Output
-    # dotted keys such as 'rule.lr': they are chosen before the run begins, and are the class's number until then. They are
-    # not compared: a watchdog that was derived is written in `resolved`, and comes back as a written one
+    # dotted keys such as 'rule.lr', whose values are chosen before the run begins; until then they hold the class's number.
+    # The set is not compared, because `resolved` writes a derived watchdog out, and `check` reads it back as a written one
     auto: frozenset[str] = field(default=frozenset(), compare=False)
     derived: tuple[Derived, ...] = field(default=(), compare=False)  # what the check filled in, for --dry-run
 

@@ -1,4 +1,4 @@
-"""The recipe as a JSON schema (draft 2020-12) for editors, and one field of it in words; from the classes alone.
+"""This module writes the recipe as a JSON schema (draft 2020-12), for editors, and one field of it in words, for people.
 
 A field's annotation holds its type, its bounds and its text (`Doc`); its default is the field's own.
 """
@@ -20,9 +20,8 @@ from .parts import build_section
 from .sections import DEFAULT_PARTS, REQUIRED_KEYS, SECTIONS, Curvature, Section, Split, WatchdogOptions
 from .sentences import format_value
 
-KEYS_FILE = Path(__file__).with_name(
-    "keys.json"
-)  # made by `make docs`, for the tab key: the parts' classes import torch
+# written by `make docs` and read for the tab key, because the classes of the parts import torch
+KEYS_FILE = Path(__file__).with_name("keys.json")
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TOP_LEVEL_KEYS: dict[str, dict[str, Any]] = {
     "version": {"const": 1, "description": "The recipe's format."},
@@ -57,11 +56,11 @@ def read_descriptions(section: type[Section]) -> dict[str, str]:
     }
 
 
-def read_summary(made: type[Any]) -> str:
+def read_summary(described: type[Any]) -> str:
     """Return what a part does: the first paragraph of its file, or the first sentence of its section."""
-    doc = (made.__doc__ if issubclass(made, Section) else inspect.getmodule(made).__doc__) or ""
+    doc = (described.__doc__ if issubclass(described, Section) else inspect.getmodule(described).__doc__) or ""
     text = " ".join(doc.split("\n\n")[0].split())
-    return re.split(r"(?<=\.) ", text)[0] if issubclass(made, Section) else text
+    return re.split(r"(?<=\.) ", text)[0] if issubclass(described, Section) else text
 
 
 def inline_references(value: Any, kinds: dict[str, Any]) -> Any:
@@ -79,15 +78,15 @@ def inline_references(value: Any, kinds: dict[str, Any]) -> Any:
 NESTED_SECTIONS: dict[str, type[Section]] = {"Split": Split, "WatchdogOptions": WatchdogOptions, "Curvature": Curvature}
 
 
-def section_schema(made: type[Any], section: type[Section]) -> dict[str, Any]:
-    """Return the schema of the fields of a class; `section` is the class itself, or what `build_section` made of it."""
+def section_schema(described: type[Any], section: type[Section]) -> dict[str, Any]:
+    """Return the schema of the fields of `described`; `section` is that class itself, or what `build_section` made of it."""
     raw = section.model_json_schema()
     kinds = {name: section_schema(NESTED_SECTIONS[name], NESTED_SECTIONS[name]) for name in raw.get("$defs", {})}
     schema = inline_references({k: v for k, v in raw.items() if k != "$defs"}, kinds)
     for name, text in read_descriptions(section).items():
         schema["properties"][name]["description"] = text
-    schema["description"] = read_summary(made)
-    if made is Split:
+    schema["description"] = read_summary(described)
+    if described is Split:
         schema["properties"]["split"] = {
             "anyOf": [
                 {"type": "integer", "minimum": 1},
@@ -103,9 +102,9 @@ def part_schema(kind: str) -> dict[str, Any]:
     known = list_words(PART_FOLDERS[kind])
     tables = []
     for word in known:
-        made = load_part(kind, word)
-        one = section_schema(made, build_section(made))
-        for name, inner in made.nested.items():
+        part_class = load_part(kind, word)
+        one = section_schema(part_class, build_section(part_class))
+        for name, inner in part_class.nested.items():
             options = {
                 w: {
                     "anyOf": [{"type": "null"}, section_schema(load_part(inner, w), build_section(load_part(inner, w)))]
@@ -113,7 +112,10 @@ def part_schema(kind: str) -> dict[str, Any]:
                 for w in list_words(PART_FOLDERS[inner])
             }
             one["properties"][name] |= {"properties": options, "additionalProperties": False}
-        one["properties"] = {"name": {"const": word, "description": read_summary(made)}, **one.get("properties", {})}
+        one["properties"] = {
+            "name": {"const": word, "description": read_summary(part_class)},
+            **one.get("properties", {}),
+        }
         one["required"] = [*one.get("required", []), *([] if word == DEFAULT_PARTS[kind] else ["name"])]
         tables.append(one)
     return {
@@ -184,8 +186,10 @@ def explain_field(path: str) -> str:
     if path not in known:
         tails = {p.rpartition(".")[2]: p for p in known}
         near = suggest_nearest(path, known) or (f" - did you mean '{tails[path]}'?" if path in tails else "")
-        there = [p for p in known if p.rpartition(".")[0] == path.rpartition(".")[0]]
-        raise UsageError(f"--field: no '{make_printable(path)}' in a recipe{near or '. There is: ' + ', '.join(there)}")
+        siblings = [p for p in known if p.rpartition(".")[0] == path.rpartition(".")[0]]
+        raise UsageError(
+            f"--field: no '{make_printable(path)}' in a recipe{near or '. There is: ' + ', '.join(siblings)}"
+        )
     groups: dict[str, list[str]] = {}
     for word, value in known[path]:
         text = format_type(value) + format_default(value)
@@ -202,6 +206,7 @@ def explain_field(path: str) -> str:
 
 
 def format_default(value: dict[str, Any]) -> str:
+    """Return the words about a default, or that the field is required."""
     if "default" not in value:
         return "; required" if value.get("type") != "object" and "anyOf" not in value else ""
     return "; default: " + (

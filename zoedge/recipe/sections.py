@@ -1,4 +1,4 @@
-"""The sections of a recipe whose fields are settings of the run itself: model, data, train, eval, log and output."""
+"""This module has the sections of a recipe that are settings of the run itself: model, data, train, eval, log and output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sentences that a recipe's mistakes get: what is wrong, and what to write instead."""
+"""This module writes the sentences about a recipe's mistakes: what is wrong, and what to write instead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ FaultReporter = Callable[[KeyPath, str], None]
 
 # -- sentences
 
-UNKNOWN_KEY, MISSING_KEY = "extra_forbidden", "missing"
+# pydantic's words for two kinds of error
+UNKNOWN_KEY = "extra_forbidden"
+MISSING_KEY = "missing"
 
 ERROR_PHRASES = {  # pydantic's kinds of error: "VALUE is not ..."
     "int_type": "a whole number",
@@ -43,6 +45,7 @@ ERROR_PHRASES = {  # pydantic's kinds of error: "VALUE is not ..."
 
 
 def format_path(path: KeyPath) -> str:
+    """Return a key path as a recipe writes it, with dots."""
     return make_printable(".".join(map(str, path)))
 
 
@@ -114,9 +117,9 @@ def describe_unknown_key(path: KeyPath, names: dict[str, list[str]]) -> str:
         return f"{full}: unknown key - zoedge calls this '{ours}'"
     if word in REASON_BY_KEY:
         return f"{full}: unknown key - {REASON_BY_KEY[word]}"
-    here = names.get(format_path(path[:-1]), [])
-    near = suggest_nearest(key, here)
+    known = names.get(format_path(path[:-1]), [])
+    near = suggest_nearest(key, known)
     if not near:  # the right word in the wrong place
         homes = [f"{section}.{key}".lstrip(".") for section, keys in names.items() if word in keys and word != "name"]
         near = f" - did you mean '{homes[0]}'?" if len(homes) == 1 else ""
-    return f"{full}: unknown key{near or (' - there is: ' + ', '.join(here) if here else '')}"
+    return f"{full}: unknown key{near or (' - there is: ' + ', '.join(known) if known else '')}"

@@ -1,4 +1,4 @@
-"""YAML read strictly (no anchors, tags or duplicate keys), with the line and column of every value."""
+"""This module reads YAML strictly (no anchors, tags or duplicate keys), and keeps the line and column of every value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import yaml
 
 from ..errors import UsageError, make_printable
 
-MAX_FILE_BYTES, MAX_DEPTH = 64 << 10, 16
+MAX_FILE_BYTES = 64 << 10  # of a recipe
+MAX_DEPTH = 16  # levels of tables and lists inside one another
 
 Position = tuple[int, int]  # line, column, from 1; (0, 0) is a key=value
 
@@ -30,6 +31,7 @@ class StrictLoader(yaml.SafeLoader):
         self.where, self.depth = where, 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node. UsageError: it has an anchor, an alias or a tag, or lies too deep."""
         event: Any = self.peek_event()
         at = f"{self.where}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -48,18 +50,22 @@ class StrictDumper(yaml.SafeDumper):
     """A dumper that quotes each text which StrictLoader would read as another type, and never writes an anchor."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Return True: a value that occurs twice is written twice."""
         return True
 
     def represent_str(self, data: str) -> Any:
+        """Write a text, in double quotes if it has characters that cannot be printed."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
-StrictDumper.add_representer(
-    str, StrictDumper.represent_str
-)  # PyYAML writes U+0085 and U+2028 in quotes that read them as a space
+# without it, PyYAML writes U+0085 and U+2028 in quotes that read them as a space
+StrictDumper.add_representer(str, StrictDumper.represent_str)
 
 
-NULL_TAG, BOOL_TAG, INT_TAG, FLOAT_TAG = (f"tag:yaml.org,2002:{word}" for word in ("null", "bool", "int", "float"))
+NULL_TAG = "tag:yaml.org,2002:null"
+BOOL_TAG = "tag:yaml.org,2002:bool"
+INT_TAG = "tag:yaml.org,2002:int"
+FLOAT_TAG = "tag:yaml.org,2002:float"
 
 SCALAR_PATTERNS = (  # 012 is neither octal nor a number: it is a text, and is refused where a number is wanted
     (NULL_TAG, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -92,8 +98,12 @@ def read_yaml(text: str, where: str) -> tuple[Any, Positions]:
 
 
 def construct_value(node: Any, path: KeyPath, marks: Positions, where: str) -> Any:
-    here = (node.start_mark.line + 1, node.start_mark.column + 1)
-    marks.setdefault(path, here)
+    """Return the value of a node, and note in `marks` where each key path stands.
+
+    UsageError: a key is no word, stands twice, or a text is no valid Unicode.
+    """
+    position = (node.start_mark.line + 1, node.start_mark.column + 1)
+    marks.setdefault(path, position)
     if isinstance(node, yaml.SequenceNode):
         return [construct_value(n, (*path, i), marks, where) for i, n in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
@@ -117,10 +127,11 @@ def construct_value(node: Any, path: KeyPath, marks: Positions, where: str) -> A
         return int(value)
     if node.tag in (INT_TAG, FLOAT_TAG):
         return float(value.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return check_surrogates(value, where, here)
+    return check_surrogates(value, where, position)
 
 
 def check_surrogates(text: str, where: str, at: Position) -> str:
+    """Return a text. UsageError: it holds half a character."""
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise UsageError(f"{where}:{at[0]}:{at[1]}: half a character (a lone surrogate). Write it whole.")
     return text

@@ -59,7 +59,9 @@ CAUTION_FACTOR = 3.0  # a short run tolerates a longer step than a long one
 class SearchResult:
     """A value, and what it was chosen by.
 
-    tried: by candidate, the noise over the signal (eps) or the loss (lr). passes: forward passes of a sample.
+    Attributes:
+        tried: of each candidate, the noise over the signal (eps) or the loss (lr).
+        passes: the forward passes that it took, each of one sample.
     """
 
     value: float
@@ -70,45 +72,48 @@ class SearchResult:
 def fill_from_log(recipe: Recipe, header: Header) -> Recipe:
     """Return the recipe with the numbers that a run of it has begun with, in the place of each `auto`."""
     about = header.about.get("recipe")
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for path in recipe.auto:
         section, key = path.split(".")
-        there = about.get(section) if isinstance(about, dict) else None
-        if isinstance(there, dict) and isinstance(value := there.get(key), float):
-            found[path] = value
-        elif path == "train.watchdog" and isinstance(there, dict):
-            found[path] = identity.recipe_from_header(header, header.where).train.watchdog
-    return recipe.with_numbers(found)
+        logged = about.get(section) if isinstance(about, dict) else None
+        if isinstance(logged, dict) and isinstance(value := logged.get(key), float):
+            numbers[path] = value
+        elif path == "train.watchdog" and isinstance(logged, dict):
+            numbers[path] = identity.recipe_from_header(header, header.where).train.watchdog
+    return recipe.with_numbers(numbers)
 
 
 def resolve_numbers(measuring: setup.Measuring, folder: Path, say: Callable[[str], None]) -> setup.Measuring:
-    """Return the same with a number in the place of every `auto` of its recipe; the space keeps the bits that it had."""
+    """Search a number for every `auto` of the recipe, and return the same with these numbers.
+
+    The space keeps the bits that it had.
+    """
     recipe = measuring.recipe
     if "estimator.eps" in recipe.auto:
-        found = find_radius(measuring)
-        recipe = recipe.with_numbers({"estimator.eps": found.value})
-        say(f"eps auto: {found.value:g} ({found.passes:,} forward passes of a sample)")
-        run_folder.append_metric(folder, event="auto", key="estimator.eps", **format_result(found))
+        result = find_radius(measuring)
+        recipe = recipe.with_numbers({"estimator.eps": result.value})
+        say(f"eps auto: {result.value:g} ({result.passes:,} forward passes of a sample)")
+        run_folder.append_metric(folder, event="auto", key="estimator.eps", **format_result(result))
     if "rule.lr" in recipe.auto:
-        found = find_learning_rate(replace(measuring, recipe=recipe), folder / SEARCH_FOLDER)
-        recipe = recipe.with_numbers({"rule.lr": found.value})
+        result = find_learning_rate(replace(measuring, recipe=recipe), folder / SEARCH_FOLDER)
+        recipe = recipe.with_numbers({"rule.lr": result.value})
         run = (
             recipe.train.steps
             * recipe.train.batch
             * core_oracle.count_evaluations(recipe.estimator, recipe.train.steps)[1]
         )
         say(
-            f"lr auto: {found.value:g} ({len(found.tried)} trials, {found.passes:,} forward passes of a sample, "
-            f"{found.passes / run:.1%} of the run's)"
+            f"lr auto: {result.value:g} ({len(result.tried)} trials, {result.passes:,} forward passes of a sample, "
+            f"{result.passes / run:.1%} of the run's)"
         )
-        run_folder.append_metric(folder, event="auto", key="rule.lr", **format_result(found))
+        run_folder.append_metric(folder, event="auto", key="rule.lr", **format_result(result))
     return replace(measuring, recipe=replace(recipe, auto=frozenset()))
 
 
-def format_result(found: SearchResult) -> dict[str, Any]:
+def format_result(result: SearchResult) -> dict[str, Any]:
     """Return a result as fields of metrics.jsonl; infinity becomes null, as JSON has none."""
-    tried = {f"{key:g}": value if math.isfinite(value) else None for key, value in sorted(found.tried.items())}
-    return {"value": found.value, "tried": tried, "passes": found.passes}
+    tried = {f"{key:g}": value if math.isfinite(value) else None for key, value in sorted(result.tried.items())}
+    return {"value": result.value, "tried": tried, "passes": result.passes}
 
 
 # -- eps
@@ -131,19 +136,16 @@ def find_radius(measuring: setup.Measuring) -> SearchResult:
     tried: dict[float, float] = {}
     passes = 0
     for eps in EPS_LADDER:
-        here, wider = (
-            measure_slopes(measuring, eps, SLOPE_DIRECTIONS),
-            measure_slopes(measuring, eps * WIDENING_FACTOR, SLOPE_DIRECTIONS),
-        )
+        narrow = measure_slopes(measuring, eps, SLOPE_DIRECTIONS)
+        wide = measure_slopes(measuring, eps * WIDENING_FACTOR, SLOPE_DIRECTIONS)
         passes += 4 * SLOPE_DIRECTIONS * len(measuring.task.batch(0))
-        signal = math.sqrt(math.fsum(x * x for x in (*here, *wider)) / 2)
-        noise = math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(here, wider)))
+        signal = math.sqrt(math.fsum(x * x for x in (*narrow, *wide)) / 2)
+        noise = math.sqrt(math.fsum((x - y) ** 2 for x, y in zip(narrow, wide)))
         tried[eps] = noise / signal if 0 < signal < math.inf else math.inf
         if tried[eps] < MAX_SLOPE_NOISE:
             break
-    return SearchResult(
-        min(tried, key=lambda eps: (tried[eps], -eps)), tried, passes
-    )  # of none with a slope, the widest
+    # where no radius has a slope, the widest is taken
+    return SearchResult(min(tried, key=lambda eps: (tried[eps], -eps)), tried, passes)
 
 
 def diagnose_radius(measuring: setup.Measuring, name: str) -> str:
@@ -167,15 +169,15 @@ def ladder_rung(start: float, k: int) -> float:
 
 
 def bracket_minimum(start: float, trial: Callable[[float], float], most: int) -> dict[float, float]:
-    """Try rungs until the best lies between two others. Returns the loss of each candidate; infinite: it diverged."""
-    found: dict[int, float] = {0: trial(start)}
-    while len(found) < most:
-        best = min(found, key=lambda k: (found[k], k))
-        ways = (best + 1, best - 1) if math.isfinite(found[best]) else (best - 1,)
-        if (k := next((k for k in ways if k not in found), None)) is None:
+    """Try rungs until the best lies between two others, and return the loss of each candidate; infinite: it diverged."""
+    losses: dict[int, float] = {0: trial(start)}
+    while len(losses) < most:
+        best = min(losses, key=lambda k: (losses[k], k))
+        ways = (best + 1, best - 1) if math.isfinite(losses[best]) else (best - 1,)
+        if (k := next((k for k in ways if k not in losses), None)) is None:
             break
-        found[k] = trial(ladder_rung(start, k))
-    return {ladder_rung(start, k): loss for k, loss in found.items()}
+        losses[k] = trial(ladder_rung(start, k))
+    return {ladder_rung(start, k): loss for k, loss in losses.items()}
 
 
 def find_learning_rate(measuring: setup.Measuring, folder: Path) -> SearchResult:
@@ -219,7 +221,10 @@ def trial_recipe(recipe: Recipe, lr: float, steps: int) -> Recipe:
 
 
 def run_trial(measuring: setup.Measuring, path: Path) -> tuple[float, int]:
-    """Run a trial, or go on with it where its log ends. Returns its final loss (infinite: it diverged) and its passes."""
+    """Run a trial, or go on with it where its log ends.
+
+    Return its final loss (infinite: it diverged), and its forward passes of a sample.
+    """
     recipe = measuring.recipe
     with open_trial_log(path, measuring.header()) as log:
         run, asked = measuring.run(log), 0
@@ -232,17 +237,17 @@ def run_trial(measuring: setup.Measuring, path: Path) -> tuple[float, int]:
             return math.inf, asked
         if log.state.end is None:
             log.finish(digests.digest(measuring.space))
-        found = []
+        losses = []
         for step in range(recipe.train.steps, recipe.train.steps + JUDGING_BATCHES):
             batch = measuring.task.batch(step)
-            found += core_oracle.StepOracle(run, batch, step, run.steps, PROBE_SEQ).losses([()])
+            losses += core_oracle.StepOracle(run, batch, step, run.steps, PROBE_SEQ).losses([()])
             asked += len(batch)
-    loss = math.fsum(found) / JUDGING_BATCHES
+    loss = math.fsum(losses) / JUDGING_BATCHES
     return loss if math.isfinite(loss) else math.inf, asked
 
 
 def has_diverged(log: Journal) -> bool:
-    """Is the mean loss of a log's newest steps far over that of its first ones, or not finite?"""
+    """Return whether the mean loss of a log's newest steps is far over that of its first ones, or not finite."""
     if len(log) < 2 * SETTLING_STEPS:
         return False
     first, newest = (
@@ -278,6 +283,7 @@ class SavedStart:
             self.file.write(digests.host_bytes(leaf.value))
 
     def restore(self) -> None:
+        """Set the space to the values that it began with."""
         import torch
 
         self.file.seek(0)

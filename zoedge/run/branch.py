@@ -67,19 +67,19 @@ def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
             f"--from {where}: train.steps counts the parent's steps too, and is {recipe.train.steps:,}. Raise it, or take "
             "at least one step and fewer than that."
         )
-    found = list(identity.recipe_changes(old.resolved(), recipe.resolved()))
-    wrong = [f"{path} {a} -> {b}" for path, a, b in found if not can_change(path)]
+    changes = list(identity.recipe_changes(old.resolved(), recipe.resolved()))
+    wrong = [f"{path} {a} -> {b}" for path, a, b in changes if not can_change(path)]
     for part, word, sections in (
         (recipe.estimator, "reads the past", ("estimator", "train.steps")),
         (recipe.rule, "has schedules of the run's length", ("train.steps",)),
     ):
         if part.bound:
             wrong += [
-                f"{p} {a} -> {b} ({part.__class__.__name__} {word})" for p, a, b in found if p.startswith(sections)
+                f"{p} {a} -> {b} ({part.__class__.__name__} {word})" for p, a, b in changes if p.startswith(sections)
             ]
     if recipe.estimator.bound and not isinstance(parent.log, Log):
         wrong.append("a packed log has no losses for the estimator to read")
-    # build_replay_run proves the parent's self-test; ours differs where weight_decay does
+    # build_replay_run has proven the parent's self-test; ours is another where weight_decay is another
     asked = replace(theirs, recipe=ours.recipe, data=ours.data, selftest=ours.selftest)
     wrong += identity.identity_differences(asked, ours)
     if wrong:
@@ -87,7 +87,7 @@ def check_parent(parent: Parent, header: Header, recipe: Recipe) -> None:
 
 
 def can_change(path: str) -> bool:
-    """May a branch change this key of the recipe?"""
+    """Return whether a branch may change this key of the recipe."""
     return any(path == word or path.startswith(f"{word}.") for word in BRANCH_MAY_CHANGE)
 
 

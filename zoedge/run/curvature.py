@@ -1,8 +1,12 @@
-"""The sharpness of the loss where training stands: tr H by random directions (FlatZero, arXiv 2506.05454, section 5).
+"""This module estimates the sharpness of the loss where training stands: tr H, by random directions u, which are normal.
 
-antithetic: mean over u of (f(x + d u) + f(x - d u) - 2 f(x)) / d^2, u normal: the gradient cancels.
-paper: (2 / d^2) |mean over u of f(x + d u) - f(x)|: its spread is (2 / d) |grad f| / sqrt(directions), which buries tr H
-wherever the gradient is not zero. The directions have a stream of their own: a run's log is the same with and without.
+The source is FlatZero (arXiv 2506.05454, section 5).
+
+    antithetic   mean over u of (f(x + d u) + f(x - d u) - 2 f(x)) / d^2
+    paper        (2 / d^2) |mean over u of f(x + d u) - f(x)|
+
+In the first, the gradient cancels. The spread of the second is (2 / d) |grad f| / sqrt(directions), which buries tr H
+wherever the gradient is not zero. The directions have a stream of their own, so that measuring leaves a run's log as it is.
 """
 
 from __future__ import annotations
@@ -47,22 +51,23 @@ def estimate_trace(
     signs = (1.0, -1.0) if options.estimator == "antithetic" else (1.0,)
 
     def losses(points: list[Any]) -> list[float]:
-        found: list[float] = []
-        while some := points[len(found) :][: space.width]:
-            with space.visit(some):
-                scores = [task.score(model, examples.collate(chosen), len(some)) for chosen in batches]
-            found += [math.fsum(x for score in scores for x in score[i].tolist()) / count for i in range(len(some))]
-        return found
+        means: list[float] = []
+        while held := points[len(means) :][: space.width]:
+            with space.visit(held):
+                scores = [task.score(model, examples.collate(chosen), len(held)) for chosen in batches]
+            means += [math.fsum(x for score in scores for x in score[i].tolist()) / count for i in range(len(held))]
+        return means
 
     def delta(leaf: Leaf, key: Key, size: float) -> Any:
         return Normal().draw(key, leaf) * size
 
-    (here,) = losses([lambda leaf: None])
-    found = []
+    (loss,) = losses([lambda leaf: None])
+    curvatures = []  # by direction
     for query in range(options.directions):
         key = Key(seed, step, query, CURVATURE_STREAM)
-        there = losses([partial(delta, key=key, size=sign * options.delta) for sign in signs])
-        found.append((math.fsum(there) - len(there) * here) * 2 / (len(there) * options.delta**2))
-    mean = math.fsum(found) / len(found)
-    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in found) / max(1, len(found) - 1))
-    return HessianTrace(abs(mean) if options.estimator == "paper" else mean, spread / math.sqrt(len(found)), here)
+        moved = losses([partial(delta, key=key, size=sign * options.delta) for sign in signs])
+        curvatures.append((math.fsum(moved) - len(moved) * loss) * 2 / (len(moved) * options.delta**2))
+    mean = math.fsum(curvatures) / len(curvatures)
+    spread = math.sqrt(math.fsum((x - mean) ** 2 for x in curvatures) / max(1, len(curvatures) - 1))
+    error = spread / math.sqrt(len(curvatures))
+    return HessianTrace(abs(mean) if options.estimator == "paper" else mean, error, loss)

@@ -1,4 +1,4 @@
-"""The displays of a run: a live panel on a terminal, plain lines elsewhere, JSON lines for machines, or nothing.
+"""This module has the displays of a run: a live panel on a terminal, plain lines elsewhere, JSON lines, or nothing.
 
 A display is given records and scores; it decides nothing.
 """
@@ -33,6 +33,7 @@ def draw_sparkline(values: Iterable[float], width: int = 40) -> str:
 
 
 def format_seconds(seconds: float) -> str:
+    """Return a duration as h:mm:ss, or as m:ss below an hour."""
     minutes, left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
@@ -57,9 +58,11 @@ class Plain:
         self.scored: list[tuple[int, Score]] = []
 
     def say(self, text: str) -> None:
+        """Print a line."""
         print(text, flush=True)
 
     def warn(self, text: str) -> None:
+        """Print a line that asks for attention."""
         self.say(f"note: {text}")
 
     def start(self, steps: int, title: str, facts: dict[str, str] | None = None) -> None:
@@ -84,6 +87,7 @@ class Plain:
             self.say(f"{text}: {done:,} of {total:,} in {format_seconds(time.monotonic() - began)}")
 
     def step(self, record: Record) -> None:
+        """Take in a step: bring the running means up to date, and show it."""
         if self.first < 0:
             self.first, self.began = record.step, time.monotonic()
         self.passes += len(record.losses) if record.step > self.first else 0
@@ -97,6 +101,7 @@ class Plain:
         self.show(record)
 
     def figures(self, record: Record) -> dict[str, Any]:
+        """Return the numbers of a step by name: progress, rate, running means of loss and |gamma|, memory."""
         passed = max(time.monotonic() - self.began, 1e-9)
         done = record.step - self.first
         rate = done / passed if done else 0.0
@@ -114,6 +119,7 @@ class Plain:
         }
 
     def show(self, record: Record) -> None:
+        """Print the line of a step, if it is the turn of one."""
         if (record.step + 1) % self.every == 0 or record.step + 1 == self.steps:
             f = self.figures(record)
             self.say(
@@ -122,10 +128,12 @@ class Plain:
             )
 
     def score(self, step: int, score: Score, rows: str) -> None:
+        """Print a score. rows: the name of the rows that were scored, such as "valid"."""
         self.scored.append((step, score))
         self.say(f"step {step:,}: {score.sentence()} ({score.count:,} {rows} rows)")
 
     def close(self) -> None:
+        """End the display. Nothing is shown after it."""
         pass
 
 
@@ -133,6 +141,7 @@ class Quiet(Plain):
     """Shows nothing; errors are raised."""
 
     def say(self, text: str) -> None:
+        """Print nothing."""
         pass
 
 
@@ -140,31 +149,36 @@ class Json(Plain):
     """Prints one JSON object on each line of standard output."""
 
     def say(self, text: str) -> None:
+        """Print a message."""
         self.put("message", text=text)
 
     def warn(self, text: str) -> None:
+        """Print a warning."""
         self.put("warning", text=text)
 
     def put(self, event: str, **fields: Any) -> None:
+        """Print one object: the kind of event, and its fields."""
         print(json.dumps({"event": event, **fields}), flush=True)
 
     def show(self, record: Record) -> None:
+        """Print a step."""
         self.put("step", **self.figures(record), g=list(record.g), losses=list(record.losses), flags=record.flags)
 
     def score(self, step: int, score: Score, rows: str) -> None:
+        """Print a score."""
         self.put("score", step=step, rows=rows, **vars(score))
 
 
 def format_changes(score: Score, before: Score | None) -> list[str]:
     """Return a score's columns, each with an arrow for its change since `before`, if that is of as many rows."""
     now, then = score.columns(), before.columns() if before is not None and before.count == score.count else {}
-    found = []
+    columns = []
     for name, text in now.items():
         a, b = (float(x.removesuffix(" %")) for x in (then.get(name, text), text))
         better = (b < a) if name == "loss" else (b > a)
         arrow = " " if a == b else f"[{'green' if better else 'red'}]{'↑' if b > a else '↓'}[/]"
-        found.append(f"{text} {arrow}")
-    return found
+        columns.append(f"{text} {arrow}")
+    return columns
 
 
 class Live(Plain):
@@ -180,14 +194,17 @@ class Live(Plain):
         self.opened, self.drawn = False, 0.0
 
     def say(self, text: str) -> None:
+        """Print a line above the panel."""
         self.console.print(text, highlight=False)
 
     def warn(self, text: str) -> None:
+        """Print a line above the panel that asks for attention."""
         from rich.text import Text
 
         self.console.print(Text.assemble(("note: ", "yellow"), text))
 
     def start(self, steps: int, title: str, facts: dict[str, str] | None = None) -> None:
+        """Print the title and a table of facts."""
         from rich.table import Table
         from rich.text import Text
 
@@ -201,12 +218,14 @@ class Live(Plain):
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:
+        """Show a spinner, and then how long it took."""
         with self.console.status(text):
             began = time.monotonic()
             yield
         self.say(f"[dim]{text}: {format_seconds(time.monotonic() - began)}[/]")
 
     def track(self, sizes: Iterable[int], total: int, text: str) -> None:
+        """Show a bar of progress."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -216,6 +235,7 @@ class Live(Plain):
                 progress.advance(task, size)
 
     def show(self, record: Record) -> None:
+        """Draw the panel anew, at most four times a second."""
         if not self.opened:
             self.panel.start()
             self.opened = True
@@ -225,6 +245,7 @@ class Live(Plain):
             self.panel.update(self.draw(self.figures(record)))
 
     def draw(self, f: dict[str, Any]) -> Any:
+        """Return the panel of a step. f: the numbers of `figures`."""
         from rich import box
         from rich.console import Group
         from rich.panel import Panel
@@ -253,6 +274,7 @@ class Live(Plain):
         return Panel(Group(*parts), title=Text(self.title), title_align="left", box=box.ROUNDED)
 
     def score(self, step: int, score: Score, rows: str) -> None:
+        """Show a score in the panel, or print it before the panel is opened."""
         self.scored.append((step, score))
         if not self.opened:
             super().say("")
@@ -260,6 +282,7 @@ class Live(Plain):
             super().score(step, score, rows)
 
     def close(self) -> None:
+        """Close the panel, which stays as it was last drawn."""
         if self.opened:
             self.panel.stop()
             self.opened = False

@@ -1,4 +1,4 @@
-"""Scores of a model on labelled rows: what its task measures, at the space's current value."""
+"""This module scores a model on labelled rows: it measures what the task says, at the space's current value."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Score:
             "F1": self.f1,
             "exact match": self.exact_match,
         }
-        found = {name: format_percent(x) for name, x in shares.items() if x is not None}
+        texts = {name: format_percent(x) for name, x in shares.items() if x is not None}
         numbers = {"reward": self.reward, "loss": self.loss}
-        return found | {name: f"{x:.4f}" for name, x in numbers.items() if x is not None}
+        return texts | {name: f"{x:.4f}" for name, x in numbers.items() if x is not None}
 
     def sentence(self) -> str:
         """Return what was measured on one line."""
@@ -69,15 +69,16 @@ class Score:
 
 
 def format_percent(x: float) -> str:
+    """Return a share as a percentage."""
     return f"{100 * x:.1f} %"
 
 
 def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
     """Return the lines of a table of scores on the same rows, with what always answering the commonest label gives."""
-    some = {name: score for name, score in scores.items() if score is not None}
-    last = next(reversed(some.values()))
+    known = {name: score for name, score in scores.items() if score is not None}
+    last = next(reversed(known.values()))
     lines = [f"{'':22}" + "".join(f"{name:>12}" for name in last.columns())]
-    lines += [f"{name:22}" + "".join(f"{text:>12}" for text in s.columns().values()) for name, s in some.items()]
+    lines += [f"{name:22}" + "".join(f"{text:>12}" for text in s.columns().values()) for name, s in known.items()]
     common = "" if last.majority is None else f"; always the commonest label: {format_percent(last.majority)}"
     return [*lines, f"on {last.count:,} {rows}{common}"]
 
@@ -93,6 +94,7 @@ class EmptySpace:
 
     @contextmanager
     def visit(self, deltas: Any) -> Iterator[None]:
+        """Do nothing: the base is asked as it is."""
         yield
 
 

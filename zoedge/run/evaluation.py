@@ -1,4 +1,4 @@
-"""Evaluation in the course of a run: on validation rows during it, on test rows before and after it."""
+"""This module evaluates in the course of a run: on validation rows during it, on test rows before and after it."""
 
 from __future__ import annotations
 
@@ -92,24 +92,27 @@ class Evaluator:
         """Note for people what the model answers to the first held-out rows."""
         b = self.measuring
         assert self.last is not None
-        some = self.last.head(SAMPLE_COUNT)
+        examples = self.last.head(SAMPLE_COUNT)
         with space.visit([lambda leaf: None]):
-            replies = b.task.sample_answers(b.base, some)
+            replies = b.task.sample_answers(b.base, examples)
         if replies:
-            firsts = range(0, len(some.tokens), some.sequences_each)  # the first sequence of each example
-            prompts = [some.tokens[i][: some.rows[i][0] + 1] for i in firsts]
+            firsts = range(0, len(examples.tokens), examples.sequences_each)  # the first sequence of each example
+            prompts = [examples.tokens[i][: examples.rows[i][0] + 1] for i in firsts]
             texts = b.base.tokenizer.batch_decode(prompts, skip_special_tokens=True)
             samples = [{"text": t, "right": right, "answer": said} for t, (right, said) in zip(texts, replies)]
             folder.append_metric(self.folder, event="samples", step=step, rows=self.rows, samples=samples)
 
     def due(self, step: int) -> bool:
-        """Is the step to be evaluated on validation rows? The last one only if they choose the step that is delivered."""
+        """Return whether the step is to be evaluated on validation rows.
+
+        The last step is only if validation chooses the step that is delivered.
+        """
         options, steps = self.measuring.recipe.eval, self.measuring.recipe.train.steps
         looked = step % options.every == 0 if step < steps else options.select == "best"
         return self.measuring.texts.valid is not None and looked
 
     def missed(self, step: int, last: int) -> bool:
-        """Did a kill prevent the evaluation of a step that is already logged, and is that evaluation still needed?"""
+        """Return whether a kill prevented an evaluation that is still needed of a step that is already logged."""
         wanted = (self.measuring.recipe.eval.select == "best" or step == last) and self.due(step)
         return wanted and step not in folder.validation_losses(self.folder, self.log)
 
@@ -125,11 +128,11 @@ class Evaluator:
         """Estimate the trace of the Hessian after `step` steps, if the recipe asks for it there."""
         b, options = self.measuring, self.measuring.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
-            found = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
+            trace = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
             folder.append_metric(
-                self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(found)
+                self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(trace)
             )
-            self.show.say(f"step {step:,}: tr H {found.trace:.4g} +- {found.error:.2g}, loss {found.loss:.4f}")
+            self.show.say(f"step {step:,}: tr H {trace.trace:.4g} +- {trace.error:.2g}, loss {trace.loss:.4f}")
 
     def after(self, step: int) -> Score | None:
         """Return the score of the trained model on the rows that `before` scored; None: there are no such rows."""

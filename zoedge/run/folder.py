@@ -1,8 +1,8 @@
-"""A run's folder.
+"""This module knows what lies in a run's folder, and which step of a run a user means.
 
 runs/NAME/   run.zlog       the only checkpoint
              recipe.yaml    every setting, defaults included
-             metrics.jsonl  for people and plots; training never reads it, `best` is chosen by it
+             metrics.jsonl  for people and plots: training never reads it; the step `best` is chosen by it
              adapter/       the export
 """
 
@@ -24,6 +24,12 @@ from .identity import is_optimizer_log, recipe_from_header
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
 
+# names in a run's folder
+LOG_FILE = "run.zlog"
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.jsonl"
+ADAPTER_FOLDER = "adapter"
+
 
 def open_any_log(run: str) -> AnyLog:
     """Open the log of a run: raw, packed or shared. UsageError: there is none. DamagedError: it is not what was written."""
@@ -40,9 +46,6 @@ def open_any_log(run: str) -> AnyLog:
     return {PACKED: PackedLog, MAGIC: SharedLog}.get(magic, Log).open(path)
 
 
-LOG_FILE, RECIPE_FILE, METRICS_FILE, ADAPTER_FOLDER = "run.zlog", "recipe.yaml", "metrics.jsonl", "adapter"
-
-
 # -- folders
 
 
@@ -53,8 +56,8 @@ def find_log(run: str) -> Path:
             return path / LOG_FILE
         if path.is_file():
             return path
-    there = [path.parent.name for path in sorted(Path("runs").glob(f"*/{LOG_FILE}"))]
-    way_out = suggest_nearest(run, there) or (f". Under runs/: {make_printable(', '.join(there))}." if there else ".")
+    known = [path.parent.name for path in sorted(Path("runs").glob(f"*/{LOG_FILE}"))]
+    way_out = suggest_nearest(run, known) or (f". Under runs/: {make_printable(', '.join(known))}." if known else ".")
     raise UsageError(f"No run '{make_printable(run)}': no such log, and no folder with a {LOG_FILE}{way_out}")
 
 
@@ -102,8 +105,9 @@ def append_metric(folder: Path, **fields: Any) -> None:
     try:
         fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         with os.fdopen(fd, "rb") as file:
+            # a last line that was cut by a kill or a full disk must not take the new one along
             if file.seek(0, os.SEEK_END) and os.pread(fd, 1, file.tell() - 1) != b"\n":
-                line = b"\n" + line  # the last one was cut by a kill or a full disk: it must not take this one along
+                line = b"\n" + line
             storage.write_all(fd, line, "")
     except OSError as e:
         raise StorageError(f"{path}: cannot write: {e.strerror}.") from e

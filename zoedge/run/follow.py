@@ -1,4 +1,4 @@
-"""The work of every worker but the first: a share of the steps of worker 0's run."""
+"""This module does the work of every worker but the first: it takes a share of the steps of worker 0's run."""
 
 from __future__ import annotations
 

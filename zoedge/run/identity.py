@@ -1,4 +1,4 @@
-"""A run's identity: recipe, base, tokenizer, data and arithmetic; and the sentences for what is another now."""
+"""This module compares a run's recipe, base, tokenizer, data and arithmetic with what is here now, and names what differs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_same_recipe(log: Header, recipe: Recipe, run: Path) -> None:
 
 
 def identity_differences(log: Header, now: Header) -> list[str]:
-    """Return what of a run's identity is another now, one phrase for each field."""
+    """Return what of a run's identity differs from what is here now, one phrase for each field."""
     differences = []
     if log.recipe != now.recipe:
         differences += describe_changes(log.about.get("recipe"), now.about.get("recipe"))
@@ -89,7 +89,7 @@ def refuse_resume(run: Path, differences: list[str]) -> NoReturn:
 
 
 def check_same_base(log: Header, now: Header, run: str) -> None:
-    """Raise IdentityError unless a trained state means here what it meant when it was trained; data may differ."""
+    """Raise IdentityError unless base, tokenizer, trained tensors and arithmetic are those of the log. The data may differ."""
     off = [
         w
         for w in identity_differences(log, now)
@@ -100,7 +100,7 @@ def check_same_base(log: Header, now: Header, run: str) -> None:
 
 
 def is_optimizer_log(header: Header) -> bool:
-    """Is it the log of a zoedge.optim.ZerothOrder? Such a log holds no recipe."""
+    """Return whether it is the log of a zoedge.optim.ZerothOrder, which holds no recipe."""
     return isinstance(header.about.get("optimizer"), dict)
 
 
@@ -120,15 +120,15 @@ def recipe_from_header(header: Header, where: str) -> Recipe:
 
 def parent_from_header(header: Header) -> dict[str, Any]:
     """Return a branch's parent: its fingerprint, and how many of its steps came first; '' and 0 for other runs."""
-    found = header.about.get("parent", {"fingerprint": "", "step": 0})
-    match found:
+    parent = header.about.get("parent", {"fingerprint": "", "step": 0})
+    match parent:
         case {"fingerprint": str(), "step": int(step), **more} if step >= 0 and not more:
-            return dict(found)
+            return dict(parent)
     raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
 
 
 def check_part_ids(log: AnyLog, noise: AbstractNoise, rule: AbstractRule) -> None:
-    """Raise IdentityError if the frozen ids of noise and rule in the header are not those of its recipe."""
+    """Raise IdentityError if the frozen ids of noise and rule in the header are not those of the parts in its recipe."""
     header = log.header
     for kind, number, own in (("noise", header.noise, noise.scheme), ("rule", header.rule, rule.rule)):
         if own != number:

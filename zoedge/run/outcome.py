@@ -1,4 +1,4 @@
-"""The outcome of a run: what it returns when it has just finished, or finished before."""
+"""This module has the outcome of a run: what `finetune` returns of a run that has just finished, or finished before."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def make_replay_run(log: AnyLog, device: str, start: Any) -> run.Run:
     about = log.header.about
     try:
         settings = about["optimizer"]
-        made = {key: restore_part(key, settings[key]) for key in ("noise", "estimator", "rule")}
+        parts = {key: restore_part(key, settings[key]) for key in ("noise", "estimator", "rule")}
         wanted = {name: (kind, tuple(shape)) for name, kind, *shape in about["space"]["shapes"]}
         steps = UNBOUNDED_STEPS if settings["steps"] is None else int(settings["steps"])
     except (KeyError, TypeError, ValueError, ZoedgeError) as e:
@@ -61,9 +61,9 @@ def make_replay_run(log: AnyLog, device: str, start: Any) -> run.Run:
             )
         copies.append((name, p.detach().to(device, copy=True).contiguous()))
     space = ParameterSpace(copies)
-    identity.check_part_ids(log, made["noise"], made["rule"])
-    identity.check_replayable(log, space, made["noise"], made["rule"])
-    return run.Run(log.header.seed, steps, log, space, made["noise"], made["rule"])
+    identity.check_part_ids(log, parts["noise"], parts["rule"])
+    identity.check_replayable(log, space, parts["noise"], parts["rule"])
+    return run.Run(log.header.seed, steps, log, space, parts["noise"], parts["rule"])
 
 
 def tensors_by_name(start: Any, names: Sequence[str]) -> Mapping[str, Tensor]:

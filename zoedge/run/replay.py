@@ -1,4 +1,4 @@
-"""Rebuild the trained tensors from a log alone: no data and no forward pass."""
+"""This module rebuilds the trained tensors from a log alone: it needs no data and no forward pass."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""What training and evaluation need, put together from a recipe; and the beginning of a run in its folder.
-
-runs/NAME/   run.zlog       the only checkpoint
-             recipe.yaml    every setting, defaults included
-             metrics.jsonl  for people and plots; nothing reads it back for training, `best` is chosen by it
-             adapter/       the export
-"""
+"""This module puts together, from a recipe, what training and evaluation need, and begins a run in its folder."""
 
 from __future__ import annotations
 
@@ -99,7 +93,7 @@ class Measuring(Trained):
 
 
 def describe_environment(base: Base) -> dict[str, Any]:
-    """Return what the bits of a forward pass may depend on; its digest is the log's SESSION record."""
+    """Return what the bits of a forward pass may depend on, by name. The log's SESSION record holds its digest."""
     import platform
 
     import bitsandbytes

@@ -70,7 +70,7 @@ class SignalHandler:
             yield record
 
     def ended(self) -> bool:
-        """Must the run stop after this step?"""
+        """Return whether the run must stop after this step."""
         if self.workers is None:
             return self.seen > 0
         self.workers.wish = self.seen

@@ -1,4 +1,4 @@
-"""Experiment trackers (`log.trackers: [tensorboard, wandb]`), through accelerate. None of them can end or change a run."""
+"""This module tells experiment trackers (`log.trackers: [wandb]`) of a run. None of them can end or change it."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def check_packages(words: Sequence[str]) -> None:
 
 def flatten_values(table: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Return a recipe's values by dotted names; lists become texts, as trackers take no lists."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            found |= flatten_values(value, f"{above}{key}.")
+            values |= flatten_values(value, f"{above}{key}.")
         else:
-            found[above + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return found
+            values[above + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return values
 
 
 class Trackers:
@@ -60,11 +60,11 @@ class Trackers:
 
         config = flatten_values(recipe.resolved())
         for word in dict.fromkeys(words):
-            made = LOGGER_TYPE_TO_CLASS[word]
-            where = {"logging_dir": str(folder / TRACKERS_FOLDER)} if made.requires_logging_directory else {}
+            tracker_class = LOGGER_TYPE_TO_CLASS[word]
+            where = {"logging_dir": str(folder / TRACKERS_FOLDER)} if tracker_class.requires_logging_directory else {}
 
-            def start(made: Any = made, where: Any = where) -> Any:
-                tracker = made(recipe.name, **where)
+            def start(tracker_class: Any = tracker_class, where: Any = where) -> Any:
+                tracker = tracker_class(recipe.name, **where)
                 tracker.start()
                 tracker.store_init_configuration(config)
                 return tracker
@@ -89,14 +89,15 @@ class Trackers:
 
     def score(self, step: int, rows: str, score: Score) -> None:
         """Log a score under the name of its rows, such as valid/accuracy and test/loss."""
-        found = {f"{rows}/{k}": v for k, v in asdict(score).items() if v is not None and k != "count"}
-        self._log(found, step)
+        values = {f"{rows}/{k}": v for k, v in asdict(score).items() if v is not None and k != "count"}
+        self._log(values, step)
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         for word, tracker in list(self.open.items()):
             self._guarded(word, partial(tracker.log, values, step=step))
 
     def _guarded(self, word: str, act: Callable[[], Any]) -> Any:
+        """Call a tracker, and drop it with a note if it raises."""
         try:
             return act()
         except Exception as e:
@@ -107,6 +108,7 @@ class Trackers:
             return None
 
     def close(self) -> None:
+        """End every tracker; one that raises is passed over."""
         for tracker in self.open.values():
             with suppress(Exception):
                 tracker.finish()

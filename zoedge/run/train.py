@@ -1,4 +1,4 @@
-"""The steps of a run: what is noted before the first one, the loop with its evaluations, and the return to a chosen step.
+"""This module takes the steps of a run: it notes where the run begins, plays the loop, and returns to a chosen step.
 
 The loop itself is `engine.play`; `commands/finetune.py` tells the whole story of a run.
 """
@@ -29,7 +29,7 @@ def begin_session(
 ) -> None:
     """Prove that the log is of this run, note where it goes on, and compute the lower layers.
 
-    Raises IdentityError where base, tokenizer, data, recipe or arithmetic are not those of the log.
+    IdentityError: base, tokenizer, data, recipe or arithmetic are not those of the log.
     """
     folder = log.path.parent
     identity.check_same_run(log.header, measuring.header(), folder)
@@ -95,10 +95,8 @@ def explain_zero_steps(recipe: Recipe, step: int) -> str:
     radius = f"estimator.{option}" if option else "rule.lr"
     reason, other = "", ""
     if objective != "loss":
-        reason, other = (
-            f"{objective} takes few values, and no prediction of a batch flips; ",
-            ", or set task.objective: loss",
-        )
+        reason = f"{objective} takes few values, and no prediction of a batch flips; "
+        other = ", or set task.objective: loss"
     return (
         f"gamma was 0 at steps {step + 2 - ZERO_STEP_LIMIT:,}..{step + 1:,}: nothing is being learnt. {reason}an "
         "adapter that starts at 0 "

@@ -1,4 +1,4 @@
-"""A trained model to use: a log's base, with the space where the log's steps have moved it. No data is read."""
+"""This module loads a trained model to use: a log's base, with the space where the log's steps have moved it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class StateDigests(NamedTuple):
-    """What a trained state means something on, 32 bytes each, as a log's header has it."""
+    """The digests of all that a trained state depends on besides the log, 32 bytes each, as a log's header has them.
+
+    Attributes:
+        manifest: of the names, places, shapes and types of the trained tensors.
+        initial: of their first values.
+        selftest: of this device's arithmetic.
+    """
 
     base: bytes
     tokenizer: bytes
@@ -46,7 +52,7 @@ class Trained:
 
     @property
     def limit(self) -> int:
-        """The most tokens of a sequence: past its context LLaMA computes garbage without an error, and OPT raises."""
+        """The most tokens of a sequence. Beyond its context LLaMA computes garbage without an error, and OPT raises."""
         return min(self.recipe.data.max_length, self.base.context_length)
 
     def digests(self) -> StateDigests:
@@ -106,14 +112,14 @@ def load_trained(run: str, at: str | None = None) -> tuple[Trained, AnyLog, int]
 
 
 def find_base_folder(log: AnyLog, source: str | None = None) -> tuple[Path, list[str]]:
-    """Find the folder of a log's base, of which only files are hashed and the tokenizer is loaded.
+    """Find the folder of a log's base, and compare it with the log. Only files are hashed, and the tokenizer is loaded.
 
     Args:
         log: its header has the digests of the base and of the tokenizer.
         source: where the base is; None: where the log's recipe says.
 
     Returns:
-        The folder, and what in it is another than the log's, a phrase each.
+        The folder, and what in it differs from what the log says, a phrase each.
     """
     from ..scoring.models.checkpoint import base_identity, check_files, tokenizer_digest
     from ..scoring.models.loading import load_tokenizer
@@ -124,8 +130,8 @@ def find_base_folder(log: AnyLog, source: str | None = None) -> tuple[Path, list
         model = model.model_copy(update={"source": source, "revision": None})
     base_folder = resolve_model(model.source, model.revision)
     check_files(base_folder)
-    here = replace(log.header, base=base_identity(base_folder, model))
-    if differences := identity_differences(log.header, here):
+    present = replace(log.header, base=base_identity(base_folder, model))
+    if differences := identity_differences(log.header, present):
         return base_folder, differences
-    here = replace(here, tokenizer=tokenizer_digest(load_tokenizer(base_folder)))
-    return base_folder, identity_differences(log.header, here)
+    present = replace(present, tokenizer=tokenizer_digest(load_tokenizer(base_folder)))
+    return base_folder, identity_differences(log.header, present)

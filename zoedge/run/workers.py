@@ -1,4 +1,4 @@
-"""Several processes share a run: each worker scores a share of a step's work, and only losses travel.
+"""This module lets several processes share a run: each worker scores a share of a step's work, and only losses travel.
 
 Every worker holds the same base and theta, and computes the same record from the losses of all; the first one's log is the
 run's. `accelerate launch -m zoedge ...` or torchrun starts them and sets RANK and WORLD_SIZE. gloo of torch.distributed
@@ -25,12 +25,12 @@ DEFAULT_TIMEOUT = 1800.0  # seconds to wait for another worker; all wait while t
 
 
 def is_launched() -> bool:
-    """Has a launcher (accelerate launch, torchrun) started this process as one of several?"""
+    """Return whether a launcher (accelerate launch, torchrun) has started this process as one of several."""
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
 def is_follower() -> bool:
-    """Is this process one of several, and not the one that has the run's log?"""
+    """Return whether this process is one of several, and not the one that has the run's log."""
     return is_launched() and os.environ.get("RANK", "0") != "0"
 
 
@@ -87,29 +87,33 @@ class Workers:
         """Return the mean loss of each point on a batch, and the flags of all workers.
 
         Args:
-            points: how many. rows: of the batch, how many.
+            points: how many points.
+            rows: how many rows the batch has.
             score: computes the losses and flags of this process's share, given as slices of points and rows.
         """
         groups, parts = split_work(points, self.count)
-        some, each = math.ceil(points / groups), math.ceil(rows / parts)
+        points_each, rows_each = math.ceil(points / groups), math.ceil(rows / parts)
 
         def share(index: int) -> tuple[range, range]:
-            a, b = index % groups * some, index // groups * each
-            return range(points)[a : a + some], range(rows)[b : b + each]
+            a, b = index % groups * points_each, index // groups * rows_each
+            return range(points)[a : a + points_each], range(rows)[b : b + rows_each]
 
-        mine, here = share(self.index)
-        found, flags = score(*(slice(r.start, r.stop) for r in (mine, here))) if mine and here else ([], 0)
-        values = [mean(row) for row in found] if parts == 1 else [x for row in found for x in row]
-        room = some * (1 if parts == 1 else each)
+        own_points, own_rows = share(self.index)
+        own_losses: PointLosses = []
+        flags = 0
+        if own_points and own_rows:
+            own_losses, flags = score(*(slice(r.start, r.stop) for r in (own_points, own_rows)))
+        values = [mean(row) for row in own_losses] if parts == 1 else [x for row in own_losses for x in row]
+        room = points_each * (1 if parts == 1 else rows_each)
         heard = self._gather([float(self.wish << 8 | flags), *values, *[0.0] * (room - len(values))])
         words = [int(h[0]) for h in heard]
         self.stop = max(word >> 8 for word in words)
         losses: PointLosses = [[] for _ in range(points)]
-        for index, (_, *said) in enumerate(heard):  # example order: an index's rows come before the next one's
-            which, there = share(index)
-            width = 1 if parts == 1 else len(there)
-            for i, point in enumerate(which):
-                losses[point] += said[i * width : (i + 1) * width]
+        for index, (_, *numbers) in enumerate(heard):  # example order: an index's rows come before the next one's
+            its_points, its_rows = share(index)
+            width = 1 if parts == 1 else len(its_rows)
+            for i, point in enumerate(its_points):
+                losses[point] += numbers[i * width : (i + 1) * width]
         return [row[0] if parts == 1 else mean(row) for row in losses], reduce(or_, words) & 255
 
     def examples(

@@ -1,4 +1,4 @@
-"""Loading the rows that a recipe names, and tokenising them."""
+"""This module loads the rows that a recipe names, and tokenises them."""
 
 from __future__ import annotations
 

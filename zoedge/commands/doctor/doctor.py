@@ -22,8 +22,8 @@ TESTED_VERSIONS = {
     "peft": "0.21",
     "safetensors": "0.8",
 }
-# The first 16 digits of `selftest`, the same on every machine, or replay would differ there. All pairs of noise and rule
-# are also compared with numpy, which shares no code with torch.
+# The first 16 digits of `selftest`. A machine that gives others would replay other bits. Besides, all pairs of noise and
+# rule are compared with numpy, which shares no code with torch.
 GOLDEN_DIGESTS = {"normal sgd": "62fdde3c68e6584d", "rademacher sgd": "3ead505a4c118888"}
 
 
@@ -39,7 +39,7 @@ def advise(report: dict[str, Any], well: bool) -> list[tuple[str, str]]:
 
 
 def examine() -> tuple[dict[str, Any], bool]:
-    """Examine this machine. Return (a finding for each line of the report, by its heading; whether all is well)."""
+    """Examine this machine, and return what was found for each line of the report, by its heading, and whether all is well."""
     import psutil
     import torch
 
@@ -92,10 +92,10 @@ def explain_missing_gpu() -> str:
 
 
 def check_nf4_product() -> tuple[str, bool]:
-    """Test a 4-bit product on the CPU. Return (the finding, whether it is good).
+    """Test a 4-bit product on the CPU, and return what was found, and whether it is good.
 
-    It is good if the same product gives the same bits in several calls, and is within 1e-3 of the product with the
-    dequantised matrix.
+    It is good if the same product gives the same bits in several calls, and is within 1e-3 of the product with the dequantised
+    matrix.
     """
     import torch
 

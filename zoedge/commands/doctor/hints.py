@@ -13,13 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+# as in pyproject.toml
 MINIMUM_VERSIONS = {
     "torch": "2.13",
     "transformers": "5.23",
     "bitsandbytes": "0.50.2",
     "peft": "0.21",
     "safetensors": "0.8",
-}  # pyproject.toml's
+}
 EXTRA_PACKAGES = {"lab": ("matplotlib", "sklearn", "scipy"), "report": ("matplotlib",)}
 MIN_FREE_BYTES = 1 << 30  # the embedded model needs 93 MB as it is fetched, 269 MB converted and about 100 MB in 4 bits
 Hint = tuple[str, str]  # (what hinders zoedge, the command to type)

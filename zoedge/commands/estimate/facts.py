@@ -52,9 +52,8 @@ class ModelShape:
     Sizes are counted in elements, unless a name says otherwise.
     """
 
-    linears: tuple[
-        tuple[str, int, int], ...
-    ]  # (name, outputs, inputs) of the Linear modules, which quantisation changes
+    # (name, outputs, inputs) of the Linear modules, which quantisation changes
+    linears: tuple[tuple[str, int, int], ...]
     table_elements: int  # of the tables of tokens; a head that is tied to the embedding counts once
     vocabulary: int  # tokens
     other_elements: int  # of norms, biases and positions
@@ -138,7 +137,9 @@ def read_model_shape(model: Model) -> ModelShape:
 def read_base_shape(base: Base, stored_type: str, folder: Path | None = None) -> ModelShape:
     """Return the shape of a model, whose tensors may be without data.
 
-    stored_type: the type of the source's files. folder: where they lie.
+    Args:
+        stored_type: the type of the source's files.
+        folder: where they lie.
     """
     from torch import nn
 

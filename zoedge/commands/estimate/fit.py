@@ -134,7 +134,7 @@ def measure_overhead(shape: ModelShape) -> int:
 def predict_parts(plan: Plan, datasets: Datasets) -> dict[str, int]:
     """Return the bytes by part of a run that `check_memory` let begin as `plan`, now that its rows are tokenised."""
     work = compute_workload(plan.recipe, plan.shape, datasets, plan.overhead)
-    # by now the cache has the quantised weights: what counts is whether it had them before loading
+    # by now the cache has the quantised weights; the prediction asks whether it had them before the base was loaded
     return peak_memory_parts(plan.shape, replace(work, has_cached_weights=plan.workload.has_cached_weights))
 
 
@@ -193,7 +193,7 @@ def find_savings(plan: Plan, most: int) -> list[Saving]:
 def fit_plan(plan: Plan, most: int) -> tuple[Plan, list[Saving]]:
     """Shrink train.rows, estimator.queries and train.batch, in this order, until the run fits into `most` bytes.
 
-    Return (the new plan, which may still be too large; the changes that led to it).
+    Return the new plan, which may still be too large, and the changes that led to it.
     """
     savings: list[Saving] = []
     for key, old, values in smaller_settings(plan):

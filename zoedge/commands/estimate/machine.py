@@ -19,7 +19,8 @@ BYTE_UNITS = {"": 1, "b": 1}  # kb and k are 1000, kib 1024
 for power, letter in enumerate("kmgt", 1):
     BYTE_UNITS |= {letter: 1000**power, f"{letter}b": 1000**power, f"{letter}ib": 1024**power}
 
-CGROUP_ROOT, CGROUP_MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def parse_bytes(text: str, option: str) -> int:

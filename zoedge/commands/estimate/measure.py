@@ -64,9 +64,8 @@ def measure_own_memory(recipe: Recipe) -> dict[str, dict[str, int]]:
     measuring = moment("base", lambda: setup.Measuring.build(recipe))
     with tempfile.TemporaryDirectory() as folder:
         if measuring.base.cut:
-            batches = measuring.base.cache_trunk(
-                measuring.texts.train, Path(folder)
-            )  # the longest sequences come first
+            # the longest sequences come first
+            batches = measuring.base.cache_trunk(measuring.texts.train, Path(folder))
             moment("lower layers", lambda: next(batches))
             for _ in batches:
                 pass
@@ -108,7 +107,7 @@ class EmptyLog:
 
 
 def answer_with_memory(table: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """The child's half of `measure_in_child`: measure the step of a recipe that is given as its resolved table."""
+    """Measure a step in the child of `measure_in_child`, of a recipe that is given as its resolved table."""
     from ...recipe.check import check
 
     return measure_own_memory(check(table, {}, "the recipe"))

@@ -10,9 +10,8 @@ HEAP_RETAINED = 32 << 20
 
 GPU_WORKSPACE = 64 << 20  # of cuBLAS, and the allocator's rounding
 
-QUANTISING_BYTES = (
-    200 << 20
-)  # beyond source and result, as measured in three runs (135 million and 1.2 billion weights)
+# needed beyond source and result, as measured in three runs (135 million and 1.2 billion weights)
+QUANTISING_BYTES = 200 << 20
 
 
 def quantised_bytes(n: int, rows: int, scheme: str, double: bool) -> int:
@@ -44,7 +43,8 @@ def trained_bytes(shape: ModelShape, work: Workload) -> int:
 
     These are the float32 master, the rule's slots, the step's directions, and the points in the compute type.
     """
-    if work.trains_all:  # the master is the model itself: two copies of a matrix at its points, a piece's directions
+    # the model is its own master: besides it there are a matrix at two points, and the directions of a piece
+    if work.trains_all:
         return (
             2 * max(shape.largest_linear, 1) * work.compute_itemsize
             + 4 * work.slots * work.elements
@@ -56,11 +56,13 @@ def trained_bytes(shape: ModelShape, work: Workload) -> int:
 def block_bytes(shape: ModelShape, work: Workload, f: ForwardSize, whole: bool) -> int:
     """Return the bytes of hidden states at the fullest moment of a block.
 
-    The states that enter the block, the residual and the normalised states are alive at the same time as the hidden layer. A
-    quantised matrix is dequantised for its product.
+    The states that enter the block, the residual and the normalised states are alive at the same time as the hidden
+    layer. A quantised matrix is dequantised for its product.
 
-    f: the size of the forward pass. whole: the block computes everything at all tokens. The last block does not: it computes
-    keys and values at all tokens, and the rest only where the loss reads.
+    Args:
+        f: the size of the forward pass.
+        whole: the block computes everything at all tokens. The last block does not: it computes keys and values at
+            all tokens, and the rest only where the loss reads.
     """
     c = work.compute_itemsize
     h, i, q, k = (

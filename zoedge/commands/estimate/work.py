@@ -53,7 +53,9 @@ class Workload:
     evaluation: ForwardSize | None  # of the longest batch of held-out rows
     trunk: ForwardSize | None  # of the longest batch that fills the lower layers' cache
     full_blocks: int  # blocks that a step computes at all tokens; the last block computes most of its parts at few
-    tables_share: float  # how much of the tables is in memory where they are mapped from their file: 0 .. 1
+    tables_share: (
+        float  # the share of the tables of tokens that is in memory, where they are mapped from their file: 0 .. 1
+    )
     has_cached_weights: bool  # the cache has the quantised weights already
     overhead: int  # bytes that the process holds without the run
     mean_tokens: int  # token rows of a mean batch, in one copy
@@ -65,8 +67,12 @@ def compute_workload(
 ) -> Workload:
     """Return what a recipe asks of a model.
 
-    datasets: the tokenised rows; None: every sequence is taken to be as long as it may be. overhead: bytes that the process
-    holds without the run. DataError: the recipe names layers or modules that the model does not have.
+    Args:
+        datasets: the tokenised rows; None: every sequence is taken to be as long as it may be.
+        overhead: bytes that the process holds without the run.
+
+    Raises:
+        DataError: the recipe names layers or modules that the model does not have.
     """
     base = unattached_base(recipe, shape)
     described, ahead = recipe.space.describe(base), recipe.space.virtual_tokens

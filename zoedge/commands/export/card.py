@@ -1,4 +1,4 @@
-"""The model card and the tokenizer files that every export carries."""
+"""This module makes the model card and the tokenizer files that every export carries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .folder import HUB_ID, encode_json
 
 
 def read_tokenizer_files(folder: Path | None) -> Iterator[tuple[str, bytes]]:
-    """The tokenizer's files and chat template."""
+    """Yield the tokenizer's files and its chat template, each as (name, bytes). folder: the base's; None: there are none."""
     from ...scoring.models.loading import load_tokenizer
 
     if folder is None:
@@ -27,10 +27,13 @@ def read_tokenizer_files(folder: Path | None) -> Iterator[tuple[str, bytes]]:
 
 
 def scrub_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Without what it remembers of the machine that wrote it: transformers notes how and whence a file was loaded."""
-    here = ("is_local", "local_files_only")
+    """Return a tokenizer's or model's configuration without what it says of the machine that wrote it.
+
+    transformers notes in it from which path and with which switches a file was loaded.
+    """
+    switches = ("is_local", "local_files_only")
     paths = {k for k, v in config.items() if isinstance(v, str) and os.path.isabs(v) and not k.endswith("_token")}
-    return {k: v for k, v in config.items() if k not in paths and k not in here}
+    return {k: v for k, v in config.items() if k not in paths and k not in switches}
 
 
 LOADING_ARGUMENTS = {
@@ -41,7 +44,12 @@ LOADING_ARGUMENTS = {
 
 
 def render_model_card(facts: dict[str, Any], dtype: str = "") -> bytes:
-    """The model card: what it is, of which base and log, and how to load it."""
+    """Return the model card, which says what the export is, of which base and log it is, and how it is loaded.
+
+    Args:
+        facts: the marker's fields, of an adapter also its title.
+        dtype: of a merged model, the type of its weights.
+    """
     source, quantized = facts["source"], facts["quantization"] in LOADING_ARGUMENTS
     scheme, auto = LOADING_ARGUMENTS.get(facts["quantization"], "").format(**facts), f"AutoModelFor{facts['head']}"
     named = f"base_model: {source}\n" if HUB_ID.fullmatch(source) else ""
@@ -72,8 +80,8 @@ def render_model_card(facts: dict[str, Any], dtype: str = "") -> bytes:
         ("state sha256", facts["state"]),
         ("trained together, each loaded onto the one before", ", ".join(facts.get("together", [])) or None),
     ]
-    said = "".join(f"- {name}: {value}\n" for name, value in rows if value is not None)
+    facts_list = "".join(f"- {name}: {value}\n" for name, value in rows if value is not None)
     return (
         f"---\nlibrary_name: {library}\n{named}tags:\n- zoedge\n- zeroth-order\n---\n\n# {facts['recipe']}: {title}\n\n"
-        f"Fine-tuned with zoedge by forward passes alone.\n\n{said}\n```python\n" + "\n".join(lines) + "\n```\n"
+        f"Fine-tuned with zoedge by forward passes alone.\n\n{facts_list}\n```python\n" + "\n".join(lines) + "\n```\n"
     ).encode()

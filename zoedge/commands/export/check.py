@@ -1,4 +1,4 @@
-"""`--check`: a fresh process loads the export and compares its logits with those of training."""
+"""This module is `--check`: a fresh process loads an export and compares its logits with those of training."""
 
 from __future__ import annotations
 
@@ -28,17 +28,23 @@ from .peft import find_adapters
 
 
 def check_export(kind: str, folder: Path, trained: Trained) -> float:
-    """Largest |difference| of logits between an export, loaded in a fresh process, and the trained model here.
+    """Load an export in a fresh process, compare it with the trained model here, and return the largest |difference|.
 
-    peft: the base loaded as for training, then PeftModel.from_pretrained. merged: the plain model in float32.
-    gguf-lora: `folder` is a file, and the difference is one of weights (export_gguf.difference).
-    Two models are in memory meanwhile, one a process. DataError: it does not load.
+    Two models are in memory meanwhile, one in each process.
+
+    Args:
+        kind: peft (the base is loaded as for training, then PeftModel.from_pretrained), merged (the plain model in float32), or
+            gguf-lora, whose differences are of weights, not of logits.
+        folder: of gguf-lora, the file.
+
+    Raises:
+        DataError: the export does not load.
     """
     return check_exports([(kind, folder, trained)])[0]
 
 
 def check_exports(jobs: Sequence[tuple[str, Path, Trained]]) -> list[float]:
-    """`check` of several exports in one fresh process."""
+    """Compare several exports, each as `check_export` does, in one fresh process, and return the difference of each."""
     with tempfile.TemporaryDirectory() as draft:
         asked = []
         for i, (kind, folder, trained) in enumerate(jobs):
@@ -53,7 +59,10 @@ def check_exports(jobs: Sequence[tuple[str, Path, Trained]]) -> list[float]:
 
 
 def build_reference(kind: str, trained: Trained) -> dict[str, Tensor]:
-    """What the fresh process compares with: the trained matrices, of which a GGUF file is; else ids and their logits."""
+    """Return what the fresh process compares with, by name.
+
+    For a GGUF file these are the trained matrices and their scale; for the other kinds, token ids and their logits.
+    """
     if kind == "gguf-lora":
         space = trained.space
         assert isinstance(space, LoraSpace), "no other space has a GGUF file"
@@ -64,14 +73,14 @@ def build_reference(kind: str, trained: Trained) -> dict[str, Tensor]:
 
 
 def make_probe_ids(vocabulary: int, context: int) -> Tensor:
-    """Token ids [2, <= 32], spread over the vocabulary, always the same."""
+    """Return token ids [2, <= 32] that are spread over the vocabulary and are always the same."""
     length = min(32, context)
     return ((torch.arange(2 * length) * 7919 + 11) % vocabulary).view(2, length)
 
 
 @torch.inference_mode()
 def compute_logits(base: Base, space: Space, ids: Tensor) -> Tensor:
-    """float32 logits [2, T, vocabulary] of the trained model, by the forward that training scores with."""
+    """Return float32 logits [2, T, vocabulary] of the trained model, by the forward that training scores with."""
     everywhere: Any = SimpleNamespace(
         ids=ids,
         rows=torch.arange(ids.shape[1]).expand(len(ids), -1),
@@ -83,12 +92,12 @@ def compute_logits(base: Base, space: Space, ids: Tensor) -> Tensor:
         h = base.hidden_states(everywhere, 1)
     size = base.model.config.vocab_size
     parts = [torch.arange(i, min(i + HEAD_COLUMNS, size)) for i in range(0, size, HEAD_COLUMNS)]
-    return torch.cat([base.logits(h, some).cpu() for some in parts], dim=-1)
+    return torch.cat([base.logits(h, columns).cpu() for columns in parts], dim=-1)
 
 
 @torch.inference_mode()
 def measure_difference(kind: str, folder: str, spec: dict[str, Any], reference: str) -> float:
-    """The fresh process's half of `check`."""
+    """Load the export in this fresh process, and return its largest |difference| from the reference file."""
     from ...scoring.models.loading import auto_class, load_base, make_deterministic
 
     known = safetensors.torch.load_file(reference)
@@ -114,10 +123,10 @@ def measure_difference(kind: str, folder: str, spec: dict[str, Any], reference: 
 
 
 def check_gguf(path: Path, trained: Trained) -> float:
-    """Largest |difference| of a weight, as `difference` finds it in a fresh process. DataError: it is not exact."""
-    if not (found := check_export("gguf-lora", path, trained)) <= MAX_DIFFERENCE:
-        raise DataError(f"{path}: its weights differ from the trained ones by up to {found:.3g}.")
-    return found
+    """Return the largest |difference| of a weight, as a fresh process finds it. DataError: it is more than MAX_DIFFERENCE."""
+    if not (difference := check_export("gguf-lora", path, trained)) <= MAX_DIFFERENCE:
+        raise DataError(f"{path}: its weights differ from the trained ones by up to {difference:.3g}.")
+    return difference
 
 
 if __name__ == "__main__":

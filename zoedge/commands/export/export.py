@@ -1,4 +1,4 @@
-"""The trained model of a run for other programs. Only the log and the base's files are read: no rows."""
+"""This module writes the trained model of a run for other programs. It reads only the log and the base's files: no rows."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ MERGED_TYPES = ("fp16", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """What an export wrote.
 
     Attributes:
-        path: the folder; of gguf-lora the file.
-        merge: of a merged model, what of the update survived rounding.
-        difference: the largest difference that a fresh process found, of logits or (gguf-lora) of weights; None: not asked.
+        path: the folder; of gguf-lora, the file.
+        merge: of a merged model, how much of the update survived rounding.
+        difference: the largest difference that a fresh process found, of logits or (gguf-lora) of weights; None: no check was
+            asked for.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""What other programs load: a plain PEFT adapter (LoRA, prompt or prefix), or the model with LoRA merged in.
+"""This module makes the folders that other programs load: a plain PEFT adapter, or a model with the trained weights merged in.
 
     FOLDER/   adapter_config.json, adapter_model.safetensors   (peft)    float32, PEFT's names, payload digest inside
               config.json, model*.safetensors                  (merged)  no quantization_config: 16 or 32-bit weights
@@ -28,12 +28,10 @@ from ...log.packed import AnyLog
 from ...methods.spaces.lora import infer_head
 from ...recipe.recipe import Recipe
 
-MARKER_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = (
-    "zoedge.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "README.md",
-)
+MARKER_FILE = "zoedge.json"
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
 
 MAX_JSON_BYTES = 8 << 20
 
@@ -47,7 +45,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """A draft beside `folder` that takes its place if the block succeeds. UsageError: something else is there."""
+    """Yield a draft beside `folder`, which takes its place if the block succeeds.
+
+    UsageError: something that is no export of ours stands there.
+    """
     folder = Path(os.path.abspath(folder))
     check_replaceable(folder)
     with storage.replace_folder(folder) as draft:
@@ -55,7 +56,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """UsageError unless nothing of others would be lost: no folder, an empty one, or an export and nothing else."""
+    """Raise UsageError unless there is no folder, an empty one, or an export of ours and nothing else."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} is there and is not a folder. Name another one.")
     if not folder.exists() or not any(folder.iterdir()):
@@ -73,48 +74,52 @@ def check_replaceable(folder: Path) -> None:
 
 
 def encode_json(value: Any) -> bytes:
+    """Return a value as the bytes of an indented JSON file."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_marker(draft: Path, facts: dict[str, Any]) -> None:
-    """The last file: an export without it is not complete."""
+    """Write the marker, which is the last file of an export: one without it is not complete."""
     storage.reach_failpoint("export.marker")
     write_durably(draft / MARKER_FILE, encode_json(facts))
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """A complete export's zoedge.json. DamagedError: there is none (export interrupted?), or not one of ours."""
+    """Return the marker of a complete export. DamagedError: there is none (was the export interrupted?), or it is not ours."""
     path = folder / MARKER_FILE
     if not path.is_file():
         raise DamagedError(f"{folder}: no {MARKER_FILE}: not a complete zoedge export. `zoedge export` writes one.")
-    found = read_json(path)
-    names = found.get("files")
+    marker = read_json(path)
+    names = marker.get("files")
     good = (
-        found.get("kind") in ("peft", "merged") and isinstance(names, list) and all(isinstance(n, str) for n in names)
+        marker.get("kind") in ("peft", "merged") and isinstance(names, list) and all(isinstance(n, str) for n in names)
     )
-    if found.get("zoedge") != 1 or not good:
+    if marker.get("zoedge") != 1 or not good:
         raise DamagedError(f"{path}: not the marker of an export that this version reads.")
-    return found
+    return marker
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file's table. DamagedError if it is none."""
+    """Return the table in a small JSON file. DamagedError: it cannot be read, or is no table."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_JSON_BYTES + 1)
-        found = json.loads(raw) if len(raw) <= MAX_JSON_BYTES else None
+        table = json.loads(raw) if len(raw) <= MAX_JSON_BYTES else None
     except (OSError, ValueError, RecursionError) as e:
         raise DamagedError(f"{path}: cannot be read ({type(e).__name__}).") from None
-    if not isinstance(found, dict):
+    if not isinstance(table, dict):
         raise DamagedError(f"{path}: not a table, or larger than {MAX_JSON_BYTES >> 20} MiB.")
-    return found
+    return table
 
 
 # -- what both kinds say of themselves
 
 
 def redact_source(source: str) -> str:
-    """A source as it may be published: a hub id or a packaged name as it is, of a folder the last component alone."""
+    """Return the base's source as it may be published.
+
+    A hub id or a packaged name stays as it is; of a folder, only the last component is kept.
+    """
     path = Path(os.path.expanduser(source))
     if HUB_ID.fullmatch(source) and not path.is_dir():
         return source
@@ -124,17 +129,18 @@ def redact_source(source: str) -> str:
 def describe_export(
     kind: str, recipe: Recipe, space: Space, base: bytes, log: AnyLog | None, steps: int | None
 ) -> dict[str, Any]:
-    """The marker's fields but payload and files. ReplayError: the log knows another state of step `steps`.
+    """Return the fields of the marker, but for payload and files.
 
-    Without `steps`: the last step of which the log knows this state; of a log without an END, its length.
+    steps: after how many steps the space stands; None: the last step of which the log knows this state, or the length of a log
+    without an END. ReplayError: the log knows another state of step `steps`.
     """
     state, fingerprint = digest(space), None
     if log is not None:
         fingerprint, end = log.fingerprint, log.state.end
         known = log.state.hashes | ({} if end is None else {len(log): end})
         if steps is None:
-            found = [step for step, known_as in known.items() if known_as == state[:24]]
-            steps = max(found) if found else len(log) if end is None else None
+            matching = [step for step, known_as in known.items() if known_as == state[:24]]
+            steps = max(matching) if matching else len(log) if end is None else None
         elif known.get(steps, state[:24]) != state[:24]:
             raise ReplayError(f"The state to be exported is not the one that the log says of step {steps}.")
     spec = recipe.model
@@ -167,11 +173,12 @@ def check_exportable(space: Space) -> Space:
 
 
 def list_members(space: Space) -> list[tuple[str, Space]]:
-    """(folder inside the export's, space) of each adapter: of one alone, the export's own."""
+    """Return the adapters of an export as (folder inside the export's, space); one adapter alone is in the export's own, ""."""
     return list(space.named_members().items())
 
 
 def has_adapter(space: Space) -> bool:
+    """Return whether PEFT has a format for the space, or for every member of it."""
     return all(member.options is not None and member.options.adapter for _, member in list_members(space))
 
 
@@ -182,10 +189,12 @@ def get_options(space: Space) -> AbstractSpace:
 
 
 def get_space_word(space: Space) -> str:
+    """Return the recipe's word for a space, such as "lora"."""
     return type(space).__module__.rpartition(".")[2]
 
 
 def check_finite(space: Space) -> Space:
+    """Return the space. DivergedError: a trained tensor is not finite."""
     if not all(bool(value.isfinite().all()) for _, value in space.tensors()):
         raise DivergedError("The trained tensors are not finite: nothing to export. Replay to an earlier step.")
     return space

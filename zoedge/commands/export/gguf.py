@@ -1,4 +1,4 @@
-"""A LoRA adapter as a GGUF file, which llama.cpp loads beside a LLaMA or Mistral base.
+"""This module writes a LoRA adapter as a GGUF file, which llama.cpp loads beside a LLaMA or Mistral base.
 
     general.type adapter, general.architecture llama, adapter.type lora, adapter.lora.alpha     llama.cpp's keys
     zoedge.base, zoedge.state, zoedge.log                                                       what it is of
@@ -44,9 +44,16 @@ MAX_DIFFERENCE = 1e-6  # the largest difference of a weight that a check accepts
 def write_gguf(
     space: Space, log: AnyLog, recipe: Recipe, config: PretrainedConfig, path: Path, steps: int | None = None
 ) -> Path:
-    """Write the space at its current value. config: the base model's; log, steps: as in `export.about`.
+    """Write the LoRA adapter at its current value.
 
-    UsageError: not a LoRA adapter, a family that is stored otherwise, or `path` is something else. StorageError: disk.
+    Args:
+        config: the base model's.
+        log: the run's log, whose base and fingerprint the file names.
+        steps: after how many steps the space stands; None: as `describe_export` finds it.
+
+    Raises:
+        UsageError: it is no LoRA adapter, its family is stored in another way, or something else stands at `path`.
+        StorageError: the disk refuses.
     """
     if not isinstance(space, LoraSpace) or not isinstance(space.options, Lora):
         raise UsageError("llama.cpp loads LoRA adapters alone: a run of another space has no GGUF file.")
@@ -84,7 +91,7 @@ def write_gguf(
 
 
 def check_replaceable(path: Path) -> None:
-    """UsageError unless nothing is there, or a file that `written` made."""
+    """Raise UsageError unless nothing is there, or a file that `write_gguf` made."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UsageError(f"{path} is there and is not a file. Name another one.")
     if path.exists():
@@ -95,16 +102,16 @@ def check_replaceable(path: Path) -> None:
 
 
 def map_tensor_names(modules: Iterable[str], config: PretrainedConfig) -> dict[str, str]:
-    """llama.cpp's name of every module's weight."""
+    """Return llama.cpp's name of every module's weight. UsageError: it has none for a module."""
     known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    found = {module: known.get_name(f"{module}.weight", (".weight",)) for module in modules}
-    if unknown := [module for module, name in found.items() if name is None]:
+    names = {module: known.get_name(f"{module}.weight", (".weight",)) for module in modules}
+    if unknown := [module for module, name in names.items() if name is None]:
         raise UsageError(f"llama.cpp has no name for {unknown[0]}. Use --to peft.")
-    return found  # type: ignore[return-value]
+    return names  # type: ignore[return-value]
 
 
 def permute_rows(rows: Tensor, module: str, config: PretrainedConfig) -> Tensor:
-    """A module's rows [out, n] in llama.cpp's order: in each head of q and k, the two halves element by element."""
+    """Return a module's rows [out, n] in llama.cpp's order: the two halves of each head of q and k take turns."""
     which = module.rpartition(".")[2]
     if which not in ("q_proj", "k_proj"):
         return rows
@@ -114,9 +121,10 @@ def permute_rows(rows: Tensor, module: str, config: PretrainedConfig) -> Tensor:
 
 @torch.inference_mode()
 def measure_difference(path: str, spec: dict[str, Any], known: dict[str, Tensor]) -> float:
-    """Largest |W' + scale' B' A' - (W + scale B A)'| of all modules, in float64; ' : in llama.cpp's order of rows.
+    """Return the largest |W' + scale' B' A' - P(W + scale B A)| of all modules, in float64.
 
-    B', A' and scale' are the file's; W is a newly loaded base's; the others, `known`, are of the trained space.
+    P puts rows into llama.cpp's order, and W' is P W. B', A' and scale' are the file's. W is a newly loaded base's, and `known`
+    holds A, B and scale of the trained space. DamagedError: the file has other tensors.
     """
     from ...scoring.models.loading import load_base
     from ...scoring.models.quantised import dequantise_weight

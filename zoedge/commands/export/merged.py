@@ -1,4 +1,4 @@
-"""The export as a plain model folder, with the trained weights merged in."""
+"""This module writes the export as a plain model folder, with the trained weights merged in."""
 
 from __future__ import annotations
 
@@ -49,7 +49,12 @@ MIN_KEPT_SHARE = 0.5  # the least share of an update that a merge must keep
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What a merge wrote. kept: by module, the share of the update that survived the cast. size: bytes of weights."""
+    """What a merge wrote.
+
+    Attributes:
+        kept: by module, the share of its update that survived the cast.
+        size: of all weights, in bytes.
+    """
 
     folder: Path
     dtype: str
@@ -58,6 +63,7 @@ class MergeResult:
 
     @property
     def least(self) -> tuple[str, float]:
+        """The module that kept the least of its update, and the share that it kept."""
         return min(self.kept.items(), key=lambda item: item[1])
 
     def __str__(self) -> str:
@@ -186,6 +192,7 @@ class LazyWeight(NamedTuple):
 
     @property
     def numel(self) -> int:
+        """The number of elements."""
         return int(torch.Size(self.shape).numel())
 
 
@@ -206,10 +213,10 @@ def iter_weights(model: nn.Module) -> Iterator[LazyWeight]:
                 yield LazyWeight(f"{prefix}.{key}", tuple(value.shape), partial(value.data.to, torch.float32))
 
 
-def split_into_shards(found: Iterable[LazyWeight], width: int) -> Iterator[list[LazyWeight]]:
+def split_into_shards(weights: Iterable[LazyWeight], width: int) -> Iterator[list[LazyWeight]]:
     """Group consecutive weights into shards of at most SHARD_BYTES, at `width` bytes an element."""
     shard: list[LazyWeight] = []
-    for x in found:
+    for x in weights:
         if shard and sum(y.numel for y in (*shard, x)) * width > SHARD_BYTES:
             yield shard
             shard = []
@@ -270,5 +277,5 @@ def build_config_files(base: Base, dtype: torch.dtype) -> Iterator[tuple[str, by
     if not base.model.can_generate():
         return
     own = base.path / "generation_config.json"
-    said = read_json(own) if own.is_file() else json.loads(base.model.generation_config.to_json_string())
-    yield own.name, encode_json(scrub_config(said))
+    generation = read_json(own) if own.is_file() else json.loads(base.model.generation_config.to_json_string())
+    yield own.name, encode_json(scrub_config(generation))

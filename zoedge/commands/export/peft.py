@@ -1,4 +1,4 @@
-"""Export as a PEFT adapter folder, and read such a folder back."""
+"""This module exports a space as a PEFT adapter folder, and reads such a folder back."""
 
 from __future__ import annotations
 
@@ -45,29 +45,36 @@ from .folder import (
 def write_peft(
     run: Run, log: AnyLog, recipe: Recipe, folder: Path, tokenizer_from: Path | None = None, steps: int | None = None
 ) -> Path:
-    """Write the space at its current value as a PEFT adapter. log: gives base and fingerprint; steps: after how many.
+    """Write the space at its current value as a PEFT adapter.
 
-    Of several spaces, each in a folder of its own inside `folder`, by its word: PEFT loads one onto another.
+    Of several spaces, each gets a folder of its own inside `folder`, named by its word: PEFT loads one onto another.
 
-    UsageError: `folder` holds something else, or the space has no such export. DivergedError: not finite.
-    StorageError: disk.
+    Args:
+        log: the run's log, whose base and fingerprint the export names.
+        tokenizer_from: the folder of the model whose tokenizer is written beside the adapter.
+        steps: after how many steps the space stands; None: as `describe_export` finds it.
+
+    Raises:
+        UsageError: `folder` holds something else, or the space has no such export.
+        DivergedError: a value is not finite.
+        StorageError: the disk refuses.
     """
     space = check_exportable(run.space)
     facts = describe_export("peft", recipe, space, log.header.base, log, steps)
-    found = list_members(space)
-    for name, member in found:
-        several = {"together": [word for word, _ in found]} if len(found) > 1 else {}
-        write_adapter(member, facts | several, folder / name, log, tokenizer_from)
+    members = list_members(space)
+    for name, member in members:
+        together = {"together": [word for word, _ in members]} if len(members) > 1 else {}
+        write_adapter(member, facts | together, folder / name, log, tokenizer_from)
     return folder
 
 
 def write_adapter(space: Space, facts: dict[str, Any], folder: Path, log: AnyLog, tokenizer_from: Path | None) -> None:
-    """One of PEFT's adapters, as `peft` writes it."""
-    options, said = get_options(space), space.describe()
+    """Write the folder of one adapter, as `write_peft` describes it."""
+    options, description = get_options(space), space.describe()
     tensors = {options.key.format(name): value.detach().cpu().clone() for name, value in space.tensors()}
     raw, payload = encode_tensors(tensors)
     data = add_metadata(raw, payload=payload, log=log.fingerprint)
-    config = options.peft(said) | {"base_model_name_or_path": facts["source"], "revision": facts["revision"]}
+    config = options.peft(description) | {"base_model_name_or_path": facts["source"], "revision": facts["revision"]}
     readme = render_model_card({**facts, "title": options.title})
     files = {
         CONFIG_FILE: encode_json(config),
@@ -79,18 +86,21 @@ def write_adapter(space: Space, facts: dict[str, Any], folder: Path, log: AnyLog
     with replace_folder(folder) as draft:
         for name, raw in files.items():
             write_durably(draft / name, raw)
-        more = {"space": table, "trained": said, "payload": payload, "files": list(files)}
-        write_marker(draft, {**facts, **more})
+        adapter_facts = {"space": table, "trained": description, "payload": payload, "files": list(files)}
+        write_marker(draft, {**facts, **adapter_facts})
 
 
 def encode_tensors(tensors: dict[str, Tensor]) -> tuple[bytes, str]:
-    """(a safetensors file, the SHA-256 of its tensor payload)."""
+    """Return a safetensors file of the tensors, and the SHA-256 of its tensor payload in hexadecimal digits."""
     raw = safetensors.torch.save(tensors, {"format": "pt"})
     return raw, hashlib.sha256(memoryview(raw)[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
 
 
 def add_metadata(raw: bytes, **metadata: str) -> bytes:
-    """A safetensors file with more metadata, in sorted order: the library's own has none (13 orders in 20 calls)."""
+    """Return a safetensors file with more metadata, in sorted order.
+
+    The library writes metadata in no fixed order (13 orders in 20 calls), so that its files differ from one call to the next.
+    """
     start = 8 + int.from_bytes(raw[:8], "little")
     table = json.loads(raw[8:start])
     table["__metadata__"] |= metadata
@@ -102,11 +112,17 @@ def add_metadata(raw: bytes, **metadata: str) -> bytes:
 def load_adapter(
     folder: Path, space: Space | None = None, base: bytes | None = None, fingerprint: str | None = None
 ) -> dict[str, Tensor]:
-    """An exported adapter's float32 tensors under the space's own names (`space.tensors()`), all of them or an error.
+    """Return all float32 tensors of an exported adapter, under the space's own names (`space.tensors()`).
 
-    Trusts nothing: marker, digest of the payload, names, shapes, finite values, and the configuration by which PEFT
-    would read it must agree with each other, and with space, base (its digest) and log fingerprint where given.
-    DamagedError: the files are not what was written. IdentityError: they are, and of something else.
+    Nothing is trusted. The marker, the digest of the payload, names, shapes and the configuration by which PEFT would read the
+    adapter must agree with each other, and every value must be finite.
+
+    Args:
+        space, base, fingerprint: the space, the base's digest and the log's fingerprint that it must be of, where given.
+
+    Raises:
+        DamagedError: the files are not what was written.
+        IdentityError: they are, but belong to something else.
     """
     facts = read_marker(folder)
     if facts["kind"] != "peft":
@@ -116,8 +132,8 @@ def load_adapter(
             raise IdentityError(
                 f"{folder} is of another {what}: {make_printable(str(facts.get(what)), 16)}, not {wanted[:16]}..."
             )
-    options, said = parse_description(facts, folder)
-    expected, settings = options.exported(said), options.peft(said)
+    options, description = parse_description(facts, folder)
+    expected, settings = options.exported(description), options.peft(description)
     if space is not None:
         about = space.describe()
         check_shapes(folder, get_options(space).exported(about), expected)
@@ -132,13 +148,13 @@ def load_adapter(
             )
     raw = read_bounded(folder / WEIGHTS_FILE, MAX_JSON_BYTES + 8 + 4 * sum(map(math.prod, expected.values())))
     header, start = parse_header(raw, folder / WEIGHTS_FILE)
-    said = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", {})
     payload = hashlib.sha256(memoryview(raw)[start:]).hexdigest()
-    if not payload == said.get("payload") == facts.get("payload"):
+    if not payload == metadata.get("payload") == facts.get("payload"):
         raise DamagedError(
             f"{folder / WEIGHTS_FILE}: its bytes are not what was written (payload sha256 {payload[:16]}..)."
         )
-    if said.get("log") != facts.get("log"):
+    if metadata.get("log") != facts.get("log"):
         raise DamagedError(f"{folder / WEIGHTS_FILE}: it is of another log than its {MARKER_FILE} says.")
     names = {options.key.format(name): name for name in expected}
     check_shapes(
@@ -148,47 +164,47 @@ def load_adapter(
         tensors = safetensors.torch.load(raw)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as e:
         raise DamagedError(f"{folder / WEIGHTS_FILE}: {make_printable(str(e))}.") from None
-    found = {name: tensors[key] for key, name in names.items()}
-    for name, value in found.items():
+    own_tensors = {name: tensors[key] for key, name in names.items()}
+    for name, value in own_tensors.items():
         if not bool(value.isfinite().all()):
             raise DamagedError(f"{folder / WEIGHTS_FILE}: {name} holds values that are not finite.")
-    return found
+    return own_tensors
 
 
 def parse_description(facts: dict[str, Any], folder: Path) -> tuple[AbstractSpace, dict[str, Any]]:
-    """(the space's options, its description) of a marker, from which everything about an adapter's tensors follows."""
+    """Return the space's options and its description from a marker: they fix the names and shapes of an adapter's tensors."""
     try:
-        options, said = restore_part("space", facts["space"]), facts["trained"]
-        sizes = [n for shape in options.exported(said).values() for n in shape]
-        good = options.elements(said) > 0 and all(isinstance(n, int) and n > 0 for n in sizes)
-        good = good and all(TENSOR_NAME.fullmatch(name) for name in options.exported(said))
+        options, description = restore_part("space", facts["space"]), facts["trained"]
+        sizes = [n for shape in options.exported(description).values() for n in shape]
+        good = options.elements(description) > 0 and all(isinstance(n, int) and n > 0 for n in sizes)
+        good = good and all(TENSOR_NAME.fullmatch(name) for name in options.exported(description))
     except (TypeError, KeyError, ValueError, AttributeError, ZoedgeError):
         good = False
     if not good:
         raise DamagedError(f"{folder / MARKER_FILE}: its description of the adapter cannot be read.")
-    return options, said
+    return options, description
 
 
 def find_adapters(folder: Path) -> list[Path]:
-    """The adapters of an export: itself, or those of several spaces."""
+    """Return the folders of an export's adapters: its own, or those of several spaces."""
     return [folder] if (folder / MARKER_FILE).exists() else sorted(p.parent for p in folder.glob(f"*/{MARKER_FILE}"))
 
 
-def check_shapes(folder: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, Any]) -> None:
-    """IdentityError unless the same names have the same shapes."""
-    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+def check_shapes(folder: Path, wanted: dict[str, tuple[int, ...]], shapes: dict[str, Any]) -> None:
+    """Raise IdentityError unless both have the same names, with the same shapes."""
+    missing, extra = wanted.keys() - shapes.keys(), shapes.keys() - wanted.keys()
     if missing or extra:
         parts = [
             f"{len(s)} {how} ({make_printable(min(s))})" for s, how in ((missing, "missing"), (extra, "unknown")) if s
         ]
         raise IdentityError(f"{folder} is not an adapter of this space: of {len(wanted)} tensors, {', '.join(parts)}.")
     for name, shape in wanted.items():
-        if tuple(found[name]) != shape:
-            raise IdentityError(f"{folder}: {name} is {list(found[name])}, not {list(shape)}.")
+        if tuple(shapes[name]) != shape:
+            raise IdentityError(f"{folder}: {name} is {list(shapes[name])}, not {list(shape)}.")
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """A file of at most `limit` bytes."""
+    """Return the bytes of a file. DamagedError: there is none, or it is larger than `limit` bytes."""
     try:
         if not path.is_file():
             raise DamagedError(f"{path}: no such file.")
@@ -200,7 +216,10 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def parse_header(raw: bytes, path: Path) -> tuple[dict[str, Any], int]:
-    """(a safetensors header, where the payload starts), checked for what the library lets pass: names such as ../../x."""
+    """Return the header of a safetensors file, and the offset of its payload.
+
+    DamagedError: it is malformed, or has what the library lets pass, such as a tensor named ../../x.
+    """
     from ...scoring.models import checkpoint
 
     try:

@@ -42,8 +42,13 @@ STEPS_NOTE = (
 class ImportedRecipe:
     """The recipe that a configuration becomes, and what became of each key.
 
-    carried: (key, its place in the recipe). changed, lost: (key, its value, how its meaning changed or why it is left out).
-    unset: keys without a value.
+    Attributes:
+        tool: the name of the other tool.
+        table: the recipe.
+        carried: (key, its place in the recipe).
+        changed: (key, its value, how its meaning changed).
+        lost: (key, its value, why it is left out).
+        unset: the keys without a value.
     """
 
     tool: str
@@ -69,8 +74,10 @@ class ImportedRecipe:
 class ConfigConverter:
     """A configuration that is being read, and the recipe that is being written.
 
-    left: the keys that are not dealt with yet, dotted, with their values. given: all keys of the configuration. out: the
-    recipe.
+    Attributes:
+        left: the keys that are not dealt with yet, dotted, with their values.
+        given: all keys of the configuration.
+        out: the recipe.
     """
 
     def __init__(self, table: dict[str, Any], where: str, tool: str):
@@ -86,10 +93,14 @@ class ConfigConverter:
         return next((self.left.pop(key) for key in keys if key in self.left), None)
 
     def put(self, key: str, place: str, value: object, note: str = "", given: object = None) -> bool:
-        """Write a value into the recipe if its checker accepts it, else list the key as lost. Return whether it was accepted.
+        """Write a value into the recipe if its checker accepts it, else list the key as lost. Return whether it was
+        accepted.
 
-        key: the configuration's. place: the dotted key of the recipe. note: how the meaning changes, if it does. given: the
-        configuration's value, where it differs from `value`.
+        Args:
+            key: the configuration's.
+            place: the dotted key of the recipe.
+            note: how the meaning changes, if it does.
+            given: the configuration's value, where it differs from `value`.
         """
         draft = deepcopy(self.out.table)
         into = draft
@@ -113,9 +124,12 @@ class ConfigConverter:
         return True
 
     def carry(self, key: str, place: str, convert: Callable[[Any], object] = lambda x: x, note: str = "") -> Any:
-        """Write the value of a key, if it is set, to its place in the recipe, and return that value as it was; None: not set.
+        """Write the value of a key, if it is set, to its place in the recipe, and return that value as it was; None: not
+        set.
 
-        convert: makes the recipe's value of it. note: how the meaning changes, if it does.
+        Args:
+            convert: makes the recipe's value of it.
+            note: how the meaning changes, if it does.
         """
         if (value := self.take(key)) is not None:
             self.put(key, place, convert(value), note, value)
@@ -205,16 +219,16 @@ class ConfigConverter:
 
     def batch(self, one: str, times: str) -> int:
         """Carry the batch of a step, which is one device's batch times the accumulated ones, and return it."""
-        size, more = self.take(one), self.take(times)
-        whole = (size if isinstance(size, int) else 1) * (more if isinstance(more, int) else 1)
-        if size is not None or more is not None:
+        size, accumulated = self.take(one), self.take(times)
+        whole = (size if isinstance(size, int) else 1) * (accumulated if isinstance(accumulated, int) else 1)
+        if size is not None or accumulated is not None:
             note = (
                 f"{one} x {times}: the whole batch of a step, on one device"
-                if isinstance(more, int) and more > 1
+                if isinstance(accumulated, int) and accumulated > 1
                 else ""
             )
             self.put(one, "train.batch", whole, note, size)
-            if more is not None:
+            if accumulated is not None:
                 self.out.carried.append((times, f"train.batch: {whole}"))
         return whole
 
@@ -255,7 +269,7 @@ class ConfigConverter:
             return 0
 
     def alike(self) -> str:
-        """Return the task that the training rows are for: `lm` or `chat`; "": they are not on this machine, or neither fits."""
+        """Return the task that fits the training rows: `lm` or `chat`; "": they are not on this machine, or neither fits."""
         from ...recipe.sections import Data
         from ...scoring.rows.formats import matching_formats
         from ...scoring.rows.sets import load_rows

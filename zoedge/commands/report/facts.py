@@ -63,7 +63,7 @@ class RunFacts:
 
     @property
     def ends(self) -> list[tuple[int, Score]]:
-        """(steps done, score) of the held-out rows before the run and after it."""
+        """The scores of the held-out rows before the run and after it, each as (steps done, score)."""
         pairs = [(0, self.before), (self.at or self.steps, self.after)]
         return [(step, score) for step, score in pairs if score is not None]
 

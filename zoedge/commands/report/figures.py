@@ -25,7 +25,9 @@ COLOUR_COUNT = 8  # so many runs have a colour; those after them are grey
 MAX_BINS = 120  # points of a curve at most: 6,000 points would be 400 kB
 STEPS_PER_BIN = 10  # steps of a point at least: the loss of one step is noise
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))  # for people who do not see the colours
-INK_COLOUR, LINE_COLOUR = "#010101", "#020202"  # replaced by the page's colours; no figure has them for another reason
+# two colours that the page's own replace; no figure has them for another reason
+INK_COLOUR = "#010101"
+LINE_COLOUR = "#020202"
 Curve = tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # (which run, x, mean, low, high)
 Points = list[tuple[int, float]]  # (step, value)
 

@@ -55,10 +55,13 @@ def describe_change(name: str, facts: RunFacts) -> dict[str, str] | None:
     a, b = vars(facts.before)[name], vars(facts.after)[name]
     if a is None or b is None:
         return None
-    _, share, more = MEASURES[name]
+    _, share, more_is_better = MEASURES[name]
     text = f"{100 * (b - a):+.1f} points" if share else f"{b - a:+.4f}"
     unclear = a == b or (share and abs(b - a) < math.sqrt(b * (1 - b) / facts.after.count))
-    return {"text": text.replace("-", "−"), "kind": "same" if unclear else "better" if (b > a) == more else "worse"}
+    return {
+        "text": text.replace("-", "−"),
+        "kind": "same" if unclear else "better" if (b > a) == more_is_better else "worse",
+    }
 
 
 def format_standard_error(score: Score) -> str:

@@ -104,7 +104,7 @@ def perturbed_matmul(
 
 @lru_cache(maxsize=16)
 def is_kernel_exact(device: torch.device, kind: torch.dtype, bits: int, table: bytes, width: int) -> bool:
-    """Whether the kernel runs on this device with the weights that drawing gives.
+    """Return whether the kernel runs on this device with the weights that drawing gives.
 
     x is the identity, so the product shows the weights themselves, without rounding.
     """
@@ -114,8 +114,8 @@ def is_kernel_exact(device: torch.device, kind: torch.dtype, bits: int, table: b
         z = look_up_noise(key, Leaf("", offset, w.view(-1)), bits, table, width).view(shape)
         wanted = torch.stack([(w.float() + z * by).to(kind) for by in (c, -c)])
         x = torch.eye(shape[1], dtype=kind, device=device).repeat(2, 1)
-        found = perturbed_matmul(bits, table, x, w, None, offset, key, (c, -c)).view(2, shape[1], shape[0]).mT
-        why = "" if torch.equal(found, wanted) else "its weights differ from those that are drawn"
+        computed = perturbed_matmul(bits, table, x, w, None, offset, key, (c, -c)).view(2, shape[1], shape[0]).mT
+        why = "" if torch.equal(computed, wanted) else "its weights differ from those that are drawn"
     except Exception as e:  # no Triton, no compiler, a device too old: of every kind
         why = f"{type(e).__name__}: {e}".splitlines()[0][:200]
     if why:

@@ -23,8 +23,11 @@ def draw_tile(first, table, low, high, seq, query, stream, BITS: tl.constexpr, G
 
 @triton.jit
 def round_to_type(x, kind: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Round float32 x to another type, to nearest even. Triton's interpreter truncates to bfloat16 and cannot multiply it:
-    there the value is rounded by its bits, and stays float32."""
+    """Round float32 x to another type, to nearest even.
+
+    Triton's interpreter truncates to bfloat16 and cannot multiply it: under it the value is rounded by its bits, and stays
+    float32.
+    """
     if INTERPRETED and kind == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -71,16 +74,18 @@ def perturbed_matmul_kernel(
     for k in range(0, K, BK):
         ks = k + tl.arange(0, BK)
         inside = (columns[:, None] < N) & (ks[None, :] < K)
-        there = (rows[:, None] < M) & (ks[None, :] < K)
+        inside_x = (rows[:, None] < M) & (ks[None, :] < K)
         tile = tl.load(w + columns[:, None].to(tl.int64) * K + ks[None, :], mask=inside, other=0.0).to(tl.float32)
         z = tl.reshape(draw_tile(first + k, table, low, high, seq, query, stream, BITS, GROUP), [BN, BK])
         at = x + rows[:, None].to(tl.int64) * K + ks[None, :]
         moved = round_to_type(tile + z * up, w.dtype.element_ty, INTERPRETED)  # as the scratch of the plain path
-        one = tl.dot(tl.load(at, mask=there, other=0.0).to(moved.dtype), tl.trans(moved), one, input_precision="ieee")
+        one = tl.dot(
+            tl.load(at, mask=inside_x, other=0.0).to(moved.dtype), tl.trans(moved), one, input_precision="ieee"
+        )
         if TWO:
             moved = round_to_type(tile + z * down, w.dtype.element_ty, INTERPRETED)
-            here = tl.load(at + below * K, mask=there, other=0.0).to(moved.dtype)
-            two = tl.dot(here, tl.trans(moved), two, input_precision="ieee")
+            x_second = tl.load(at + below * K, mask=inside_x, other=0.0).to(moved.dtype)
+            two = tl.dot(x_second, tl.trans(moved), two, input_precision="ieee")
     to = y + rows[:, None].to(tl.int64) * N + columns[None, :]
     good = (rows[:, None] < M) & (columns[None, :] < N)
     if BIAS:

@@ -17,8 +17,8 @@ WINDOW_COUNTERS = 1 << 14  # counters of a window that is kept: 2 M signs or 131
 @lru_cache(maxsize=8)
 def _table_tensor(table: bytes, width: int, device: torch.device) -> torch.Tensor:
     """Return a table as [rows, width]; with width 1 as [rows], where a look-up is four times as fast."""
-    found = torch.frombuffer(bytearray(table), dtype=torch.float32).to(device)
-    return found.view(-1, width) if width > 1 else found
+    rows = torch.frombuffer(bytearray(table), dtype=torch.float32).to(device)
+    return rows.view(-1, width) if width > 1 else rows
 
 
 @lru_cache(maxsize=16)  # a step's queries
@@ -33,9 +33,9 @@ def _counter_words(key: Key, first: int, count: int, end: int, device: torch.dev
         return philox_torch(key, first, count, device)
     check_counter(key, first, count)
     numbers = range(first // WINDOW_COUNTERS, (first + count - 1) // WINDOW_COUNTERS + 1)
-    found = [_window_words(key, i, end, device) for i in numbers]
+    windows = [_window_words(key, i, end, device) for i in numbers]
     start = first - numbers[0] * WINDOW_COUNTERS
-    return (found[0] if len(found) == 1 else torch.cat(found))[start : start + count]
+    return (windows[0] if len(windows) == 1 else torch.cat(windows))[start : start + count]
 
 
 def look_up_noise(key: Key, leaf: Leaf, bits: int, table: bytes, width: int) -> Any:

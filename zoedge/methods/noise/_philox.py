@@ -60,14 +60,14 @@ def check_counter(key: Key, first: int, count: int) -> None:
 def philox_torch(key: Key, first: int, count: int, device: torch.device) -> torch.Tensor:
     """Return the words of the blocks first .. first + count - 1 as [count, 4] int32 bit patterns."""
     check_counter(key, first, count)
-    found = torch.empty(count, 4, dtype=torch.int32, device=device)
+    words = torch.empty(count, 4, dtype=torch.int32, device=device)
     for start in range(0, count, CHUNK_COUNTERS):
-        some = found[start : start + CHUNK_COUNTERS]
-        c0 = torch.arange(first + start, first + start + len(some), dtype=torch.int64, device=device)
-        words = _philox_rounds(c0, key.stream, key.query, key.seq, key.seed & LOW_32_BITS, key.seed >> 32)
-        for i, word in enumerate(words):
-            some[:, i] = word.view(torch.int32)[LOW_WORD_INDEX::2]
-    return found
+        chunk = words[start : start + CHUNK_COUNTERS]
+        c0 = torch.arange(first + start, first + start + len(chunk), dtype=torch.int64, device=device)
+        rounds = _philox_rounds(c0, key.stream, key.query, key.seq, key.seed & LOW_32_BITS, key.seed >> 32)
+        for i, word in enumerate(rounds):
+            chunk[:, i] = word.view(torch.int32)[LOW_WORD_INDEX::2]
+    return words
 
 
 def philox_numpy(key: Key, first: int, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sixteen random bits for each element, a function of key and place: masks are cut from them, and weights rounded by them."""
+"""This module draws 16 random bits for each element: masks are cut from them, and weights are rounded by them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TABLE_PERIOD = 1 << 18  # elements of the table that rounding repeats: 1 MiB
 
 def draw_uniform_bits(key: Key, leaf: Leaf) -> Any:
     """Return [n] int32 in 0 .. 65535, torch or numpy as the leaf's value is; all their bits are bits of Philox."""
-    found = look_up_noise(key, leaf, 16, RANK_TABLE, 1)
-    return found.astype("<i4") if isinstance(found, np.ndarray) else found.int()
+    ranks = look_up_noise(key, leaf, 16, RANK_TABLE, 1)
+    return ranks.astype("<i4") if isinstance(ranks, np.ndarray) else ranks.int()
 
 
 def draw_rounding_bits(key: Key, leaf: Leaf) -> Any:
@@ -29,12 +29,12 @@ def draw_rounding_bits(key: Key, leaf: Leaf) -> Any:
     independent; those of four need not be.
     """
     numpy, stop = isinstance(leaf.value, np.ndarray), leaf.offset + len(leaf.value)
-    table, found = _rounding_table(key, "numpy" if numpy else leaf.value.device), []
+    table, pieces = _rounding_table(key, "numpy" if numpy else leaf.value.device), []
     for period in range(leaf.offset // TABLE_PERIOD, -(-stop // TABLE_PERIOD)):
         first = period * TABLE_PERIOD
         word = int(philox_numpy(key._replace(query=1), period, 1)[0, 0]) & 0xFFFF
-        found.append(table[max(0, leaf.offset - first) : stop - first] ^ word)
-    return found[0] if len(found) == 1 else np.concatenate(found) if numpy else torch.cat(found)
+        pieces.append(table[max(0, leaf.offset - first) : stop - first] ^ word)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces) if numpy else torch.cat(pieces)
 
 
 @lru_cache(maxsize=2)

@@ -28,6 +28,7 @@ class Block(AbstractNoise):
     blocks: Annotated[Natural, Doc("The number of blocks, all of equal length.")] = 4
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor | None:
+        """Return the noise where the leaf lies in the record's block, and zeros elsewhere; None: it lies outside of it."""
         b = (key.seq + key.query) % self.blocks
         first = leaf.total * b // self.blocks - leaf.offset
         last = leaf.total * (b + 1) // self.blocks - leaf.offset

@@ -33,11 +33,15 @@ def quantile_table() -> bytes:
 
 @dataclass(frozen=True)
 class Normal(AbstractNoise):
+    """The noise whose elements are independent and normal, N(0, 1)."""
+
     scheme = 3  # frozen: the noise id in a log's header
     dense = True
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        """Return a quantile for each 16 bits of Philox."""
         return look_up_noise(key, leaf, 16, quantile_table(), 1)
 
     def kernel(self, like: Tensor) -> Callable[..., Tensor] | None:
+        """Return the fused product for 16 bits an element; None: there is none for this device."""
         return _fused.find_kernel(like, 16, quantile_table(), 1)

@@ -32,6 +32,7 @@ class Sparse(AbstractNoise):
     refresh: Annotated[Natural, Doc("How many records a mask lasts.")] = 1
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        """Return the noise where the mask of the record's window is 1, and zeros elsewhere."""
         inner = Rademacher() if self.of == "rademacher" else Normal()
         where = key._replace(seq=key.seq // self.refresh, query=0, stream=MASK_STREAM)
         kept = look_up_noise(where, leaf, 16, RANK_TABLE, 1) < round(self.density * 65536)

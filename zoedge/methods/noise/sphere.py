@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sphere(AbstractNoise):
+    """The noise that is uniform on a sphere."""
+
     scheme = 4  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        """Return a normal direction, whose length `gain` corrects."""
         return look_up_noise(key, leaf, 16, quantile_table(), 1)
 
     def gain(self, elements: int, square: Callable[[], float]) -> float:
+        """Return sqrt d / |z|, where d is the number of elements."""
         return math.sqrt(elements / square())

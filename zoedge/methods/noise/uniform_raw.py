@@ -18,7 +18,10 @@ LEVEL_TABLE = ((2.0 * np.arange(256) - 255.0) / 256.0).astype("<f4").tobytes()
 
 @dataclass(frozen=True)
 class UniformRaw(AbstractNoise):
+    """The noise whose elements are independent and uniform on (-1, 1)."""
+
     scheme = 6  # frozen: the noise id in a log's header
 
     def draw(self, key: Key, leaf: Leaf) -> Tensor:
+        """Return one of 256 levels in (-1, 1) for each 8 bits of Philox."""
         return look_up_noise(key, leaf, 8, LEVEL_TABLE, 1)

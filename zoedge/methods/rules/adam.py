@@ -31,9 +31,11 @@ class Adam(AbstractRule):
     eps: Annotated[Positive, Doc("What is added to the divisor, so that it is never 0.")] = 1e-8
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
+        """Return m = v = 0, and the powers b1 = b2 = 1 by which the bias of the moments is corrected."""
         return {"m": leaf.zeros(), "v": leaf.zeros(), "b1": 1.0, "b2": 1.0}
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
+        """Bring m and v up to date with the estimate, and return -lr mhat / (sqrt vhat + eps)."""
         first, *rest = (d.z * g for d, g in zip(directions, record.g))
         ghat = sum(rest, first)
         slots["m"] = slots["m"] * self.beta1 + ghat * (1.0 - self.beta1)

@@ -61,6 +61,7 @@ class Adamu(AbstractRule):
         return {"m": leaf.zeros(), "step": 0, "steps": steps, "rates": self._rates(0, steps)}
 
     def _parts(self, slots: RuleSlots, z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z1 ~ N(0, a) and z2 ~ N(m, 1 - a), made of two draws with unit variance."""
         a = slots["rates"][0]
         return z1 * bits16(math.sqrt(a)), z2 * bits16(math.sqrt(1.0 - a)) + slots["m"]
 

@@ -32,12 +32,15 @@ class Hizoo(AbstractRule):
     least: Annotated[float, Gt(0), Doc("The least value that the Hessian may take; it starts at 1.")] = 1e-4
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
+        """Return the diagonal Hessian H = 1."""
         return {"h": leaf.zeros() + 1.0}
 
     def direction(self, slots: RuleSlots, *noise: Tensor) -> Tensor:
+        """Return u = z / sqrt H."""
         return noise[0] / exact_sqrt(slots["h"])
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
+        """Return -lr g u, and bring H up to date with the curvature h, the second weight of the record."""
         (u, (z,)), h = next(iter(directions)), slots["h"]
         curve = abs(record.g[1]) if len(record.g) > 1 else 0.0
         h = h * bits16(1.0 - self.a) + h * (z * z) * bits16(self.a * curve)

@@ -25,9 +25,11 @@ class Momentum(AbstractRule):
     ] = 0.9
 
     def slots(self, leaf: Leaf, steps: int) -> RuleSlots:
+        """Return m = 0."""
         return {"m": leaf.zeros()}
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
+        """Bring m up to date with the estimate, and return -lr m."""
         m = slots["m"] * self.mu
         for d, g in zip(directions, record.g):
             m = m + d.z * g

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sgd(AbstractRule):
+    """The rule of stochastic gradient descent. It has no state."""
+
     rule = 1  # frozen: the rule id in a log's header
     linear = True
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
+        """Return the sum of -lr g[q] z[q]."""
         first, *rest = (d.z * c for d, c in zip(directions, record.coefficients))
         return sum(rest, first)

@@ -28,6 +28,7 @@ class Sign(AbstractRule):
     scalar: Annotated[bool, Doc("Take the sign of the weight g, not of the estimate's elements.")] = False
 
     def update(self, slots: RuleSlots, directions: Iterable[Direction], record: Record) -> Tensor:
+        """Return -lr times the sign of the estimate, or the sum of -lr sign(g[q]) z[q]."""
         weights = [math.copysign(1.0, g) if g else 0.0 for g in record.g] if self.scalar else record.g
         first, *rest = (d.z * w for d, w in zip(directions, weights))
         total = sum(rest, first)

@@ -1,4 +1,4 @@
-"""Lends parameters to modules for one forward. Their own are put back as they were, also when the forward raises."""
+"""This module lends parameters to modules for one forward. `back` puts their own ones back, also when the forward raised."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from torch import Tensor, nn
 
 
 class ParameterLoans:
-    """What is lent at present. `lend(module, name)` returns the value of a parameter for the next forward; None: its own."""
+    """The parameters that are lent at present.
+
+    `lend(module, name)` returns the value of a parameter for the next forward; None: the module keeps its own.
+    """
 
     def __init__(self, lend: Callable[[nn.Module, str], Tensor | None]):
         self.lend = lend
         self.out: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def attach(self, module: nn.Module) -> None:
+        """Make the module ask for loans before every forward, and give them back after it."""
         module.register_forward_pre_hook(self._before)
         module.register_forward_hook(self._after)
 

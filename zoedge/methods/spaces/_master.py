@@ -1,4 +1,4 @@
-"""What the spaces of one leaf share: a float32 vector with named parts, and its points in the type of the forward."""
+"""This module has what the spaces of one leaf share: a float32 vector with named parts, and the points around it."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ class MasterSpace(Space):
         self._buffer = torch.empty(0, 0)
 
     def leaves(self) -> Sequence[Leaf]:
+        """Return the one leaf, which is the whole master."""
         return self._leaves
 
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """Set the master to value * decay + delta, in float32."""
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)
@@ -61,6 +63,6 @@ class MasterSpace(Space):
         points = self._buffer[: len(deltas)]
         (leaf,) = self._leaves
         for point, make in zip(points, deltas):
-            delta, here = make(leaf), leaf.value if self.start is None else self.start + leaf.value
-            point.copy_(here) if delta is None else torch.add(here, delta, out=point)
+            delta, value = make(leaf), leaf.value if self.start is None else self.start + leaf.value
+            point.copy_(value) if delta is None else torch.add(value, delta, out=point)
         return points

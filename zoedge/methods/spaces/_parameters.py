@@ -1,4 +1,4 @@
-"""The space of zoedge.optim: tensors of any module. No recipe names it, because a recipe makes no such tensors."""
+"""This module has the space of zoedge.optim: tensors of any module. No recipe names it, as a recipe makes no such tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...core.types import Leaf, Part, Space
 
-# beyond so many elements, a step's direction is not kept (256 MiB) but drawn where it is needed, three times
+# with more elements than that, a step's direction (256 MiB) is not kept, but drawn each of the three times it is needed
 LEAN_ELEMENTS = 1 << 26
 
 
@@ -38,9 +38,11 @@ class ParameterSpace(Space):
             offset += p.numel()
 
     def leaves(self) -> Sequence[Leaf]:
+        """Return a leaf for each tensor."""
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
+        """Return the name, type and shape of every tensor."""
         return {"shapes": [[name, dtype_name(p), *p.shape] for name, p in self.parameters.items()]}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -49,6 +51,7 @@ class ParameterSpace(Space):
             yield name, p.data
 
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """Set the master of a tensor to value * decay + delta, and the tensor to the cast of it."""
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)
@@ -73,4 +76,5 @@ class ParameterSpace(Space):
 
 
 def dtype_name(p: Tensor) -> str:
+    """Return the name of a tensor's type, such as "float32"."""
     return str(p.dtype).removeprefix("torch.")

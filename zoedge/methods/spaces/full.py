@@ -25,19 +25,20 @@ from ...core.base import SpaceBase
 from ...core.exact import HALF_FORMATS, round_stochastic
 from ...core.types import AbstractNoise, AbstractSpace, Leaf, OnlyWith, Part, Perturbation, Space
 
-LEAF_ELEMENTS = (
-    1 << 19
-)  # elements of a leaf: what is made of it stays in a core's cache, and takes no more of a larger model
-ROUNDING_CHUNK = (
-    1 << 18
-)  # elements rounded at a time: they stay in a core's cache, and in one period of rounding's bits
+# the most elements of a leaf: what is computed of it stays in a core's cache, and grows no further with the model
+LEAF_ELEMENTS = 1 << 19
+# elements rounded at a time: they stay in a core's cache, and within one period of the rounding bits
+ROUNDING_CHUNK = 1 << 18
 HALF_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # the values of `storage` that are rounded to
 SURVIVAL_SAMPLE = 4096  # elements of each leaf on which it is measured how much of an update survives rounding
 
 
 @dataclass(frozen=True)
 class Full(AbstractSpace):
-    """No options: every tensor moves, tied ones once, norms and biases too. Storage is model.compute_dtype."""
+    """The space of all weights, which has no options.
+
+    Every tensor moves, norms and biases too, and tied ones once. They are stored in the recipe's model.compute_dtype.
+    """
 
     only_with: ClassVar[OnlyWith] = {"model.quantization": ("none",)}
     own_start: ClassVar[bool] = True  # its first values are the base's: replay loads them
@@ -45,9 +46,11 @@ class Full(AbstractSpace):
 
     @property
     def points_per_forward(self) -> int:
+        """Return how many points its space holds in one forward."""
         return FullSpace.width
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
+        """Return the type, names and shapes of all parameters. It cuts nothing off the base: all layers are computed."""
         base.set_cut(0)
         return describe_parameters(str(base.dtype).removeprefix("torch."), dict(base.model.named_parameters()))
 
@@ -68,6 +71,7 @@ class Full(AbstractSpace):
             return -1
 
     def summary(self) -> str:
+        """Return the words "all weights"."""
         return "all weights"
 
 
@@ -96,7 +100,7 @@ class FullSpace(Space):
         for name, p in parameters.items():
             self.by_parameter[id(p)] = list(self._cut(name, p, offset))
             offset += p.numel()
-        self._leaves = [leaf for some in self.by_parameter.values() for leaf in some]
+        self._leaves = [leaf for leaves in self.by_parameter.values() for leaf in leaves]
         self._points: Sequence[Callable[[Leaf], Tensor | None]] = ()
         self._scratch = torch.empty(self.width, 0)  # where a kernel multiplies, norms alone are in it
         self.kept: list[float] = [0.0, 0.0, 0.0]
@@ -108,14 +112,16 @@ class FullSpace(Space):
         for start in range(0, len(p), rows):
             piece = p.data[start : start + rows]
             title = name if rows >= len(p) else f"{name}[{start}:{start + len(piece)}]"
-            here = offset + start * wide
-            part = Part(title, here, tuple(piece.shape))
-            yield Leaf(title, here, piece.view(-1), (part,), self.total, self.storage)
+            first = offset + start * wide
+            part = Part(title, first, tuple(piece.shape))
+            yield Leaf(title, first, piece.view(-1), (part,), self.total, self.storage)
 
     def leaves(self) -> Sequence[Leaf]:
+        """Return the leaves of all parameters."""
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
+        """Return the type, names and shapes of the parameters."""
         return describe_parameters(self.storage, self.parameters)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -135,6 +141,7 @@ class FullSpace(Space):
     # -- advancing
 
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """Set the leaf to leaf * decay + delta; with `bits`, in float32, and then rounded at random to the 16-bit type."""
         if bits is None:
             if decay != 1.0:
                 leaf.value.mul_(decay)
@@ -162,6 +169,7 @@ class FullSpace(Space):
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        """Make every module compute at the points while the context is open. The parameters themselves do not change."""
         self._points = deltas
         try:
             yield
@@ -188,17 +196,17 @@ class FullSpace(Space):
         def at_points(*args: Any, **kwargs: Any) -> Tensor:
             if type(module) is nn.Linear and (y := self._fused(module, *args)) is not None:
                 return y
-            count, own, found = len(self._points), dict(module._parameters), []
+            count, own, outputs = len(self._points), dict(module._parameters), []
             try:
                 lent = {name: self._lent(name, p) for name, p in own.items() if p is not None and count}
                 for i in range(count):
                     for name, values in lent.items():
                         module._parameters[name] = nn.Parameter(values[i], requires_grad=False)
-                    some = {key: take_chunk(x, i, count) for key, x in kwargs.items()}
-                    found.append(forward(*(take_chunk(x, i, count) for x in args), **some))
+                    named = {key: take_chunk(x, i, count) for key, x in kwargs.items()}
+                    outputs.append(forward(*(take_chunk(x, i, count) for x in args), **named))
             finally:
                 module._parameters.update(own)
-            return torch.cat(found) if count > 1 else found[0] if count else forward(*args, **kwargs)
+            return torch.cat(outputs) if count > 1 else outputs[0] if count else forward(*args, **kwargs)
 
         return at_points
 
@@ -249,20 +257,20 @@ class FullSpace(Space):
         count, size = len(self._points), len(head.weight)
         ids = torch.arange(size, device=h.device)[index]
         parts = h.float().view(count, -1, h.shape[-1])
-        found = parts.new_empty(*parts.shape[:2], len(ids))
+        logits = parts.new_empty(*parts.shape[:2], len(ids))
         for at, i, moved in self._moved(head, ids.expand(count, -1)):
-            found[i][:, at] = nn.functional.linear(parts[i], moved.float())
+            logits[i][:, at] = nn.functional.linear(parts[i], moved.float())
         for i, bias in enumerate(self._lent("bias", head.bias) if head.bias is not None else ()):
-            found[i] += bias[ids].float()
-        return found.view(*h.shape[:-1], len(ids))
+            logits[i] += bias[ids].float()
+        return logits.view(*h.shape[:-1], len(ids))
 
     def _scored(self, head: nn.Linear, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """Return the logits at the points of transformers' own forward, which generates text."""
         for leaf, first, (count, wide) in self._slabs(head) if self._points else ():
             for i, delta in enumerate(self._points):
                 if (moved := delta(leaf)) is not None:
-                    x, there = take_chunk(args[0], i, len(self._points)), take_chunk(y, i, len(self._points))
-                    there[..., first : first + count] += nn.functional.linear(x.float(), moved.view(count, wide))
+                    x, logits = take_chunk(args[0], i, len(self._points)), take_chunk(y, i, len(self._points))
+                    logits[..., first : first + count] += nn.functional.linear(x.float(), moved.view(count, wide))
         return y
 
     def _slabs(self, table: nn.Embedding | nn.Linear) -> Iterator[tuple[Leaf, int, tuple[int, ...]]]:
@@ -277,10 +285,12 @@ class FullSpace(Space):
         for leaf, first, shape in self._slabs(table):
             inside = (ids >= first) & (ids < first + shape[0])
             for i, delta in enumerate(self._points):
-                if bool((here := inside[i]).any()):
-                    rows, moved = table.weight[ids[i][here]], delta(leaf)
-                    some = rows if moved is None else (rows + moved.view(shape)[ids[i][here] - first]).to(rows.dtype)
-                    yield here, i, some
+                if bool((mask := inside[i]).any()):
+                    rows, moved = table.weight[ids[i][mask]], delta(leaf)
+                    new_rows = (
+                        rows if moved is None else (rows + moved.view(shape)[ids[i][mask] - first]).to(rows.dtype)
+                    )
+                    yield mask, i, new_rows
 
 
 def take_chunk(x: Any, i: int, count: int) -> Any:

@@ -47,9 +47,11 @@ class Lora(AbstractSpace):
 
     @property
     def points_per_forward(self) -> int:
+        """Return how many points its space holds in one forward."""
         return LoraSpace.width
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
+        """Return the name and shape of every Linear module that the options choose. DataError: there is none."""
         sites = base.find_linears(self.layers, self.targets)
         return {"shapes": [[name, m.out_features, m.in_features] for name, m in sites.items()]}
 
@@ -90,9 +92,9 @@ class Lora(AbstractSpace):
         """
         modules = [name for name, _, _ in description["shapes"]]
         places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
-        found = [(int(p[1]), p[2]) for p in places if p]
-        layers, names = sorted({n for n, _ in found}), sorted({w for _, w in found})
-        product = len(found) == len(modules) == len(layers) * len(names) == len(set(found))
+        sites = [(int(p[1]), p[2]) for p in places if p]
+        layers, names = sorted({n for n, _ in sites}), sorted({w for _, w in sites})
+        product = len(sites) == len(modules) == len(layers) * len(names) == len(set(sites))
         task = "CAUSAL_LM" if infer_head(modules) == "CausalLM" else None  # PEFT has no word for masks
         return {
             "peft_type": "LORA",
@@ -114,6 +116,7 @@ class Lora(AbstractSpace):
         }
 
     def summary(self) -> str:
+        """Return the rank and the layers in words."""
         return f"LoRA, rank {self.rank}, {describe_layers(self.layers)}"
 
 
@@ -152,6 +155,7 @@ class LoraSpace(MasterSpace):
                 leaf.value[place] = z[place] * bits16(1 / math.sqrt(part.shape[1]))
 
     def describe(self) -> dict[str, Any]:
+        """Return the name and shape of every adapted matrix."""
         return {"shapes": [[name, *shape] for name, shape in self.shapes.items()]}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -173,6 +177,7 @@ class LoraSpace(MasterSpace):
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        """Make the adapted modules add the terms of the points while the context is open."""
         self._points = self.points(deltas)
         try:
             yield
@@ -186,6 +191,7 @@ class LoraSpace(MasterSpace):
             module.register_forward_hook(self._term(name))
 
     def _term(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        """Return a forward hook that adds a module's low-rank term at every point to the base's output."""
         places = {part.name: part for part in (*self._fixed.parts, *self._leaves[0].parts)}
         a, b = places[f"{name}.lora_A"], places[f"{name}.lora_B"]
 

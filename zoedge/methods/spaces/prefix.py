@@ -42,13 +42,19 @@ class Prefix(AbstractSpace):
 
     @property
     def points_per_forward(self) -> int:
+        """Return how many points its space holds in one forward."""
         return PrefixSpace.width
 
     @property
     def virtual_tokens(self) -> int:
+        """Return the length m of the prefix."""
         return self.tokens
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
+        """Return the numbers of blocks and of key groups, and the size of a head.
+
+        It reserves m positions. DataError: the base has not so many.
+        """
         base.reserve_positions(self.tokens)
         blocks, groups, size = base.keys_shape()
         return {"blocks": blocks, "groups": groups, "size": size}
@@ -98,6 +104,7 @@ class Prefix(AbstractSpace):
         }
 
     def summary(self) -> str:
+        """Return the length in words."""
         return f"a prefix, {self.tokens} virtual tokens"
 
 
@@ -114,6 +121,7 @@ class PrefixSpace(MasterSpace):
         super().__init__("prefix", [(f"{i}.{word}", rows) for i in range(blocks) for word in ("key", "value")], device)
 
     def describe(self) -> dict[str, Any]:
+        """Return the numbers of blocks and of key groups, and the size of a head."""
         return {"blocks": self.shape[0], "groups": self.shape[2], "size": self.shape[4]}
 
     def begin(self, base: SpaceBase, start: Tensor) -> None:
@@ -123,11 +131,12 @@ class PrefixSpace(MasterSpace):
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield a row for each token, as PEFT has it: [m, blocks * 2 * groups * D]. It needs `start`, and hence a base."""
         assert self.start is not None
-        here = (self.start + self.value).view(self.shape)
-        yield "prompt_embeddings", here.permute(3, 0, 1, 2, 4).flatten(1).contiguous()
+        prefix = (self.start + self.value).view(self.shape)
+        yield "prompt_embeddings", prefix.permute(3, 0, 1, 2, 4).flatten(1).contiguous()
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        """Put the prefix of each point before the keys and values of every block while the context is open."""
         self.base.past = self.points(deltas).view(-1, *self.shape)
         try:
             yield

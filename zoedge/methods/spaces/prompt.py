@@ -39,13 +39,16 @@ class Prompt(AbstractSpace):
 
     @property
     def points_per_forward(self) -> int:
+        """Return how many points its space holds in one forward."""
         return PromptSpace.width
 
     @property
     def virtual_tokens(self) -> int:
+        """Return the number n of virtual tokens."""
         return self.tokens
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
+        """Return the width of an embedding. It reserves n positions. DataError: the base has not so many."""
         base.reserve_positions(self.tokens)
         return {"width": base.model.get_input_embeddings().weight.shape[1]}
 
@@ -87,6 +90,7 @@ class Prompt(AbstractSpace):
         }
 
     def summary(self) -> str:
+        """Return the length in words."""
         return f"a prompt, {self.tokens} virtual tokens"
 
 
@@ -101,6 +105,7 @@ class PromptSpace(MasterSpace):
         super().__init__("prompt", [("prompt", self.shape)], device)
 
     def describe(self) -> dict[str, Any]:
+        """Return the width of an embedding."""
         return {"width": self.shape[1]}
 
     def begin(self, base: SpaceBase, start: Tensor) -> None:
@@ -114,6 +119,7 @@ class PromptSpace(MasterSpace):
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        """Put the prompt of each point before every sequence while the context is open."""
         self.base.prompt = self.points(deltas).view(-1, *self.shape)
         try:
             yield

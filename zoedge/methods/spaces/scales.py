@@ -38,9 +38,14 @@ class Scales(AbstractSpace):
 
     @property
     def points_per_forward(self) -> int:
+        """Return how many points its space holds in one forward."""
         return ScalesSpace.width
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
+        """Return the shape and block length of every scaled matrix, and the length of every norm and bias that moves.
+
+        DataError: the base is not quantised.
+        """
         sites = base.find_linears(self.layers, "all")
         blocks = base.scale_blocks(sites)
         vectors = base.find_vectors(self.layers) if self.vectors else {}
@@ -70,6 +75,7 @@ class Scales(AbstractSpace):
         return ScalesSpace(description, torch.device(device))
 
     def summary(self) -> str:
+        """Return the layers in words."""
         return f"scales, {describe_layers(self.layers)}"
 
 
@@ -82,25 +88,27 @@ class ScalesSpace(Space):
         self.description = description
         self.blocks = {name: block for name, _, _, block in description["scales"]}
         sizes = _element_counts(description)
-        total, offset, found = sum(n for some in sizes for _, n in some), 0, []
+        total, offset, leaves = sum(n for counts in sizes for _, n in counts), 0, []
         self.value = torch.zeros(total, device=device)
-        for title, some, least in zip(("scales", "vectors"), sizes, (-1.0, Leaf.least)):
+        for title, counts, least in zip(("scales", "vectors"), sizes, (-1.0, Leaf.least)):
             parts, start = [], offset
-            for name, n in some:
+            for name, n in counts:
                 parts.append(Part(name, offset, (n,)))
                 offset += n
             if parts:
-                found.append(Leaf(title, start, self.value[start:offset], tuple(parts), total, least=least))
-        self._leaves = tuple(found)
+                leaves.append(Leaf(title, start, self.value[start:offset], tuple(parts), total, least=least))
+        self._leaves = tuple(leaves)
         self._point: dict[str, Tensor] | None = None
         self._places: dict[int, str] = {}
         self._scaled: dict[str, Any] = {}
         self._loans = ParameterLoans(self._lend)
 
     def leaves(self) -> Sequence[Leaf]:
+        """Return one leaf of all scales, and one of all norms and biases, if there are any."""
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
+        """Return what the space was made from."""
         return self.description
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -121,10 +129,11 @@ class ScalesSpace(Space):
 
     def changes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every weight that `merged` changes."""
-        found = {f"{name}.weight": (out, wide) for name, out, wide, _ in self.description["scales"]}
-        return found | {name: (n,) for name, n in self.description["vectors"]}
+        shapes = {f"{name}.weight": (out, wide) for name, out, wide, _ in self.description["scales"]}
+        return shapes | {name: (n,) for name, n in self.description["vectors"]}
 
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """Set the leaf to leaf * decay + delta, and keep its elements from falling below `leaf.least`."""
         if decay != 1.0:
             leaf.value.mul_(decay)
         leaf.value.add_(delta)
@@ -132,6 +141,7 @@ class ScalesSpace(Space):
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        """Lend the scales, norms and biases of one point to the modules while the context is open."""
         (make,) = deltas
         point: dict[str, Tensor] = {}
         for leaf in self._leaves:
@@ -166,6 +176,7 @@ class ScalesSpace(Space):
         return lend
 
     def _lend(self, module: nn.Module, name: str) -> Tensor | None:
+        """Return the moved value of a norm or bias; None: it does not move, or no point is held."""
         own = module._parameters[name]
         place = self._places.get(id(own))
         if self._point is None or place is None or own is None:

@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Several(AbstractSpace):
-    """Several spaces as one. They are taken in alphabetical order, whatever order is written."""
+    """The space that joins several spaces. They are taken in alphabetical order, whatever order is written."""
 
     nested: ClassVar[dict[str, str]] = {"of": "space"}
 
@@ -34,31 +34,35 @@ class Several(AbstractSpace):
     def __post_init__(self) -> None:
         if len(self.of) < 2:
             raise ValueError("of: name two spaces at least, such as {lora: {rank: 8}, prompt: {tokens: 10}}")
-        inner = dict(sorted(self.of.items()))
-        made = {word: one for word, one in inner.items() if isinstance(one, AbstractSpace)}  # the default has none yet
-        for word, one in made.items():
+        options = dict(sorted(self.of.items()))
+        # the default's options are no spaces yet
+        spaces = {word: one for word, one in options.items() if isinstance(one, AbstractSpace)}
+        for word, one in spaces.items():
             if one.own_start or one.nested:
                 raise ValueError(f"of.{word}: goes with no other space")
-        if sum(not one.merges for one in made.values()) > 1:
+        if sum(not one.merges for one in spaces.values()) > 1:
             raise ValueError("of: one kind of virtual tokens alone, PEFT loads no prompt onto a prefix")
         traits = {
-            "only_with": {key: words for one in made.values() for key, words in one.only_with.items()},
-            "title": " with ".join(one.title or word for word, one in made.items()),
-            "adapter": all(one.adapter for one in made.values()),
-            "merges": all(one.merges for one in made.values()),
+            "only_with": {key: words for one in spaces.values() for key, words in one.only_with.items()},
+            "title": " with ".join(one.title or word for word, one in spaces.items()),
+            "adapter": all(one.adapter for one in spaces.values()),
+            "merges": all(one.merges for one in spaces.values()),
         }
-        for name, value in {"of": inner, **traits}.items():  # its traits are what its spaces say
+        for name, value in {"of": options, **traits}.items():  # its traits are what its spaces say
             object.__setattr__(self, name, value)
 
     @property
     def points_per_forward(self) -> int:
+        """Return how many points all of its spaces can hold in one forward."""
         return min(int(one.points_per_forward) for one in self.of.values())
 
     @property
     def virtual_tokens(self) -> int:
+        """Return the virtual tokens of all its spaces together."""
         return sum(one.virtual_tokens for one in self.of.values())
 
     def describe(self, base: SpaceBase) -> dict[str, Any]:
+        """Return the description of each space, by word."""
         return self._ask_each(base, lambda one: one.describe(base))
 
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> SeveralSpace:
@@ -90,11 +94,15 @@ class Several(AbstractSpace):
         )
 
     def summary(self) -> str:
+        """Return the word "several"."""
         return "several"
 
 
 class SeveralSpace(Space):
-    """Several spaces as one. members: word -> the space. Its leaves are theirs, in the same memory, one after another."""
+    """Several spaces as one. Its leaves are those of its members, in the same memory, one after another.
+
+    members: the space of each word.
+    """
 
     def __init__(self, options: Several, members: dict[str, Any]):
         self.options, self.members = options, members
@@ -111,12 +119,15 @@ class SeveralSpace(Space):
         self._leaves = tuple(leaves)
 
     def named_members(self) -> dict[str, Any]:
+        """Return the members by word."""
         return self.members
 
     def leaves(self) -> Sequence[Leaf]:
+        """Return the leaves of all members, in one vector."""
         return self._leaves
 
     def describe(self) -> dict[str, Any]:
+        """Return the description of each member, by word."""
         return {word: member.describe() for word, member in self.members.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -135,18 +146,20 @@ class SeveralSpace(Space):
         return {name: shape for m in self.members.values() for name, shape in m.changes().items()}
 
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
+        """Add to the leaf of the member that owns it."""
         member, own = self._inner[leaf.name]
         member.add(own, delta, decay, bits)
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
-        here = {leaf.name: leaf for leaf in self._leaves}
+        """Hold the points in every member while the context is open."""
+        own_leaves = {leaf.name: leaf for leaf in self._leaves}
 
         def moved(delta: Callable[[Leaf], Tensor | None]) -> Callable[[Leaf], Tensor | None]:
-            return lambda leaf: delta(here[leaf.name])
+            return lambda leaf: delta(own_leaves[leaf.name])
 
-        some = [moved(delta) for delta in deltas]
+        member_deltas = [moved(delta) for delta in deltas]
         with ExitStack() as stack:
             for member in self.members.values():
-                stack.enter_context(member.visit(some))
+                stack.enter_context(member.visit(member_deltas))
             yield

@@ -1,8 +1,8 @@
-"""The base model, and its forward, which computes only what a loss reads.
+"""This module has the base model, and its forward, which computes only what a loss reads.
 
 Nothing here knows of zeroth-order optimisation. Spaces hook the model's Linear modules. `cut` is the first block that they
-change, so that everything below it is computed once for each example (`keep`). Virtual tokens stand ahead of every sequence,
-as embeddings (`prompt`) or as keys and values of every block (`past`).
+change, so that everything below it is computed once for each example (`cache_trunk`). Virtual tokens stand ahead of every
+sequence, as embeddings (`prompt`) or as keys and values of every block (`past`).
 
 A forward scores a batch at several points at once: the batch is repeated copy by copy, one copy for each point. In shapes,
 S is the number of sequences of the batch, T their length, R the rows of a sequence that the loss reads, H the width of the
@@ -49,16 +49,19 @@ def compute_logits(head: nn.Linear, h: Tensor, index: Tensor | slice) -> Tensor:
 class Base:
     """A frozen model, its tokenizer, and what a space and a run have set of its forward.
 
-    facts: the module of the model's family.
-    dtype: the type of the forward. device: where it runs.
-    digest: the SHA-256 that identifies the checkpoint and its quantisation. path: the folder that was loaded.
-    cut: no block below this one sees a trained tensor.
-    kept: the output of the blocks below `cut`, by the id of the set of examples.
-    ahead: the number of positions that are reserved for virtual tokens.
-    prompt: the virtual tokens' embeddings while points are held, [copies, n, E].
-    past: their keys and values while points are held, [copies, blocks, 2, groups, m, D]; they stand before the prompt.
-    project: how the forward computes logits. A space that moves the head puts its own function here.
-    quantization: of a model without data, what its weights would be quantised to; else None.
+    Attributes:
+        facts: the module of the model's family.
+        dtype: the type of the forward.
+        device: where it runs.
+        digest: the SHA-256 that identifies the checkpoint and its quantisation.
+        path: the folder that was loaded.
+        cut: no block below this one sees a trained tensor.
+        kept: the output of the blocks below `cut`, by the id of the set of examples.
+        ahead: the number of positions that are reserved for virtual tokens.
+        prompt: the virtual tokens' embeddings while points are held, [copies, n, E].
+        past: their keys and values while points are held, [copies, blocks, 2, groups, m, D]; they stand before the prompt.
+        project: how the forward computes logits. A space that moves the head puts its own function here.
+        quantization: of a model without data, what its weights would be quantised to; else None.
     """
 
     model: PreTrainedModel
@@ -87,7 +90,7 @@ class Base:
         return int(self.facts.longest(self.model.config)) - self.ahead
 
     def find_linears(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
-        """Return some Linear modules by full name, in the model's order, and cut at the lowest block of theirs.
+        """Return the chosen Linear modules by full name, in the model's order, and set `cut` to the lowest of their blocks.
 
         Args:
             layers: the blocks, as `select_layers` reads them.
@@ -158,7 +161,7 @@ class Base:
         return self.model.get_input_embeddings()(ids.to(self.device)).float()
 
     def keys_shape(self) -> tuple[int, int, int]:
-        """Return the number of blocks, of groups of heads, and the width of a head, as `keys_values` returns them."""
+        """Return the number of blocks, the number of groups of heads, and the width of a head, as in `compute_keys_values`."""
         config = self.model.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -252,8 +255,10 @@ class Base:
     def trunk(self, ids: Tensor, lengths: Tensor, tree: OptionTree | None = None) -> Tensor:
         """Return the output of the blocks below `cut`, [S, T, H].
 
-        ids: the sequences [S, T], padded on the right. lengths: the tokens of each without padding, [S]. tree: the batch's,
-        if ids are those of a tree.
+        Args:
+            ids: the sequences [S, T], padded on the right.
+            lengths: how many tokens each has without padding, [S].
+            tree: the batch's, if ids are those of a tree.
         """
         h = self.embed_inputs(ids, 1, tree)
         context = self.context(h, lengths, 1, tree)

@@ -1,4 +1,4 @@
-"""The files of a model folder: checks before a library loads them, and digests that identify them."""
+"""This module checks the files of a model folder before a library loads them, and computes digests that identify them."""
 
 from __future__ import annotations
 
@@ -91,9 +91,8 @@ def check_weights(folder: Path, config: dict[str, Any]) -> None:
             shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise DataError(f"model.source: {index} is not an index of shards. Use a complete checkpoint.") from None
-        absent = sorted(
-            shards - {p.name for p in weights}
-        )  # also those in another folder, which the digest does not cover
+        # absent are also those in another folder, which the digest does not cover
+        absent = sorted(shards - {p.name for p in weights})
         if absent:
             raise DataError(f"model.source: {folder} has no {make_printable(absent[0])}, which its index names.")
     tensors = 0
@@ -114,9 +113,14 @@ def check_weights(folder: Path, config: dict[str, Any]) -> None:
 def parse_header(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
     """Return the header of a safetensors file, and the offset at which its tensors' data starts.
 
-    raw: the beginning of the file, the whole header included. size: the file's bytes. ValueError: something that the library
-    would accept or take long over, as it keeps the last of duplicate keys and allows 100 MB of header. The library checks
-    offsets and sizes itself.
+    The library checks offsets and sizes itself. But it keeps the last of duplicate keys, and allows 100 MB of header.
+
+    Args:
+        raw: the beginning of the file, the whole header included.
+        size: the file's bytes.
+
+    Raises:
+        ValueError: the header is malformed, or has what the library would accept or take long over.
     """
 
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

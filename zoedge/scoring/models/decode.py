@@ -1,4 +1,4 @@
-"""Greedy generation for many prompts at once, with cached keys and values. An answer ends at the end of a line."""
+"""This module generates greedily for many prompts at once, with cached keys and values. An answer ends at the end of a line."""
 
 from __future__ import annotations
 
@@ -59,9 +59,8 @@ def generate_answers(
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, row_mask, prompt in zip(
-        ids, mask, prompts
-    ):  # padding is on the left, so that new tokens follow the prompt
+    # padding is on the left, so that new tokens follow the prompt
+    for row, row_mask, prompt in zip(ids, mask, prompts):
         row[longest - len(prompt) :] = torch.tensor(prompt)
         row_mask[longest - len(prompt) :] = 1
     ends = stop_tokens(tokenizer)

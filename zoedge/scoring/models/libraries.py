@@ -1,4 +1,4 @@
-"""The import of bitsandbytes without torch's compiler, which zoedge never uses."""
+"""This module imports bitsandbytes without torch's compiler, which zoedge never uses."""
 
 from __future__ import annotations
 

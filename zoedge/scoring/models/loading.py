@@ -1,4 +1,4 @@
-"""Loading and quantising a base model without the traps of the libraries (docs/traps.md lists them).
+"""This module loads and quantises a base model without the traps of the libraries (docs/traps.md lists them).
 
 Quantised weights are stored in the cache, so that quantising costs its time and its peak of memory only once.
 """

@@ -1,4 +1,4 @@
-"""Virtual tokens as keys and values, which stand before every block's own."""
+"""This module puts virtual tokens, as keys and values, before every block's own."""
 
 from __future__ import annotations
 

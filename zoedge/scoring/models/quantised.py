@@ -1,4 +1,4 @@
-"""Linear modules of bitsandbytes: their scales, their weights, and forwards that are the same function in every mode.
+"""This module has what Linear modules of bitsandbytes need: scales, weights, and forwards that are alike in every mode.
 
 In 4 bits, each block of 64 weights has a scale (absmax), which is itself stored in 8 bits with double quantisation. In
 8 bits, each row has a scale. Scales can be exchanged for others in float32 for a while; the integer codes never change.

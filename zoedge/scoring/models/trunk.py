@@ -1,4 +1,4 @@
-"""A cache on disk of what the lower blocks of a model make of each example.
+"""This module caches on the disk what the lower blocks of a model make of each example.
 
 Where only the top blocks are trained, what enters them is the same for every point, query and epoch, so that it is computed
 once. It is read back with preadv, which costs page cache but no resident memory. The bits that are read are those that were
@@ -27,7 +27,11 @@ CHUNK_TOKENS = 2048  # padded token rows of a forward that fills the cache
 class TrunkCache:
     """The hidden states of every sequence of a set, in a file without a name that is gone with the process.
 
-    width: elements of a token's hidden state. dtype: their type. device: where `read` puts them. folder: where the file is.
+    Attributes:
+        width: the elements of a token's hidden state.
+        dtype: the type of these elements.
+        device: where `read` puts them.
+        folder: where the file is.
     """
 
     def __init__(self, examples: Examples, width: int, dtype: torch.dtype, device: torch.device, folder: Path):

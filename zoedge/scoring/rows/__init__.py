@@ -1,1 +1,1 @@
-"""Reading files into rows, and making the training, validation and test sets of a recipe of them."""
+"""This package reads files into rows, and makes the training, validation and test sets of a recipe from them."""

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's data folders, where dataset_info.json names the file and the columns of each data set.
+"""This module reads LLaMA-Factory's data folders, where dataset_info.json names the file and the columns of each data set.
 
 A recipe names a data set as FOLDER:NAME, several as FOLDER:A,B, and the only one of a folder as FOLDER.
 """
@@ -122,9 +122,8 @@ def read_data_files(path: Path, name: str, skip_bad: bool) -> tuple[list[Row], l
 def rename_alpaca_columns(rows: list[Row], columns: dict[str, str]) -> list[Row]:
     """Return rows in Alpaca's format with our names of fields; rows without answers become plain text, {text}."""
     renamed = {ours: columns.get(key, default) for ours, (key, default) in ALPACA_COLUMNS.items()}
-    if not any(
-        renamed["output"] in row.fields for row in rows
-    ):  # LLaMA-Factory's sets for pre-training have a prompt only
+    # LLaMA-Factory's sets for pre-training have a prompt only
+    if not any(renamed["output"] in row.fields for row in rows):
         return [Row(row.where, {"text": row.fields.get(renamed["instruction"])}) for row in rows]
     renamed |= {key: columns[key] for key in ("system", "history", "tools") if key in columns}
     return [

@@ -1,4 +1,4 @@
-"""Renaming the fields of rows, requiring them, and leaving rows out by them."""
+"""This module renames the fields of rows, requires them, and leaves rows out by them."""
 
 from __future__ import annotations
 

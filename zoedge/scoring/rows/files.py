@@ -1,4 +1,4 @@
-"""Reading rows from .jsonl, .json, .csv, .parquet and .txt files, strictly, and with the line number of every fault.
+"""This module reads rows from .jsonl, .json, .csv, .parquet and .txt files, strictly, and with the line number of every fault.
 
 JSON has a reader of its own here, because those of the libraries turn a missing label into None, keep NaN, make 2 of "2", give
 no line number, and answer an empty file with StopIteration. CSV is read by the standard library in strict mode, Parquet by

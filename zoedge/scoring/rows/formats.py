@@ -1,4 +1,4 @@
-"""The formats of rows in other tools' data: conversations in four formats, and plain text.
+"""This module has the formats of rows in other tools' data: conversations in four formats, and plain text.
 
 The keys of each row decide its format, never the first row alone. Where rows have the keys of two formats, the recipe's
 data.format decides.

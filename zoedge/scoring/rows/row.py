@@ -1,4 +1,4 @@
-"""A row of data, its fields as texts, and orders of rows that depend on content alone."""
+"""This module has a row of data, its fields as texts, and orders of rows that depend on content alone."""
 
 from __future__ import annotations
 

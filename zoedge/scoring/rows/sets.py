@@ -1,4 +1,4 @@
-"""The training, validation and test rows of a recipe: loading, splitting, sampling, and their order."""
+"""This module loads, splits, samples and orders the training, validation and test rows of a recipe."""
 
 from __future__ import annotations
 
@@ -106,7 +106,12 @@ def split_by_hash(
 def sample_per_class(rows: list[Row], count: int, label: str, seed: int, which: str) -> list[Row]:
     """Return `count` rows of each label, in the order in which they stand. They are drawn by a hash of content and seed.
 
-    label: the field with the label. which: the set's name, for the message. DataError: a label has fewer rows.
+    Args:
+        label: the field with the label.
+        which: the set's name, for the message.
+
+    Raises:
+        DataError: a label has fewer rows.
     """
     drawn = sorted(range(len(rows)), key=lambda i: (hash_text(f"{seed} {row_content(rows[i])}", "few"), i))
     by_label: dict[str, list[int]] = {}

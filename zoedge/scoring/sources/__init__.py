@@ -1,4 +1,4 @@
-"""Finding or fetching the files that a user names by a path, the name of a packaged file, or a hub id.
+"""This package finds or fetches the files that a user names by a path, the name of a packaged file, or a hub id.
 
 Importing this package takes huggingface_hub offline. It must come before transformers and bitsandbytes, which would ask the
 hub while they are imported. Only `hub.download_snapshot` goes online, for one call.

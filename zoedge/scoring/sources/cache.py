@@ -1,4 +1,4 @@
-"""The cache folder, whose files are either complete or absent."""
+"""This module has the cache folder, whose files are either complete or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models and texts inside published Python packages that zoedge can use, pinned by version and SHA-256."""
+"""This module lists the models and texts inside published Python packages that zoedge can use, pinned by SHA-256."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching the files of a hub repository, which huggingface_hub then keeps in its cache."""
+"""This module fetches the files of a hub repository, which huggingface_hub then keeps in its cache."""
 
 from __future__ import annotations
 

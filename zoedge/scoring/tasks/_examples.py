@@ -1,4 +1,4 @@
-"""Tokenised examples, and the batches that a forward scores. An example is one token sequence, or one for each option."""
+"""This module has tokenised examples, each of one token sequence or one for each option, and batches of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ SHUFFLE_WINDOW = 8  # batches whose examples are sorted by length together
 class Examples:
     """A tokenised set of rows. Its sequences are stored one after another, those of one example side by side.
 
-    sequences_each: the number of sequences of each example.
-    tokens: the token ids of each sequence.
-    rows: the positions of each sequence where the prediction of the next token is scored.
-    targets: the tokens that are right there, for each sequence. In classification with one-token options,
-        sequences_each is 1 and every sequence has the same targets, which are the tokens of all options.
-    labels: the number of each example's right option.
-    names: where each example's row stands, as file:line.
-    notes: what an objective or a metric needs of each example besides its tokens, as JSON; empty where nothing is needed.
-    choices: all candidates of each example as a set of their own, where training reads only the right one; else empty.
+    Attributes:
+        sequences_each: the number of sequences of each example.
+        tokens: the token ids of each sequence.
+        rows: the positions of each sequence where the prediction of the next token is scored.
+        targets: the tokens that are right there, for each sequence. In classification with one-token options,
+            sequences_each is 1 and every sequence has the same targets, which are the tokens of all options.
+        labels: the number of each example's right option.
+        names: where each example's row stands, as file:line.
+        notes: what an objective or a metric needs of each example besides its tokens, as JSON; empty where nothing is needed.
+        choices: all candidates of each example as a set of their own, where training reads only the right one; else empty.
     """
 
     sequences_each: int
@@ -165,14 +166,17 @@ def pad_right(sequences: list[list[int]], filler: int) -> Tensor:
 class Batch:
     """Some examples as padded tensors. It has B examples and S = B * examples.sequences_each sequences.
 
-    examples: the set that they are from.
-    index: the number of each sequence in it, [S].
-    ids: tokens, [S, T]. rows: the positions that the loss reads, [S, R]. targets: the tokens that are right there, or
-        one-token options, [S, R or options]; -1: none. labels: the numbers of the right options, [B].
-    check: the crc32 of all of these.
-    branches: the same tokens in fewer rows, where options share their beginning.
-    flat: the batch of all candidates of the examples, where a step scores those.
-    whole: the batch that this one is a part of.
+    Attributes:
+        examples: the set that they are from.
+        index: the number of each sequence in that set, [S].
+        ids: tokens, [S, T].
+        rows: the positions that the loss reads, [S, R].
+        targets: the tokens that are right there, or one-token options, [S, R or options]; -1: none.
+        labels: the numbers of the right options, [B].
+        check: the crc32 of all of these.
+        branches: the same tokens in fewer rows, where options share their beginning.
+        flat: the batch of all candidates of the examples, where a step scores those.
+        whole: the batch that this one is a part of.
     """
 
     examples: Examples

@@ -1,4 +1,4 @@
-"""Objectives that have no gradient: accuracy, SQuAD's F1 and exact match, or a Python function of the user's.
+"""This module has objectives that have no gradient: accuracy, SQuAD's F1 and exact match, or a Python function of the user's.
 
 A user's function is `function(examples, outputs) -> list of numbers`. It is given the rows as dictionaries and the text
 that the model answered to each, and returns a reward for each. The loss of an example is 1 - its reward.

@@ -1,4 +1,4 @@
-"""What the runs of all tasks share: the batch of each step, and the log-probabilities of the tokens that are scored."""
+"""This module has what the runs of all tasks share: the batch of each step, and log-probabilities of scored tokens."""
 
 from __future__ import annotations
 

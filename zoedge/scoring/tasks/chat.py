@@ -120,7 +120,9 @@ class Chat(AbstractTask):
 def find_answer_tokens(spans: list[tuple[int, int]], answers: list[tuple[int, int]]) -> list[int]:
     """Return the positions of the tokens, but for position 0, that share a character with one of the answers.
 
-    spans: (begin, end) of each token in the text. answers: (begin, end) of each answer in it.
+    Args:
+        spans: (begin, end) of each token in the text.
+        answers: (begin, end) of each answer in it.
     """
     return [
         i

@@ -85,7 +85,7 @@ class Classify(AbstractTask):
         for row, label, prompt_ids, start, *full in zip(rows, labels, prompt_sequences, starts, *full_by_option):
             if single:
                 sequences = [(prompt_ids, 1, [ids[-1] for ids in full])]
-            else:  # as in MeZO, an option's tokens are as many as it adds to the prompt; the last one needs no forward
+            else:  # as in MeZO, an option has as many tokens as it adds to the prompt; its last one is scored, but never read
                 sizes = [len(ids) - len(prompt_ids) for ids in full]
                 if min(sizes) < 1:
                     word = make_printable(words[sizes.index(min(sizes))])
@@ -145,7 +145,9 @@ class Classify(AbstractTask):
 def options_are_tokens(prompts: list[list[int]], fulls: list[list[list[int]]]) -> bool:
     """Return whether every option is one token, the same after every prompt.
 
-    prompts: the token ids of each prompt. fulls: by option, those of each prompt with the option.
+    Args:
+        prompts: the token ids of each prompt.
+        fulls: by option, those of each prompt with the option.
     """
     for full in fulls:
         if any(ids[:-1] != prompt for ids, prompt in zip(full, prompts)):
@@ -204,10 +206,11 @@ class ClassifyTraining(AbstractTraining):
         return torch.tensor(rewards, dtype=torch.float64)
 
     def evaluate(self, model: Base, examples: Examples, calibrate: int) -> dict[str, Any]:
-        """Return the loss and three accuracies, and the reward where the objective is a function.
+        """Return the loss and three accuracies by name, and the reward where the objective is a function.
 
-        accuracy: of the likeliest option. calibrated: the same after the model's bias for some labels is taken off, which
-        is the options' mean log p on `calibrate` training rows. majority: of always choosing the most frequent label.
+        `accuracy` is the share of rows whose likeliest option is right. `calibrated` is the same after the model's bias for
+        some labels is taken off, which is the options' mean log p on `calibrate` training rows. `majority` is what always
+        choosing the most frequent label gives.
         """
         scores, labels = self.option_log_probs(model, examples), torch.tensor(examples.labels)
         bias = self.option_log_probs(model, self.train.head(calibrate)).mean(0)

@@ -139,7 +139,10 @@ class Mlm(AbstractTask):
 class SegmentedPrompts(NamedTuple):
     """The tokenised prompts of a set, cut into the segments of its template.
 
-    segments: token ids by segment and row. fields: the numbers of the segments that are fields. mask: that of the mask.
+    Attributes:
+        segments: token ids by segment and row.
+        fields: the numbers of the segments that are fields.
+        mask: that of the mask.
     """
 
     segments: list[list[list[int]]]
@@ -150,8 +153,12 @@ class SegmentedPrompts(NamedTuple):
 def truncate_fields(parts: list[list[int]], fields: list[int], cut: int) -> bool:
     """Take `cut` tokens off the ends of a prompt's fields, each from the field that is the longest at that time.
 
-    parts: the token ids of each segment, which are changed. fields: the numbers of the segments that are fields.
-    Returns False if a field would have no token left.
+    Args:
+        parts: the token ids of each segment, which are changed.
+        fields: the numbers of the segments that are fields.
+
+    Returns:
+        Whether every field has a token left; where one would not, nothing more is taken.
     """
     for _ in range(cut):
         longest = max(fields, key=lambda j: len(parts[j]))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class FamilyFacts(Protocol):
     """What a module of this folder says of its family of architectures.
 
-    S: sequences. T: tokens of a sequence, n of them virtual. H: the width of hidden states. E: of embeddings.
+    In shapes, S is the number of sequences, T that of their tokens, n that of the virtual tokens before them, H the width of
+    hidden states, and E that of embeddings.
     """
 
     BLOCKS: str  # the name of the list of blocks inside the model
@@ -33,7 +34,10 @@ class FamilyFacts(Protocol):
     def embed(self, model: PreTrainedModel, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
         """Return what the first block reads, [S, n + T, H].
 
-        ids: [S, T]. places: positions, [1 or S, n + T]. ahead: embeddings [S, n, E] of virtual tokens; None: n is 0.
+        Args:
+            ids: [S, T].
+            places: positions, [1 or S, n + T].
+            ahead: embeddings [S, n, E] of virtual tokens; None: n is 0.
         """
 
     def context(
@@ -73,7 +77,9 @@ def load_family(config: PreTrainedConfig | SimpleNamespace) -> FamilyFacts:
 def check_head(task: str, head: str, facts: FamilyFacts) -> None:
     """Raise DataError where a task needs another kind of model than the family is.
 
-    task: its word in the recipe. head: what it scores with, CausalLM or MaskedLM.
+    Args:
+        task: the recipe's word for the task.
+        head: what it scores with, CausalLM or MaskedLM.
     """
     if head != facts.HEAD:
         purpose = {"CausalLM": "reads what comes next", "MaskedLM": "fills a mask"}

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from ..past import PastKeyValues
 
 BLOCKS, HEAD = "roberta.encoder.layer", "MaskedLM"
-UNUSED = (
-    "roberta.pooler.",
-    "roberta.embeddings.position_ids",
-)  # in published checkpoints; a masked language model reads neither
+# published checkpoints hold these tensors, and a masked language model reads neither
+UNUSED = ("roberta.pooler.", "roberta.embeddings.position_ids")
 
 
 def longest(config: PreTrainedConfig) -> int:
