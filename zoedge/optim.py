@@ -3,9 +3,8 @@
     optimizer = zoedge.optim.ZerothOrder(model.named_parameters(), lr=1e-3, eps=1e-3)
     loss = optimizer.step(lambda: loss_of(model))
 
-It is the engine of a recipe's run: the closure takes the place of the task, the parameters that of the space, and each
-record is in the log before it is applied. One thing such a log does not hold: the values that the parameters had before
-the first step. Replay is given them (`base`), and compares their digest with the one in the log's header.
+It is the engine of a recipe's run, with the closure as the task and the parameters as the space. The log does not hold the
+values that the parameters had before the first step: replay is given them (`base`), and compares their digest.
 """
 
 from __future__ import annotations
@@ -317,10 +316,8 @@ def check_parts(parts: dict[str, Any], steps: int | None) -> None:
     for key, where, allowed, found in incompatible_parts(parts):
         raise UsageError(f"{key}: {part_name(parts[key])} goes only with {where}: {allowed}, not {found}.")
     if parts["estimator"].per_example:
-        raise UsageError(
-            f"estimator: {part_name(parts['estimator'])} reads the losses of single examples, and a closure returns one "
-            "number. Take two_sided or fzoo."
-        )
+        what = f"estimator: {part_name(parts['estimator'])} reads the losses of single examples"
+        raise UsageError(f"{what}, and a closure returns one number. Take two_sided or fzoo.")
     if steps is not None:
         return
     for key in ("rule", "estimator"):

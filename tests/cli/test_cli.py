@@ -237,7 +237,7 @@ def test_a_dry_run_prints_a_recipe_and_why_it_is_so(
         "# rule.lr: auto",
         "# train.watchdog: {clip: 10.0, factor: 3.0, patience: 50, rewinds: 8, rise: 1.5, trust: 0.03}",
     ]
-    assert comments[-1].endswith(" - rule.lr is auto, and what short trials choose may be too much for a long run.")
+    assert comments[-1].endswith(" - rule.lr is auto: short trials choose it, and a long run may not bear it.")
     Path("again.yaml").write_text(done.out)
     again = zoedge("finetune", "again.yaml", "--dry-run")
     assert again.out.startswith("".join(line + "\n" for line in done.out.splitlines() if not line.startswith("#")))

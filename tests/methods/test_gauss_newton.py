@@ -59,7 +59,7 @@ def random_logits(seed: int, scale: float) -> tuple[torch.Tensor, list[int]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_step_among_logits_is_the_formulas(seed: int, trust: float) -> None:
     logits, labels = random_logits(seed, 2.0)
-    w = GaussNewton(eps=0.5, queries=M, trust=trust).measure(Table(logits, labels), [])  # type: ignore[arg-type]
+    w = GaussNewton(eps=0.5, queries=M, trust=trust, reach=1e9).measure(Table(logits, labels), [])  # type: ignore[arg-type]
     f = logits[0].requires_grad_()
     slopes = (logits[1:] - logits[0]).detach() / 0.5
     loss = torch.nn.functional.cross_entropy(f, torch.tensor(labels))
@@ -77,7 +77,7 @@ def test_the_step_among_logits_is_the_formulas(seed: int, trust: float) -> None:
 @pytest.mark.parametrize("trust", [1e-3, 1e6])
 def test_the_step_among_losses_is_the_empirical_fishers(trust: float) -> None:
     logits, _ = random_logits(5, 2.0)
-    w = GaussNewton(eps=0.5, queries=M, trust=trust).measure(Table(logits, None), [])  # type: ignore[arg-type]
+    w = GaussNewton(eps=0.5, queries=M, trust=trust, reach=1e9).measure(Table(logits, None), [])  # type: ignore[arg-type]
     losses = logits.logsumexp(-1)
     slopes = (losses[1:] - losses[0]) / 0.5
     wanted = solve(slopes, slopes.mean(1), slopes @ slopes.T / B, slopes[..., None], trust)
@@ -91,6 +91,17 @@ def test_no_step_moves_the_logits_by_more_than_trust() -> None:
         slopes = (logits[1:] - logits[0]) / 0.5
         moved = torch.einsum("m,mbc->bc", w.double(), slopes - slopes.mean(-1, keepdim=True))
         assert moved.square().sum(-1).mean().sqrt() <= 1 + 1e-6
+
+
+def test_no_step_moves_theta_further_than_its_reach() -> None:
+    """Of small slopes the undamped step would be long; their direction stays."""
+    logits, labels = random_logits(1, 1.0)
+    logits = logits[:1] + 1e-4 * (logits - logits[:1])
+    far = torch.tensor(GaussNewton(eps=0.5, queries=M, trust=1e9, reach=1e9).measure(Table(logits, labels), []))  # type: ignore[arg-type]
+    near = torch.tensor(GaussNewton(eps=0.5, queries=M, trust=1e9, reach=4.0).measure(Table(logits, labels), []))  # type: ignore[arg-type]
+    assert Table.lr * near.norm().item() == pytest.approx(4.0 * 0.5, rel=1e-5)
+    assert far.norm() > 2 * near.norm()
+    assert torch.allclose(near / near.norm(), far / far.norm(), atol=1e-5)
 
 
 def test_where_nothing_moves_there_is_no_step_and_where_a_loss_is_not_finite_none_is_taken() -> None:

@@ -73,4 +73,7 @@ def print_best(results: list[Any]) -> None:
         typer.echo(str(e))
     else:
         typer.echo(f"report   {write_report(logs, where / REPORT_FILE, where.name)}")
-    typer.echo(f"best     {run_folder(best.point.recipe)}")
+    if best.valid is None and best.test is None:
+        typer.echo("no run was scored, so none is the best: set data.valid to choose by")
+    else:
+        typer.echo(f"best     {run_folder(best.point.recipe)}")

@@ -117,8 +117,11 @@ class Header:
             if not ok:
                 raise DamagedError(f"{where}: not a readable zoedge log: {what}.")
 
+        require(
+            raw[:8] == MAGIC[: len(raw)],
+            "the first 8 bytes are not its magic (is it another file, or changed in transfer?)",
+        )
         require(len(raw) >= 512, f"{len(raw)} bytes are too few for a header (a run cut at its start? Then delete it)")
-        require(raw[:8] == MAGIC, "the first 8 bytes are not its magic (was the file changed in transfer?)")
         (_, major, minor, length, block_len, slot, k, noise, rule, run_id, seed, n, every, sync, *digests) = (
             _HEADER_STRUCT.unpack(raw[:480])
         )

@@ -65,7 +65,9 @@ def decay_chosen_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collecti
     if "rule.lr" in auto and parts.get("rule") and "schedule" not in rule_keys:
         parts["rule"] = replace(parts["rule"], schedule="linear")
         yield Derived(
-            "rule.schedule", "linear", "rule.lr is auto, and what short trials choose is high for a late step"
+            "rule.schedule",
+            "linear",
+            "rule.lr is auto: a size that suits the first steps is too large for the last ones",
         )
 
 
@@ -79,7 +81,7 @@ def guard_chosen_rate(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived
         guard = AUTO_WATCHDOG.model_copy(update={"trust": AUTO_TRUST})
     parts["train"] = train.model_copy(update={"watchdog": guard})
     auto.add(WATCHDOG_KEY)
-    reason = "rule.lr is auto, and what short trials choose may be too much for a long run"
+    reason = "rule.lr is auto: short trials choose it, and a long run may not bear it"
     yield Derived(WATCHDOG_KEY, guard.model_dump(exclude_none=True), reason)
 
 

@@ -183,6 +183,8 @@ def format_keys() -> str:
 def explain_field(path: str) -> str:
     """Return a field's type, bounds, default and description as text. UsageError: there is no such field."""
     known = list_fields()
+    if path.endswith(".name") and (kind := path.removesuffix(".name")) in PART_FOLDERS:
+        return f"{path}: {' | '.join(list_words(PART_FOLDERS[kind]))}; default: {DEFAULT_PARTS[kind]}\n  {PART_TITLES[kind]}."
     if path not in known:
         tails = {p.rpartition(".")[2]: p for p in known}
         near = suggest_nearest(path, known) or (f" - did you mean '{tails[path]}'?" if path in tails else "")

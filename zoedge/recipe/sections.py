@@ -147,8 +147,8 @@ class WatchdogOptions(Section):
         float,
         Gt(1),
         Doc(
-            "The run goes back to its best logged state, with half the lr, where the loss stays over so many "
-            "times its best (a mean of `patience` steps) for `patience` steps, or is not finite for 8."
+            "The run goes back to its best logged state, with half the lr, after `patience` steps in a row whose loss "
+            "is over this many times the lowest mean of `patience` losses, or after 8 steps that are not finite."
         ),
     ] = 3.0
     patience: Annotated[
@@ -167,8 +167,8 @@ class WatchdogOptions(Section):
         float | None,
         Gt(0),
         Doc(
-            "No step may promise (lr g^2) to take more than this share off its loss: |g| is clipped there; off, "
-            "if this is not written. It is for estimators of one slope and rule sgd."
+            "|g| is clipped so that a step, were the loss linear, would take at most this share off it (lr g^2 at most "
+            "trust times the loss). Off, if this is not written. It is for estimators of one slope and rule sgd."
         ),
     ] = None
 
@@ -213,7 +213,7 @@ class Curvature(Section):
     rows: Annotated[int, Ge(1), Doc("How many training rows are measured.")] = 256
     estimator: Annotated[
         Literal["antithetic", "paper"],
-        Doc("paper is the paper's estimator, whose result the gradient drowns; antithetic cancels the gradient."),
+        Doc("antithetic cancels the gradient; paper is the paper's estimator, whose error grows with the gradient."),
     ] = "antithetic"
 
 

@@ -67,9 +67,8 @@ def recipe_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, An
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if path + key not in ("name", "output", "eval"):
-                yield from recipe_changes(
-                    old.get(key), new.get(key), f"{path}{key}." if isinstance(old.get(key), dict) else path + key
-                )
+                inner = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
+                yield from recipe_changes(old.get(key), new.get(key), f"{path}{key}." if inner else path + key)
     elif old != new:
         yield path, old, new
 

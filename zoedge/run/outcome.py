@@ -72,7 +72,9 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
                 before=Score.of(lines["before"]) if "before" in lines else None,
                 after=Score.of(lines["after"]) if "after" in lines else None,
                 seconds=float(last["seconds"]),
-                adapter=Path(last["adapter"]) if last["adapter"] else None,
+                adapter=folder / run_folder.ADAPTER_FOLDER
+                if last["adapter"]
+                else None,  # the folder may have been copied
                 at=at,
                 better=find_better_step(folder, at, log),
             )

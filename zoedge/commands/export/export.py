@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import IdentityError, UsageError
+from ...errors import IdentityError, UsageError, make_printable
 from ...run.folder import open_any_log
 from ...run.identity import recipe_from_header
 from ...run.trained import find_base_folder, load_trained
@@ -60,8 +60,10 @@ def export_run(
         IdentityError: the base that the recipe names is not the log's.
         DataError: too much of the update would be lost, or the export does not load.
     """
-    if kind not in DEFAULT_NAMES or dtype not in (None, *MERGED_TYPES):
-        raise UsageError(f"--to is peft, merged or gguf-lora, --dtype is fp16, fp32 or bf16; not '{kind}', '{dtype}'.")
+    if kind not in DEFAULT_NAMES:
+        raise UsageError(f"--to is peft, merged or gguf-lora, not '{make_printable(kind)}'.")
+    if dtype not in (None, *MERGED_TYPES):
+        raise UsageError(f"--dtype is fp16, fp32 or bf16, not '{make_printable(str(dtype))}'.")
     log = open_any_log(run)
     recipe = recipe_from_header(log.header, run)
     base_folder, differences = find_base_folder(log)

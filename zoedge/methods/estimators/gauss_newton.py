@@ -5,7 +5,9 @@ f(theta)) / eps for all m directions. g_i = mean over examples of sum_c J_ic (so
 cross-entropy. H_ij is the covariance of J_i and J_j under p = (softmax(f) + 1/C) / 2, the generalised Gauss-Newton matrix
 (Schraudolph 2002) with probabilities that are never 0. A task without options gives losses alone: then J_i is the slope
 of each example's loss, g its mean, and H the empirical Fisher matrix, mean J_i J_j.
-No step moves the centred logits (else the losses) of the batch by more than `trust`, as a root mean square.
+No step moves the centred logits (else the losses) of the batch by more than `trust`, as a root mean square, nor an element
+of theta by more than `reach` radii. Without the second limit LoRA's first step, which sees only B's slopes since B is 0,
+may move A so far that the next slopes are thousands of times as large (docs/lab-notes.md).
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ class GaussNewton(AbstractEstimator):
     eps: Annotated[Positive, Doc("The smoothing radius: how far from theta the logits are measured.")] = 3e-3
     queries: Annotated[int, Ge(1), Doc("Directions of a step, m. Many of them overfit a small batch.")] = 4
     damping: Annotated[Positive, Doc("What is added to the diagonal of H, as a share of its mean.")] = 0.3
+    reach: Annotated[
+        Positive, Doc("The most that a step may move, in radii: further off, the measured slopes do not hold.")
+    ] = 30.0
     trust: Annotated[
         Positive, Doc("The most that a step may move the batch's centred logits, as a root mean square.")
     ] = 1.0
@@ -54,8 +59,10 @@ class GaussNewton(AbstractEstimator):
             hessian = np.einsum("mbc,nbc->mn", moved, moved) / moved.shape[1]
         damped = hessian + (self.damping * hessian.trace() / self.queries + 1e-10) * np.eye(self.queries)
         weights = np.linalg.solve(damped, gradient) if np.isfinite(damped).all() else np.full(self.queries, np.nan)
-        change = np.sqrt((np.einsum("m,mbc->bc", weights, moved) ** 2).sum(1).mean())
-        return [float(w) for w in weights * min(1.0, self.trust / max(change, 1e-300))]
+        change = float(np.sqrt((np.einsum("m,mbc->bc", weights, moved) ** 2).sum(1).mean()))
+        length = oracle.lr * float(np.linalg.norm(weights))
+        share = min(1.0, self.trust / max(change, 1e-300), self.reach * self.eps / max(length, 1e-300))
+        return [float(w) for w in weights * share]
 
 
 def softmax(logits: Any) -> Any:
