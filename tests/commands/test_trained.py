@@ -119,3 +119,16 @@ def test_an_export_of_another_base_is_refused(
             assert not Path(f"out-{kind}").exists()
     finally:
         config.write_text(text)
+
+
+def test_a_finished_run_is_not_shown_for_other_rows(
+    recipe_file: Path, zoedge: Callable[..., Done], reviews: Path, tmp_path: Path
+) -> None:
+    """The rows decide the numbers: a run of others is refused, and one of the same rows elsewhere is what it was."""
+    assert zoedge("finetune", recipe_file, "train.steps=4", "--quiet").code == 0
+    for change in ("data.limit=30", "data.test.split=5"):
+        done = zoedge("finetune", recipe_file, "train.steps=4", change, "--plain")
+        assert done.code == 4 and "data.train content" in done.err, done
+    elsewhere = shutil.copy(reviews, tmp_path / "elsewhere.jsonl")
+    done = zoedge("finetune", recipe_file, "train.steps=4", f"data.train={elsewhere}", "--plain")
+    assert done.code == 0 and "after 4 steps" in done.out, done.err

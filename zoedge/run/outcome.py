@@ -59,6 +59,8 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
         lines = {str(line.get("event")): line for line in run_folder.read_metrics(folder)}
         if log.state.end is None or "finished" not in lines:
             return None
+        if log.header.about["recipe"]["data"] != recipe.resolved()["data"]:
+            return None  # other rows are asked for: they are read, and refused if they are not those of the log
         if lines["finished"].get("select", "last") != recipe.eval.select:
             return None  # nothing is trained again: another step is delivered
         try:
