@@ -30,7 +30,7 @@ import sys, zoedge
 assert {"finetune", "replay", "optim", "errors", "ZoedgeError", "__version__"} <= set(dir(zoedge))
 assert not {"torch", "numpy", "pydantic"} & set(sys.modules)
 assert zoedge.ZoedgeError is zoedge.errors.ZoedgeError and "torch" not in sys.modules
-zoedge.replay
+zoedge.finetune, zoedge.replay
 assert "torch" not in sys.modules
 from zoedge import optim
 assert optim.ZerothOrder is zoedge.optim.ZerothOrder and "torch" in sys.modules

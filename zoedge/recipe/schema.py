@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def read_summary(described: type[Any]) -> str:
     """Return what a part does: the first paragraph of its file, or the first sentence of its section."""
     doc = (described.__doc__ if issubclass(described, Section) else inspect.getmodule(described).__doc__) or ""
     text = " ".join(doc.split("\n\n")[0].split())
-    return re.split(r"(?<=\.) ", text)[0] if issubclass(described, Section) else text
+    return text.partition(". ")[0].removesuffix(".") + "." if issubclass(described, Section) else text
 
 
 def inline_references(value: Any, kinds: dict[str, Any]) -> Any:

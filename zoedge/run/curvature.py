@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.types import CURVATURE_STREAM, Key, Leaf, Space
-from ..methods.noise.normal import Normal
 from ..recipe.sections import Curvature
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def estimate_trace(
 
     It takes one forward pass of them, and two more for each direction (estimator: paper, one more).
     """
+    from ..methods.noise.normal import Normal  # here: it imports torch, which a lookup of zoedge.finetune needs not
+
     count = min(options.rows, len(examples))
     batches = examples.sorted_batches(
         max(1, FORWARD_TOKENS // (2 * max(map(len, examples.tokens)) * examples.sequences_each)), count
