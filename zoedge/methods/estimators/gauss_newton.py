@@ -5,8 +5,8 @@ f(theta)) / eps for all m directions. g_i = mean over examples of sum_c J_ic (so
 cross-entropy. H_ij is the covariance of J_i and J_j under p = (softmax(f) + 1/C) / 2, the generalised Gauss-Newton matrix
 (Schraudolph 2002) with probabilities that are never 0. A task without options gives losses alone: then J_i is the slope
 of each example's loss, g its mean, and H the empirical Fisher matrix, mean J_i J_j.
-No step moves the centred logits (else the losses) of the batch by more than `trust`, as a root mean square, nor an element
-of theta by more than `reach` radii. Without the second limit LoRA's first step, which sees only B's slopes since B is 0,
+No step moves the centred logits (else the losses) of the batch by more than `trust`, as a root mean square, nor theta
+by more than `reach` radii, likewise. Without the second limit LoRA's first step, which sees only B's slopes since B is 0,
 may move A so far that the next slopes are thousands of times as large (docs/lab-notes.md).
 """
 
@@ -25,7 +25,7 @@ from ...core.types import AbstractEstimator, Oracle, Positive, Record
 
 @dataclass(frozen=True)
 class GaussNewton(AbstractEstimator):
-    """Gauss-Newton steps, and their options. The defaults were the best ones for 16 to 81,408 trained numbers."""
+    """Gauss-Newton steps, and their options. docs/lab-notes.md has what they reached."""
 
     only_with = {"rule": ("sgd",), "task.objective": ("loss",)}
     per_example = True
