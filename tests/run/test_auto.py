@@ -161,6 +161,7 @@ def test_a_run_goes_on_with_its_own_numbers(
     shutil.copytree(whole, tmp_path / "run")
     assert run(fast(), tmp_path / "run").steps == 24
     (tmp_path / "run" / run_folder.METRICS_FILE).unlink()  # so that it is not known to be finished
+    monkeypatch.setattr(setup, "describe_environment", lambda base: {"cpu": "another"})  # nothing follows a log's end
     assert run(fast(), tmp_path / "run").steps == 24
     assert (tmp_path / "run" / run_folder.LOG_FILE).read_bytes() == (whole / run_folder.LOG_FILE).read_bytes()
     for override, what in {"rule.lr=0.5": r"rule\.lr .* -> 0\.5", "seed=8": "seed 7 -> 8"}.items():
