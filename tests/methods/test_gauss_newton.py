@@ -148,7 +148,7 @@ def test_each_and_outputs_are_what_the_losses_are_made_of(task: str, recipe_file
 
 
 @pytest.mark.parametrize("task", ["classify", "lm"])
-def test_a_run_learns_resumes_and_replays(task: str, recipe_file: Path, zoedge: Callable[..., Done]) -> None:
+def test_a_run_learns_and_replays(task: str, recipe_file: Path, zoedge: Callable[..., Done]) -> None:
     more = ["estimator={name: gauss_newton}", "rule=sgd", "train.steps=30", "train.batch=8", *TASKS[task]]
     done = zoedge("finetune", recipe_file, *more, "--plain")
     assert done.code == 0, done.err
@@ -157,7 +157,7 @@ def test_a_run_learns_resumes_and_replays(task: str, recipe_file: Path, zoedge: 
     log = Log.open(run / "run.zlog")
     assert len(log[0].g) == 4 and len(log[0].losses) == 5 and log[0].lr == 0.5 and 0 < log[29].lr < 0.02
     first, last = (sum(r.losses[0] for r in list(log)[part]) / 10 for part in (slice(0, 10), slice(20, 30)))
-    assert last < first, "it learns"
+    assert last < first, "it learns: .83 -> .62 and 6.00 -> 5.88, the same to .01 whatever the CPU"
 
 
 def test_auto_knows_the_step_size_and_searches_nothing(recipe_file: Path, zoedge: Callable[..., Done]) -> None:

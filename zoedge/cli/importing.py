@@ -23,7 +23,7 @@ def import_config(
     What is another thing here, or nothing, is listed with its reason.
     """
     from ..commands.import_config import convert_config, dump_imported, read_config, recognise_tool
-    from ..errors import UsageError
+    from ..core.storage import write_new_text
 
     table = read_config(file)
     imported = convert_config(table, tool or recognise_tool(table, str(file)), str(file))
@@ -32,11 +32,5 @@ def import_config(
         typer.echo(text, nl=False)
         typer.echo(report, err=True)
         return
-    try:
-        with out.open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except FileExistsError:
-        raise UsageError(f"{out} is there already; name another file.") from None
-    except OSError as e:
-        raise UsageError(f"{out}: cannot write: {e.strerror}.") from None
+    write_new_text(out, text)
     typer.echo(f"{report}\n\n{out}   look at it, then: zoedge validate {out}")

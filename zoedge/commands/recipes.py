@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UsageError
+from ..core.storage import write_new_text
 from ..recipe.reading import find_recipe, list_shipped
 from ..recipe.strict_yaml import read_text_file
 
@@ -27,11 +27,5 @@ def copy_recipe(name: str, to: Path) -> Path:
     """Copy a recipe to a new file or into a folder; returns the file. UsageError: no such recipe, or the file exists."""
     text = read_text(name)
     target = to / find_recipe(name).name if to.is_dir() else to
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UsageError(f"{target} is there already; name another file.") from None
-    except OSError as e:
-        raise UsageError(f"{target}: cannot write: {e.strerror}.") from None
+    write_new_text(target, text)
     return target

@@ -26,9 +26,8 @@ from .types import (
     Point,
 )
 
-Measure = Callable[
-    [Any, Any, int], Any
-]  # (model, batch, copies) -> [copies, B] or [copies, B, C], a tensor or an array
+# (model, batch, copies) -> [copies, B] or [copies, B, C], a tensor or an array
+Measure = Callable[[Any, Any, int], Any]
 
 
 @dataclass
@@ -64,7 +63,11 @@ class StepOracle:
 
     def each(self, points: Sequence[Point]) -> list[list[float]]:
         """Return the loss of each example of the batch at each point, [points][B]."""
-        losses = [[loss for (loss,) in row] for row in self._examples(points, self._task.score, 1)]
+
+        def measure(model: Any, batch: Any, copies: int) -> Any:
+            return self._task.score(model, batch, copies)[..., None]
+
+        losses = [[loss for (loss,) in row] for row in self._examples(points, measure, 1)]
         self.asked += [mean(row) for row in losses]
         return losses
 
@@ -86,18 +89,14 @@ class StepOracle:
     def _examples(self, points: Sequence[Point], measure: Measure, width: int) -> list[list[list[float]]]:
         """Return `width` numbers of each example at each point. measure: the method of the task that gives them."""
         if (workers := self.run.workers) is None:
-            return self._wide(points, self.batch, measure, width)
+            return self._scored(points, self.batch, measure)
 
         def score(rows: slice) -> tuple[list[list[list[float]]], int]:
-            return self._wide(points, self.batch.slice_examples(rows.start, rows.stop), measure, width), self.flags
+            return self._scored(points, self.batch.slice_examples(rows.start, rows.stop), measure), self.flags
 
         values, flags = workers.examples(len(points), len(self.batch), width, score)
         self.flags |= flags
         return values
-
-    def _wide(self, points: Sequence[Point], batch: Batch, measure: Measure, width: int) -> list[list[list[float]]]:
-        rows = self._scored(points, batch, measure)
-        return [[[value] for value in row] for row in rows] if width == 1 else rows
 
     def _share(self, points: Sequence[Point], rows: slice) -> list[list[float]]:
         whole = rows.start == 0 and rows.stop == len(self.batch)

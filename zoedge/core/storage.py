@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import StorageError
+from ..errors import StorageError, UsageError
 
 FAILPOINTS = (
     "append.before",
@@ -194,6 +194,17 @@ def rename_exclusive(old: Path, new: Path) -> None:
         disk.rename(old, new)
     else:
         disk.unlink(old)
+
+
+def write_new_text(path: Path, text: str) -> None:
+    """Write a text to a file that is not there yet. UsageError: it is there, or cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already; name another file.") from None
+    except OSError as e:
+        raise UsageError(f"{path}: cannot write: {e.strerror}.") from None
 
 
 def write_durably(path: Path, data: bytes) -> None:

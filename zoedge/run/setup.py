@@ -46,7 +46,7 @@ class Measuring(Trained):
     def build(cls, recipe: Recipe) -> Measuring:
         """Load the base, attach the space, and read and tokenise the rows. DataError: what is wrong with one of them."""
         base, space = attach_space(recipe)  # attached first: virtual tokens take their share of the context
-        limit = min(recipe.data.max_length, base.context_length)
+        limit = Trained(recipe, base, space).limit
         texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
         return cls(recipe, base, space, texts, recipe.task.make_training(texts.train, recipe.seed, recipe.train.batch))
 

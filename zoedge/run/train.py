@@ -106,9 +106,9 @@ def explain_zero_steps(recipe: Recipe, step: int) -> str:
 
 def record_session(measuring: setup.Measuring, log: Log, show: Plain) -> None:
     """Log the environment that the run goes on in, if it is another than before."""
-    environment, again = setup.describe_environment(measuring.base), bool(log.state.sessions)
     if log.state.end is not None:
         return  # nothing can follow the end of a log, and nothing is measured any more
+    environment, again = setup.describe_environment(measuring.base), bool(log.state.sessions)
     if log.session(hashlib.sha256(encode_canonical(environment)).digest()):
         texts = {"train": measuring.texts.train, "valid": measuring.texts.valid, "test": measuring.texts.test}
         run_folder.append_metric(log.path.parent, event="session", at=time.time(), step=len(log), **environment)

@@ -56,7 +56,9 @@ def measure_own_memory(recipe: Recipe) -> dict[str, dict[str, int]]:
         moments[name] = {"before": before, "peak": max(before, most)}
         return result
 
-    import bitsandbytes  # noqa: F401 - now, so that its memory is not counted as the base's
+    from ...scoring.models.libraries import import_bitsandbytes
+
+    import_bitsandbytes()  # now, as a run imports it, so that its memory is not counted as the base's
     import transformers  # noqa: F401
 
     loading.auto_class(resolve.resolve_model(recipe.model.source, recipe.model.revision))

@@ -40,6 +40,7 @@ class GaussNewton(AbstractEstimator):
         Positive, Doc("The most that a step may move the batch's centred logits, as a root mean square.")
     ] = 1.0
 
+    @np.errstate(invalid="ignore", over="ignore")  # of logits that are not finite; the engine skips such a step
     def measure(self, oracle: Oracle, past: Sequence[Record]) -> list[float]:
         points = [(), *(((self.eps, q),) for q in range(self.queries))]
         if (outputs := oracle.outputs(points)) is not None:
