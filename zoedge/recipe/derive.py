@@ -50,11 +50,11 @@ def fix_only_values(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
 def take_known_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> Iterator[Derived]:
     """An estimator whose steps have the size of the problem's own curvature needs no search of a learning rate."""
     estimator, rule = parts.get("estimator"), parts.get("rule")
-    if "rule.lr" in auto and rule and estimator and estimator.rate is not None:
+    if "rule.lr" in auto and rule and estimator and estimator.known_lr is not None:
         reason = f"estimator: {part_name(estimator)} scales its own steps"
         auto.discard("rule.lr")
-        parts["rule"] = replace(rule, lr=estimator.rate)
-        yield Derived("rule.lr", estimator.rate, reason)
+        parts["rule"] = replace(rule, lr=estimator.known_lr)
+        yield Derived("rule.lr", estimator.known_lr, reason)
         if "schedule" not in rule_keys:
             parts["rule"] = replace(parts["rule"], schedule="linear")
             yield Derived("rule.schedule", "linear", reason)

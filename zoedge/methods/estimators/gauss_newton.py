@@ -29,7 +29,7 @@ class GaussNewton(AbstractEstimator):
 
     only_with = {"rule": ("sgd",), "task.objective": ("loss",)}
     per_example = True
-    rate = 0.5
+    known_lr = 0.5
     eps: Annotated[Positive, Doc("The smoothing radius: how far from theta the logits are measured.")] = 3e-3
     queries: Annotated[int, Ge(1), Doc("Directions of a step, m. Many of them overfit a small batch.")] = 4
     damping: Annotated[Positive, Doc("What is added to the diagonal of H, as a share of its mean.")] = 0.3
