@@ -218,9 +218,7 @@ class AbstractEstimator(ABC):
     slope: ClassVar[bool] = False  # g is the derivative along z, so that lr * g is a step down a slope
     bound: ClassVar[bool] = False  # it reads `past`, and must have measured those records itself
     per_example: ClassVar[bool] = False  # it asks for the losses of single examples: a goal that is one number has none
-    known_lr: ClassVar[float | None] = (
-        None  # the lr that suits it whatever the model is: `auto` takes it without a search
-    )
+    known_lr: ClassVar[float | None] = None  # the lr that suits it whatever the model is: `auto` takes it
     radius_option: ClassVar[str] = "eps"  # the option that says how far from theta it measures; "": it has none
 
     @property
