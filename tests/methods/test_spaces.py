@@ -328,7 +328,8 @@ def test_spaces_together_are_proved_and_loaded_one_onto_the_other(trained: Calla
         model = PeftModel.from_pretrained(model, folder / word)
     with bench.space.visit([still]):
         found = logits(bench.base, batch)
-    assert far(found, plain_logits(model.eval(), batch)) < 2 * CLOSE  # two of them: measured 1.03e-5
+    # the terms of two adapters, summed in another order: 1.0e-5 (AVX-512, one thread) to 2.2e-5 (AVX2, two)
+    assert far(found, plain_logits(model.eval(), batch)) < 5 * CLOSE
     (folder / "prompt" / export_folder.WEIGHTS_FILE).write_bytes(
         (folder / "lora" / export_folder.WEIGHTS_FILE).read_bytes()
     )

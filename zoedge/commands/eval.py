@@ -32,7 +32,7 @@ def evaluate_run(
     log = open_any_log(run)
     steps = resolve_step(log, at)
     recipe = recipe_from_header(log.header, run)
-    measuring = Measuring.build(recipe)
+    measuring = Measuring.build(recipe, log.header)
     check_same_base(log.header, measuring.header(), run)
     examples = measuring.texts.test or measuring.texts.valid
     if data:

@@ -14,7 +14,7 @@ from ..core import digests
 from ..errors import UsageError, make_printable
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from ..run import auto, branch, setup, signals, trackers
+from ..run import auto, branch, replay, setup, signals, trackers
 from ..run import folder as run_folder
 from ..run import train as run_train
 from ..run.auto import search_auto
@@ -22,6 +22,7 @@ from ..run.branch import Parent
 from ..run.display import Plain
 from ..run.evaluation import Evaluator, Stopwatch
 from ..run.outcome import Outcome, find_better_step, load_outcome
+from ..run.start import compute_start
 from ..run.workers import Workers
 from . import report
 from .estimate import fit, machine
@@ -223,12 +224,20 @@ def recall_numbers(recipe: Recipe, folder: Path, parent: Parent | None) -> Recip
 def open_run(
     recipe: Recipe, folder: Path, show: Plain, stopwatch: Stopwatch, parent: Parent | None
 ) -> tuple[setup.Measuring, Log]:
-    """Load the base and the rows, find the numbers that are `auto`, and open the log: a new one, or the folder's own."""
+    """Load the base and the rows, and open the log: a new one, or the folder's own.
+
+    Before a new one begins, its start is computed, and the numbers that are `auto` are found.
+    """
     path = folder / run_folder.LOG_FILE
     with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
-        measuring = setup.Measuring.build(recipe)
+        measuring = setup.Measuring.build(recipe, None if parent is None else parent.log.header)
     if path.exists():
-        return measuring, Log.resume(path)
+        log = Log.resume(path)
+        replay.take_logged_start(measuring.space, log.header)
+        return measuring, log
+    if parent is None:
+        with stopwatch("start"):
+            compute_start(measuring, folder, show)
     if recipe.auto:
         measuring = search_auto(measuring, folder, show)
     return measuring, setup.begin_run(measuring, folder, parent)

@@ -254,7 +254,7 @@ def attach_adapter(folder: Path, source: str | None) -> tuple[Base, Space]:
     facts = export_folder.read_marker(folder)
     if facts["kind"] != "peft":
         raise UsageError(f"{folder} is a whole model: lm-eval reads it itself (lm_eval --model hf).")
-    options, _ = peft.parse_description(facts, folder)
+    options, description = peft.parse_description(facts, folder)
     if not isinstance(options, Lora):
         raise UsageError(f"{folder} is a {options.title}, a change from values of its base: name its run instead.")
     try:
@@ -278,7 +278,6 @@ def attach_adapter(folder: Path, source: str | None) -> tuple[Base, Space]:
             f"{base.digest.hex()[:8]}..). Name that one with --base."
         )
     space = options.attach(base, 0, Rademacher())
-    tensors = peft.load_adapter(folder, space, base.digest)
-    for name, value in space.tensors():
-        value.copy_(tensors[name])
+    space.take_start(description)
+    space.load_tensors(peft.load_adapter(folder, space, base.digest))
     return base, space

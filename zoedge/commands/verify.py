@@ -54,7 +54,7 @@ def check_inputs(log: Log, recipe: Recipe) -> list[str]:
 
     All of them are made anew from `recipe`. IdentityError names what differs.
     """
-    measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header))
+    measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header), log.header)
     if differences := identity.identity_differences(log.header, measuring.header()):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(differences)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others

@@ -323,6 +323,17 @@ class Space(ABC):
         """Yield every trained tensor by the name under which it is exported."""
         raise NotImplementedError(f"{type(self).__name__} exports no tensors")
 
+    def freeze_term(self, module: str, a: Tensor, b: Tensor) -> None:
+        """Add B A, of a [r, in] and b [out, r], to the output of a module, untrained. Only if its options `wants_start`."""
+        raise NotImplementedError(f"{type(self).__name__} has no start")
+
+    def take_start(self, description: Mapping[str, Any]) -> None:  # noqa: B027 - for spaces with a start
+        """Take from a description of the space, such as that in a log, what a start has computed for it."""
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the trained values from tensors with the names and shapes of `tensors()`. Only of LoRA."""
+        raise NotImplementedError(f"{type(self).__name__} reads no adapter back")
+
     def named_members(self) -> Mapping[str, Space]:
         """Return the spaces that this one is made of, by word; one that is made of no others is its own under ''."""
         return {"": self}
@@ -353,6 +364,11 @@ class AbstractSpace(ABC):
     def points_per_forward(self) -> int:
         """The number of points that its `Space` holds in one forward."""
         return 1
+
+    @property
+    def wants_start(self) -> bool:
+        """Whether something is computed from the rows before the first step; its values stand in the log's header."""
+        return False
 
     @property
     def virtual_tokens(self) -> int:

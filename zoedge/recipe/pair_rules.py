@@ -62,6 +62,16 @@ def peft_export_needs_an_adapter(parts: dict[str, Any]) -> Refusals:
         yield ("output", "export"), f"output.export: {what} - write [merged], or []"
 
 
+def start_needs_labels(parts: dict[str, Any]) -> Refusals:
+    """Refuse a start that is fitted to labels for a task that has none."""
+    space, task = parts.get("space"), parts.get("task")
+    if space and task and space.wants_start and not task.labels:
+        yield (
+            ("space", "start"),
+            f"space.start: probe is fitted to labels: it goes with classify and mlm, not {part_name(task)}",
+        )
+
+
 PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
     merged_export_needs_a_space_that_merges,
     best_step_needs_validation_rows,
@@ -69,4 +79,5 @@ PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
     schedule_needs_a_value_at_every_step,
     parts_go_only_with_what_they_name,
     peft_export_needs_an_adapter,
+    start_needs_labels,
 ]

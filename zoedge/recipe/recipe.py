@@ -24,6 +24,7 @@ ADDED_LATER: dict[str, Any] = {
     "timeout": None,
     "max_memory": None,
 }
+PART_OPTIONS_ADDED_LATER: dict[str, Any] = {"start": "zero"}  # likewise, of noise, estimator, rule, space and task
 
 
 class Derived(NamedTuple):
@@ -63,7 +64,7 @@ class Recipe:
             if isinstance(value, Section):
                 table[key] = without_values(value.model_dump(), ADDED_LATER)
             elif is_dataclass(value) and not isinstance(value, type):
-                table[key] = {"name": part_name(value), **asdict(value)}
+                table[key] = describe_part(value)
         for section, key in (path.split(".") for path in self.auto - {WATCHDOG_KEY}):
             table[section][key] = "auto"
         return table
@@ -100,6 +101,11 @@ class Recipe:
 def part_name(value: Any) -> str:
     """Return the recipe's word for a part, which is the name of its file."""
     return type(value).__module__.rpartition(".")[2]
+
+
+def describe_part(value: Any) -> dict[str, Any]:
+    """Return the table of a part: its word and its options, from which `check` makes the same part."""
+    return {"name": part_name(value), **without_values(asdict(value), PART_OPTIONS_ADDED_LATER)}
 
 
 def dump_recipe(recipe: Recipe) -> str:

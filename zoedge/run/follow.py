@@ -9,7 +9,7 @@ from ..core import engine
 from ..core.storage import write_durably
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from . import auto, identity, setup
+from . import auto, identity, replay, setup
 from . import folder as run_folder
 from .display import Quiet
 from .setup import cache_trunk
@@ -46,6 +46,7 @@ def follow_leader(recipe: Recipe | None, folder: Path, workers: Workers) -> None
         if not path.exists() and not received():
             return
         with Log.resume(path) as log:
+            replay.take_logged_start(measuring.space, log.header)
             texts = replace(measuring.texts, valid=None, test=None)  # worker 0 scores, reports and delivers
             measuring = replace(measuring, recipe=auto.fill_from_log(recipe, log.header), texts=texts)
             identity.check_same_run(log.header, measuring.header(), folder)

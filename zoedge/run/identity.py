@@ -26,6 +26,14 @@ def manifest_digest(space: Space) -> bytes:
     return hashlib.sha256(encode_canonical(rows)).digest()
 
 
+def initial_digest(space: Space) -> bytes:
+    """Return the SHA-256 of a space's values at its start, and of the computed start beside them, where it has one."""
+    state = digest(space)
+    if space.options is None or not space.options.wants_start:
+        return state
+    return hashlib.sha256(state + encode_canonical(space.describe())).digest()
+
+
 def recipe_digest(recipe: Recipe) -> bytes:
     """Return the SHA-256 of what decides a recipe's numbers."""
     return hashlib.sha256(encode_canonical(recipe.semantic())).digest()
@@ -141,7 +149,7 @@ def check_replayable(log: AnyLog, space: Space, noise: AbstractNoise, rule: Abst
     header, first = log.header, space.leaves()[0].value
     for what, ours, theirs in (
         ("trained tensors", manifest_digest(space), header.manifest),
-        ("initial values", digest(space), header.initial),
+        ("initial values", initial_digest(space), header.initial),
         ("arithmetic (self-test)", selftest(noise, rule, first[:1].float().new_zeros(1024)), header.selftest),
     ):
         if ours != theirs:

@@ -15,6 +15,7 @@ from .identity import check_part_ids, check_replayable, is_optimizer_log, recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..log.header import Header
     from ..log.packed import AnyLog
     from ..scoring.models.base import Base
 
@@ -106,10 +107,22 @@ def build_blank_space(log: AnyLog, recipe: Recipe, device: str) -> Space:
 
 
 def copy_values(space: Space, to: Space) -> Space:
-    """Give a space the values of another one with the same tensors, and return it."""
+    """Give a space the values of another one with the same tensors, and its start, and return it."""
     for ours, theirs in zip(space.leaves(), to.leaves()):
         ours.value.copy_(theirs.value)
+    if to.options is not None and to.options.wants_start:
+        space.take_start(to.describe())
     return space
+
+
+def take_logged_start(space: Space, header: Header) -> None:
+    """Give a space the start that stands in a log's header. DamagedError: what stands there cannot be read."""
+    if space.options is None or not space.options.wants_start:
+        return
+    try:
+        space.take_start(header.about["space"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise DamagedError(f"{header.where}: the start in its header cannot be read: {e}.") from None
 
 
 def attach_own_start(log: AnyLog, recipe: Recipe, device: str, source: str | None) -> Space:

@@ -43,9 +43,12 @@ class Measuring(Trained):
     task: AbstractTraining
 
     @classmethod
-    def build(cls, recipe: Recipe) -> Measuring:
-        """Load the base, attach the space, and read and tokenise the rows. DataError: what is wrong with one of them."""
-        base, space = attach_space(recipe)  # attached first: virtual tokens take their share of the context
+    def build(cls, recipe: Recipe, begun: Header | None = None) -> Measuring:
+        """Load the base, attach the space, and read and tokenise the rows. DataError: what is wrong with one of them.
+
+        begun: the header of the run's log, where it has begun: the space takes its start from it.
+        """
+        base, space = attach_space(recipe, begun)  # attached first: virtual tokens take their share of the context
         limit = Trained(recipe, base, space).limit
         texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
         return cls(recipe, base, space, texts, recipe.task.make_training(texts.train, recipe.seed, recipe.train.batch))

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import engine
-from ..core.digests import digest, selftest
+from ..core.digests import selftest
 from ..core.run import Run
 from ..core.types import Space
 from ..recipe.recipe import Recipe, part_name
 from . import folder
-from .identity import check_same_base, identity_differences, manifest_digest, recipe_from_header
-from .replay import initial_noise, rounding_bits
+from .identity import check_same_base, identity_differences, initial_digest, manifest_digest, recipe_from_header
+from .replay import initial_noise, rounding_bits, take_logged_start
 
 if TYPE_CHECKING:
+    from ..log.header import Header
     from ..log.packed import AnyLog
     from ..scoring.models.base import Base
 
@@ -64,7 +65,7 @@ class Trained:
             base=self.base.digest,
             tokenizer=tokenizer_digest(self.base.tokenizer),
             manifest=manifest_digest(self.space),
-            initial=digest(self.space),
+            initial=initial_digest(self.space),
             selftest=selftest(self.recipe.noise, self.recipe.rule, first[:1].float().new_zeros(1024)),
         )
 
@@ -77,14 +78,19 @@ class Trained:
             pass
 
 
-def attach_space(recipe: Recipe) -> tuple[Base, Space]:
-    """Load a recipe's base and attach its space at its start. DataError: the base, or a space that does not go with it."""
+def attach_space(recipe: Recipe, begun: Header | None = None) -> tuple[Base, Space]:
+    """Load a recipe's base and attach its space at its start. DataError: the base, or a space that does not go with it.
+
+    begun: the header of a log, whose start the space takes.
+    """
     from ..scoring.models.families import check_head
     from ..scoring.models.loading import load_base
 
     base = load_base(recipe.model)
     check_head(part_name(recipe.task), recipe.task.head, base.facts)
     space = recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
+    if begun is not None:
+        take_logged_start(space, begun)
     return base, space
 
 
@@ -105,7 +111,7 @@ def load_trained(run: str, at: str | None = None) -> tuple[Trained, AnyLog, int]
     log = folder.open_any_log(run)
     steps = folder.resolve_step(log, at)
     recipe = recipe_from_header(log.header, run)
-    trained = Trained(recipe, *attach_space(recipe))
+    trained = Trained(recipe, *attach_space(recipe, log.header))
     check_same_base(log.header, replace(log.header, **trained.digests()._asdict()), run)
     trained.play(log, steps)
     return trained, log, steps

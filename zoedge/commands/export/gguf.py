@@ -64,6 +64,8 @@ def write_gguf(
         )
     check_exportable(space)
     check_replaceable(path)
+    settings = space.options.peft(space.describe())
+    modules = [name.removesuffix(".lora_A") for name, _ in space.tensors() if name.endswith(".lora_A")]
     facts = describe_export("gguf-lora", recipe, space, log.header.base, log, steps)
     with tempfile.TemporaryDirectory() as draft:
         writer = gguf.GGUFWriter(Path(draft) / "adapter.gguf", "llama")
@@ -72,9 +74,9 @@ def write_gguf(
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_name(recipe.name)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(space.options.alpha))
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(settings["lora_alpha"]))
         matrices = dict(space.tensors())
-        for module, name in map_tensor_names(space.shapes, config).items():
+        for module, name in map_tensor_names(modules, config).items():
             a, b = (matrices[f"{module}.lora_{which}"].detach().cpu() for which in "AB")
             writer.add_tensor(f"{name}.lora_a", a.contiguous().numpy())
             writer.add_tensor(f"{name}.lora_b", permute_rows(b, module, config).contiguous().numpy())

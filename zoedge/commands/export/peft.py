@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ...core.types import AbstractSpace, Space
 from ...errors import DamagedError, IdentityError, StorageError, ZoedgeError, make_printable
 from ...log.packed import AnyLog
 from ...recipe.parts import restore_part
-from ...recipe.recipe import Recipe, part_name
+from ...recipe.recipe import Recipe, describe_part
 from .card import read_tokenizer_files, render_model_card
 from .folder import (
     CARD_FILE,
@@ -82,7 +81,7 @@ def write_adapter(space: Space, facts: dict[str, Any], folder: Path, log: AnyLog
         CARD_FILE: readme,
         WEIGHTS_FILE: data,
     }
-    table = {"name": part_name(options), **asdict(options)}
+    table = describe_part(options)
     with replace_folder(folder) as draft:
         for name, raw in files.items():
             write_durably(draft / name, raw)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,11 +17,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_doc import Doc
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ...core.base import SpaceBase
 from ...core.exact import bits16
 from ...core.types import INIT_STREAM, AbstractNoise, AbstractSpace, Key, Leaf, Natural, Part, Positive
+from ._frozen import FrozenTerm
 from ._master import MasterSpace, describe_layers, lay_out_parts
+
+START_KEY = "start"  # of the description in a log's header
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,18 @@ class Lora(AbstractSpace):
             "makes the term linear."
         ),
     ] = "both"
+    start: Annotated[
+        Literal["zero", "probe"],
+        Doc(
+            "What the term is at first. zero: nothing. probe: a classifier that is fitted in closed form to one forward "
+            "pass over the training rows; it has its own rank, and the steps train the rest beside it."
+        ),
+    ] = "zero"
+
+    @property
+    def wants_start(self) -> bool:
+        """Return whether a start is computed before the first step."""
+        return self.start != "zero"
 
     @property
     def points_per_forward(self) -> int:
@@ -58,7 +74,7 @@ class Lora(AbstractSpace):
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> LoraSpace:
         """Make the space over a base, whose chosen Linear modules it hooks."""
         held = self.blank(self.describe(base), seed, noise, base.device)
-        held.hook(base.find_linears(self.layers, self.targets), base.dtype)
+        held.hook(base.find_linears(self.layers, self.targets), base.dtype, base.model.get_submodule)
         return held
 
     def elements(self, description: Any) -> int:
@@ -67,6 +83,8 @@ class Lora(AbstractSpace):
             sizes = [size for _, *size in description["shapes"]]
             if not all(len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) for size in sizes):
                 return -1  # checked first: rank times a long text, say, would be gigabytes
+            if START_KEY in description:
+                FrozenTerm.read(description[START_KEY])
             return sum(self.rank * (out + (wide if self.train == "both" else 0)) for out, wide in sizes)
         except (TypeError, KeyError, ValueError):
             return -1
@@ -75,14 +93,26 @@ class Lora(AbstractSpace):
         self, description: dict[str, Any], seed: int, noise: AbstractNoise, device: torch.device | str = "cpu"
     ) -> LoraSpace:
         """Rebuild the space from a log's description alone, without a model."""
-        return LoraSpace(self, description["shapes"], seed, noise, torch.device(device))
+        space = LoraSpace(self, description["shapes"], seed, noise, torch.device(device))
+        space.take_start(description)
+        return space
 
     def exported(self, description: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """Return the shapes by name of what `LoraSpace.tensors` yields."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for name, out, wide in description["shapes"]:
-            shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = (self.rank, wide), (out, self.rank)
+        modules, rank = self._exported_modules(description)
+        for name, (out, wide) in modules.items():
+            shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = (rank, wide), (out, rank)
         return shapes
+
+    def _exported_modules(self, description: dict[str, Any]) -> tuple[dict[str, tuple[int, int]], int]:
+        """Return the shape [out, in] of every module that has a term, and the rank of all terms: the start adds its own."""
+        modules = {name: (out, wide) for name, out, wide in description["shapes"]}
+        start = description.get(START_KEY)
+        if start is None:
+            return modules, self.rank
+        out, wide, rank = start["shape"]
+        return modules | {start["module"]: (out, wide)}, self.rank + rank
 
     def peft(self, description: dict[str, Any]) -> dict[str, Any]:
         """Return adapter_config.json without the base's name, with the shortest target names that PEFT understands.
@@ -90,7 +120,8 @@ class Lora(AbstractSpace):
         These are last names with layers_to_transform, which PEFT looks for inside `layers.N.` alone, or full names if the
         modules are not all the combinations of some names and some layers.
         """
-        modules = [name for name, _, _ in description["shapes"]]
+        shapes, rank = self._exported_modules(description)
+        modules, alpha = list(shapes), self.alpha / self.rank * rank
         places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
         sites = [(int(p[1]), p[2]) for p in places if p]
         layers, names = sorted({n for n, _ in sites}), sorted({w for _, w in sites})
@@ -100,8 +131,8 @@ class Lora(AbstractSpace):
             "peft_type": "LORA",
             "task_type": task,
             "inference_mode": True,
-            "r": self.rank,
-            "lora_alpha": int(self.alpha) if float(self.alpha).is_integer() else self.alpha,
+            "r": rank,
+            "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
             "lora_dropout": 0.0,
             "target_modules": names if product else modules,
             "layers_to_transform": layers if product else None,
@@ -117,7 +148,8 @@ class Lora(AbstractSpace):
 
     def summary(self) -> str:
         """Return the rank and the layers in words."""
-        return f"LoRA, rank {self.rank}, {describe_layers(self.layers)}"
+        start = f", {self.start} start" if self.wants_start else ""
+        return f"LoRA, rank {self.rank}, {describe_layers(self.layers)}{start}"
 
 
 def infer_head(names: Iterable[str]) -> str:
@@ -131,7 +163,7 @@ class LoraSpace(MasterSpace):
     def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: AbstractNoise, device: torch.device):
         self.options = options
         self.shapes = {str(name): (int(out), int(wide)) for name, out, wide in shapes}
-        self.scale, self._shares_a = options.alpha / options.rank, options.train == "b"
+        self.rank, self.scale, self._shares_a = options.rank, options.alpha / options.rank, options.train == "b"
         moving: list[tuple[str, tuple[int, ...]]] = []
         fixed: list[tuple[str, tuple[int, ...]]] = []
         for name, (out, wide) in self.shapes.items():
@@ -145,6 +177,9 @@ class LoraSpace(MasterSpace):
             self._start(leaf, seed, noise)
         self._still = self.fixed
         self._points: Tensor | None = None
+        self._frozen: FrozenTerm | None = None
+        self._find_module: Callable[[str], nn.Module] | None = None
+        self._term_hook: RemovableHandle | None = None
 
     def _start(self, leaf: Leaf, seed: int, noise: AbstractNoise) -> None:
         """Set A to noise / sqrt(in) and B to 0. A comes from the noise's own stream, so a log alone rebuilds it."""
@@ -155,14 +190,61 @@ class LoraSpace(MasterSpace):
                 leaf.value[place] = z[place] * bits16(1 / math.sqrt(part.shape[1]))
 
     def describe(self) -> dict[str, Any]:
-        """Return the name and shape of every adapted matrix."""
-        return {"shapes": [[name, *shape] for name, shape in self.shapes.items()]}
+        """Return the name and shape of every adapted matrix, and the start where there is one."""
+        start = {} if self._frozen is None else {START_KEY: self._frozen.describe()}
+        return {"shapes": [[name, *shape] for name, shape in self.shapes.items()], **start}
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every matrix of the adapter by name, as a view of the master."""
+    def freeze_term(self, module: str, a: Tensor, b: Tensor) -> None:
+        """Add B A, of a [r, in] and b [out, r], to the output of a module of the base; it is no part of what is trained."""
+        self._set_term(FrozenTerm.of(module, a.to(self.value.device), b.to(self.value.device)))
+
+    def take_start(self, description: Mapping[str, Any]) -> None:
+        """Take the start from a description of the space, such as that in a log's header."""
+        start = description.get(START_KEY)
+        self._set_term(None if start is None else FrozenTerm.read(start, self.value.device))
+
+    def _set_term(self, term: FrozenTerm | None) -> None:
+        if self._term_hook is not None:
+            self._term_hook.remove()
+            self._term_hook = None
+        self._frozen = term
+        if term is not None and self._find_module is not None:
+            module = self._find_module(term.name)
+            self._term_hook = term.hook_module(module, self._dtype, lambda: self._points is not None)
+
+    def _trained_matrices(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every trained matrix, and A where it stays as it was, by name, as a view of the master."""
         for leaf in (self._fixed, *self._leaves):
             for name, offset, shape in leaf.parts:
                 yield name, leaf.value[offset : offset + math.prod(shape)].view(shape)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every matrix of the adapter by name: views of the master; with a start, copies with its rank added to all.
+
+        Readers of adapters know one rank for all modules, so that the others' added rows and columns are 0.
+        """
+        if self._frozen is None:
+            yield from self._trained_matrices()
+            return
+        known, added = dict(self._trained_matrices()), self._frozen.rank
+        for module, (out, wide) in {
+            **self.shapes,
+            self._frozen.name: (len(self._frozen.b), self._frozen.a.shape[1]),
+        }.items():
+            is_start = module == self._frozen.name
+            a = self._frozen.a if is_start else self.value.new_zeros(added, wide)
+            b = self._frozen.b / self.scale if is_start else self.value.new_zeros(out, added)
+            rank = self.rank
+            own_a = known.get(f"{module}.lora_A", self.value.new_zeros(rank, wide))
+            own_b = known.get(f"{module}.lora_B", self.value.new_zeros(out, rank))
+            yield f"{module}.lora_A", torch.cat([own_a, a])
+            yield f"{module}.lora_B", torch.cat([own_b, b], dim=1)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the trained values from an adapter's matrices, which have the names and shapes of `tensors`."""
+        rank = self.rank
+        for name, value in self._trained_matrices():
+            value.copy_(tensors[name][:rank] if name.endswith("lora_A") else tensors[name][:, :rank])
 
     def merged(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the float32 weight [out, in] of a module with its term, and the term. value: the base's weight."""
@@ -173,7 +255,10 @@ class LoraSpace(MasterSpace):
 
     def changes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every weight that `merged` changes."""
-        return {f"{name}.weight": shape for name, shape in self.shapes.items()}
+        shapes = dict(self.shapes)
+        if self._frozen is not None:
+            shapes[self._frozen.name] = (len(self._frozen.b), self._frozen.a.shape[1])
+        return {f"{name}.weight": shape for name, shape in shapes.items()}
 
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
@@ -184,9 +269,12 @@ class LoraSpace(MasterSpace):
         finally:
             self._points = None
 
-    def hook(self, sites: dict[str, nn.Linear], dtype: torch.dtype) -> None:
-        """Make the chosen Linear modules add their term while points are held. dtype: of the base's forward."""
-        self._dtype, self._still = dtype, self.fixed.to(dtype)
+    def hook(self, sites: dict[str, nn.Linear], dtype: torch.dtype, find_module: Callable[[str], nn.Module]) -> None:
+        """Make the chosen Linear modules add their term while points are held.
+
+        dtype: of the base's forward. find_module: returns the module of a name; a start may stand at any.
+        """
+        self._dtype, self._still, self._find_module = dtype, self.fixed.to(dtype), find_module
         for name, module in sites.items():
             module.register_forward_hook(self._term(name))
 

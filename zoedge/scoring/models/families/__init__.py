@@ -27,6 +27,7 @@ class FamilyFacts(Protocol):
     BLOCKS: str  # the name of the list of blocks inside the model
     HEAD: str  # what follows AutoModelFor in the name of transformers' class: CausalLM | MaskedLM
     UNUSED: tuple[str, ...]  # beginnings of the names of tensors that a checkpoint may hold and the model does not use
+    WRITE: str  # the name, inside a block, of the Linear whose output is added to the hidden states last
 
     def longest(self, config: PreTrainedConfig) -> int:
         """Return how many tokens a sequence may have."""
@@ -50,6 +51,12 @@ class FamilyFacts(Protocol):
 
     def final(self, model: PreTrainedModel, h: Tensor) -> Tensor:
         """Return what the head reads, [..., H], from the output of the last block."""
+
+    def read_norm(self, model: PreTrainedModel) -> nn.Module:
+        """Return the norm whose input is the sum of the last block's `WRITE` and what it is added to, [S, R, H]."""
+
+    def head_input(self, model: PreTrainedModel, h: Tensor) -> Tensor:
+        """Return what the head reads, [..., H], of that sum [..., H]."""
 
     def head(self, model: PreTrainedModel) -> nn.Linear:
         """Return the matrix that makes logits over the vocabulary."""

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from ..past import PastKeyValues
 
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
+__all__ = ["BLOCKS", "HEAD", "WRITE", "context", "embed", "final", "head", "head_input", "last", "longest", "read_norm"]
 BLOCKS, HEAD = "gpt_neox.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
+WRITE = "mlp.dense_4h_to_h"
 
 
 def embed(model: GPTNeoXForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
@@ -57,6 +58,16 @@ def last(
 def final(model: GPTNeoXForCausalLM, h: Tensor) -> Tensor:
     """Return what the head reads, [..., H], of the last block's output."""
     return model.gpt_neox.final_layer_norm(h)
+
+
+def read_norm(model: GPTNeoXForCausalLM) -> nn.Module:
+    """Return the norm that reads the last block's output."""
+    return model.gpt_neox.final_layer_norm
+
+
+def head_input(model: GPTNeoXForCausalLM, h: Tensor) -> Tensor:
+    """Return what the head reads, [..., H], of the input of `read_norm`."""
+    return final(model, h)
 
 
 def head(model: GPTNeoXForCausalLM) -> nn.Linear:

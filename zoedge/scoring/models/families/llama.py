@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from ..past import PastKeyValues
 
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
+__all__ = ["BLOCKS", "HEAD", "WRITE", "context", "embed", "final", "head", "head_input", "last", "longest", "read_norm"]
 BLOCKS, HEAD = "model.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
+WRITE = "mlp.down_proj"
 
 
 def embed(model: LlamaForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
@@ -69,6 +70,17 @@ def project_heads(attention: LlamaAttention, which: str, x: Tensor) -> Tensor:
 def final(model: LlamaForCausalLM, h: Tensor) -> Tensor:
     """Return what the head reads, [..., H], of the last block's output."""
     return model.model.norm(h)
+
+
+def read_norm(model: LlamaForCausalLM) -> nn.Module:
+    """Return the norm that reads the last block's output."""
+    norm: nn.Module = model.model.norm
+    return norm
+
+
+def head_input(model: LlamaForCausalLM, h: Tensor) -> Tensor:
+    """Return what the head reads, [..., H], of the input of `read_norm`."""
+    return final(model, h)
 
 
 def head(model: LlamaForCausalLM) -> nn.Linear:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from ..past import PastKeyValues
 
-__all__ = ["BLOCKS", "HEAD", "context", "embed", "final", "head", "last", "longest"]
+__all__ = ["BLOCKS", "HEAD", "WRITE", "context", "embed", "final", "head", "head_input", "last", "longest", "read_norm"]
 BLOCKS, HEAD = "model.decoder.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
+WRITE = "fc2"
 
 
 def embed(model: OPTForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
@@ -63,6 +64,19 @@ def final(model: OPTForCausalLM, h: Tensor) -> Tensor:
     if decoder.final_layer_norm is not None:
         h = decoder.final_layer_norm(h)
     return h if decoder.project_out is None else decoder.project_out(h)
+
+
+def read_norm(model: OPTForCausalLM) -> nn.Module:
+    """Return the norm after the last block; where norms stand after the layers (OPT-350m), the last one in that block."""
+    decoder = model.model.decoder
+    last_norm: nn.Module = decoder.layers[-1].final_layer_norm
+    return last_norm if decoder.final_layer_norm is None else decoder.final_layer_norm
+
+
+def head_input(model: OPTForCausalLM, h: Tensor) -> Tensor:
+    """Return what the head reads, [..., H], of the input of `read_norm`."""
+    decoder = model.model.decoder
+    return final(model, h if decoder.final_layer_norm is not None else decoder.layers[-1].final_layer_norm(h))
 
 
 def head(model: OPTForCausalLM) -> nn.Linear:

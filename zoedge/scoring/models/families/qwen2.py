@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from ._rows import longest
-from .llama import BLOCKS, HEAD, UNUSED, context, embed, final, head, last
+from .llama import BLOCKS, HEAD, UNUSED, WRITE, context, embed, final, head, head_input, last, read_norm
 
-__all__ = ["BLOCKS", "HEAD", "UNUSED", "context", "embed", "final", "head", "last", "longest"]
+__all__ = [
+    "BLOCKS",
+    "HEAD",
+    "UNUSED",
+    "WRITE",
+    "context",
+    "embed",
+    "final",
+    "head",
+    "head_input",
+    "last",
+    "longest",
+    "read_norm",
+]

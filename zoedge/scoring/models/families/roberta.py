@@ -5,7 +5,7 @@ The head is a dense layer, gelu, a norm, and a decoder that is tied to the embed
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BLOCKS, HEAD = "roberta.encoder.layer", "MaskedLM"
 # published checkpoints hold these tensors, and a masked language model reads neither
 UNUSED = ("roberta.pooler.", "roberta.embeddings.position_ids")
+WRITE = "output.dense"
 
 
 def longest(config: PreTrainedConfig) -> int:
@@ -56,6 +57,17 @@ def last(block: RobertaLayer, h: Tensor, rows: Tensor, attention_mask: Tensor, *
 def final(model: RobertaForMaskedLM, h: Tensor) -> Tensor:
     """Return what the head reads, [..., H], of the last block's output."""
     return model.lm_head.layer_norm(gelu(model.lm_head.dense(h)))
+
+
+def read_norm(model: RobertaForMaskedLM) -> nn.Module:
+    """Return the last norm of the last block."""
+    last_block = cast("RobertaLayer", model.roberta.encoder.layer[-1])
+    return last_block.output.LayerNorm
+
+
+def head_input(model: RobertaForMaskedLM, h: Tensor) -> Tensor:
+    """Return what the decoder reads, [..., H], of the input of `read_norm`."""
+    return final(model, read_norm(model)(h))
 
 
 def head(model: RobertaForMaskedLM) -> nn.Linear:

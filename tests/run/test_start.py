@@ -1,0 +1,246 @@
+"""`space.start: probe` in whole runs: computed once, held in the log, rebuilt from the log alone, exported as plain LoRA."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import Done
+from helpers.models import WORDS
+from helpers.runs import replay_to
+from helpers.scores import CLOSE, far, plain_logits
+
+from zoedge.commands.finetune import finetune
+from zoedge.core import digests
+from zoedge.core.canonical import encode_canonical
+from zoedge.errors import DamagedError, DataError, IdentityError, UsageError
+from zoedge.log.log import Log
+from zoedge.methods.spaces._frozen import FrozenTerm
+from zoedge.recipe.reading import read_recipe
+from zoedge.run import folder as run_folder
+from zoedge.run import start as run_start
+from zoedge.run.replay import build_replay_run
+from zoedge.run.trained import load_trained
+
+STARTED = ("space.start=probe", "train.steps=6", "eval.every=3", "log.hash_every=2")
+
+
+def noted(folder: Path, event: str) -> list[dict[str, Any]]:
+    return [line for line in run_folder.read_metrics(folder) if line["event"] == event]
+
+
+@pytest.fixture
+def started(recipe_file: Path) -> Path:
+    """The folder of a finished run that began with a probe."""
+    outcome = finetune(str(recipe_file), *STARTED)
+    assert outcome is not None
+    return outcome.folder
+
+
+def test_the_start_separates_what_zero_shot_does_not(started: Path) -> None:
+    (line,) = noted(started, "start")
+    assert line["passes"] == 50 and line["features"] > 1 and line["loss"] < 0.7 * line["tried"]["0 features, ridge 0"]
+    (before,), (after,) = noted(started, "before"), noted(started, "after")
+    assert after["loss"] < before["loss"]
+
+
+def test_the_log_alone_rebuilds_it(started: Path, zoedge: Callable[..., Done], tmp_path: Path) -> None:
+    with Log.open(started / "run.zlog") as log:
+        space: Any = replay_to(log)
+        trained, *_ = load_trained(str(started))
+        own: Any = trained.space
+        assert (
+            space._frozen is not None
+            and torch.equal(space._frozen.a, own._frozen.a)
+            and torch.equal(space._frozen.b, own._frozen.b)
+        )
+        assert space.describe() == log.header.about["space"]
+    done = zoedge("verify", started, "--replay", "--adapter", started / "adapter")
+    assert done.code == 0 and "tensors equal the replayed ones" in done.out
+    assert zoedge("verify", started, "--against", started / "recipe.yaml").code == 0
+    assert zoedge("replay", started, "-o", tmp_path / "again").code == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (started / "adapter" / name).read_bytes()
+
+
+def test_packed_and_shared_logs_have_it(
+    started: Path, zoedge: Callable[..., Done], tmp_path: Path, llama: Path
+) -> None:
+    name = "adapter_model.safetensors"
+    assert zoedge("pack", started, "-o", tmp_path / "small.zpack").code == 0
+    assert zoedge("replay", tmp_path / "small.zpack", "-o", tmp_path / "from pack").code == 0
+    assert zoedge("pack", started, "-o", tmp_path / "run.zoe").code == 0
+    assert zoedge("apply", tmp_path / "run.zoe", "--base", llama, "-o", tmp_path / "applied").code == 0
+    for folder in ("from pack", "applied"):
+        assert (tmp_path / folder / name).read_bytes() == (started / "adapter" / name).read_bytes()
+
+
+def test_a_killed_run_goes_on_with_the_start_in_its_log(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = finetune(str(recipe_file), *STARTED, run_dir=tmp_path / "whole")
+    assert whole is not None
+    path = tmp_path / "cut" / "run.zlog"
+    path.parent.mkdir()
+    with Log.open(whole.folder / "run.zlog") as log:
+        keep = log.header.length + 5 * log.header.slot_size
+        state = log.state.end
+    path.write_bytes((whole.folder / "run.zlog").read_bytes()[:keep])
+    monkeypatch.setattr(run_start, "fit_start", lambda measuring: pytest.fail("computed again"))
+    finetune(str(recipe_file), *STARTED, run_dir=path.parent)
+    with Log.open(path) as log:
+        assert log.state.end == state and log.size == whole.size
+
+
+def test_a_branch_keeps_its_parents_start(
+    started: Path, recipe_file: Path, zoedge: Callable[..., Done], tmp_path: Path
+) -> None:
+    longer = [*STARTED, "train.steps=8", "rule.schedule=constant"]
+    done = zoedge(
+        "finetune", recipe_file, *longer, "--from", f"{started}@4", "--run-dir", tmp_path / "branch", "--quiet"
+    )
+    assert done.code == 0, done.err
+    with Log.open(started / "run.zlog") as parent, Log.open(tmp_path / "branch" / "run.zlog") as branch:
+        assert parent.header.about["space"] == branch.header.about["space"] and len(branch) == 8
+    assert zoedge("verify", tmp_path / "branch", "--replay").code == 0
+
+
+def test_peft_loads_it_as_plain_lora(started: Path) -> None:
+    from peft import PeftModel
+
+    trained, *_ = load_trained(str(started))
+    space: Any = trained.space
+    assert "mlp.down_proj" in space._frozen.name and space._frozen.name not in space.shapes  # q and v alone are trained
+    config = json.loads((started / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 4 + space._frozen.rank and config["lora_alpha"] == 8 / 4 * config["r"]
+    words = trained.base.tokenizer(" ".join(WORDS[:12])).input_ids
+    ids = torch.tensor([words])
+    batch: Any = SimpleNamespace(
+        ids=ids, rows=torch.arange(len(words))[None], index=[0], branches=None, examples=SimpleNamespace(tokens=[words])
+    )
+    with space.visit([lambda leaf: None]):
+        columns = torch.arange(trained.base.model.config.vocab_size)
+        ours = trained.base.logits(trained.base.hidden_states(batch, 1), columns)
+    plain, *_ = load_trained(str(started))
+    model = PeftModel.from_pretrained(plain.base.model, started / "adapter").eval()
+    assert far(ours, plain_logits(model, batch)) < 3 * CLOSE
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [("peft", "all"), ("merged", "[q_proj, v_proj]"), ("gguf-lora", "[q_proj, v_proj]"), ("gguf-lora", "all")],
+)
+def test_every_export_is_read_back_as_trained(
+    recipe_file: Path, zoedge: Callable[..., Done], tmp_path: Path, kind: str, targets: str
+) -> None:
+    more = [f"space.targets={targets}", "space.alpha=12", "output.export=[]"]
+    outcome = finetune(str(recipe_file), *STARTED, *more)
+    assert outcome is not None
+    out = tmp_path / ("out.gguf" if kind == "gguf-lora" else "out")
+    done = zoedge("export", outcome.folder, "--to", kind, "--check", "-o", out)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"values": "!"},
+        {"shape": [64, 128, 10**6]},
+        {"shape": [64, 128, -1]},
+        {"shape": [64, 128, True]},
+        {"module": 3},
+        {"more": 1},
+        {"values": "~" * 480},
+    ],
+)
+def test_a_start_that_is_none_is_told(started: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    with Log.open(started / "run.zlog") as log:
+        about = dict(log.header.about)
+        about["space"] = {**about["space"], "start": {**about["space"]["start"], **change}}
+        forged = replace(log.header, block=encode_canonical(about))
+    with Log.create(tmp_path / "forged.zlog", forged) as log, pytest.raises(DamagedError):
+        build_replay_run(log)
+
+
+def test_another_start_is_not_taken_for_the_logs_own(started: Path, tmp_path: Path) -> None:
+    with Log.open(started / "run.zlog") as log:
+        about = dict(log.header.about)
+        term = FrozenTerm.read(about["space"]["start"])
+        other = FrozenTerm.of(term.name, term.a * 1.5, term.b)
+        forged = replace(
+            log.header, block=encode_canonical({**about, "space": {**about["space"], "start": other.describe()}})
+        )
+    with Log.create(tmp_path / "forged.zlog", forged) as log, pytest.raises(IdentityError, match="initial values"):
+        build_replay_run(log)
+
+
+def test_a_term_is_described_to_the_bit() -> None:
+    random = torch.Generator().manual_seed(0)
+    term = FrozenTerm.of("m", torch.randn(3, 50, generator=random) * 1e-3, torch.randn(20, 3, generator=random) * 1e3)
+    again = FrozenTerm.read(json.loads(json.dumps(term.describe())))
+    assert again.name == "m" and torch.equal(again.a, term.a) and torch.equal(again.b, term.b)
+    assert far(again.a, again.a.bfloat16().float()) == 0
+
+
+def test_the_same_run_on_the_same_machine_is_the_same_to_the_bit(recipe_file: Path, tmp_path: Path) -> None:
+    runs = [finetune(str(recipe_file), *STARTED, run_dir=tmp_path / name) for name in "ab"]
+    assert runs[0] is not None and runs[1] is not None and runs[0].fingerprint == runs[1].fingerprint
+
+
+def test_masked_models_start_so_too(recipe_file: Path, roberta: Path) -> None:
+    task = 'task={name: mlm, prompt: "{text} It was{mask}.", options: {negative: " terrible", positive: " great"}}'
+    outcome = finetune(str(recipe_file), *STARTED, f"model.source={roberta}", task, "space.targets=all")
+    assert outcome is not None and outcome.before is not None and outcome.after is not None
+    (line,) = noted(outcome.folder, "start")
+    assert line["loss"] < line["tried"]["0 features, ridge 0"]
+    with Log.open(outcome.folder / "run.zlog") as log:
+        assert digests.digest(replay_to(log)).startswith(log.state.end or b"?")
+
+
+# -- what has no start
+
+
+def test_a_task_without_labels_has_none(recipe_file: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"space\.start: probe is fitted to labels: it goes with classify and mlm, not lm"
+    ):
+        read_recipe(str(recipe_file), ["space.start=probe", "task=lm"])
+
+
+def test_other_spaces_and_several_have_none(recipe_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"space\.start: unknown key"):
+        read_recipe(str(recipe_file), ["space={name: prompt, start: probe}"])
+    with pytest.raises(UsageError, match="goes with no other space"):
+        read_recipe(str(recipe_file), ["space={name: several, of: {lora: {start: probe}, prompt: {tokens: 2}}}"])
+
+
+def test_options_of_several_tokens_have_none(recipe_file: Path) -> None:
+    options = 'task.options={negative: " terrible", positive: " great fun"}'
+    with pytest.raises(DataError, match=r"one token each"):
+        finetune(str(recipe_file), *STARTED, options)
+
+
+def test_rows_of_one_label_are_refused_by_its_name(recipe_file: Path, reviews: Path, tmp_path: Path) -> None:
+    rows = [line for line in reviews.read_text().splitlines() if json.loads(line)["label"] == "positive"]
+    (tmp_path / "one.jsonl").write_text("\n".join(rows) + "\n")
+    with pytest.raises(DataError, match=r"all 40 training rows have the label positive"):
+        finetune(str(recipe_file), *STARTED, f"data={{train: {tmp_path / 'one.jsonl'}}}")
+
+
+def test_few_rows_take_the_bias_off(recipe_file: Path, reviews: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text("\n".join(reviews.read_text().splitlines()[:10]) + "\n")
+    outcome = finetune(str(recipe_file), *STARTED, f"data={{train: {tmp_path / 'few.jsonl'}}}")
+    assert outcome is not None
+    (line,) = noted(outcome.folder, "start")
+    assert line["features"] == 1 and line["tried"] == {} and line["ridge"] is None
+
+
+def test_old_recipes_keep_their_digest(recipe_file: Path) -> None:
+    assert "start" not in read_recipe(str(recipe_file)).resolved()["space"]
+    assert read_recipe(str(recipe_file), ["space.start=probe"]).resolved()["space"]["start"] == "probe"

@@ -1,0 +1,131 @@
+"""This module computes what a space starts with, before the first step: a classifier in closed form (`space.start: probe`).
+
+One pass over the labelled training rows gives features and option logits (scoring/probe/features.py); a logistic regression
+on them (scoring/probe/fit.py) is written as a term of low rank on the last block's last Linear. It is a linear probe in the
+form of LoRA: it needs forward passes alone, and it reads hidden states, so that the model is no black box to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, make_printable
+from ..scoring.probe.features import Features, collect_features, option_logits, option_slopes, write_module
+from ..scoring.probe.fit import MIN_ROWS, MIN_ROWS_OF_A_LABEL, Design, Fit, choose_fit, whiten
+from ..scoring.rows.row import seeded_permutation
+from ..scoring.tasks._training import pack_batches
+from .display import Plain
+from .folder import append_metric
+from .setup import Measuring, cache_trunk
+
+MAX_START_ROWS = 2048  # training rows that a start is fitted to at most; 1,500 reach what 128 features can hold
+MAX_FEATURES = 128
+DRIFT_WEIGHT = 0.03  # of what the term does to unscored positions: .01 of accuracy, a sixth of the drift (lab notes)
+LEAST_SHARE = 1e-4  # of the largest singular value: the logits hardly move along what is below
+SHARES = (1.0, 0.5, 0.25, 0.0)  # of the fitted term, of which the exact loss chooses
+
+
+class Start(NamedTuple):
+    """A computed start: B A on a module, and what it was chosen by.
+
+    Attributes:
+        module: the full name of the Linear module.
+        a, b: A [r, in] and B [out, r]; r is 0 where nothing was better than something.
+        fit: the regression.
+        passes: the forward passes of a row that it took.
+        share: of the fitted term that is kept: 1, unless the exact loss was lower at less.
+        loss: the mean loss of these rows with the term, computed by what follows the last block.
+    """
+
+    module: str
+    a: Tensor
+    b: Tensor
+    fit: Fit
+    passes: int
+    share: float
+    loss: float
+
+    def sentence(self) -> str:
+        """Return what it is and what it was chosen by, on one line."""
+        rows = f"closed-form start from one pass over {self.passes:,} rows: "
+        if not self.fit.tried:
+            few = f"fewer than {MIN_ROWS} rows, or than {MIN_ROWS_OF_A_LABEL} of a label"
+            return f"{rows}the bias for some labels is taken off ({few}: no more can be learnt from them safely)"
+        if not len(self.a):
+            return f"{rows}nothing, which has the lowest cross-validated loss"
+        losses = list(self.fit.tried.values())
+        return (
+            f"{rows}{self.fit.features} features, ridge {self.fit.ridge:g}; cross-validated loss {min(losses):.4f}, "
+            f"without it {losses[0]:.4f}"
+        )
+
+
+def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
+    """Compute the start that the space's options ask for, put it into the space, and note what it was chosen by."""
+    if measuring.recipe.space.wants_start:
+        cache_trunk(measuring, folder, show)
+        with show.phase("fitting the closed-form start"):
+            start = fit_start(measuring)
+        if len(start.a):
+            measuring.space.freeze_term(start.module, start.a, start.b)
+        show.say(start.sentence())
+        fit = start.fit
+        facts = {"features": fit.features, "ridge": fit.ridge if math.isfinite(fit.ridge) else None, "tried": fit.tried}
+        append_metric(folder, event="start", passes=start.passes, share=start.share, loss=start.loss, **facts)
+
+
+def fit_start(measuring: Measuring) -> Start:
+    """Return the closed-form start of a run. DataError: its rows have no options of one token each, or one label alone."""
+    examples, task = measuring.texts.train, measuring.task
+    if task.option_count == 0 or examples.sequences_each > 1:
+        raise DataError(
+            "space.start: probe is fitted to options that are one token each after every prompt, and these are not. "
+            "Choose such words in task.options, or leave start out."
+        )
+    chosen = sorted(seeded_permutation(len(examples), 0, 0)[:MAX_START_ROWS])
+    labels = {examples.labels[i] for i in chosen}
+    if len(labels) < 2:
+        name = make_printable(measuring.recipe.task.labels[labels.pop()])
+        raise DataError(
+            f"space.start: probe: all {len(chosen):,} training rows have the label {name}, so that nothing tells the labels "
+            "apart. Add rows of another label."
+        )
+    sizes = [len(examples.tokens[i]) for i in chosen]
+    batches = ([chosen[i] for i in places] for places in pack_batches(sizes))
+    features = collect_features(measuring.base, examples, chosen, batches)
+    logits = option_logits(measuring.base, torch.tensor(examples.targets[0]))
+    return fit_features(features, logits, write_module(measuring.base)[0])
+
+
+def fit_features(features: Features, logits: Callable[[Tensor], Tensor], module: str) -> Start:
+    """Return the start that suits these features.
+
+    B's columns move the mean centred option logits by unit vectors: they are E / S of its derivative by the hidden states,
+    U S E' [C, H]. So a coefficient of 1 means the same in every model.
+    """
+    _, s, e = torch.linalg.svd(option_slopes(logits, features.states), full_matrices=False)
+    kept = s[: len(s) - 1] > LEAST_SHARE * s[0]
+    b = (e[: len(kept)][kept] / s[: len(kept)][kept, None]).T
+    whitening = whiten(features.inputs, MAX_FEATURES)
+    others = features.others.double() @ whitening.T
+    design = Design(
+        phi=features.inputs.double() @ whitening.T,
+        moves=option_slopes(logits, features.states, b),
+        offset=features.logits.double(),
+        labels=features.labels,
+    )
+    fit = choose_fit(design, DRIFT_WEIGHT * others.T @ others / len(others))
+    r = fit.r @ whitening[: fit.features]
+    moved = features.inputs.double() @ r.T @ b.T
+    losses = {}
+    for share in SHARES:
+        exact = logits(features.states + (share * moved).float()).double()
+        losses[share] = float(torch.nn.functional.cross_entropy(exact, features.labels))
+    best = min(SHARES, key=losses.__getitem__) if fit.tried else 1.0
+    return Start(module, (best * r).float() if best else r[:0].float(), b.float(), fit, len(design), best, losses[best])
