@@ -23,6 +23,7 @@ ADDED_LATER: dict[str, Any] = {
     "trackers": [],
     "timeout": None,
     "max_memory": None,
+    "drift": None,
 }
 
 
