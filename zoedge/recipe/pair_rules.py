@@ -41,7 +41,7 @@ def drift_limit_needs_looks(parts: dict[str, Any]) -> Refusals:
             f"eval.drift: a model that fills masks has none - leave it out with task {part_name(task)}",
         )
     elif data and data.valid is None:
-        yield ("eval", "drift"), "eval.drift: is measured on validation rows - write data.valid: {split: 0.1}"
+        yield ("eval", "drift"), "eval.drift: the drift is measured on validation rows - write data.valid: {split: 0.1}"
     elif looks.select != "best":
         yield ("eval", "drift"), "eval.drift: limits which step is the best - write eval.select: best"
 

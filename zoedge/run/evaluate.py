@@ -127,14 +127,14 @@ def evaluate(space: Visitable, task: AbstractTraining, model: Base, examples: Ex
 
 
 def make_meter(model: Base, folder: Path, sets: Sequence[Examples | None]) -> DriftMeter | None:
-    """Return what measures the drift on some sets later; None: the model fills masks, and predicts no next token.
+    """Return what measures the drift on some sets later. The space must stand at its start.
 
-    The space must stand at its start. folder: where temporary files are.
+    folder: where temporary files are. None: the model fills masks, and predicts no next token, or has no word of the text.
     """
-    if model.facts.HEAD != "CausalLM":
-        return None
-    from ..scoring.drift import DriftMeter
+    from ..scoring.drift import DriftMeter, encode_ordinary_text
 
+    if model.facts.HEAD != "CausalLM" or not encode_ordinary_text(model):
+        return None
     meter = DriftMeter(model, folder)
     for examples in sets:
         if examples is not None:

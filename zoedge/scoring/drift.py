@@ -32,7 +32,7 @@ TEXT_FILE = Path(__file__).with_name("ordinary.txt")
 MAX_ROWS = 64  # of a set, the first ones, that the drift is measured on
 MAX_FORWARD = 2048  # padded token rows of these at most, unless one row alone has more: one forward
 MAX_TOKENS = 256  # unscored tokens among them, evenly spaced
-HEAD_COLUMNS = 2048  # columns of logits at once: with MAX_TOKENS rows, 2 MB
+COLUMNS = 2048  # of the head at once: 5 MB of SmolLM2's in float32, and 2 MB of logits of MAX_TOKENS positions
 
 
 def read_ordinary_text() -> list[str]:
@@ -42,14 +42,14 @@ def read_ordinary_text() -> list[str]:
 
 
 def encode_ordinary_text(base: Base) -> Examples:
-    """Return the ordinary text as one sequence for each paragraph, cut where the base's context ends.
+    """Return the ordinary text as one sequence for each paragraph; all tokens but each first one are scored.
 
-    All tokens but each first one are scored.
+    A paragraph is cut at half of the base's context, which virtual tokens leave free: so the text is the same with them.
     """
-    examples = Examples(1)
+    examples, longest = Examples(1), min(base.context_length, (base.context_length + base.ahead) // 2)
     sequences, _ = tokenise_texts(base.tokenizer, read_ordinary_text())
     for i, ids in enumerate(sequences):
-        cut = ids[: base.context_length + 1]  # the last one is only predicted
+        cut = ids[: longest + 1]  # the last one is only predicted
         if len(cut) > 1:
             examples.add(cut, list(range(1, len(cut))), 0, f"{TEXT_FILE.name}: paragraph {i + 1}")
     return examples
@@ -129,7 +129,7 @@ class DriftMeter:
         batch = Batch(source, index, ids, rows.clamp(min=0), torch.full_like(rows, -1), nothing, 0)
         reference = Reference(batch, rows >= 0, torch.empty(0), tempfile.TemporaryFile(dir=self.folder))
         total: Tensor | None = None
-        for _, logits in self.base.iterate_logits(self._states(reference), HEAD_COLUMNS):
+        for _, logits in self.base.iterate_logits(self._states(reference), COLUMNS):
             self._write(reference.file, logits)
             total = add_normaliser(total, logits)
         assert total is not None
@@ -144,7 +144,7 @@ class DriftMeter:
         difference = torch.zeros_like(
             reference.normaliser
         )  # the mean of base logit - tuned logit, as the base weighs them
-        for _, logits in self.base.iterate_logits(self._states(reference), HEAD_COLUMNS):
+        for _, logits in self.base.iterate_logits(self._states(reference), COLUMNS):
             raw = bytearray(reference.file.read(logits.numel() * logits.element_size()))
             before = torch.frombuffer(raw, dtype=torch.float32).view(logits.shape).to(logits.device)
             total = add_normaliser(total, logits)
@@ -161,7 +161,7 @@ class DriftMeter:
             batch = self.text.collate(chosen)
             scored = batch.targets >= 0
             h = self.base.hidden_states(batch, 1)[scored.to(self.base.device)]
-            total -= float(self.base.log_likelihood(h, batch.targets[scored]).double().sum())
+            total -= float(self.base.log_likelihood(h, batch.targets[scored], COLUMNS).double().sum())
             count += len(h)
         return total / count
 

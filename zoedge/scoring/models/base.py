@@ -333,18 +333,18 @@ class Base:
             yield start, self.project(head, h, slice(start, start + columns))
 
     @torch.inference_mode()
-    def log_likelihood(self, h: Tensor, targets: Tensor) -> Tensor:
+    def log_likelihood(self, h: Tensor, targets: Tensor, columns: int | None = None) -> Tensor:
         """Return the log-probability of the target tokens [...] over the whole vocabulary, [...] in float32.
 
-        h: hidden states [..., H]. HEAD_COLUMNS logits are held at a time.
+        h: hidden states [..., H]. columns: how many logits of each are held at a time; None: HEAD_COLUMNS.
         """
         targets = targets.to(self.device)
         normaliser: Tensor | None = None
         target_logits = torch.empty(h.shape[:-1], device=self.device)
-        for start, logits in self.iterate_logits(h, HEAD_COLUMNS):
+        for start, logits in self.iterate_logits(h, columns or HEAD_COLUMNS):
             inside = (targets >= start) & (targets < start + logits.shape[-1])
-            columns = (targets[inside] - start)[:, None]
-            target_logits[inside] = logits[inside].gather(-1, columns)[:, 0]
+            places = (targets[inside] - start)[:, None]
+            target_logits[inside] = logits[inside].gather(-1, places)[:, 0]
             summed = logits.logsumexp(-1)
             normaliser = summed if normaliser is None else torch.logaddexp(normaliser, summed)
         assert normaliser is not None
