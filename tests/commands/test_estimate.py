@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from zoedge.methods.spaces import full
 from zoedge.recipe.reading import read_recipe
 from zoedge.recipe.recipe import Recipe
 from zoedge.recipe.sections import Model
+from zoedge.run import evaluate, setup
 from zoedge.run import folder as run_folder
-from zoedge.run import setup
 from zoedge.run.display import make_display
+from zoedge.scoring import drift
 from zoedge.scoring.models import base, loading
 from zoedge.scoring.sources import hub, packaged
 from zoedge.scoring.tasks import _training
 
+MASKED_TASK = "task={name: mlm, prompt: '{text} It was{mask}.', options: {negative: ' terrible', positive: ' great'}}"
 SCHEMES = ["nf4", "fp4", "int8", "none"]
 
 
@@ -307,6 +310,22 @@ def test_the_log_is_as_large_as_predicted(recipe_file: Path) -> None:
     assert abs(time.disk_bytes(case(recipe_file))["log"] - size) < 4096  # its header, with the recipe
 
 
+def test_the_bases_predictions_are_at_most_as_large_as_predicted(
+    recipe_file: Path, roberta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10 and 20 rows; none of a model that fills masks."""
+    files: list[Any] = []
+    real = tempfile.TemporaryFile
+    monkeypatch.setattr(drift.tempfile, "TemporaryFile", lambda dir: files.append(real(dir=dir)) or files[-1])
+    bench = setup.Measuring.build(read_recipe(str(recipe_file)))
+    evaluate.make_meter(bench.base, tmp_path, [bench.texts.valid, bench.texts.test])
+    written = [file.seek(0, 2) for file in files[-2:]]
+    predicted = time.disk_bytes(case(recipe_file))["base's predictions"]
+    assert min(written) > 50 * 4 * 348 and sum(written) <= predicted and max(written) <= predicted // 2
+    masked = case(recipe_file, f"model.source={roberta}", MASKED_TASK, "space.targets=all")
+    assert "base's predictions" not in time.disk_bytes(masked)
+
+
 # -- the gate
 
 
@@ -405,7 +424,7 @@ def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
     assert set(memory["predicted"]) >= {"weights", "embeddings", "overhead"}
     assert all(isinstance(count, int) and count >= 0 for count in memory["predicted"].values())
     assert memory["measured"] > 50e6
-    assert {k for k in took if k != "event"} == {"load", "trunk", "steps", "scoring", "export"}
+    assert {k for k in took if k != "event"} == {"load", "trunk", "drift", "steps", "scoring", "export"}
     assert all(took[k] > 0 for k in took if k != "event")
 
 

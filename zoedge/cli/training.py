@@ -137,8 +137,8 @@ def format_results(outcome: Any) -> list[str]:
         f"log      {outcome.folder}/run.zlog   {outcome.size:,} bytes for {outcome.steps:,} steps",
         f"         fingerprint {outcome.fingerprint}",
     ]
-    if outcome.at < outcome.steps:
-        lines.append(f"chosen   step {outcome.at:,}, of the lowest validation loss")
+    if outcome.chosen:
+        lines.append(f"chosen   step {outcome.at:,}, {outcome.chosen}")
     if outcome.better:
         export = f"zoedge export {outcome.folder} --at best"
         lines.append(f"better   step {outcome.better:,} by the validation loss: {export}")

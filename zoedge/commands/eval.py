@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from ..core import engine
 from ..errors import DataError
-from ..run.evaluate import EmptySpace, Score, Visitable, evaluate
+from ..run.evaluate import EmptySpace, Score, Visitable, add_drift, evaluate, make_meter
 from ..run.folder import open_any_log, resolve_step
 from ..run.identity import check_same_base, recipe_from_header
 from ..run.setup import Measuring
@@ -43,8 +46,11 @@ def evaluate_run(
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples
 
+    meter = make_meter(measuring.base, Path(tempfile.gettempdir()), [examples])
+
     def score(space: Visitable) -> Score:
-        return evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
+        score = evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
+        return score if meter is None else add_drift(score, space, meter, examples)
 
     zero_shot = score(EmptySpace())
     for _ in engine.play(measuring.run(log), steps):

@@ -185,7 +185,7 @@ def train(
             log.finish(digests.digest(measuring.space))
         show.close()
         report_rounding(measuring, folder, show)
-        steps = run_folder.resolve_step(log, recipe.eval.select)
+        steps, chosen = run_train.choose_delivery(recipe, log, show)
         run_train.return_to_step(measuring, log, steps, show)
         with stopwatch("export"):
             adapter = write_exports(measuring, log, folder, show, steps)
@@ -193,9 +193,9 @@ def train(
     seconds = time.monotonic() - began
     record_end(measuring, folder, plan, stopwatch, seconds, adapter, steps)
     write_page(recipe, path, show)
-    better = find_better_step(folder, steps, log)
+    better = find_better_step(folder, steps, log, recipe.eval.drift)
     size = path.stat().st_size
-    return Outcome(folder, log.fingerprint, size, len(log), before, after, seconds, adapter, steps, better)
+    return Outcome(folder, log.fingerprint, size, len(log), before, after, seconds, adapter, steps, better, chosen)
 
 
 def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
@@ -257,9 +257,9 @@ def record_end(
     if plan is not None:
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)
         run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
-    select = measuring.recipe.eval.select
+    options = {"select": measuring.recipe.eval.select, "drift": measuring.recipe.eval.drift}
     run_folder.append_metric(
-        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=steps, select=select
+        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=steps, **options
     )
 
 

@@ -395,8 +395,9 @@ def collect_results(points: Sequence[SweepPoint]) -> list[SweepResult]:
             else facts.state.partition(" after ")[0]
         )
         best = point.recipe.eval.select == "best"
-        scores = [score for _, score in facts.valid]
-        valid = (min(scores, key=lambda s: s.loss) if best else scores[-1]) if scores else None
+        looked = {step: run_folder.Look(score.loss, score.drift) for step, score in facts.valid}
+        at = run_folder.choose_best(looked, point.recipe.eval.drift) if best and looked else max(looked, default=0)
+        valid = dict(facts.valid).get(at)
         tested = point.recipe.data.test is not None
         result = SweepResult(point, state, facts.steps, facts.seconds or 0.0, valid, facts.after if tested else None)
         if not tested and facts.after:

@@ -30,6 +30,22 @@ def best_step_needs_validation_rows(parts: dict[str, Any]) -> Refusals:
         yield ("eval", "select"), "eval.select: best is chosen on validation rows - write data.valid: {split: 0.1}"
 
 
+def drift_limit_needs_looks(parts: dict[str, Any]) -> Refusals:
+    """Refuse a limit of the drift where no look measures it, or no step is chosen by looks."""
+    data, looks, task = parts.get("data"), parts.get("eval"), parts.get("task")
+    if not looks or looks.drift is None:
+        return
+    if task and task.head != "CausalLM":
+        yield (
+            ("eval", "drift"),
+            f"eval.drift: a model that fills masks has none - leave it out with task {part_name(task)}",
+        )
+    elif data and data.valid is None:
+        yield ("eval", "drift"), "eval.drift: the drift is measured on validation rows - write data.valid: {split: 0.1}"
+    elif looks.select != "best":
+        yield ("eval", "drift"), "eval.drift: limits which step is the best - write eval.select: best"
+
+
 def format_needs_its_task(parts: dict[str, Any]) -> Refusals:
     """Refuse a format of rows that the task does not read."""
     task, data = parts.get("task"), parts.get("data")
@@ -75,6 +91,7 @@ def start_needs_labels(parts: dict[str, Any]) -> Refusals:
 PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
     merged_export_needs_a_space_that_merges,
     best_step_needs_validation_rows,
+    drift_limit_needs_looks,
     format_needs_its_task,
     schedule_needs_a_value_at_every_step,
     parts_go_only_with_what_they_name,

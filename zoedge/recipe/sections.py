@@ -225,6 +225,14 @@ class Eval(Section):
         Literal["last", "best"],
         Doc("The step that is delivered and scored at the end: the last, or the one of the lowest validation loss."),
     ] = "last"
+    drift: Annotated[
+        float | None,
+        Gt(0),
+        Doc(
+            "The most that a step which `select: best` chooses may have drifted from the base: KL(base || tuned) on the "
+            "unscored tokens of the validation rows, in nats a token. There is no limit, if this is not written."
+        ),
+    ] = None
     at_start: Annotated[bool, Doc("Whether the base alone is scored before the run.")] = True
     calibrate: Annotated[int, Ge(1), Doc("How many unlabelled training rows the label bias is taken from.")] = 256
     curvature: Annotated[

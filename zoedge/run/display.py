@@ -18,6 +18,7 @@ from ..core.types import SKIPPED, Record
 from .evaluate import Score
 
 SPARKLINE_BARS = "▁▂▃▄▅▆▇█"
+LOWER_IS_BETTER = ("loss", "drift", "text")
 MEAN_DECAY = 0.98  # how much of the running means of loss and |gamma| a step keeps
 
 
@@ -169,13 +170,19 @@ class Json(Plain):
         self.put("score", step=step, rows=rows, **vars(score))
 
 
-def format_changes(score: Score, before: Score | None) -> list[str]:
-    """Return a score's columns, each with an arrow for its change since `before`, if that is of as many rows."""
+def format_changes(score: Score, before: Score | None, names: Iterable[str] | None = None) -> list[str]:
+    """Return a score's columns, each with an arrow for its change since `before`, if that is of as many rows.
+
+    names: of the columns, "" where the score has none; None: those that it has.
+    """
     now, then = score.columns(), before.columns() if before is not None and before.count == score.count else {}
     columns = []
-    for name, text in now.items():
+    for name in now if names is None else names:
+        if (text := now.get(name)) is None:
+            columns.append("")
+            continue
         a, b = (float(x.removesuffix(" %")) for x in (then.get(name, text), text))
-        better = (b < a) if name == "loss" else (b > a)
+        better = (b < a) if name in LOWER_IS_BETTER else (b > a)
         arrow = " " if a == b else f"[{'green' if better else 'red'}]{'↑' if b > a else '↓'}[/]"
         columns.append(f"{text} {arrow}")
     return columns
@@ -266,10 +273,11 @@ class Live(Plain):
         parts: list[Any] = [top, middle, f"[cyan]{draw_sparkline(self.losses)}[/]"]
         if self.scored:
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for name in ("step", *self.scored[-1][1].columns()):
+            names = list(dict.fromkeys(name for _, s in self.scored[-4:] for name in s.columns()))
+            for name in ("step", *names):
                 table.add_column(name, justify="right")
             for i, (step, s) in enumerate(self.scored[-4:], max(0, len(self.scored) - 4)):
-                table.add_row(f"{step:,}", *format_changes(s, self.scored[i - 1][1] if i else None))
+                table.add_row(f"{step:,}", *format_changes(s, self.scored[i - 1][1] if i else None, names))
             parts.append(table)
         return Panel(Group(*parts), title=Text(self.title), title_align="left", box=box.ROUNDED)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.types import Leaf
 
 if TYPE_CHECKING:
+    from ..scoring.drift import DriftMeter
     from ..scoring.models.base import Base
     from ..scoring.tasks._examples import Examples
     from ..scoring.tasks._training import AbstractTraining
@@ -27,6 +29,9 @@ class Score:
         majority: the share of rows with the commonest label.
         f1, exact_match: of generated texts, as SQuAD measures them.
         reward: the mean of the user's function.
+        drift: how far the model is from its base on the rows' unscored tokens, KL(base || tuned) in nats a token.
+        text: the cross-entropy of the packaged ordinary text, in nats a token.
+        base_text: the same of the base.
     """
 
     loss: float
@@ -37,6 +42,9 @@ class Score:
     f1: float | None = None
     exact_match: float | None = None
     reward: float | None = None
+    drift: float | None = None
+    text: float | None = None
+    base_text: float | None = None
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Score:
@@ -53,7 +61,9 @@ class Score:
         }
         texts = {name: format_percent(x) for name, x in shares.items() if x is not None}
         numbers = {"reward": self.reward, "loss": self.loss}
-        return texts | {name: f"{x:.4f}" for name, x in numbers.items() if x is not None}
+        texts |= {name: f"{x:.4f}" for name, x in numbers.items() if x is not None}
+        others = {"drift": self.drift, "text": self.text}
+        return texts | {name: f"{x:.3f}" for name, x in others.items() if x is not None}
 
     def sentence(self) -> str:
         """Return what was measured on one line."""
@@ -78,9 +88,17 @@ def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
     known = {name: score for name, score in scores.items() if score is not None}
     last = next(reversed(known.values()))
     lines = [f"{'':22}" + "".join(f"{name:>12}" for name in last.columns())]
-    lines += [f"{name:22}" + "".join(f"{text:>12}" for text in s.columns().values()) for name, s in known.items()]
+    for name, score in known.items():
+        columns = score.columns()
+        lines.append(f"{name:22}" + "".join(f"{columns.get(column, ''):>12}" for column in last.columns()))
     common = "" if last.majority is None else f"; always the commonest label: {format_percent(last.majority)}"
-    return [*lines, f"on {last.count:,} {rows}{common}"]
+    lines.append(f"on {last.count:,} {rows}{common}")
+    if last.base_text is not None:
+        lines.append(
+            "drift: KL from the base on the rows' unscored tokens, nats a token; text: nats a token of an ordinary text "
+            f"(base {last.base_text:.3f})"
+        )
+    return lines
 
 
 class Visitable(Protocol):
@@ -106,3 +124,28 @@ def evaluate(space: Visitable, task: AbstractTraining, model: Base, examples: Ex
     """
     with space.visit([lambda leaf: None]):
         return Score(**task.evaluate(model, examples, calibrate))
+
+
+def make_meter(model: Base, folder: Path, sets: Sequence[Examples | None]) -> DriftMeter | None:
+    """Return what measures the drift on some sets later. The space must stand at its start.
+
+    folder: where temporary files are. None: the model fills masks, and predicts no next token, or has no word of the text.
+    """
+    from ..scoring.drift import DriftMeter, encode_ordinary_text
+
+    if model.facts.HEAD != "CausalLM" or not encode_ordinary_text(model):
+        return None
+    meter = DriftMeter(model, folder)
+    for examples in sets:
+        if examples is not None:
+            meter.add(examples)
+    return meter
+
+
+def add_drift(score: Score, space: Visitable, meter: DriftMeter, examples: Examples, text: bool = True) -> Score:
+    """Return a score of some examples with the drift on them, and what the ordinary text has if `text`."""
+    if isinstance(space, EmptySpace):  # the base does not differ from itself
+        return replace(score, drift=0.0, text=meter.base_text, base_text=meter.base_text)
+    with space.visit([lambda leaf: None]):
+        score = replace(score, drift=meter.measure(examples))
+        return replace(score, text=meter.measure_text(), base_text=meter.base_text) if text else score

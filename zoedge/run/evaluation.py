@@ -14,6 +14,7 @@ from .display import Plain
 from .evaluate import Score, Visitable
 
 if TYPE_CHECKING:
+    from ..scoring.drift import DriftMeter
     from ..scoring.tasks._examples import Examples
 
 
@@ -50,6 +51,8 @@ class Evaluator:
     Attributes:
         last: the rows that are scored before and after the run: the test rows, else the validation rows, else None.
         rows: what these rows are called.
+        meter: what measures the drift; None: nothing is scored, or the model fills masks. The space must stand at its start
+            when the evaluator is made.
     """
 
     def __init__(
@@ -64,12 +67,20 @@ class Evaluator:
         self.took, self.follow = took or Stopwatch(), follow
         self.last = measuring.texts.test if measuring.texts.test is not None else measuring.texts.valid
         self.rows = "test" if measuring.texts.test is not None else "validation"
+        self.meter: DriftMeter | None = None
+        if self.last is not None:
+            with self.took("drift"):
+                sets = (measuring.texts.valid, measuring.texts.test)
+                self.meter = evaluate.make_meter(measuring.base, self.folder, sets)
 
     def look(self, space: Visitable, examples: Examples, **fields: Any) -> Score:
         """Score some examples, and write the score with some fields to metrics.jsonl."""
         b = self.measuring
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
+        if self.meter is not None:
+            with self.took("drift"):  # a look leaves the ordinary text out: it takes three times as long as the drift
+                score = evaluate.add_drift(score, space, self.meter, examples, fields["event"] != "valid")
         folder.append_metric(self.folder, **fields, **asdict(score))
         if self.follow is not None:
             on_test = fields["event"] != "valid" and self.rows == "test"
@@ -113,8 +124,10 @@ class Evaluator:
 
     def missed(self, step: int, last: int) -> bool:
         """Return whether a kill prevented an evaluation that is still needed of a step that is already logged."""
-        wanted = (self.measuring.recipe.eval.select == "best" or step == last) and self.due(step)
-        return wanted and step not in folder.validation_losses(self.folder, self.log)
+        options = self.measuring.recipe.eval
+        wanted = (options.select == "best" or step == last) and self.due(step)
+        look = folder.validation_looks(self.folder, self.log).get(step) if wanted else None
+        return wanted and (look is None or (options.drift is not None and look.drift is None))
 
     def at(self, step: int) -> None:
         """Evaluate the validation rows after `step` steps, if that is due."""

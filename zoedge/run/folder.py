@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import storage
 from ..core.storage import open_file
@@ -23,6 +24,7 @@ from .identity import is_optimizer_log, recipe_from_header
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
+    from ..recipe.sections import Eval
 
 # names in a run's folder
 LOG_FILE = "run.zlog"
@@ -130,42 +132,91 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 # -- which step
 
 
-def validation_losses(folder: Path, log: AnyLog) -> dict[int, float]:
-    """Return the validation loss of each step of a log that was evaluated, as metrics.jsonl has it; the latest counts.
+class Look(NamedTuple):
+    """What was measured on the validation rows at a step.
+
+    Attributes:
+        loss: their loss, a finite number.
+        drift: the KL from the base on their unscored tokens, nats a token; None: it was not measured.
+    """
+
+    loss: float
+    drift: float | None
+
+    def is_within(self, limit: float) -> bool:
+        """Return whether the drift was measured, and is at most `limit`."""
+        return self.drift is not None and self.drift <= limit
+
+
+def validation_looks(folder: Path, log: AnyLog) -> dict[int, Look]:
+    """Return what each look at the validation rows measured, by step, as metrics.jsonl has it; the latest counts.
 
     An evaluation notes the slot of its step's record, so that those of steps that a rewind dropped do not count.
     """
-    losses: dict[int, float] = {}
+    looks: dict[int, Look] = {}
     for line in read_metrics(folder):
         step, loss = line.get("step"), line.get("loss")
         if line.get("event") != "valid" or not isinstance(step, int) or not isinstance(loss, float):
             continue
         if 0 < step <= len(log) and math.isfinite(loss) and line.get("seq", log[step - 1].seq) == log[step - 1].seq:
-            losses[step] = loss
-    return dict(sorted(losses.items()))
+            drift = line.get("drift")
+            looks[step] = Look(loss, drift if isinstance(drift, float) and math.isfinite(drift) else None)
+    return dict(sorted(looks.items()))
 
 
-def resolve_step(log: AnyLog, at: str | None) -> int:
+def validation_losses(folder: Path, log: AnyLog) -> dict[int, float]:
+    """Return the validation loss of each step that was looked at, as `validation_looks` reads it."""
+    return {step: look.loss for step, look in validation_looks(folder, log).items()}
+
+
+def choose_best(looks: Mapping[int, Look], limit: float | None) -> int:
+    """Return the step of the lowest validation loss among those whose drift is within the limit.
+
+    If none is, return the step of the least drift. limit: eval.drift, nats a token; None: every step is within.
+    """
+    within = [step for step, look in looks.items() if limit is None or look.is_within(limit)]
+    if within:
+        return min(within, key=lambda step: looks[step].loss)
+    return min(looks, key=lambda step: math.inf if (drift := looks[step].drift) is None else drift)
+
+
+def explain_choice(looks: Mapping[int, Look], step: int, limit: float | None) -> str:
+    """Return why `choose_best` chose a step, as words that follow the step's number."""
+    if limit is None:
+        return "of the lowest validation loss"
+    if step not in looks or looks[step].is_within(limit):
+        return f"of the lowest validation loss where the drift is at most {limit:g}"
+    return f"of the least drift ({looks[step].drift:.3f}): no look was within eval.drift, which is {limit:g}"
+
+
+def resolve_step(log: AnyLog, at: str | None, options: Eval | None = None) -> int:
     """Return how many steps of a log a user means.
 
     Args:
-        at: a number; last; best (the step of the lowest validation loss in the metrics.jsonl beside the log); None: as the
-            log's own recipe says, or of a shared log what it delivers.
+        at: a number; last; best (what `choose_best` chooses by the metrics.jsonl beside the log); None: as `options` say, or
+            of a shared log what it delivers.
+        options: the recipe's section eval; None: that of the log's own recipe.
 
     Raises:
-        UsageError: the log has no such step, or no validation loss is noted.
+        UsageError: the log has no such step, or no validation loss is noted, or under eval.drift no drift.
     """
     steps, shared = len(log), log.delivers
     if at is None and shared is not None:
         return int(shared)
-    at = at or ("last" if is_optimizer_log(log.header) else recipe_from_header(log.header, str(log.path)).eval.select)
+    if options is None and not is_optimizer_log(log.header):
+        options = recipe_from_header(log.header, str(log.path)).eval
+    at = at or ("last" if options is None else options.select)
     if at == "best":
-        if not (losses := validation_losses(log.path.parent, log)):
+        looks, limit = validation_looks(log.path.parent, log), None if options is None else options.drift
+        missing = "" if looks else "validation loss"
+        if looks and limit is not None and all(look.drift is None for look in looks.values()):
+            missing = "drift"
+        if missing:
             raise UsageError(
-                f"{log.path}: no validation loss is noted beside it ({METRICS_FILE}), so no step is the best. Train with "
+                f"{log.path}: no {missing} is noted beside it ({METRICS_FILE}), so no step is the best. Train with "
                 f"data.valid, or name a step: --at last, or a number up to {steps:,}."
             )
-        return min(losses, key=losses.__getitem__)
+        return choose_best(looks, limit)
     if at == "last":
         return steps
     if at.isdecimal() and len(at) < 12 and int(at) <= steps:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..log.log import Log
 from ..recipe.recipe import Recipe
+from ..recipe.sections import Eval
 from . import folder as run_folder
 from . import identity
 from .evaluate import Score
@@ -27,6 +28,7 @@ class Outcome:
         adapter: the folder of the exported adapter, if one was asked for.
         at: the step that is delivered and scored.
         better: an earlier step whose validation loss was clearly lower, if there is one.
+        chosen: why that step is delivered, where it is not the last one, or drifted beyond eval.drift; else "".
     """
 
     folder: Path
@@ -39,13 +41,26 @@ class Outcome:
     adapter: Path | None
     at: int
     better: int | None
+    chosen: str
 
 
-def find_better_step(folder: Path, at: int, log: Log) -> int | None:
-    """Return the step of the lowest validation loss, if it lies before `at` and two later evaluations or more were higher."""
-    losses = run_folder.validation_losses(folder, log)
-    best = min(losses, key=losses.__getitem__, default=at)
-    return best if best < at and sum(step > best and losses[step] > losses[best] for step in losses) >= 2 else None
+def find_better_step(folder: Path, at: int, log: Log, limit: float | None) -> int | None:
+    """Return the best step, if it lies before `at` and two later evaluations or more had a higher loss.
+
+    limit: eval.drift, as `choose_best` reads it.
+    """
+    looks = run_folder.validation_looks(folder, log)
+    best = run_folder.choose_best(looks, limit) if looks else at
+    return (
+        best if best < at and sum(step > best and looks[step].loss > looks[best].loss for step in looks) >= 2 else None
+    )
+
+
+def explain_delivery(folder: Path, at: int, log: Log, options: Eval) -> str:
+    """Return `Outcome.chosen` of a run that delivers the step `at`. options: the recipe's section eval."""
+    looks, limit = run_folder.validation_looks(folder, log), options.drift
+    exceeds = limit is not None and at in looks and not looks[at].is_within(limit)
+    return run_folder.explain_choice(looks, at, limit) if at < len(log) or exceeds else ""
 
 
 def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
@@ -61,7 +76,10 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
             return None
         if log.header.about["recipe"]["data"] != recipe.resolved()["data"]:
             return None  # other rows are asked for: they are read, and refused if they are not those of the log
-        if lines["finished"].get("select", "last") != recipe.eval.select:
+        if (lines["finished"].get("select", "last"), lines["finished"].get("drift")) != (
+            recipe.eval.select,
+            recipe.eval.drift,
+        ):
             return None  # nothing is trained again: another step is delivered
         try:
             last = lines["finished"]
@@ -78,7 +96,8 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
                 if last["adapter"]
                 else None,  # the folder may have been copied
                 at=at,
-                better=find_better_step(folder, at, log),
+                better=find_better_step(folder, at, log, recipe.eval.drift),
+                chosen=explain_delivery(folder, at, log, recipe.eval),
             )
         except (KeyError, TypeError, ValueError):  # somebody has edited metrics.jsonl: the run is evaluated again
             return None

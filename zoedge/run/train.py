@@ -17,6 +17,7 @@ from . import auto, identity, replay, setup, trackers
 from . import folder as run_folder
 from .display import Plain
 from .evaluation import Evaluator, Stopwatch
+from .outcome import explain_delivery
 from .setup import cache_trunk
 from .signals import SignalHandler
 from .workers import Workers
@@ -72,11 +73,22 @@ def train_steps(
             evaluator.at(record.step + 1)
 
 
+def choose_delivery(recipe: Recipe, log: Log, show: Plain) -> tuple[int, str]:
+    """Return the step that a recipe delivers of a whole log, and `Outcome.chosen`; say so if it drifted beyond eval.drift."""
+    options, folder = recipe.eval, log.path.parent
+    steps = run_folder.resolve_step(log, options.select, options)
+    chosen = explain_delivery(folder, steps, log, options)
+    look = run_folder.validation_looks(folder, log).get(steps)
+    if options.drift is not None and look is not None and not look.is_within(options.drift):
+        show.warn(f"step {steps:,} is delivered, {chosen}")
+    return steps, chosen
+
+
 def return_to_step(measuring: setup.Measuring, log: Log, steps: int, show: Plain) -> None:
     """Move the space back to where it was after so many steps: to its start, then along the log."""
     if steps == len(log):
         return
-    with show.phase(f"replaying to step {steps:,}, of the lowest validation loss"):
+    with show.phase(f"replaying to step {steps:,}, which is delivered"):
         start = replay.build_replay_run(log).space  # computed on this device, as when resuming
         replay.copy_values(measuring.space, start)
         for _ in engine.play(measuring.run(log), steps):

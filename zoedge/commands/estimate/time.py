@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 
 
 def disk_bytes(plan: Plan) -> dict[str, int]:
-    """Return {file: bytes} of what a run downloads or makes once in the cache, and of what it leaves in its folder."""
+    """Return {file: bytes} of what a run downloads or makes once in the cache, and of what it leaves in its folder.
+
+    The lower layers and the base's predictions are gone with the process.
+    """
+    from ...scoring.drift import MAX_TOKENS
+
     shape, work, recipe = plan.shape, plan.workload, plan.recipe
     k, steps = oracle.slot_capacity(recipe.estimator, recipe.train.steps), recipe.train.steps
     slot = next((n for n in SLOT_SIZES if 40 + 12 * k <= n), SLOT_SIZES[-1])
     sizes = {"source": shape.elements * shape.stored_itemsize, "quantised cache": 0, "lower layers": work.trunk_disk}
+    if shape.meta_base.facts.HEAD == "CausalLM":  # of at most so many tokens of each held-out set (scoring/drift.py)
+        held_out = sum(rows is not None for rows in (recipe.data.valid, recipe.data.test))
+        sizes["base's predictions"] = held_out * MAX_TOKENS * shape.vocabulary * 4
     if recipe.model.quantization != "none":
         sizes["quantised cache"] = sum(weight_bytes(shape, work))
     sizes["log"] = slot * (steps + steps // recipe.log.hash_every)

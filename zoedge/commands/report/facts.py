@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ...log.log import Log
     from ...log.packed import PackedLog
 
-SCORE_FIELDS = ("accuracy", "calibrated", "majority", "f1", "exact_match", "reward")
+SCORE_FIELDS = ("accuracy", "calibrated", "majority", "f1", "exact_match", "reward", "drift", "text", "base_text")
 
 
 @dataclass

@@ -323,19 +323,28 @@ class Base:
         return self.project(self.facts.head(self.model), h, columns.to(self.device))
 
     @torch.inference_mode()
-    def log_likelihood(self, h: Tensor, targets: Tensor) -> Tensor:
+    def iterate_logits(self, h: Tensor, columns: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the logits over the whole vocabulary, `columns` of it at a time: the first token, and logits [..., <= columns].
+
+        h: hidden states [..., H]. The logits are in float32.
+        """
+        head = self.facts.head(self.model)
+        for start in range(0, head.weight.shape[0], columns):
+            yield start, self.project(head, h, slice(start, start + columns))
+
+    @torch.inference_mode()
+    def log_likelihood(self, h: Tensor, targets: Tensor, columns: int | None = None) -> Tensor:
         """Return the log-probability of the target tokens [...] over the whole vocabulary, [...] in float32.
 
-        h: hidden states [..., H]. HEAD_COLUMNS logits are held at a time.
+        h: hidden states [..., H]. columns: how many logits of each are held at a time; None: HEAD_COLUMNS.
         """
-        head, targets = self.facts.head(self.model), targets.to(self.device)
+        targets = targets.to(self.device)
         normaliser: Tensor | None = None
         target_logits = torch.empty(h.shape[:-1], device=self.device)
-        for start in range(0, head.weight.shape[0], HEAD_COLUMNS):
-            logits = self.project(head, h, slice(start, start + HEAD_COLUMNS))
+        for start, logits in self.iterate_logits(h, columns or HEAD_COLUMNS):
             inside = (targets >= start) & (targets < start + logits.shape[-1])
-            columns = (targets[inside] - start)[:, None]
-            target_logits[inside] = logits[inside].gather(-1, columns)[:, 0]
+            places = (targets[inside] - start)[:, None]
+            target_logits[inside] = logits[inside].gather(-1, places)[:, 0]
             summed = logits.logsumexp(-1)
             normaliser = summed if normaliser is None else torch.logaddexp(normaliser, summed)
         assert normaliser is not None
