@@ -244,3 +244,62 @@ def test_few_rows_take_the_bias_off(recipe_file: Path, reviews: Path, tmp_path: 
 def test_old_recipes_keep_their_digest(recipe_file: Path) -> None:
     assert "start" not in read_recipe(str(recipe_file)).resolved()["space"]
     assert read_recipe(str(recipe_file), ["space.start=probe"]).resolved()["space"]["start"] == "probe"
+
+
+# -- what stands beside a run, and what is delivered
+
+
+def test_a_run_without_a_start_is_told_what_the_closed_form_reaches(
+    recipe_file: Path, zoedge: Callable[..., Done]
+) -> None:
+    done = zoedge("finetune", recipe_file, "train.steps=4", "eval.every=2", "--plain")
+    assert done.code == 0 and "closed form, 50 passes" in done.out
+    assert "note     the closed form alone has a lower loss" in done.out and "space.start=probe" in done.out
+    with Log.open(Path(done.out.split("log      ")[1].split()[0])) as log:
+        folder, about = log.path.parent, log.header.about
+    assert "start" not in about["space"]
+    (line,) = noted(folder, "closed_form")
+    (after,) = noted(folder, "after")
+    assert line["passes"] == 50 and not line["begins"] and line["loss"] < after["loss"]
+    again = zoedge("finetune", recipe_file, "train.steps=4", "eval.every=2", "--plain")
+    assert "closed form, 50 passes" in again.out and len(noted(folder, "closed_form")) == 1
+    shown = zoedge("eval", folder, "--json")
+    assert json.loads(shown.out)["closed form, 50 passes"]["loss"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "more", [["eval.closed_form=false"], ["task=lm"], ['task.options={a: " great fun", b: " dull"}', "task.label=kind"]]
+)
+def test_where_there_is_no_closed_form_nothing_is_said(
+    recipe_file: Path, reviews: Path, tmp_path: Path, zoedge: Callable[..., Done], more: list[str]
+) -> None:
+    rows = [json.loads(line) for line in reviews.read_text().splitlines()]
+    (tmp_path / "kinds.jsonl").write_text(
+        "".join(json.dumps({**r, "kind": "ab"[r["label"] == "positive"]}) + "\n" for r in rows)
+    )
+    done = zoedge("finetune", recipe_file, "train.steps=2", f"data.train={tmp_path / 'kinds.jsonl'}", *more, "--plain")
+    assert done.code == 0, done.err
+    assert "closed" not in done.out
+
+
+def test_steps_that_do_not_beat_the_start_are_not_delivered(
+    recipe_file: Path, zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation rows choose by themselves, and the start is one of what they choose among."""
+    recipe = read_recipe(str(recipe_file), [*STARTED, "rule.lr=3"])
+    assert recipe.eval.select == "best" and ("eval.select", "best") in [item[:2] for item in recipe.derived]
+    done = zoedge("finetune", recipe_file, *STARTED, "rule.lr=3", "--plain")
+    assert done.code == 0, done.err
+    assert "chosen   step 0, the start: no step that was looked at had a lower validation loss" in done.out
+    folder = recipe_file.parent / "runs" / "tiny"
+    (start,), (after,) = noted(folder, "closed_form"), noted(folder, "after")
+    assert after["step"] == 0 and after["loss"] == pytest.approx(start["loss"], rel=1e-6)
+    looks = {line["step"]: line["loss"] for line in noted(folder, "valid")}
+    assert set(looks) == {0, 3, 6} and min(looks.values()) == looks[0]
+    assert zoedge("verify", folder, "--replay", "--at", 0, "--adapter", folder / "adapter").code == 0
+
+
+def test_without_validation_rows_the_last_step_is_delivered(recipe_file: Path) -> None:
+    table = "data.valid=null"
+    assert read_recipe(str(recipe_file), [table]).eval.select == "last"
+    assert read_recipe(str(recipe_file), ["eval.select=last"]).eval.select == "last"

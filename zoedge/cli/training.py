@@ -118,8 +118,26 @@ def summarise(outcome: Any) -> dict[str, Any]:
         "at": outcome.at,
         "better": outcome.better,
         "before": outcome.before and vars(outcome.before),
+        "closed_form": outcome.closed_form
+        and {"passes": outcome.closed_form.passes, **vars(outcome.closed_form.score)},
         "after": outcome.after and vars(outcome.after),
     }
+
+
+def name_scores(outcome: Any) -> dict[str, Any]:
+    """Return the scores of the held-out rows by the names that the closing table gives them."""
+    scores = {"zero-shot": outcome.before}
+    if outcome.closed_form:
+        scores[outcome.closed_form.name] = outcome.closed_form.score
+    return scores | {f"after {outcome.at:,} steps": outcome.after}
+
+
+def is_beaten(outcome: Any) -> bool:
+    """Return whether a run that did not begin with the closed form ends above its loss."""
+    closed_form = outcome.closed_form
+    if not (closed_form and outcome.after) or closed_form.begins:
+        return False
+    return bool(closed_form.score.loss < outcome.after.loss)
 
 
 def format_results(outcome: Any) -> list[str]:
@@ -130,8 +148,7 @@ def format_results(outcome: Any) -> list[str]:
 
     lines = []
     if outcome.after:
-        scores = {"zero-shot": outcome.before, f"after {outcome.at:,} steps": outcome.after}
-        lines += format_scores(scores, "held-out rows")
+        lines += format_scores(name_scores(outcome), "held-out rows")
     lines += [
         "",
         f"log      {outcome.folder}/run.zlog   {outcome.size:,} bytes for {outcome.steps:,} steps",
@@ -139,6 +156,10 @@ def format_results(outcome: Any) -> list[str]:
     ]
     if outcome.chosen:
         lines.append(f"chosen   step {outcome.at:,}, {outcome.chosen}")
+    if is_beaten(outcome):
+        lines.append(
+            "note     the closed form alone has a lower loss on these rows: space.start=probe begins a run with it"
+        )
     if outcome.better:
         export = f"zoedge export {outcome.folder} --at best"
         lines.append(f"better   step {outcome.better:,} by the validation loss: {export}")

@@ -11,6 +11,7 @@ from ..run.evaluate import EmptySpace, Score, Visitable, add_drift, evaluate, ma
 from ..run.folder import open_any_log, resolve_step
 from ..run.identity import check_same_base, recipe_from_header
 from ..run.setup import Measuring
+from ..run.start import WithTerm, compare_start
 from ..scoring.rows.sets import in_content_order, load_rows
 
 
@@ -26,7 +27,7 @@ def evaluate_run(
         at: after how many steps: a number, last or best; None: as the run's eval.select says.
 
     Returns:
-        The score by name: "zero-shot", and "after N steps".
+        The score by name: "zero-shot"; of a task with options of one token, the closed-form start; and "after N steps".
 
     Raises:
         DataError: the run has no rows to score, or there is something wrong with them.
@@ -52,7 +53,11 @@ def evaluate_run(
         score = evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
         return score if meter is None else add_drift(score, space, meter, examples)
 
-    zero_shot = score(EmptySpace())
+    scores = {"zero-shot": score(EmptySpace())}
+    if recipe.space.wants_start:
+        scores["the start"] = score(measuring.space)
+    elif recipe.eval.closed_form and (fitted := compare_start(measuring)) is not None:
+        scores[f"closed form, {fitted.passes:,} passes"] = score(WithTerm(measuring.base, fitted))
     for _ in engine.play(measuring.run(log), steps):
         pass
-    return {"zero-shot": zero_shot, f"after {steps:,} steps": score(measuring.space)}
+    return scores | {f"after {steps:,} steps": score(measuring.space)}

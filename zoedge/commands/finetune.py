@@ -179,6 +179,9 @@ def train(
             listeners = stack.enter_context(closing(trackers.Trackers(measuring.recipe, folder, show.warn)))
             evaluator = Evaluator(measuring, log, show, stopwatch, listeners)
             before = evaluator.before()
+            closed_form = evaluator.closed_form()
+            if evaluator.missed(0, -1):
+                evaluator.at(0)
             if fresh:
                 evaluator.curvature(0)
             run_train.train_steps(measuring, log, show, stop, evaluator, listeners, workers)
@@ -195,7 +198,9 @@ def train(
     write_page(recipe, path, show)
     better = find_better_step(folder, steps, log, recipe.eval.drift)
     size = path.stat().st_size
-    return Outcome(folder, log.fingerprint, size, len(log), before, after, seconds, adapter, steps, better, chosen)
+    return Outcome(
+        folder, log.fingerprint, size, len(log), before, closed_form, after, seconds, adapter, steps, better, chosen
+    )
 
 
 def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:

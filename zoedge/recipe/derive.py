@@ -31,6 +31,7 @@ def derive(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) ->
         *(Derived(key, "auto", "no number is written: it is chosen before the first step") for key in sorted(auto)),
         *decay_chosen_rate(parts, auto, rule_keys),
         *guard_chosen_rate(parts, auto),
+        *choose_by_validation(parts),
         *drop_peft_export(parts),
     ]
 
@@ -83,6 +84,16 @@ def guard_chosen_rate(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived
     auto.add(WATCHDOG_KEY)
     reason = "rule.lr is auto: short trials choose it, and a long run may not bear it"
     yield Derived(WATCHDOG_KEY, guard.model_dump(exclude_none=True), reason)
+
+
+def choose_by_validation(parts: dict[str, Any]) -> Iterator[Derived]:
+    """Deliver the step of the lowest validation loss where there are validation rows and the recipe does not choose."""
+    data, looks = parts.get("data"), parts.get("eval")
+    if data and looks and data.valid is not None and "select" not in looks.model_fields_set:
+        parts["eval"] = looks.model_copy(update={"select": "best"})
+        yield Derived(
+            "eval.select", "best", "there are validation rows: what is delivered is never worse on them than the start"
+        )
 
 
 def drop_peft_export(parts: dict[str, Any]) -> Iterator[Derived]:

@@ -23,6 +23,7 @@ ADDED_LATER: dict[str, Any] = {
     "trackers": [],
     "timeout": None,
     "max_memory": None,
+    "closed_form": True,
     "drift": None,
 }
 PART_OPTIONS_ADDED_LATER: dict[str, Any] = {"start": "zero"}  # likewise, of noise, estimator, rule, space and task

@@ -223,7 +223,10 @@ class Eval(Section):
     every: Annotated[int, Ge(1), Doc("The steps between two looks at the validation rows.")] = 250
     select: Annotated[
         Literal["last", "best"],
-        Doc("The step that is delivered and scored at the end: the last, or the one of the lowest validation loss."),
+        Doc(
+            "The step that is delivered and scored at the end: the last, or the one of the lowest validation loss, the start "
+            "included. Where there are validation rows, best is the default."
+        ),
     ] = "last"
     drift: Annotated[
         float | None,
@@ -234,6 +237,13 @@ class Eval(Section):
         ),
     ] = None
     at_start: Annotated[bool, Doc("Whether the base alone is scored before the run.")] = True
+    closed_form: Annotated[
+        bool,
+        Doc(
+            "Whether a classifier in closed form, fitted to one pass over some training rows, is scored beside the run, "
+            "where the options are one token each."
+        ),
+    ] = True
     calibrate: Annotated[int, Ge(1), Doc("How many unlabelled training rows the label bias is taken from.")] = 256
     curvature: Annotated[
         Curvature | None, Doc("How the curvature is measured along the way; it is not, if this is not written.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..core.types import Leaf
 
@@ -78,6 +78,29 @@ class Score:
         return ", ".join(named)
 
 
+class ClosedForm(NamedTuple):
+    """The score of the closed-form start, which stands beside what the steps reach.
+
+    Attributes:
+        passes: the forward passes of a row that fitting it took.
+        begins: whether the run begins with it.
+    """
+
+    score: Score
+    passes: int
+    begins: bool
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> ClosedForm:
+        """Read it from a line of metrics.jsonl. KeyError, TypeError or ValueError: it is no such line."""
+        return cls(Score.of(fields), int(fields["passes"]), bool(fields["begins"]))
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+        return f"closed form, {self.passes:,} passes"
+
+
 def format_percent(x: float) -> str:
     """Return a share as a percentage."""
     return f"{100 * x:.1f} %"
@@ -87,10 +110,11 @@ def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
     """Return the lines of a table of scores on the same rows, with what always answering the commonest label gives."""
     known = {name: score for name, score in scores.items() if score is not None}
     last = next(reversed(known.values()))
-    lines = [f"{'':22}" + "".join(f"{name:>12}" for name in last.columns())]
+    width = max(22, *(len(name) + 2 for name in known))
+    lines = [" " * width + "".join(f"{name:>12}" for name in last.columns())]
     for name, score in known.items():
         columns = score.columns()
-        lines.append(f"{name:22}" + "".join(f"{columns.get(column, ''):>12}" for column in last.columns()))
+        lines.append(f"{name:{width}}" + "".join(f"{columns.get(column, ''):>12}" for column in last.columns()))
     common = "" if last.majority is None else f"; always the commonest label: {format_percent(last.majority)}"
     lines.append(f"on {last.count:,} {rows}{common}")
     if last.base_text is not None:

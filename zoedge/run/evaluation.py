@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..log.log import Log
-from . import curvature, evaluate, folder, setup, trackers
+from . import curvature, evaluate, folder, setup, start, trackers
 from .display import Plain
-from .evaluate import Score, Visitable
+from .evaluate import ClosedForm, Score, Visitable
 
 if TYPE_CHECKING:
     from ..scoring.drift import DriftMeter
@@ -99,6 +99,35 @@ class Evaluator:
         self.show.score(0, score, self.rows)
         return score
 
+    def closed_form(self) -> ClosedForm | None:
+        """Return the score of the closed-form start on the rows that `before` scored.
+
+        Of a run that begins with it, it is the space's own score at step 0, where the space must stand. A resumed run reads
+        it from metrics.jsonl. None: there are no rows, the task has no such start, or eval.closed_form is false.
+        """
+        b = self.measuring
+        if self.last is None or not b.recipe.eval.closed_form:
+            return None
+        lines = folder.read_metrics(self.folder)
+        for line in lines:
+            if line.get("event") == "closed_form":
+                with suppress(KeyError, TypeError, ValueError):
+                    return ClosedForm.of(line)
+        begins = b.recipe.space.wants_start
+        if begins:
+            # none of a branch, which has its parent's start
+            passes = next((line.get("passes", 0) for line in lines if line.get("event") == "start"), 0)
+            space: Visitable = b.space
+        else:
+            with self.took("start"):
+                fitted = start.compare_start(b)
+            if fitted is None:
+                return None
+            space, passes = start.WithTerm(b.base, fitted), fitted.passes
+        score = self.look(space, self.last, event="closed_form", step=0, passes=passes, begins=begins)
+        self.show.say(f"closed-form start ({passes:,} passes of a row): {score.sentence()}")
+        return ClosedForm(score, passes, begins)
+
     def samples(self, space: Visitable, step: int) -> None:
         """Note for people what the model answers to the first held-out rows."""
         b = self.measuring
@@ -116,10 +145,10 @@ class Evaluator:
     def due(self, step: int) -> bool:
         """Return whether the step is to be evaluated on validation rows.
 
-        The last step is only if validation chooses the step that is delivered.
+        The start and the last step are only if validation chooses the step that is delivered.
         """
         options, steps = self.measuring.recipe.eval, self.measuring.recipe.train.steps
-        looked = step % options.every == 0 if step < steps else options.select == "best"
+        looked = step % options.every == 0 if 0 < step < steps else options.select == "best"
         return self.measuring.texts.valid is not None and looked
 
     def missed(self, step: int, last: int) -> bool:
@@ -133,8 +162,8 @@ class Evaluator:
         """Evaluate the validation rows after `step` steps, if that is due."""
         valid = self.measuring.texts.valid
         if valid is not None and self.due(step):
-            seq = self.log[step - 1].seq
-            score = self.look(self.measuring.space, valid, event="valid", step=step, seq=seq)
+            seq = {"seq": self.log[step - 1].seq} if step else {}
+            score = self.look(self.measuring.space, valid, event="valid", step=step, **seq)
             self.show.score(step, score, "validation")
 
     def curvature(self, step: int) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import storage
 from ..core.storage import open_file
+from ..core.types import Record
 from ..errors import StorageError, UsageError, make_printable, suggest_nearest
 from ..log.log import Log
 from ..recipe.recipe import Recipe
@@ -158,10 +159,15 @@ def validation_looks(folder: Path, log: AnyLog) -> dict[int, Look]:
         step, loss = line.get("step"), line.get("loss")
         if line.get("event") != "valid" or not isinstance(step, int) or not isinstance(loss, float):
             continue
-        if 0 < step <= len(log) and math.isfinite(loss) and line.get("seq", log[step - 1].seq) == log[step - 1].seq:
+        if 0 <= step <= len(log) and math.isfinite(loss) and (step == 0 or is_current(line, log[step - 1])):
             drift = line.get("drift")
             looks[step] = Look(loss, drift if isinstance(drift, float) and math.isfinite(drift) else None)
     return dict(sorted(looks.items()))
+
+
+def is_current(line: dict[str, Any], record: Record) -> bool:
+    """Return whether a line of metrics.jsonl is of this record of its step, not of one that a rewind dropped."""
+    return bool(line.get("seq", record.seq) == record.seq)
 
 
 def validation_losses(folder: Path, log: AnyLog) -> dict[int, float]:
@@ -182,6 +188,8 @@ def choose_best(looks: Mapping[int, Look], limit: float | None) -> int:
 
 def explain_choice(looks: Mapping[int, Look], step: int, limit: float | None) -> str:
     """Return why `choose_best` chose a step, as words that follow the step's number."""
+    if step == 0 and (limit is None or (step in looks and looks[step].is_within(limit))):
+        return "the start: no step that was looked at had a lower validation loss"
     if limit is None:
         return "of the lowest validation loss"
     if step not in looks or looks[step].is_within(limit):

@@ -10,7 +10,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.sections import Eval
 from . import folder as run_folder
 from . import identity
-from .evaluate import Score
+from .evaluate import ClosedForm, Score
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Outcome:
         size: bytes of the log.
         steps: of the log.
         before: the base's score on the test rows (else the validation rows); None: there are no such rows.
+        closed_form: the closed-form start on the same rows; None: the task has none, or it is not asked for.
         after: the trained model's score on the same rows.
         seconds: that the run took, without earlier sessions.
         adapter: the folder of the exported adapter, if one was asked for.
@@ -36,6 +37,7 @@ class Outcome:
     size: int
     steps: int
     before: Score | None
+    closed_form: ClosedForm | None
     after: Score | None
     seconds: float
     adapter: Path | None
@@ -90,6 +92,7 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
                 size=log.size,
                 steps=len(log),
                 before=Score.of(lines["before"]) if "before" in lines else None,
+                closed_form=ClosedForm.of(lines["closed_form"]) if "closed_form" in lines else None,
                 after=Score.of(lines["after"]) if "after" in lines else None,
                 seconds=float(last["seconds"]),
                 adapter=folder / run_folder.ADAPTER_FOLDER

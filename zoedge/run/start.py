@@ -8,14 +8,18 @@ form of LoRA: it needs forward passes alone, and it reads hidden states, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..core.oracle import count_evaluations
+from ..core.types import Leaf
 from ..errors import DataError, make_printable
+from ..methods.spaces._frozen import FrozenTerm
 from ..scoring.probe.features import Features, collect_features, option_logits, option_slopes, write_module
 from ..scoring.probe.fit import MIN_ROWS, MIN_ROWS_OF_A_LABEL, Design, Fit, choose_fit, whiten
 from ..scoring.rows.row import seeded_permutation
@@ -24,8 +28,12 @@ from .display import Plain
 from .folder import append_metric
 from .setup import Measuring, cache_trunk
 
+if TYPE_CHECKING:
+    from ..scoring.models.base import Base
+
 MAX_START_ROWS = 2048  # training rows that a start is fitted to at most; 1,500 reach what 128 features can hold
 MAX_FEATURES = 128
+COMPARED_SHARE, COMPARED_ROWS = 0.05, 128  # what a run without a start spends on knowing it
 DRIFT_WEIGHT = 0.03  # of what the term does to unscored positions: .01 of accuracy, a sixth of the drift (lab notes)
 LEAST_SHARE = 1e-4  # of the largest singular value: the logits hardly move along what is below
 SHARES = (1.0, 0.5, 0.25, 0.0)  # of the fitted term, of which the exact loss chooses
@@ -80,15 +88,54 @@ def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
         append_metric(folder, event="start", passes=start.passes, share=start.share, loss=start.loss, **facts)
 
 
-def fit_start(measuring: Measuring) -> Start:
-    """Return the closed-form start of a run. DataError: its rows have no options of one token each, or one label alone."""
-    examples, task = measuring.texts.train, measuring.task
-    if task.option_count == 0 or examples.sequences_each > 1:
+class WithTerm:
+    """The base with a computed start and nothing else, as something that evaluation can visit."""
+
+    def __init__(self, base: Base, start: Start):
+        self.base, self.term = base, FrozenTerm.of(start.module, start.a, start.b)
+
+    @contextmanager
+    def visit(self, deltas: Sequence[Callable[[Leaf], Any]]) -> Iterator[None]:
+        """Add the term to its module while the context is open."""
+        if not self.term.rank:
+            yield
+            return
+        hook = self.term.hook_module(self.base.model.get_submodule(self.term.name), self.base.dtype, lambda: True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def has_token_options(measuring: Measuring) -> bool:
+    """Return whether every example has the same options, each of one token."""
+    return measuring.task.option_count > 0 and measuring.texts.train.sequences_each == 1
+
+
+def compare_start(measuring: Measuring) -> Start | None:
+    """Return the closed-form start that stands beside a run without one; None: its task or its rows have none.
+
+    It takes at most COMPARED_SHARE of the run's passes, or COMPARED_ROWS.
+    """
+    recipe = measuring.recipe
+    if not has_token_options(measuring) or len(set(measuring.texts.train.labels)) < 2:
+        return None
+    passes = count_evaluations(recipe.estimator, recipe.train.steps)[1] * recipe.train.steps * recipe.train.batch
+    return fit_start(measuring, min(MAX_START_ROWS, max(COMPARED_ROWS, int(COMPARED_SHARE * passes))))
+
+
+def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
+    """Return the closed-form start of a run, fitted to `rows` training rows at most.
+
+    DataError: they have no options of one token each, or one label alone.
+    """
+    examples = measuring.texts.train
+    if not has_token_options(measuring):
         raise DataError(
             "space.start: probe is fitted to options that are one token each after every prompt, and these are not. "
             "Choose such words in task.options, or leave start out."
         )
-    chosen = sorted(seeded_permutation(len(examples), 0, 0)[:MAX_START_ROWS])
+    chosen = sorted(seeded_permutation(len(examples), 0, 0)[:rows])
     labels = {examples.labels[i] for i in chosen}
     if len(labels) < 2:
         name = make_printable(measuring.recipe.task.labels[labels.pop()])

@@ -16,7 +16,7 @@ import numpy as np
 from ...core.types import CLIPPED, MICRO_BATCHED, SKIPPED
 from ...recipe.recipe import Recipe, dump_recipe
 from ...run import folder, identity
-from ...run.evaluate import Score
+from ...run.evaluate import ClosedForm, Score
 
 if TYPE_CHECKING:
     from ...log.log import Log
@@ -44,6 +44,7 @@ class RunFacts:
     size: np.ndarray  # [steps]: |lr g| sqrt(trained), the length of a step of sgd along noise of unit variance
     exact: bool  # the steps have that length
     before: Score | None = None  # of the held-out rows
+    closed_form: ClosedForm | None = None
     after: Score | None = None
     valid: list[tuple[int, Score]] = field(default_factory=list)  # (steps done, score of the validation rows)
     curvature: list[tuple[int, float, float]] = field(default_factory=list)  # (steps done, tr H, its standard error)
@@ -140,9 +141,12 @@ def add_metrics(facts: RunFacts, journal: Log | PackedLog) -> None:
         match line.get("event"):
             case "before" if score:
                 facts.before = score
+            case "closed_form" if score:
+                passes = parse_number(line.get("passes")) or 0.0
+                facts.closed_form = ClosedForm(score, int(passes), line.get("begins") is True)
             case "after" if score and step is not None:
                 facts.after = score
-            case "valid" if score and step and line.get("seq", journal[step - 1].seq) == journal[step - 1].seq:
+            case "valid" if score and step is not None and (step == 0 or folder.is_current(line, journal[step - 1])):
                 valid[step] = score
             case "curvature" if step is not None and (trace := parse_number(line.get("trace"))) is not None:
                 facts.curvature.append((step, trace, parse_number(line.get("error")) or 0.0))
