@@ -48,6 +48,20 @@ def test_the_panel_fits_a_terminal_of_80_columns(live: Live) -> None:
     assert "2,000" not in drawn(live) and "10,000" in drawn(live), "the last four"
 
 
+def test_the_panel_shows_drift_beside_every_score(live: Live) -> None:
+    """A look has no figure of the ordinary text: its cell is empty, and the columns stay in their places."""
+    start = Score(1.6, 1000, accuracy=0.5, calibrated=0.66, drift=0.0, text=3.808, base_text=3.808)
+    looks = [Score(0.6, 200, accuracy=0.7, calibrated=0.72, drift=drift) for drift in (0.365, 0.841)]
+    fed(live).scored = [(0, start), (1000, looks[0]), (2000, looks[1])]
+    lines = [line.strip("│ ") for line in drawn(live).splitlines()]
+    (head,) = [line.split() for line in lines if "drift" in line]
+    assert head == ["step", "raw", "calibrated", "loss", "drift", "text"]
+    assert [line.split()[-2:] for line in lines if line.startswith("0 ")] == [["0.000", "3.808"]]
+    assert [line.split()[-2:] for line in lines if line.startswith("2,000 ")] == [["0.841", "↑"]]
+    assert format_changes(looks[1], looks[0])[-1] == "0.841 [red]↑[/]"
+    assert {len(line) for line in drawn(live).splitlines()} == {80}
+
+
 def test_the_start_says_what_will_happen(live: Live, capsys: pytest.CaptureFixture[str]) -> None:
     fed(live, 1)
     text = live.console.export_text()

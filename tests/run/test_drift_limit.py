@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.runs import METHODS
 
 from zoedge.commands.finetune import train
 from zoedge.errors import UsageError
@@ -129,6 +130,19 @@ def test_every_score_has_it(recipe_file: Path, zoedge: Callable[..., Any]) -> No
         assert scores["after 24 steps"][name] == pytest.approx(after[name], rel=1e-5)
     assert f"{after['drift']:.3f}" in zoedge("eval", folder).out
     assert noted(folder, "time")[0]["drift"] > 0
+
+
+@pytest.mark.parametrize("space", ["prompt", "prefix", "scales", "several", "full", "full bf16"])
+def test_every_space_has_it_and_a_log_alone_gives_it_again(
+    space: str, recipe_file: Path, tmp_path: Path, zoedge: Callable[..., Any]
+) -> None:
+    """`eval` measures the base anew, also where training moves the base's own weights."""
+    done = train(read_recipe(str(recipe_file), METHODS[space]), tmp_path / "run", make_display("quiet"))
+    assert done.before is not None and done.after is not None
+    assert done.before.drift == 0.0 and done.after.drift and 0 < done.after.drift < 10
+    scores = json.loads(zoedge("eval", done.folder, "--json").out)
+    for name in ("drift", "text", "base_text"):
+        assert scores["after 24 steps"][name] == pytest.approx(vars(done.after)[name], rel=1e-4)
 
 
 def test_the_report_shows_it_and_old_notes_are_still_read(finished: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ MEASURES = {  # a score's field -> what it is called, whether it is a share, whe
     "exact_match": ("Exact match", True, True),
     "reward": ("Reward", False, True),
     "loss": ("Loss", False, False),
-    "drift": ("Drift from the base", False, False),
-    "text": ("Ordinary text", False, False),
+    "drift": ("Drift from the base, nats", False, False),
+    "text": ("Ordinary text, nats", False, False),
 }
 
 
