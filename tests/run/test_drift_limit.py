@@ -22,7 +22,7 @@ from zoedge.run.folder import Look, choose_best, explain_choice
 from zoedge.run.outcome import Outcome
 
 VALID = 10  # rows of the recipe's validation set
-STEPS = [4, 8, 12, 16, 20, 24]
+STEPS = [0, 4, 8, 12, 16, 20, 24]
 
 
 @pytest.fixture
@@ -57,7 +57,12 @@ def test_the_limit_changes_the_step_that_is_delivered(
 ) -> None:
     free = tune("free")
     drifts = {line["step"]: line["drift"] for line in noted(free.folder, "valid")}
-    assert [*drifts] == STEPS and all(x > 0 for x in drifts.values()) and (free.at, free.chosen) == (24, "")
+    assert (
+        [*drifts] == STEPS
+        and drifts.pop(0) == 0
+        and all(x > 0 for x in drifts.values())
+        and (free.at, free.chosen) == (24, "")
+    )
     limit = (min(drifts.values()) + drifts[24]) / 2
     assert drifts[24] > limit, "the last step is the one that the limit is to exclude"
     want = max(step for step, x in drifts.items() if x <= limit)
@@ -85,41 +90,50 @@ def test_another_limit_trains_nothing_anew(falling: None, tune: Callable[..., Ou
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     held = tune("run", f"eval.drift={max(drifts.values()) + 1!r}")
     again = noted(first.folder, "valid")[len(STEPS) :]
-    assert [line["step"] for line in again] == [4, 12, 16, 20, 24]
-    assert {line["step"]: line["drift"] for line in again} == {step: drifts[step] for step in (4, 12, 16, 20, 24)}
+    assert [line["step"] for line in again] == [0, 4, 12, 16, 20, 24]
+    assert {line["step"]: line["drift"] for line in again} == {step: drifts[step] for step in (0, 4, 12, 16, 20, 24)}
     assert held.at == 24 and (first.folder / run_folder.LOG_FILE).read_bytes() == log
 
 
-def test_where_no_look_is_within_the_least_drift_is_delivered(
-    falling: None, tune: Callable[..., Outcome], capsys: pytest.CaptureFixture[str], zoedge: Callable[..., Any]
+def test_where_no_step_is_within_the_start_is_delivered(
+    falling: None, tune: Callable[..., Outcome], zoedge: Callable[..., Any]
 ) -> None:
-    done = tune("run", "eval.drift=1e-9", show=make_display("plain"))
-    drifts = {line["step"]: line["drift"] for line in noted(done.folder, "valid")}
-    least = min(drifts, key=drifts.__getitem__)
-    why = f"of the least drift ({drifts[least]:.3f}): no look was within eval.drift, which is 1e-09"
-    assert (done.at, done.chosen) == (least, why)
-    assert f"note: step {least} is delivered, {why}" in capsys.readouterr().out
+    done = tune("run", "eval.drift=1e-9")
+    why = "the start: no step that was looked at and drifted by at most 1e-09 had a lower validation loss"
+    assert (done.at, done.chosen) == (0, why)
     path = done.folder / run_folder.METRICS_FILE
     path.write_text(path.read_text().replace('"drift"', '"other"'))
     told = zoedge("export", done.folder, "--to", "peft", "-o", done.folder / "e2")
     assert told.code == 2 and "no drift is noted beside it (metrics.jsonl), so no step is the best" in told.err
 
 
+def test_a_start_that_drifts_too_far_is_delivered_with_a_note(
+    falling: None, tune: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = tune("run", "space.start=probe", "eval.drift=1e-9", show=make_display("plain"))
+    drifts = {line["step"]: line["drift"] for line in noted(done.folder, "valid")}
+    least = min(drifts, key=drifts.__getitem__)
+    why = f"of the least drift ({drifts[least]:.3f}): no look was within eval.drift, which is 1e-09"
+    assert drifts[0] > 0 and (done.at, done.chosen) == (least, why)
+    assert f"note: step {least} is delivered, {why}" in capsys.readouterr().out
+
+
 def test_every_score_has_it(recipe_file: Path, zoedge: Callable[..., Any]) -> None:
-    done = zoedge("finetune", recipe_file, "rule.lr=0.05", "--plain")
+    done = zoedge("finetune", recipe_file, "rule.lr=0.05", "eval.select=last", "--plain")
     assert done.code == 0
     folder = recipe_file.parent / "runs" / "tiny"
     before, after = noted(folder, "before")[0], noted(folder, "after")[0]
     base = before["base_text"]
     assert (before["drift"], before["text"], after["base_text"]) == (0.0, base, base) and after["drift"] > 0
     assert after["text"] not in (base, None)
-    look = noted(folder, "valid")[0]
+    look = noted(folder, "valid")[1]
     assert look["drift"] > 0 and (look["text"], look["base_text"]) == (None, None)
     assert f", drift 0.000, text {base:.3f} (20 test rows)" in done.out
     assert f", drift {look['drift']:.3f} (10 validation rows)" in done.out
-    head, zero, trained = next(
-        lines for lines in zip(*(done.out.splitlines()[i:] for i in range(3))) if "zero-shot" in lines[1]
-    )
+    lines = done.out.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("zero-shot")]
+    head, zero, closed, trained = lines[at - 1 : at + 3]
+    assert closed.startswith("closed form, 50 passes") and float(closed.split()[-2]) > 0
     assert head.split()[-2:] == ["drift", "text"]
     assert zero.split()[-2:] == ["0.000", f"{base:.3f}"]
     assert trained.split()[-2:] == [f"{after['drift']:.3f}", f"{after['text']:.3f}"]
@@ -137,7 +151,7 @@ def test_every_space_has_it_and_a_log_alone_gives_it_again(
     space: str, recipe_file: Path, tmp_path: Path, zoedge: Callable[..., Any]
 ) -> None:
     """`eval` measures the base anew, also where training moves the base's own weights."""
-    done = train(read_recipe(str(recipe_file), METHODS[space]), tmp_path / "run", make_display("quiet"))
+    done = train(read_recipe(str(recipe_file), [*METHODS[space], "eval.select=last"]), tmp_path / "run", make_display("quiet"))
     assert done.before is not None and done.after is not None
     assert done.before.drift == 0.0 and done.after.drift and 0 < done.after.drift < 10
     scores = json.loads(zoedge("eval", done.folder, "--json").out)
@@ -196,7 +210,10 @@ def test_a_model_that_fills_masks_has_none(roberta: Path, recipe_file: Path, zoe
             ["eval.drift=0.1", "data.valid=null"],
             r"eval\.drift: the drift is measured on validation rows - write data\.valid",
         ),
-        (["eval.drift=0.1"], r"eval\.drift: limits which step is the best - write eval\.select: best"),
+        (
+            ["eval.drift=0.1", "eval.select=last"],
+            r"eval\.drift: limits which step is the best - write eval\.select: best",
+        ),
     ],
 )
 def test_a_limit_that_cannot_be_meant(settings: list[str], sentence: str, recipe_file: Path) -> None:

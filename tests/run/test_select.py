@@ -46,7 +46,7 @@ def tune(recipe_file: Path, tmp_path: Path) -> Callable[..., Outcome]:
     """24 steps of it, looked at every 4, in a folder of that name."""
 
     def run(name: str, *overrides: str) -> Outcome:
-        recipe = read_recipe(str(recipe_file), ["rule.lr=0.05", "eval.every=4", *overrides])
+        recipe = read_recipe(str(recipe_file), ["rule.lr=0.05", "eval.every=4", "eval.select=last", *overrides])
         return train(recipe, tmp_path / name, make_display("quiet"))
 
     return run
@@ -61,13 +61,13 @@ def test_the_best_step_is_delivered_and_the_log_is_the_same(
 ) -> None:
     last = tune("last")
     assert (last.at, [x["step"] for x in noted(last.folder, "valid")]) == (24, [4, 8, 12, 16, 20])
-    looked(3.0, 1.0, 2.0, 1.0, 2.0, 2.0)
+    looked(4.0, 3.0, 1.0, 2.0, 1.0, 2.0, 2.0)
     best = tune("best", "eval.select=best")
     log = Log.open(best.folder / run_folder.LOG_FILE)
     assert (best.at, best.better, [*run_folder.validation_losses(best.folder, log)]) == (
         8,
         None,
-        [4, 8, 12, 16, 20, 24],
+        [0, 4, 8, 12, 16, 20, 24],
     )
     with (
         Log.open(last.folder / run_folder.LOG_FILE) as one,
@@ -99,7 +99,7 @@ def test_the_best_step_is_delivered_and_the_log_is_the_same(
 def test_all_weights_go_back_too(looked: Callable[..., None], tune: Callable[..., Outcome], zoedge: Any) -> None:
     """They are the base's own, moved in place: the replayed ones are copied over them."""
     full = ("space=full", "model.quantization=none", "output.export=[merged]")
-    looked(3.0, 1.0, 2.0, 2.0, 2.0, 2.0)
+    looked(4.0, 3.0, 1.0, 2.0, 2.0, 2.0, 2.0)
     best = tune("best", "eval.select=best", *full)
     assert zoedge("replay", best.folder, "--at", 8, "-o", best.folder / "again").code == 0
     one, two = (best.folder / name / "model.safetensors" for name in ("merged", "again"))
@@ -117,7 +117,7 @@ def test_what_a_kill_lost_is_looked_at_again(tune: Callable[..., Outcome]) -> No
     path.write_text("\n".join(line for line in whole if line != lost) + "\n")
     best = tune("run", "eval.select=best")
     found = noted(first.folder, "valid")
-    assert [x["step"] for x in found] == [4, 12, 16, 20, 8, 24] and found[-2] == json.loads(lost)
+    assert [x["step"] for x in found] == [4, 12, 16, 20, 0, 8, 24] and found[-2] == json.loads(lost)
     losses = run_folder.validation_losses(first.folder, Log.open(first.folder / run_folder.LOG_FILE))
     assert losses[best.at] == min(losses.values()) and best.at == min(losses, key=losses.__getitem__)
     assert (first.folder / run_folder.LOG_FILE).read_bytes() == log
@@ -132,7 +132,7 @@ def test_a_better_step_is_told(
 ) -> None:
     """After two looks that were worse, not after one."""
     looked(*losses)
-    done = zoedge("finetune", recipe_file, "eval.every=5", "--plain")
+    done = zoedge("finetune", recipe_file, "eval.every=5", "eval.select=last", "--plain")
     line = f"better   step 10 by the validation loss: zoedge export {recipe_file.parent}/runs/tiny --at best"
     assert done.code == 0 and (line in done.out) == told == ("--at best" in done.out)
 

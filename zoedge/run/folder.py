@@ -189,7 +189,8 @@ def choose_best(looks: Mapping[int, Look], limit: float | None) -> int:
 def explain_choice(looks: Mapping[int, Look], step: int, limit: float | None) -> str:
     """Return why `choose_best` chose a step, as words that follow the step's number."""
     if step == 0 and (limit is None or (step in looks and looks[step].is_within(limit))):
-        return "the start: no step that was looked at had a lower validation loss"
+        drifted = "" if limit is None else f" and drifted by at most {limit:g}"
+        return f"the start: no step that was looked at{drifted} had a lower validation loss"
     if limit is None:
         return "of the lowest validation loss"
     if step not in looks or looks[step].is_within(limit):
