@@ -438,3 +438,17 @@ def test_targets_that_are_not_there(clean: Get) -> None:
         clean("llama").find_linears("all", ["q_prj"])
     with pytest.raises(DataError, match=r"space\.targets"):
         clean("llama").find_linears("all", [])
+
+
+def test_the_first_examples_of_a_set_read_what_is_cached_of_it(
+    clean: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibration and samples score a set's first rows at each look: its lower layers are not computed again for them."""
+    base = clean("llama")
+    examples = random_examples(LENGTHS)
+    base.set_cut(2)
+    alone = base.hidden_states(examples.head(4).collate(range(4)), 2)
+    sum(base.cache_trunk(examples, tmp_path))
+    monkeypatch.setattr(Base, "trunk", lambda *args: pytest.fail("computed again"))
+    for few in (examples.head(4), examples.head(5).head(4)):
+        assert far(base.hidden_states(few.collate(range(4)), 2), alone) < CLOSE

@@ -224,7 +224,7 @@ class Base:
         The batch is padded on the right, so that causal attention needs no mask. Where options share their beginning, the
         forward runs over its tree, which has the same tokens in fewer rows.
         """
-        cache, tree = self.kept.get(id(batch.examples)), batch.branches
+        cache, tree = self.kept.get(id(batch.examples.whole or batch.examples)), batch.branches
         lengths = torch.tensor([len(batch.examples.tokens[i]) for i in batch.index])
         form = tree or batch
         if self.cut == 0:

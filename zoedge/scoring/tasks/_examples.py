@@ -34,6 +34,8 @@ class Examples:
         names: where each example's row stands, as file:line.
         notes: what an objective or a metric needs of each example besides its tokens, as JSON; empty where nothing is needed.
         choices: all candidates of each example as a set of their own, where training reads only the right one; else empty.
+        whole: the set whose first examples these are; None: they are a set of their own. What is kept of the whole set's
+            sequences, by their numbers, is theirs too.
     """
 
     sequences_each: int
@@ -44,6 +46,7 @@ class Examples:
     names: list[str] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     choices: list[Examples] = field(default_factory=list)
+    whole: Examples | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,6 +112,7 @@ class Examples:
             self.names[:n],
             self.notes[:n],
             self.choices[:n],
+            self.whole or self,
         )
 
     def plan(self, size: int, seed: int, step: int) -> list[int]:
