@@ -416,7 +416,7 @@ def test_sigterm_in_any_command(
 def test_out_of_memory_elsewhere_is_no_bug(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, zoedge: Callable[..., Any], fault: str
 ) -> None:
-    def build(recipe: Any) -> Any:
+    def build(*given: Any) -> Any:
         raise FAULTS[fault]
 
     monkeypatch.setattr(setup.Measuring, "build", build)

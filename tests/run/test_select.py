@@ -152,6 +152,21 @@ def test_notes_of_steps_that_the_log_lost_do_not_count(tmp_path: Path) -> None:
     assert run_folder.validation_losses(tmp_path, log)[4] == 4.0
 
 
+def test_a_log_that_nothing_was_noted_of_is_read_to_its_end(
+    tune: Callable[..., Outcome], zoedge: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A log without its folder, and a run that was stopped before a look at a step."""
+    folder = tune("run", "eval.select=best").folder
+    alone = tmp_path / "alone.zlog"
+    alone.write_bytes((folder / run_folder.LOG_FILE).read_bytes())
+    done = zoedge("replay", alone)
+    assert done.code == 0 and "24 steps" in done.out, done.out
+    kept = [line for line in run_folder.read_metrics(folder) if line["event"] != "valid" or line["step"] == 0]
+    (folder / run_folder.METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    with Log.open(folder / run_folder.LOG_FILE) as log:
+        assert run_folder.resolve_step(log, None) == 24 and run_folder.resolve_step(log, "best") == 0
+
+
 def test_steps_that_cannot_be_meant(
     tune: Callable[..., Outcome], recipe_file: Path, zoedge: Callable[..., Any]
 ) -> None:

@@ -203,7 +203,8 @@ def resolve_step(log: AnyLog, at: str | None, options: Eval | None = None) -> in
 
     Args:
         at: a number; last; best (what `choose_best` chooses by the metrics.jsonl beside the log); None: as `options` say, or
-            of a shared log what it delivers.
+            of a shared log what it delivers, or the last step where no step of the log was looked at (a log without its
+            folder, or a run that was stopped early).
         options: the recipe's section eval; None: that of the log's own recipe.
 
     Raises:
@@ -214,7 +215,9 @@ def resolve_step(log: AnyLog, at: str | None, options: Eval | None = None) -> in
         return int(shared)
     if options is None and not is_optimizer_log(log.header):
         options = recipe_from_header(log.header, str(log.path)).eval
-    at = at or ("last" if options is None else options.select)
+    if at is None:
+        looked = options is not None and options.select == "best" and any(validation_losses(log.path.parent, log))
+        at = "best" if looked else "last"
     if at == "best":
         looks, limit = validation_looks(log.path.parent, log), None if options is None else options.drift
         missing = "" if looks else "validation loss"
