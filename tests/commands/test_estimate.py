@@ -424,7 +424,7 @@ def test_a_run_notes_what_it_took(recipe_file: Path) -> None:
     assert set(memory["predicted"]) >= {"weights", "embeddings", "overhead"}
     assert all(isinstance(count, int) and count >= 0 for count in memory["predicted"].values())
     assert memory["measured"] > 50e6
-    assert {k for k in took if k != "event"} == {"load", "trunk", "drift", "steps", "scoring", "export"}
+    assert {k for k in took if k != "event"} == {"load", "start", "trunk", "drift", "steps", "scoring", "export"}
     assert all(took[k] > 0 for k in took if k != "event")
 
 

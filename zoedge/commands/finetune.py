@@ -22,7 +22,6 @@ from ..run.branch import Parent
 from ..run.display import Plain
 from ..run.evaluation import Evaluator, Stopwatch
 from ..run.outcome import Outcome, find_better_step, load_outcome
-from ..run.start import compute_start
 from ..run.workers import Workers
 from . import report
 from .estimate import fit, machine
@@ -233,6 +232,8 @@ def open_run(
 
     Before a new one begins, its start is computed, and the numbers that are `auto` are found.
     """
+    from ..run.start import compute_start  # here: it imports torch
+
     path = folder / run_folder.LOG_FILE
     with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
         measuring = setup.Measuring.build(recipe, None if parent is None else parent.log.header)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..log.log import Log
-from . import curvature, evaluate, folder, setup, start, trackers
+from . import curvature, evaluate, folder, setup, trackers
 from .display import Plain
 from .evaluate import ClosedForm, Score, Visitable
 
@@ -105,6 +105,8 @@ class Evaluator:
         Of a run that begins with it, it is the space's own score at step 0, where the space must stand. A resumed run reads
         it from metrics.jsonl. None: there are no rows, the task has no such start, or eval.closed_form is false.
         """
+        from . import start  # here: it imports torch
+
         b = self.measuring
         if self.last is None or not b.recipe.eval.closed_form:
             return None
