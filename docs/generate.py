@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"
 PASSES = 2400  # of every recipe here
 RULE_OPTIONS = {"lr", "schedule", "weight_decay"}  # of every rule, and of nothing else
-KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions"}
+KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions", "space": "Spaces"}
 INTRO = """# Methods
 
 Made by `make docs` from the recipes, the source files and benchmarks/methods.json; a test holds it up to date. A method
@@ -181,7 +181,8 @@ def options(made: type[Any], names: Collection[str]) -> str:
 
 def description(kind: str, word: str) -> str:
     made, file = load_part(kind, word), load_module(PART_FOLDERS[kind], word)
-    text = f"### {word}\n\n{docstring(file.__doc__)}\n\n"
+    title = f"space: {word}" if kind == "space" else word  # a recipe has the name of its space
+    text = f"### {title}\n\n{docstring(file.__doc__)}\n\n"
     if own := options(made, {f.name for f in fields(made)} - RULE_OPTIONS):
         text += f"Options:\n\n{own}\n"
     for other, allowed in made.only_with.items():
