@@ -282,6 +282,15 @@ def test_where_there_is_no_closed_form_nothing_is_said(
     assert "closed form" not in done.out and "closed-form" not in done.out
 
 
+def test_rows_of_one_label_have_no_closed_form_beside_a_run(
+    recipe_file: Path, reviews: Path, tmp_path: Path, zoedge: Callable[..., Done]
+) -> None:
+    rows = [line for line in reviews.read_text().splitlines() if json.loads(line)["label"] == "positive"]
+    (tmp_path / "one.jsonl").write_text("\n".join(rows) + "\n")
+    done = zoedge("finetune", recipe_file, "train.steps=2", f"data={{train: {tmp_path / 'one.jsonl'}}}", "--plain")
+    assert done.code == 0 and "closed form" not in done.out, done.err
+
+
 def test_steps_that_do_not_beat_the_start_are_not_delivered(
     recipe_file: Path, zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:

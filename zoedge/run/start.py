@@ -21,7 +21,7 @@ from ..core.types import Leaf
 from ..errors import DataError, make_printable
 from ..methods.spaces._frozen import FrozenTerm
 from ..scoring.probe.features import Features, collect_features, option_logits, option_slopes, write_module
-from ..scoring.probe.fit import MIN_ROWS, MIN_ROWS_OF_A_LABEL, Design, Fit, choose_fit, whiten
+from ..scoring.probe.fit import MIN_ROWS, MIN_ROWS_OF_A_LABEL, Design, Fit, choose_fit, name_candidate, whiten
 from ..scoring.rows.row import seeded_permutation
 from ..scoring.tasks._training import pack_batches
 from .display import Plain
@@ -30,11 +30,12 @@ from .setup import Measuring, cache_trunk
 
 if TYPE_CHECKING:
     from ..scoring.models.base import Base
+    from ..scoring.tasks._examples import Examples
 
 MAX_START_ROWS = 2048  # training rows that a start is fitted to at most; 1,500 reach what 128 features can hold
 MAX_FEATURES = 128
 COMPARED_SHARE, COMPARED_ROWS = 0.05, 128  # what a run without a start spends on knowing it
-DRIFT_WEIGHT = 0.03  # of what the term does to unscored positions: .01 of accuracy, a sixth of the drift (lab notes)
+DRIFT_WEIGHT = 0.03  # of what the term does to unscored positions: halves it on films, at the same accuracy (lab notes)
 LEAST_SHARE = 1e-4  # of the largest singular value: the logits hardly move along what is below
 SHARES = (1.0, 0.5, 0.25, 0.0)  # of the fitted term, of which the exact loss chooses
 
@@ -67,11 +68,9 @@ class Start(NamedTuple):
             return f"{rows}the bias for some labels is taken off ({few}: no more can be learnt from them safely)"
         if not len(self.a):
             return f"{rows}nothing, which has the lowest cross-validated loss"
-        losses = list(self.fit.tried.values())
-        return (
-            f"{rows}{self.fit.features} features, ridge {self.fit.ridge:g}; cross-validated loss {min(losses):.4f}, "
-            f"without it {losses[0]:.4f}"
-        )
+        chosen, nothing = (name_candidate(*pair) for pair in ((self.fit.features, self.fit.ridge), (0, 0.0)))
+        tried = self.fit.tried
+        return f"{rows}{chosen}; cross-validated loss {tried[chosen]:.4f}, without it {tried[nothing]:.4f}"
 
 
 def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
@@ -117,11 +116,17 @@ def compare_start(measuring: Measuring) -> Start | None:
 
     It takes at most COMPARED_SHARE of the run's passes, or COMPARED_ROWS.
     """
-    recipe = measuring.recipe
-    if not has_token_options(measuring) or len(set(measuring.texts.train.labels)) < 2:
-        return None
+    recipe, examples = measuring.recipe, measuring.texts.train
     passes = count_evaluations(recipe.estimator, recipe.train.steps)[1] * recipe.train.steps * recipe.train.batch
-    return fit_start(measuring, min(MAX_START_ROWS, max(COMPARED_ROWS, int(COMPARED_SHARE * passes))))
+    rows = min(MAX_START_ROWS, max(COMPARED_ROWS, int(COMPARED_SHARE * passes)))
+    if not has_token_options(measuring) or len({examples.labels[i] for i in choose_rows(examples, rows)}) < 2:
+        return None
+    return fit_start(measuring, rows)
+
+
+def choose_rows(examples: Examples, rows: int) -> list[int]:
+    """Return the numbers of `rows` examples at most, always the same ones of a set."""
+    return sorted(seeded_permutation(len(examples), 0, 0)[:rows])
 
 
 def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
@@ -135,7 +140,7 @@ def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
             "space.start: probe is fitted to options that are one token each after every prompt, and these are not. "
             "Choose such words in task.options, or leave start out."
         )
-    chosen = sorted(seeded_permutation(len(examples), 0, 0)[:rows])
+    chosen = choose_rows(examples, rows)
     labels = {examples.labels[i] for i in chosen}
     if len(labels) < 2:
         name = make_printable(measuring.recipe.task.labels[labels.pop()])

@@ -216,6 +216,11 @@ class Candidates:
         return best
 
 
+def name_candidate(features: int, ridge: float) -> str:
+    """Return what a candidate is called where its loss is told."""
+    return f"{features} features, ridge {ridge:g}"
+
+
 def choose_fit(design: Design, drift: Tensor | None = None) -> Fit:
     """Return the R that suits the examples, with the number of features and the ridge of the lowest cross-validated loss.
 
@@ -239,7 +244,7 @@ def choose_fit(design: Design, drift: Tensor | None = None) -> Fit:
         for ridge in RIDGES:
             candidates.validate(count, ridge)
     features, ridge = candidates.best()
-    tried = {f"{k} features, ridge {v:g}": float(losses.mean()) for (k, v), losses in candidates.losses.items()}
+    tried = {name_candidate(*pair): float(losses.mean()) for pair, losses in candidates.losses.items()}
     if not features:
         return Fit(torch.zeros(design.moves.shape[2], 0).double(), 0, 0.0, tried)
     r = minimise(design.take_features(features), make_penalty(features, ridge, drift))
