@@ -1,6 +1,6 @@
 """What an accuracy costs: forward passes of a sample, and seconds, for recipes and for first-order LoRA beside them.
 
-    python benchmarks/race.py [quickstart mezo as2p stp fzoo adam first-order] [--seeds 3] [--smoke]
+    python benchmarks/race.py [two-sided mezo as2p stp fzoo adam first-order] [--seeds 3] [--smoke]
 
 All train the same LoRA matrices of the same 4-bit base from the same start, on the same batches, over the same cached
 lower layers. A recipe has its own noise, estimator, rule and steps; first-order is torch's backpropagation and AdamW,
@@ -23,7 +23,7 @@ from typing import Any
 
 from _measure import arguments, machine, peak, rest_peak, save, table
 
-RECIPES = "quickstart", "mezo", "as2p", "stp", "fzoo", "adam"
+RECIPES = "two-sided", "mezo", "as2p", "stp", "fzoo", "adam"
 FIRST = "first-order"
 REACHED = 0.60, 0.65, 0.70, 0.75, 0.80
 LOOKS = 40
@@ -36,7 +36,7 @@ def forward_only(model: Any, name: str, seed: int, args: Any) -> Iterator[int]:
 
     recipe = read_recipe(name, [])
     if any(getattr(recipe, key) != getattr(model.recipe, key) for key in ("model", "task", "space")):
-        sys.exit(f"{name}: its model, task or space is not quickstart's: there is nothing to compare.")
+        sys.exit(f"{name}: its model, task or space is not two-sided's: there is nothing to compare.")
     steps = min(recipe.train.steps, args.steps)
     for record in model.trial(recipe.noise, recipe.estimator, recipe.rule, steps, seed):
         yield len(record.losses) * model.recipe.train.batch
@@ -162,7 +162,7 @@ def main() -> None:
         if found["settings"] != settings:
             sys.exit(f"{args.json} is of {found['settings']}, not of {settings}: name another with --json.")
     with TemporaryDirectory() as folder:
-        model = SharedModel(read_recipe("quickstart", [f"model.source={args.model}", *split]), Path(folder))
+        model = SharedModel(read_recipe("two-sided", [f"model.source={args.model}", *split]), Path(folder))
         for seed in range(args.seeds):
             for name in args.names or (*RECIPES, FIRST):
                 seeds = found["runs"].setdefault(name, {})

@@ -50,7 +50,7 @@ def worker(args: argparse.Namespace) -> None:
     from zoedge.run import setup
     from zoedge.run.workers import Workers
 
-    bench = setup.Measuring.build(read_recipe("quickstart", settings(args, args.worker)))
+    bench = setup.Measuring.build(read_recipe("two-sided", settings(args, args.worker)))
     workers = Workers() if os.environ["WORLD_SIZE"] != "1" else None
     seconds, sent = [], []
     with TemporaryDirectory() as folder, setup.begin_run(bench, Path(folder)) as log:
@@ -136,7 +136,7 @@ def offload(args: argparse.Namespace) -> list[dict[str, Any]]:
         with TemporaryDirectory() as folder:
             steps = {}
             for name, more in limits.items():
-                bench = setup.Measuring.build(read_recipe("quickstart", [*some, *more]))
+                bench = setup.Measuring.build(read_recipe("two-sided", [*some, *more]))
                 Path(folder, name).mkdir()
                 steps[name] = engine.play(bench.run(setup.begin_run(bench, Path(folder, name))), STEPS + args.repeat)
                 next(steps[name])

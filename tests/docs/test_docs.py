@@ -47,7 +47,7 @@ def test_the_labs_page_is_up_to_date_and_has_every_experiment(generate: Any) -> 
 def test_the_methods_page_has_every_part_and_recipe(generate: Any) -> None:
     page = generate.page()
     for path in list_shipped():
-        elsewhere = path.stem == "quickstart" or path.stem.startswith(("mezo-", "first-"))
+        elsewhere = path.stem in ("quickstart", "two-sided") or path.stem.startswith(("mezo-", "first-"))
         assert elsewhere or f"### {path.stem}\n" in page
     for kind in ("noise", "estimator", "rule"):
         for word in list_words(PART_FOLDERS[kind]):

@@ -201,10 +201,10 @@ def test_a_pages_blocks_run(page: str, small: Path, zoedge: Any, monkeypatch: py
 
 
 def part_of_a_recipe(text: str) -> None:
-    """What a page shows of a recipe is right where the rest is quickstart's."""
+    """What a page shows of a recipe is right where the rest is two-sided's."""
     from zoedge.recipe import check, reading, strict_yaml
 
-    table, marks = strict_yaml.read_yaml(strict_yaml.read_text_file(reading.find_recipe("quickstart")), "quickstart")
+    table, marks = strict_yaml.read_yaml(strict_yaml.read_text_file(reading.find_recipe("two-sided")), "two-sided")
     table |= strict_yaml.read_yaml(text, "the page")[0]
     check.check(table, marks, "the page's recipe")
 

@@ -70,7 +70,7 @@ def still(leaf: Leaf) -> None:
 
 def options_of(space: str) -> Any:
     """What a recipe's `space` says."""
-    return read_recipe("quickstart", [f"space={space}", "model.quantization=none"]).space
+    return read_recipe("two-sided", [f"space={space}", "model.quantization=none"]).space
 
 
 def attach(word: str, base: Base, moved: float = 0.05, **options: Any) -> Any:
@@ -441,7 +441,7 @@ def test_generated_text_sees_the_virtual_tokens(word: str, family: str, base: Ca
     with space.visit([still]):
         text, new = model.generate("the film is", 8), []
         while count < 8 and new[-1:] != [model.model.config.eos_token_id]:
-            rows, text_of = torch.tensor([[ids.shape[1] - 1]]), SimpleNamespace(tokens=ids)
+            rows, text_of = torch.tensor([[ids.shape[1] - 1]]), SimpleNamespace(tokens=ids, whole=None)
             here: Any = SimpleNamespace(ids=ids, rows=rows, index=[0], branches=None, examples=text_of)
             new.append(int(logits(model, here)[0, 0, 0].argmax()))
             ids, count = torch.cat([ids, torch.tensor([new[-1:]])], 1), count + 1

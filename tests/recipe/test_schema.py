@@ -239,7 +239,7 @@ def test_what_is_not_here_yet_is_not_fetched(
     done = zoedge("validate", "quickstart")
     assert done.code == 0, done.err
     assert done.out.startswith(
-        "ok: smollm2-135m-instruct (not fetched yet); train film-reviews (not fetched yet); lora, 6,000"
+        "ok: smollm2-135m-instruct (not fetched yet); train film-reviews (not fetched yet); lora, 250"
     )
     assert "not fetched yet" in zoedge("validate", "my.yaml", "model.source=org/model").out
 

@@ -28,7 +28,7 @@ from zoedge.run import start as run_start
 from zoedge.run.replay import build_replay_run
 from zoedge.run.trained import load_trained
 
-STARTED = ("space.start=probe", "train.steps=6", "eval.every=3", "log.hash_every=2")
+STARTED = ("space.start=probe", "train.steps=6", "eval={every: 3, calibrate: 16}", "log.hash_every=2")
 
 
 def noted(folder: Path, event: str) -> list[dict[str, Any]]:
@@ -122,7 +122,11 @@ def test_peft_loads_it_as_plain_lora(started: Path) -> None:
     words = trained.base.tokenizer(" ".join(WORDS[:12])).input_ids
     ids = torch.tensor([words])
     batch: Any = SimpleNamespace(
-        ids=ids, rows=torch.arange(len(words))[None], index=[0], branches=None, examples=SimpleNamespace(tokens=[words])
+        ids=ids,
+        rows=torch.arange(len(words))[None],
+        index=[0],
+        branches=None,
+        examples=SimpleNamespace(tokens=[words], whole=None),
     )
     with space.visit([lambda leaf: None]):
         columns = torch.arange(trained.base.model.config.vocab_size)
@@ -252,7 +256,7 @@ def test_old_recipes_keep_their_digest(recipe_file: Path) -> None:
 def test_a_run_without_a_start_is_told_what_the_closed_form_reaches(
     recipe_file: Path, zoedge: Callable[..., Done]
 ) -> None:
-    done = zoedge("finetune", recipe_file, "train.steps=4", "eval.every=2", "--plain")
+    done = zoedge("finetune", recipe_file, "train.steps=4", "eval={every: 2}", "--plain")
     assert done.code == 0 and "closed form, 50 passes" in done.out
     assert "note     the closed form alone has a lower loss" in done.out and "space.start=probe" in done.out
     with Log.open(Path(done.out.split("log      ")[1].split()[0])) as log:
@@ -261,7 +265,7 @@ def test_a_run_without_a_start_is_told_what_the_closed_form_reaches(
     (line,) = noted(folder, "closed_form")
     (after,) = noted(folder, "after")
     assert line["passes"] == 50 and not line["begins"] and line["loss"] < after["loss"]
-    again = zoedge("finetune", recipe_file, "train.steps=4", "eval.every=2", "--plain")
+    again = zoedge("finetune", recipe_file, "train.steps=4", "eval={every: 2}", "--plain")
     assert "closed form, 50 passes" in again.out and len(noted(folder, "closed_form")) == 1
     shown = zoedge("eval", folder, "--json")
     assert json.loads(shown.out)["closed form, 50 passes"]["loss"] == pytest.approx(line["loss"], rel=1e-5)
@@ -309,6 +313,6 @@ def test_steps_that_do_not_beat_the_start_are_not_delivered(
 
 
 def test_without_validation_rows_the_last_step_is_delivered(recipe_file: Path) -> None:
-    table = "data.valid=null"
-    assert read_recipe(str(recipe_file), [table]).eval.select == "last"
+    assert read_recipe(str(recipe_file), ["eval={every: 3}"]).eval.select == "best"
+    assert read_recipe(str(recipe_file), ["eval={every: 3}", "data.valid=null"]).eval.select == "last"
     assert read_recipe(str(recipe_file), ["eval.select=last"]).eval.select == "last"

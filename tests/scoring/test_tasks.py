@@ -116,7 +116,7 @@ def bases(llama: Path, opt: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_batchs_mean_is_the_cross_entropy_of_a_scored_token(task: str, family: str, bases: Any) -> None:
-    base, made = bases[family], read_recipe("quickstart", [f"task={TASKS[task][0]}"]).task
+    base, made = bases[family], read_recipe("two-sided", [f"task={TASKS[task][0]}"]).task
     rows = [Row(f"f:{i}", TASKS[task][1](i)) for i in range(5)]
     examples, _ = made.encode(rows, base.tokenizer, 90, "error")
     scores = token_losses(base, examples.collate([3, 0, 4]), 2)
@@ -132,7 +132,7 @@ def test_the_batchs_mean_is_the_cross_entropy_of_a_scored_token(task: str, famil
 @pytest.mark.parametrize("objective", ["loss", "accuracy"])
 def test_the_likeliest_candidate_is_by_the_mean_of_its_tokens(objective: str, bases: Any) -> None:
     base = bases["llama"]
-    made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
+    made = read_recipe("two-sided", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
     rows = [Row(f"f:{i}", TASKS["choose"][1](i)) for i in range(6)]
     examples, _ = made.encode(rows, base.tokenizer, 90, "error")
     picks = []
@@ -154,7 +154,7 @@ def test_classified_right_or_wrong(good: str, bases: Any) -> None:
     """Options of one token, and of several: 1 where the likeliest option is not the label."""
     base = bases["llama"]
     options = f"options: {{negative: ' terrible', positive: '{good}'}}"
-    made = read_recipe("quickstart", [f"task={{name: classify, objective: accuracy, {options}}}"]).task
+    made = read_recipe("two-sided", [f"task={{name: classify, objective: accuracy, {options}}}"]).task
     words = ("the film", "a plot", "very", "it was so dull")
     rows = [Row("f", {"text": text, "label": label}) for text in words for label in ("negative", "positive")]
     examples, _ = made.encode(rows, base.tokenizer, 90, "error")
@@ -167,7 +167,7 @@ def test_classified_right_or_wrong(good: str, bases: Any) -> None:
 def test_majority_counts_places_in_the_list(tokenizer: Any, bases: Any) -> None:
     """A candidate list's commonest right place, also where lists differ in length."""
     made = read_recipe(
-        "quickstart", ["task={name: choose, prompt: '{q}', option: '{choice}', choices: [c], label: a}"]
+        "two-sided", ["task={name: choose, prompt: '{q}', option: '{choice}', choices: [c], label: a}"]
     ).task
     rows = [Row(f"f:{i}", {"q": "it", "c": list("xyz")[: 2 + i % 2], "a": [a]}) for i, a in enumerate("yzyzx")]
     rows[4].fields["a"] = ["x", "y"]
@@ -325,7 +325,7 @@ def test_the_reward_of_what_is_chosen_or_generated(task: str, goals: str, recipe
 def test_what_is_rewarded_is_part_of_the_datas_identity(tokenizer: Any) -> None:
     def digest(objective: str, **change: Any) -> bytes:
         row = {"text": "a film", "a": "x", "b": "y", "c": "z", "label": 0} | change
-        made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
+        made = read_recipe("two-sided", [f"task={TASKS['choose'][0]}", f"task.objective={objective}"]).task
         return made.encode([Row("f:1", row)], tokenizer, 90, "error")[0].digest()
 
     assert digest("loss") == digest("loss", note=1) != digest("loss", c="w")
@@ -350,7 +350,7 @@ def test_what_is_rewarded_is_part_of_the_datas_identity(tokenizer: Any) -> None:
 )
 def test_options_that_cannot_be_meant(task: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=re.escape(sentence)):
-        read_recipe("quickstart", [f"task={task}"])
+        read_recipe("two-sided", [f"task={task}"])
 
 
 # -- templates and rows
@@ -396,14 +396,14 @@ def test_filters_follow_one_another_and_say_what_they_do_not_take() -> None:
 )
 def test_a_bad_row_and_its_sentence(task: str, row: dict[str, Any], sentence: str, tokenizer: Any) -> None:
     good = {"text": "a film", "a": "x", "b": "y", "c": "z", "label": 0, "answers": ["b"]}
-    made = read_recipe("quickstart", [f"task={TASKS[task][0]}"]).task
+    made = read_recipe("two-sided", [f"task={TASKS[task][0]}"]).task
     with pytest.raises(DataError) as e:
         made.encode([Row("f:1", good | row), Row("f:2", good)], tokenizer, 90, "error")
     assert str(e.value) == sentence
 
 
 def test_the_right_one_by_number_or_text(tokenizer: Any) -> None:
-    made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}"]).task
+    made = read_recipe("two-sided", [f"task={TASKS['choose'][0]}"]).task
     for label, wanted in ((2, 2), ("2", 2), ("y", 1), (["z", "x"], 2)):
         row = {"text": "a film", "a": "x", "b": "y", "c": "z", "label": label}
         assert made.encode([Row("f:1", row)], tokenizer, 90, "error")[0].labels == [wanted]
@@ -413,7 +413,7 @@ def test_the_right_one_by_number_or_text(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_rows_that_are_too_long(task: str, tokenizer: Any) -> None:
-    made = read_recipe("quickstart", [f"task={TASKS[task][0]}"]).task
+    made = read_recipe("two-sided", [f"task={TASKS[task][0]}"]).task
     rows = [Row(f"f:{i}", TASKS[task][1](i)) for i in range(3)]
     long = {"prompt" if task == "chat" else "text": "very " * 40 + "dull and"}
     rows.append(Row("f:3", rows[0].fields | long))
@@ -436,14 +436,14 @@ def test_rows_that_are_too_long(task: str, tokenizer: Any) -> None:
 
 
 def test_an_answer_that_leaves_no_room(tokenizer: Any) -> None:
-    made = read_recipe("quickstart", [f"task={TASKS['generate'][0]}", "task.tokens=20"]).task
+    made = read_recipe("two-sided", [f"task={TASKS['generate'][0]}", "task.tokens=20"]).task
     with pytest.raises(DataError, match=r"^f:1: 20 tokens of answer leave no room for a prompt in 20\. Raise"):
         made.encode([Row("f:1", TASKS["generate"][1](0))], tokenizer, 20, "truncate")
 
 
 def test_the_first_examples_keep_what_belongs_to_them(tokenizer: Any) -> None:
     rows = [Row(f"f:{i}", TASKS["choose"][1](i)) for i in range(4)]
-    made = read_recipe("quickstart", [f"task={TASKS['choose'][0]}", "task.objective=m:f"]).task
+    made = read_recipe("two-sided", [f"task={TASKS['choose'][0]}", "task.objective=m:f"]).task
     examples, _ = made.encode(rows, tokenizer, 90, "error")
     one = examples.head(2)
     assert one.digest() == made.encode(rows[:2], tokenizer, 90, "error")[0].digest() != examples.digest()

@@ -1,7 +1,7 @@
 """AS2P against GA and STP on a language model: what do their losses cost in passes? (arXiv 2402.01621, Table 6)
 
 The paper fine-tunes all of OPT-13B on six tasks, once each, and counts against GA with a cosine step size; GA with a
-constant one beats that in its own table, so it is the baseline here. Here: recipes/quickstart.yaml's task, SmolLM2-135M
+constant one beats that in its own table, so it is the baseline here. Here: recipes/two-sided.yaml's task, SmolLM2-135M
 in 4 bits, rank-8 LoRA on its last block, 1,500 film reviews, batch 16. All methods start at the same point of a seed and
 see the same batches. Step sizes are chosen, as many for each method, on two seeds that are not counted. AS2P's is rho_0, which
 both probes and sizes its steps: with the paper's eta_b of 50 for language models it must be so large that probing leaves
@@ -42,7 +42,7 @@ class Sentiment:
         tune, seeds: how many seeds choose step sizes, and how many count.
     """
 
-    recipe: str = "quickstart"
+    recipe: str = "two-sided"
     passes: Natural = 2400
     eps: Positive = 3e-3
     window: Positive = 0.05

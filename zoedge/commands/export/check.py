@@ -86,7 +86,7 @@ def compute_logits(base: Base, space: Space, ids: Tensor) -> Tensor:
         rows=torch.arange(ids.shape[1]).expand(len(ids), -1),
         index=range(len(ids)),
         branches=None,
-        examples=SimpleNamespace(tokens=ids),
+        examples=SimpleNamespace(tokens=ids, whole=None),
     )
     with space.visit([lambda leaf: None]):
         h = base.hidden_states(everywhere, 1)
