@@ -1,13 +1,15 @@
 """What an accuracy costs: forward passes of a sample, and seconds, for recipes and for first-order LoRA beside them.
 
-    python benchmarks/race.py [two-sided mezo as2p stp fzoo adam first-order] [--seeds 3] [--smoke]
+    python benchmarks/race.py [two-sided gauss-newton mezo as2p stp fzoo adam first-order closed-form
+        logistic-regression] [--seeds 3] [--smoke]
 
 All train the same LoRA matrices of the same 4-bit base from the same start, on the same batches, over the same cached
 lower layers. A recipe has its own noise, estimator, rule and steps; first-order is torch's backpropagation and AdamW,
-whose backward pass counts as two forwards. Accuracy is raw, on validation rows, looked at LOOKS times a run; looking is
-not timed. Seconds are of the main thread's CPU, which works in every parallel region: another process that takes turns
-with the race does not count. Peaks are of the run alone, from when the base is loaded. Finished runs are kept: a
-killed race goes on.
+whose backward pass counts as two forwards. closed-form is `space.start: probe` alone, fitted to CLOSED_ROWS rows drawn
+by the seed; logistic-regression is scikit-learn's on the last hidden states of the same rows, as one would type it
+without zoedge. Accuracy is raw, on validation rows, looked at LOOKS times a run; looking is not timed. Seconds are of
+the main thread's CPU, which works in every parallel region: another process that takes turns with the race does not
+count. Peaks are of the run alone, from when the base is loaded. Finished runs are kept: a killed race goes on.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from typing import Any
 
 from _measure import arguments, machine, peak, rest_peak, save, table
 
-RECIPES = "two-sided", "mezo", "as2p", "stp", "fzoo", "adam"
+RECIPES = "two-sided", "gauss-newton", "mezo", "as2p", "stp", "fzoo", "adam"
 FIRST = "first-order"
-REACHED = 0.60, 0.65, 0.70, 0.75, 0.80
+CLOSED, LOGISTIC = "closed-form", "logistic-regression"
+CLOSED_ROWS = 128, 256, 512, 1024, 1500
+REACHED = 0.60, 0.65, 0.70, 0.75, 0.80, 0.83, 0.85
 LOOKS = 40
 STEPS, LR = 300, 1e-3  # of first-order: docs/lab-notes.md has it at 0.86 after as many steps
 
@@ -83,6 +87,54 @@ def differentiable(base: Any, batch: Any) -> Any:
     return torch.nn.functional.linear(base.facts.final(base.model, h).float(), weight)[:, 0]
 
 
+def fit_closed(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
+    """A curve as `run` returns it, a point for each number of rows; a pass over the rows is counted, its time is taken."""
+    import torch
+
+    from zoedge.run.evaluate import evaluate
+    from zoedge.run.start import WithTerm, fit_features
+    from zoedge.scoring.models.loading import release_memory
+    from zoedge.scoring.probe.features import collect_features, option_logits, write_module
+
+    bench, curve = model.measuring, []
+    train, valid = bench.texts.train, bench.texts.valid
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+    release_memory()
+    rest_peak()
+    logits = option_logits(bench.base, torch.tensor(train.targets[0]))
+    held = collect_features(bench.base, valid, list(range(len(valid))), iter(valid.sorted_batches(16)))
+    for rows in sorted({min(rows, len(train)) for rows in CLOSED_ROWS if rows <= max(128, args.steps)}):
+        chosen, began = sorted(order[:rows], key=lambda i: len(train.tokens[i])), time.thread_time()
+        features = collect_features(bench.base, train, chosen, (chosen[i : i + 16] for i in range(0, rows, 16)))
+        if name == CLOSED:
+            start = fit_features(features, logits, write_module(bench.base)[0])
+            seconds = time.thread_time() - began
+            score = evaluate(WithTerm(bench.base, start), bench.task, bench.base, valid, model.recipe.eval.calibrate)
+            point = [score.accuracy, score.calibrated, score.loss]
+        else:
+            log_p = fit_logistic(features, held)
+            seconds = time.thread_time() - began
+            right = float((log_p.argmax(1) == held.labels).double().mean())
+            point = [right, right, float(torch.nn.functional.nll_loss(log_p, held.labels))]
+        curve.append([rows, seconds, *point])
+    return {"curve": curve, "peak": peak(), "diverged": False}
+
+
+def fit_logistic(features: Any, held: Any) -> Any:
+    """The log-probabilities of the held-out rows by scikit-learn's logistic regression, its C chosen by 5-fold
+    cross-validation, on standardised hidden states."""
+    import torch
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    search = LogisticRegressionCV(
+        Cs=8, cv=5, scoring="neg_log_loss", l1_ratios=(0.0,), max_iter=2000, use_legacy_attributes=False
+    )
+    found = make_pipeline(StandardScaler(), search).fit(features.states.numpy(), features.labels.numpy())
+    return torch.tensor(found.predict_log_proba(held.states.numpy()))
+
+
 def run(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
     """A curve of [forward passes of a sample, seconds, accuracy, calibrated, loss], and the peak in MiB."""
     from zoedge.errors import DivergedError
@@ -90,6 +142,8 @@ def run(model: Any, name: str, seed: int, args: Any) -> dict[str, Any]:
     from zoedge.run.evaluate import evaluate
     from zoedge.scoring.models.loading import release_memory
 
+    if name in (CLOSED, LOGISTIC):
+        return fit_closed(model, name, seed, args)
     bench, recipe = model.measuring, model.recipe
     total = min(args.steps, STEPS if name == FIRST else read_recipe(name, []).train.steps)
     steps = first_order(model, seed, args) if name == FIRST else forward_only(model, name, seed, args)
@@ -142,7 +196,7 @@ def text(runs: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = arguments(__doc__, "race.json")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join((*RECIPES, FIRST)))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" ".join((*RECIPES, FIRST, CLOSED, LOGISTIC)))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10**6, help="of a run, at most")
     parser.add_argument("--smoke", action="store_true", help="few rows and steps: does it run?")
@@ -164,7 +218,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         model = SharedModel(read_recipe("two-sided", [f"model.source={args.model}", *split]), Path(folder))
         for seed in range(args.seeds):
-            for name in args.names or (*RECIPES, FIRST):
+            for name in args.names or (*RECIPES, FIRST, CLOSED, LOGISTIC):
                 seeds = found["runs"].setdefault(name, {})
                 if str(seed) not in seeds:
                     seeds[str(seed)] = run(model, name, seed, args)

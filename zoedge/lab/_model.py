@@ -22,7 +22,7 @@ class SharedModel:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.measuring = recipe, Measuring.build(recipe)
         texts = self.measuring.texts
-        for examples in (texts.train, texts.valid, texts.test, texts.train.head(recipe.eval.calibrate)):
+        for examples in (texts.train, texts.valid, texts.test):
             if examples is not None:
                 for _ in self.measuring.base.cache_trunk(examples, folder):
                     pass

@@ -389,7 +389,7 @@ class Base:
         Each yielded number is how many more sequences are done. Which sequences share a forward depends on the data alone, so
         that the stored bits do not depend on the run's history. Nothing happens where `cut` is 0 or the set is stored already.
         """
-        if self.cut == 0 or id(examples) in self.kept:
+        if self.cut == 0 or id(examples.whole or examples) in self.kept:
             return
         trunk = TrunkCache(examples, self.model.config.hidden_size, self.dtype, self.device, folder)
         for chunk, ids in trunk.iterate_chunks():
