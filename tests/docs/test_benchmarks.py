@@ -126,6 +126,22 @@ def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path
     assert race.reached([[[8, 1.0, 0.7]], [[8, 2.0, 0.5]]], 0.6, 0) == "8 (1 of 2)"
 
 
+def test_fits_race_on_the_same_rows(
+    args: Namespace, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The closed form and a library's regression: a point for each number of rows, better than the base with all."""
+    from zoedge.lab._model import SharedModel
+    from zoedge.recipe.reading import read_recipe
+
+    model, args.steps = SharedModel(read_recipe(str(recipe_file)), tmp_path), 10**6
+    monkeypatch.setattr(race, "CLOSED_ROWS", (20, 50, 1500))
+    for name in (race.CLOSED, race.LOGISTIC):
+        found = race.run(model, name, 0, args)
+        assert [point[0] for point in found["curve"]] == [20, 50], "the recipe has 50 training rows"
+        assert all(0 < point[4] < 5 and 0.3 <= point[2] <= 1 for point in found["curve"]) and found["peak"] > 0
+        assert f"| {name} " in race.text({name: {"0": found}})
+
+
 def test_the_page() -> None:
     curve = {"curve": [[16, 1.0, 0.7, 0.7, 0.5]], "peak": 500.0, "diverged": False}
     rows = [parts.row("replay LoRA 1 M", "steps/s", [2000.0], target=("value", ">=", 1000))]
