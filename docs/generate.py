@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED = ROOT / "benchmarks" / "methods.json"
 PASSES = 2400  # of every recipe here
 RULE_OPTIONS = {"lr", "schedule", "weight_decay"}  # of every rule, and of nothing else
-KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions"}
+KINDS = {"estimator": "Estimators", "rule": "Rules", "noise": "Directions", "space": "Spaces"}
 INTRO = """# Methods
 
 Made by `make docs` from the recipes, the source files and benchmarks/methods.json; a test holds it up to date. A method
