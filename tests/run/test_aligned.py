@@ -25,6 +25,7 @@ from zoedge.methods.noise.rademacher import Rademacher
 from zoedge.methods.spaces._basis import Basis
 from zoedge.methods.spaces.aligned import BASIS_KEY, Aligned
 from zoedge.recipe.reading import read_recipe
+from zoedge.run import auto as run_auto
 from zoedge.run import basis as run_basis
 from zoedge.run import folder as run_folder
 from zoedge.run import setup
@@ -213,9 +214,12 @@ def test_peft_loads_it_as_plain_lora(aligned: Path) -> None:
     assert config["r"] == config["lora_alpha"] == 4 and config["target_modules"] == ["down_proj", "o_proj"]
     words = trained.base.tokenizer(" ".join(WORDS[:12])).input_ids
     batch: Any = SimpleNamespace(
-        ids=torch.tensor([words]), rows=torch.arange(len(words))[None], index=[0], branches=None,
+        ids=torch.tensor([words]),
+        rows=torch.arange(len(words))[None],
+        index=[0],
+        branches=None,
         examples=SimpleNamespace(tokens=[words]),
-    )  # fmt: skip
+    )
     columns = torch.arange(trained.base.model.config.vocab_size)
     with trained.space.visit([still]):
         ours = trained.base.logits(trained.base.hidden_states(batch, 1), columns)
@@ -261,10 +265,16 @@ def test_columns_are_summed_in_one_order_whatever_the_machine() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"basis": "!"}, {"basis": 3}, {"basis": None}, {"shapes": [["m", 64, 128], ["n", 32, 64]]}, {"shapes": []},
-        {"shapes": [["m", 64, -1]]}, {"shapes": [["m", 64, True], ["m", 64, True]]}, {"shapes": 3},
+        {"basis": "!"},
+        {"basis": 3},
+        {"basis": None},
+        {"shapes": [["m", 64, 128], ["n", 32, 64]]},
+        {"shapes": []},
+        {"shapes": [["m", 64, -1]]},
+        {"shapes": [["m", 64, True], ["m", 64, True]]},
+        {"shapes": 3},
     ],
-)  # fmt: skip
+)
 def test_a_basis_that_is_none_is_told(aligned: Path, tmp_path: Path, change: dict[str, Any]) -> None:
     with Log.open(aligned / "run.zlog") as log:
         about = dict(log.header.about)
@@ -337,6 +347,24 @@ def test_the_options_decide_the_rank(recipe_file: Path) -> None:
     assert less.space.rank == 2
     with pytest.raises(UsageError, match=r"space\.rank: 2, where 2 options differ in 1 directions"):
         read_recipe(str(recipe_file), [SPACE, "space.rank=2"])
+
+
+@pytest.mark.parametrize(
+    ("method", "known"),
+    [
+        (["estimator=one_sided", "rule=sgd"], 3 / 16),
+        (["estimator=residual", "rule=sgd"], None),
+        (["estimator=two_sided", "rule=momentum"], None),
+        (["estimator=fzoo", "rule=sgd"], None),
+    ],
+)
+def test_the_known_rate_is_that_of_steps_down_a_slope(
+    recipe_file: Path, method: list[str], known: float | None
+) -> None:
+    measuring = setup.Measuring.build(read_recipe(str(recipe_file), [SPACE, *method]))
+    assert run_auto.known_learning_rate(measuring) == (known and float(f"{known:.2g}"))
+    lora = setup.Measuring.build(read_recipe(str(recipe_file), method))
+    assert run_auto.known_learning_rate(lora) is None
 
 
 # -- what it does not go with

@@ -190,8 +190,9 @@ def known_learning_rate(measuring: setup.Measuring) -> float | None:
     It goes over the number of trained elements, as the square of an estimated gradient grows with it, and holds for steps down
     a slope alone.
     """
-    recipe = measuring.recipe
-    if not recipe.space.known_steps or not recipe.estimator.slope or not recipe.rule.linear:
+    recipe, estimator = measuring.recipe, measuring.recipe.estimator
+    # an estimator that reads the past compares losses of two batches, which differ by far more than a slope
+    if not recipe.space.known_steps or not estimator.slope or estimator.bound or not recipe.rule.linear:
         return None
     _, rate = recipe.space.known_steps["loss" if recipe.task.objective == "loss" else "goal"]
     return float(f"{rate / sum(len(leaf.value) for leaf in measuring.space.leaves()):.2g}")

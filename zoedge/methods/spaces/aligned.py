@@ -67,7 +67,7 @@ class Aligned(AbstractSpace):
         Doc("The names of the modules, which must add to the hidden states. auto: all that do, two in each block."),
     ] = "auto"
     layers: Annotated[list[int] | str, Doc("The layers that are adapted: all, 'last k', or a list of numbers.")] = (
-        "last 4"
+        "last 1"
     )
 
     @property
