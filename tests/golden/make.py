@@ -19,6 +19,8 @@ import torch
 
 from zoedge.core import digests, engine
 from zoedge.log.log import Log
+from zoedge.methods.spaces._basis import Basis
+from zoedge.methods.spaces.aligned import BASIS_KEY
 from zoedge.recipe.check import check
 from zoedge.run import setup
 
@@ -27,7 +29,7 @@ EXPECTED = HERE / "expected.json"
 WORDS = "<unk> <s> </s> a film was it great terrible dull bright good bad It".split()
 WIDTH = 32
 LORA = {"name": "lora", "rank": 2, "targets": ["q_proj", "v_proj"]}
-# name: (space, storage or quantisation, noise, estimator, rule, rewinds); 9 noises, 11 estimators, 6 rules, 6 spaces
+# name: (space, storage or quantisation, noise, estimator, rule, rewinds); 9 noises, 11 estimators, 6 rules, 7 spaces
 CELLS: dict[str, tuple[Any, ...]] = {
     "lora": (LORA, "none", "rademacher", {"name": "two_sided", "queries": 2}, "sgd", True),
     "lora-b": (LORA | {"train": "b"}, "nf4", "normal", "curved", "hizoo", False),
@@ -43,6 +45,7 @@ CELLS: dict[str, tuple[Any, ...]] = {
     "full-fp16": ("full", "fp16", "normal", "two_sided", "adam", False),
     "coordinate": (LORA, "none", "coordinate", "stp", "sgd", False),
     "gauss-newton": (LORA, "none", "rademacher", "gauss_newton", "sgd", True),
+    "aligned": ({"name": "aligned", "k": 3, "layers": "last 1"}, "none", "normal", "two_sided", "sgd", False),
     "start": (LORA | {"start": "probe"}, "none", "rademacher", "two_sided", "sgd", False),
 }  # fmt: skip
 
@@ -108,7 +111,11 @@ def write(name: str, path: Path) -> dict[str, Any]:
         table["rule"] = {"lr": 0.01, **(rule if isinstance(rule, dict) else {"name": rule})}
     recipe = check(table, {}, name)
     first = setup.Measuring.build(recipe)
-    if recipe.space.wants_start:  # a fitted one would be another on another machine
+    if recipe.space.starts_at_base:  # as below
+        a = {n: torch.arange(3 * wide).view(3, wide) % 5 / 8 - 0.25 for n, (_, wide) in first.space.shapes.items()}
+        basis = Basis.of(a, (torch.arange(WIDTH)[:, None] % 7 - 3.0) / 16)
+        first.space.take_start({**first.space.describe(), BASIS_KEY: basis.describe()})
+    elif recipe.space.wants_start:  # a fitted one would be another on another machine
         numbers = torch.arange(2 * WIDTH).view(2, WIDTH) % 7 - 3.0
         first.space.freeze_term("model.layers.0.mlp.down_proj", numbers / 64, numbers.T / 16)
     header = first.header()

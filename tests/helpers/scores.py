@@ -11,6 +11,8 @@ import torch
 
 from zoedge.core.types import Leaf
 from zoedge.methods.noise.rademacher import Rademacher
+from zoedge.methods.spaces._basis import Basis
+from zoedge.methods.spaces.aligned import BASIS_KEY, AlignedSpace
 from zoedge.methods.spaces.lora import Lora, LoraSpace
 from zoedge.recipe.sections import Model
 from zoedge.run import setup
@@ -93,6 +95,17 @@ def deltas(count: int, size: float = 0.05) -> list[Callable[[Leaf], torch.Tensor
         return torch.randn(leaf.value.shape, generator=random) * size
 
     return [partial(draw, seed) for seed in range(count)]
+
+
+def give_basis(space: Any, seed: int = 8) -> Any:
+    """Give a space that trains between fixed matrices random ones, and return it; others stay as they are."""
+    if not isinstance(space, AlignedSpace):
+        return space
+    random, options = torch.Generator().manual_seed(seed), space.options
+    a = {name: torch.randn(options.k, wide, generator=random) / 8 for name, (_, wide) in space.shapes.items()}
+    b = torch.randn(next(iter(space.shapes.values()))[0], options.rank, generator=random)
+    space.take_start({**space.describe(), BASIS_KEY: Basis.of(a, b).describe()})
+    return space
 
 
 def attach(base: Base, layers: Any = "all", targets: Any = "all", **options: Any) -> LoraSpace:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.scores import deltas, far, plain_logits, random_examples
+from helpers.scores import deltas, far, give_basis, plain_logits, random_examples
 from typer.testing import CliRunner
 
 from zoedge.cli import app
@@ -44,7 +44,8 @@ from zoedge.scoring.tasks._examples import Batch, Examples
 
 VIRTUAL = ("prompt", "prefix")
 SEVERAL = "{name: several, of: {lora: {rank: 4, layers: last 1}, prompt: {tokens: 4}}}"
-SPACES = ("lora", *VIRTUAL, SEVERAL)  # those that hold many points at once
+ALIGNED = "{name: aligned, k: 4, layers: last 2}"
+SPACES = ("lora", *VIRTUAL, SEVERAL, ALIGNED)  # those that hold many points at once
 FAMILIES = ("llama", "opt", "gpt_neox")
 LENGTHS = [33, 7, 1, 20]
 SEED = 3
@@ -76,7 +77,7 @@ def options_of(space: str) -> Any:
 def attach(word: str, base: Base, moved: float = 0.05, **options: Any) -> Any:
     """A space whose master is random everywhere (`moved`), so that no term of it is zero."""
     made = load_part("space", word)(**options) if options else options_of(word)
-    space = made.attach(base, SEED, Rademacher())
+    space = give_basis(made.attach(base, SEED, Rademacher()))
     for leaf, make in zip(space.leaves(), deltas(len(space.leaves()), moved)):
         leaf.value.add_(make(leaf))
     return space
@@ -202,14 +203,22 @@ def trained(
     def train(
         word: str, family: str, name: str, pieces: tuple[int, ...] = (8,), quantization: str = "none"
     ) -> tuple[setup.Measuring, Log]:
-        more = ["rule={name: momentum, lr: 0.02}", "train.steps=8", f"model.quantization={quantization}"]
+        more = [
+            "rule={name: momentum, lr: 0.02}",
+            "train.steps=8",
+            "eval.select=last",
+            f"model.quantization={quantization}",
+        ]
         if family != "llama":
             more.append(f"model.source={ {**families, 'half': half}[family] }")
         recipe = read_recipe(str(recipe_file), [f"space={word}", *more])
         folder = tmp_path / name
         folder.mkdir()
         for until in pieces:
-            bench, path = setup.Measuring.build(recipe), folder / run_folder.LOG_FILE
+            path = folder / run_folder.LOG_FILE
+            bench = setup.Measuring.build(recipe, Log.open(path).header if path.exists() else None)
+            if not path.exists():
+                give_basis(bench.space)
             with Log.resume(path) if path.exists() else setup.begin_run(bench, folder) as log:
                 for _ in engine.play(bench.run(log), until):
                     pass

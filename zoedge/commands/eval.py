@@ -54,7 +54,7 @@ def evaluate_run(
         return score if meter is None else add_drift(score, space, meter, examples)
 
     scores = {"zero-shot": score(EmptySpace())}
-    if recipe.space.wants_start:
+    if recipe.space.wants_start and not recipe.space.starts_at_base:
         scores["the start"] = score(measuring.space)
     elif recipe.eval.closed_form and (fitted := compare_start(measuring)) is not None:
         scores[f"closed form, {fitted.passes:,} passes"] = score(WithTerm(measuring.base, fitted))

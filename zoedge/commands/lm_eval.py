@@ -247,6 +247,7 @@ def attach_adapter(folder: Path, source: str | None) -> tuple[Base, Space]:
     UsageError: it is no LoRA adapter.
     """
     from ..methods.noise.rademacher import Rademacher
+    from ..methods.spaces.aligned import Aligned
     from ..methods.spaces.lora import Lora
     from ..recipe.sections import Model
     from ..scoring.models.loading import load_base
@@ -255,7 +256,7 @@ def attach_adapter(folder: Path, source: str | None) -> tuple[Base, Space]:
     if facts["kind"] != "peft":
         raise UsageError(f"{folder} is a whole model: lm-eval reads it itself (lm_eval --model hf).")
     options, description = peft.parse_description(facts, folder)
-    if not isinstance(options, Lora):
+    if not isinstance(options, (Lora, Aligned)):
         raise UsageError(f"{folder} is a {options.title}, a change from values of its base: name its run instead.")
     try:
         spec = Model(

@@ -32,6 +32,9 @@ class SpaceBase(Protocol):
     def find_linears(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
         """Return the chosen Linear modules by name, and set `cut` to the lowest of their blocks. DataError: there are none."""
 
+    def find_writers(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
+        """Return the chosen modules whose output is added to the hidden states, likewise. targets: auto, for all of them."""
+
     def set_cut(self, block: int) -> None:
         """Say that nothing below this block is trained."""
 

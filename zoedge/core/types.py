@@ -359,6 +359,8 @@ class AbstractSpace(ABC):
     adapter: ClassVar[bool] = True  # PEFT has a format for it
     merges: ClassVar[bool] = True  # it changes weights, so that a plain model can hold the result
     own_start: ClassVar[bool] = False  # its first values are the base's own: replay must load the base
+    starts_at_base: ClassVar[bool] = False  # what it computes before the first step changes no output of the base
+    known_steps: ClassVar[Mapping[str, tuple[float, float]]] = {}  # for "loss", "goal": eps, lr times elements
 
     @property
     def points_per_forward(self) -> int:

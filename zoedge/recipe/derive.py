@@ -15,18 +15,22 @@ AUTO_WATCHDOG = WatchdogOptions(rise=1.5, rewinds=8)
 AUTO_TRUST = 0.03  # docs/auto.md says what it was chosen by
 
 
-def derive(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> list[Derived]:
+def derive(
+    parts: dict[str, Any], auto: set[str], rule_keys: Collection[str], estimator_keys: Collection[str]
+) -> list[Derived]:
     """Fill in what the recipe leaves open, in `parts` and `auto`.
 
     Args:
         parts: the sections and parts by key; one that has a mistake is missing or None. Changed in place.
         auto: the dotted keys whose value is 'auto', such as 'rule.lr'. Changed in place.
-        rule_keys: the options of the rule that are written in the recipe.
+        rule_keys, estimator_keys: the options of these two that are written in the recipe.
 
     Returns: what was filled in, each with its reason, in the order of the recipe's sections.
     """
     return [
         *fix_only_values(parts, auto),
+        *count_directions(parts, auto),
+        *take_known_radius(parts, auto, estimator_keys),
         *take_known_rate(parts, auto, rule_keys),
         *(Derived(key, "auto", "no number is written: it is chosen before the first step") for key in sorted(auto)),
         *decay_chosen_rate(parts, auto, rule_keys),
@@ -39,13 +43,37 @@ def derive(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) ->
 def fix_only_values(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
     """Give an 'auto' option the one value that goes with the other parts, where there is only one."""
     for path in sorted(auto):
-        kind, option = path.split(".")
+        kind, _, option = path.partition(".")
         owners = [key for key in PART_FOLDERS if parts.get(key) and parts[key].only_with.get(path)]
         if owners and parts.get(kind) is not None:
             value = parts[owners[0]].only_with[path][0]
             parts[kind] = replace(parts[kind], **{option: value})
             auto.discard(path)
             yield Derived(path, value, f"{owners[0]}: {part_name(parts[owners[0]])} goes with no other value")
+
+
+def count_directions(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
+    """The options of a task decide in how many directions a space can move their logits."""
+    space, task = parts.get("space"), parts.get("task")
+    if "space.rank" in auto:
+        auto.discard("space.rank")
+        if space and task and task.labels:
+            rank = max(1, len(task.labels) - 1)
+            parts["space"] = replace(space, rank=rank)
+            yield Derived("space.rank", rank, f"{len(task.labels)} options differ in so many directions")
+
+
+def take_known_radius(parts: dict[str, Any], auto: set[str], estimator_keys: Collection[str]) -> Iterator[Derived]:
+    """A space whose values have the size of logits in every model has a radius that needs no search."""
+    space, estimator, task = parts.get("space"), parts.get("estimator"), parts.get("task")
+    if not (space and estimator and task and space.known_steps) or estimator.radius_option != "eps":
+        return
+    if "estimator.eps" in auto or "eps" not in estimator_keys:
+        eps, _ = space.known_steps["loss" if task.objective == "loss" else "goal"]
+        auto.discard("estimator.eps")
+        parts["estimator"] = replace(estimator, eps=eps)
+        reason = f"space: {part_name(space)}: its values have the size of logits, whatever the model is"
+        yield Derived("estimator.eps", eps, reason)
 
 
 def take_known_rate(parts: dict[str, Any], auto: set[str], rule_keys: Collection[str]) -> Iterator[Derived]:

@@ -81,10 +81,28 @@ def peft_export_needs_an_adapter(parts: dict[str, Any]) -> Refusals:
 def start_needs_labels(parts: dict[str, Any]) -> Refusals:
     """Refuse a start that is fitted to labels for a task that has none."""
     space, task = parts.get("space"), parts.get("task")
-    if space and task and space.wants_start and not task.labels:
+    if space and task and space.wants_start and not space.starts_at_base and not task.labels:
         yield (
             ("space", "start"),
             f"space.start: probe is fitted to labels: it goes with classify and mlm, not {part_name(task)}",
+        )
+
+
+def aligned_space_needs_options(parts: dict[str, Any]) -> Refusals:
+    """Refuse a space of what moves the options' logits for a task without options, or with fewer than its rank needs."""
+    space, task = parts.get("space"), parts.get("task")
+    if not (space and task and space.starts_at_base):
+        return
+    if not task.labels:
+        yield (
+            ("space",),
+            f"space: {part_name(space)} moves the logits of options: it goes with classify and mlm, not {part_name(task)}",
+        )
+    elif space.rank >= len(task.labels):
+        most = len(task.labels) - 1
+        yield (
+            ("space", "rank"),
+            f"space.rank: {space.rank}, where {most + 1} options differ in {most} directions - leave it out",
         )
 
 
@@ -97,4 +115,5 @@ PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
     parts_go_only_with_what_they_name,
     peft_export_needs_an_adapter,
     start_needs_labels,
+    aligned_space_needs_options,
 ]

@@ -94,6 +94,10 @@ def resolve_numbers(measuring: setup.Measuring, folder: Path, say: Callable[[str
         recipe = recipe.with_numbers({"estimator.eps": result.value})
         say(f"eps auto: {result.value:g} ({result.passes:,} forward passes of a sample)")
         run_folder.append_metric(folder, event="auto", key="estimator.eps", **format_result(result))
+    if "rule.lr" in recipe.auto and (known := known_learning_rate(measuring)) is not None:
+        recipe = recipe.with_numbers({"rule.lr": known})
+        say(f"lr auto: {known:g} (known for this space: no search)")
+        run_folder.append_metric(folder, event="auto", key="rule.lr", **format_result(SearchResult(known, {}, 0)))
     if "rule.lr" in recipe.auto:
         result = find_learning_rate(replace(measuring, recipe=recipe), folder / SEARCH_FOLDER)
         recipe = recipe.with_numbers({"rule.lr": result.value})
@@ -178,6 +182,20 @@ def bracket_minimum(start: float, trial: Callable[[float], float], most: int) ->
             break
         losses[k] = trial(ladder_rung(start, k))
     return {ladder_rung(start, k): loss for k, loss in losses.items()}
+
+
+def known_learning_rate(measuring: setup.Measuring) -> float | None:
+    """Return the lr that suits a space whose values have the same size in every model; None: it must be searched.
+
+    It goes over the number of trained elements, as the square of an estimated gradient grows with it, and holds for steps down
+    a slope alone.
+    """
+    recipe, estimator = measuring.recipe, measuring.recipe.estimator
+    # an estimator that reads the past compares losses of two batches, which differ by far more than a slope
+    if not recipe.space.known_steps or not estimator.slope or estimator.bound or not recipe.rule.linear:
+        return None
+    _, rate = recipe.space.known_steps["loss" if recipe.task.objective == "loss" else "goal"]
+    return float(f"{rate / sum(len(leaf.value) for leaf in measuring.space.leaves()):.2g}")
 
 
 def find_learning_rate(measuring: setup.Measuring, folder: Path) -> SearchResult:

@@ -115,7 +115,7 @@ class Evaluator:
             if line.get("event") == "closed_form":
                 with suppress(KeyError, TypeError, ValueError):
                     return ClosedForm.of(line)
-        begins = b.recipe.space.wants_start
+        begins = b.recipe.space.wants_start and not b.recipe.space.starts_at_base
         if begins:
             # none of a branch, which has its parent's start
             passes = next((line.get("passes", 0) for line in lines if line.get("event") == "start"), 0)

@@ -20,10 +20,19 @@ from ..core.oracle import count_evaluations
 from ..core.types import Leaf
 from ..errors import DataError, make_printable
 from ..methods.spaces._frozen import FrozenTerm
-from ..scoring.probe.features import Features, collect_features, option_logits, option_slopes, write_module
+from ..methods.spaces.aligned import AlignedSpace
+from ..scoring.probe.features import (
+    Features,
+    collect_features,
+    option_directions,
+    option_logits,
+    option_slopes,
+    write_module,
+)
 from ..scoring.probe.fit import MIN_ROWS, MIN_ROWS_OF_A_LABEL, Design, Fit, choose_fit, name_candidate, whiten
 from ..scoring.rows.row import seeded_permutation
 from ..scoring.tasks._training import pack_batches
+from .basis import align_space
 from .display import Plain
 from .folder import append_metric
 from .setup import Measuring, cache_trunk
@@ -36,7 +45,6 @@ MAX_START_ROWS = 2048  # training rows that a start is fitted to at most; 1,500 
 MAX_FEATURES = 128
 COMPARED_SHARE, COMPARED_ROWS = 0.05, 128  # what a run without a start spends on knowing it
 DRIFT_WEIGHT = 0.03  # of what the term does to unscored positions: halves it on films, at the same accuracy (lab notes)
-LEAST_SHARE = 1e-4  # of the largest singular value: the logits hardly move along what is below
 SHARES = (1.0, 0.5, 0.25, 0.0)  # of the fitted term, of which the exact loss chooses
 
 
@@ -75,7 +83,10 @@ class Start(NamedTuple):
 
 def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
     """Compute the start that the space's options ask for, put it into the space, and note what it was chosen by."""
-    if measuring.recipe.space.wants_start:
+    if isinstance(measuring.space, AlignedSpace):
+        cache_trunk(measuring, folder, show)
+        align_space(measuring, measuring.space, folder, show)
+    elif measuring.recipe.space.wants_start:
         cache_trunk(measuring, folder, show)
         with show.phase("fitting the closed-form start"):
             start = fit_start(measuring)
@@ -156,14 +167,8 @@ def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
 
 
 def fit_features(features: Features, logits: Callable[[Tensor], Tensor], module: str) -> Start:
-    """Return the start that suits these features.
-
-    B's columns move the mean centred option logits by unit vectors: they are E / S of its derivative by the hidden states,
-    U S E' [C, H]. So a coefficient of 1 means the same in every model.
-    """
-    _, s, e = torch.linalg.svd(option_slopes(logits, features.states), full_matrices=False)
-    kept = s[: len(s) - 1] > LEAST_SHARE * s[0]
-    b = (e[: len(kept)][kept] / s[: len(kept)][kept, None]).T
+    """Return the start that suits these features."""
+    b = option_directions(option_slopes(logits, features.states))
     whitening = whiten(features.inputs, MAX_FEATURES)
     others = features.others.double() @ whitening.T
     design = Design(

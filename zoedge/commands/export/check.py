@@ -17,6 +17,7 @@ from torch import Tensor
 from ...core.child import ChildFailed, answer_parent, ask_python
 from ...core.types import Space
 from ...errors import DataError
+from ...methods.spaces.aligned import AlignedSpace
 from ...methods.spaces.lora import LoraSpace
 from ...recipe.sections import Model
 from ...run.trained import Trained
@@ -65,7 +66,7 @@ def build_reference(kind: str, trained: Trained) -> dict[str, Tensor]:
     """
     if kind == "gguf-lora":
         space = trained.space
-        assert isinstance(space, LoraSpace), "no other space has a GGUF file"
+        assert isinstance(space, (LoraSpace, AlignedSpace)), "no other space has a GGUF file"
         matrices = {name: value.detach().cpu().clone() for name, value in space.tensors()}
         return {**matrices, "scale": torch.tensor(space.scale, dtype=torch.float64)}
     ids = make_probe_ids(trained.base.model.config.vocab_size, trained.base.context_length)

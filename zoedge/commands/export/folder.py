@@ -25,7 +25,7 @@ from ...core.storage import write_durably
 from ...core.types import AbstractSpace, Space
 from ...errors import DamagedError, DivergedError, ReplayError, UsageError, make_printable
 from ...log.packed import AnyLog
-from ...methods.spaces.lora import infer_head
+from ...methods.spaces._peft import infer_head
 from ...recipe.recipe import Recipe
 
 MARKER_FILE = "zoedge.json"

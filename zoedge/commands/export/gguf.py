@@ -24,10 +24,11 @@ from ...core.storage import write_durably
 from ...core.types import Space
 from ...errors import DamagedError, StorageError, UsageError
 from ...log.packed import AnyLog
-from ...methods.spaces.lora import Lora, LoraSpace
+from ...methods.spaces.aligned import AlignedSpace
+from ...methods.spaces.lora import LoraSpace
 from ...recipe.recipe import Recipe
 from ...recipe.sections import Model
-from .folder import check_exportable, describe_export
+from .folder import check_exportable, describe_export, get_options
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -55,7 +56,7 @@ def write_gguf(
         UsageError: it is no LoRA adapter, its family is stored in another way, or something else stands at `path`.
         StorageError: the disk refuses.
     """
-    if not isinstance(space, LoraSpace) or not isinstance(space.options, Lora):
+    if not isinstance(space, (LoraSpace, AlignedSpace)):
         raise UsageError("llama.cpp loads LoRA adapters alone: a run of another space has no GGUF file.")
     if config.model_type not in SUPPORTED_FAMILIES:
         raise UsageError(
@@ -64,7 +65,7 @@ def write_gguf(
         )
     check_exportable(space)
     check_replaceable(path)
-    settings = space.options.peft(space.describe())
+    settings = get_options(space).peft(space.describe())
     modules = [name.removesuffix(".lora_A") for name, _ in space.tensors() if name.endswith(".lora_A")]
     facts = describe_export("gguf-lora", recipe, space, log.header.base, log, steps)
     with tempfile.TemporaryDirectory() as draft:

@@ -18,8 +18,7 @@ needs forward passes alone, but reads hidden states. The log's header holds it, 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -34,6 +33,7 @@ from ...core.exact import bits16
 from ...core.types import INIT_STREAM, AbstractNoise, AbstractSpace, Key, Leaf, Natural, Part, Positive
 from ._frozen import FrozenTerm
 from ._master import MasterSpace, describe_layers, lay_out_parts
+from ._peft import make_lora_config
 
 START_KEY = "start"  # of the description in a log's header
 
@@ -125,46 +125,14 @@ class Lora(AbstractSpace):
         return modules | {start["module"]: (out, wide)}, self.rank + rank
 
     def peft(self, description: dict[str, Any]) -> dict[str, Any]:
-        """Return adapter_config.json without the base's name, with the shortest target names that PEFT understands.
-
-        These are last names with layers_to_transform, which PEFT looks for inside `layers.N.` alone, or full names if the
-        modules are not all the combinations of some names and some layers.
-        """
+        """Return adapter_config.json without the base's name."""
         shapes, rank = self._exported_modules(description)
-        modules, alpha = list(shapes), self.alpha / self.rank * rank
-        places = [re.fullmatch(r"(?:.*\.)?layers\.([0-9]+)\..*?([^.]+)", m) for m in modules]
-        sites = [(int(p[1]), p[2]) for p in places if p]
-        layers, names = sorted({n for n, _ in sites}), sorted({w for _, w in sites})
-        product = len(sites) == len(modules) == len(layers) * len(names) == len(set(sites))
-        task = "CAUSAL_LM" if infer_head(modules) == "CausalLM" else None  # PEFT has no word for masks
-        return {
-            "peft_type": "LORA",
-            "task_type": task,
-            "inference_mode": True,
-            "r": rank,
-            "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-            "lora_dropout": 0.0,
-            "target_modules": names if product else modules,
-            "layers_to_transform": layers if product else None,
-            "layers_pattern": "layers" if product else None,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "use_rslora": False,
-            "use_dora": False,
-            "modules_to_save": None,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-        }
+        return make_lora_config(list(shapes), rank, self.alpha / self.rank * rank)
 
     def summary(self) -> str:
         """Return the rank and the layers in words."""
         start = f", {self.start} start" if self.wants_start else ""
         return f"LoRA, rank {self.rank}, {describe_layers(self.layers)}{start}"
-
-
-def infer_head(names: Iterable[str]) -> str:
-    """Return what follows AutoModelFor in the name of transformers' class. It is read off the modules' names."""
-    return "MaskedLM" if any(name.startswith("roberta.") for name in names) else "CausalLM"
 
 
 class LoraSpace(MasterSpace):

@@ -41,7 +41,8 @@ class Several(AbstractSpace):
             if one.own_start or one.nested:
                 raise ValueError(f"of.{word}: goes with no other space")
             if one.wants_start:
-                raise ValueError(f"of.{word}.start: a start is fitted to the base alone, and goes with no other space")
+                key = word if one.starts_at_base else f"{word}.start"
+                raise ValueError(f"of.{key}: what it computes first is of the base alone, and goes with no other space")
         if sum(not one.merges for one in spaces.values()) > 1:
             raise ValueError("of: one kind of virtual tokens alone, PEFT loads no prompt onto a prefix")
         traits = {

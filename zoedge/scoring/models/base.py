@@ -117,6 +117,34 @@ class Base:
             if isinstance(m, nn.Linear) and (targets == "all" or name.rpartition(".")[2] in targets)
         }
 
+    def find_writers(self, layers: list[int] | str, targets: list[str] | str) -> dict[str, nn.Linear]:
+        """Return the chosen Linear modules whose output is added to the hidden states, by full name, and set `cut`.
+
+        Args:
+            layers: the blocks, as `select_layers` reads them.
+            targets: their names in a block or the last parts of these, or "auto" for all.
+
+        Raises:
+            DataError: there are no such blocks or modules. The message names those that there are.
+        """
+        last_names = {name: name.rpartition(".")[2] for name in self.facts.WRITES}
+        known = list(dict.fromkeys(last_names.values() if len(set(last_names.values())) > 1 else last_names))
+        wanted = list(last_names) if targets == "auto" else targets
+        for target in wanted or [""]:
+            if target not in (*last_names, *last_names.values()):
+                raise DataError(
+                    f"space.targets: '{target}' is none of what adds to the hidden states of {type(self.model).__name__}: "
+                    f"{' '.join(known)}. Choose among these, or write auto."
+                )
+        chosen = select_layers(layers, len(self.blocks))
+        self.set_cut(min(chosen))
+        return {
+            f"{self.facts.BLOCKS}.{i}.{name}": cast(nn.Linear, self.blocks[i].get_submodule(name))
+            for i in chosen
+            for name, last_name in last_names.items()
+            if name in wanted or last_name in wanted
+        }
+
     def set_cut(self, block: int) -> None:
         """Declare that nothing below this block is trained."""
         if self.cut != block:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 OTHER_ROWS = 4096  # unscored positions at most, of all examples together, whose inputs are kept
 OTHER_ROWS_EACH = 8  # of one example
+LEAST_SHARE = 1e-4  # of the largest singular value: the logits hardly move along what is below
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,17 @@ def option_logits(base: Base, targets: Tensor) -> Callable[[Tensor], Tensor]:
         return base.project(head, h, columns).float().cpu()
 
     return logits
+
+
+def option_directions(slopes: Tensor) -> Tensor:
+    """Return B [H, r] whose columns move the centred option logits by unit vectors, those that move them most easily first.
+
+    It is E / S of their mean derivative by the hidden states, U S E' [C, H] (`option_slopes`), without the centred logits'
+    own null direction and what hardly moves them: r < C. So a coefficient of 1 means the same in every model.
+    """
+    _, s, e = torch.linalg.svd(slopes, full_matrices=False)
+    kept = s[: len(s) - 1] > LEAST_SHARE * s[0]
+    return (e[: len(kept)][kept] / s[: len(kept)][kept, None]).T
 
 
 def option_slopes(logits: Callable[[Tensor], Tensor], states: Tensor, directions: Tensor | None = None) -> Tensor:

@@ -28,6 +28,7 @@ class FamilyFacts(Protocol):
     HEAD: str  # what follows AutoModelFor in the name of transformers' class: CausalLM | MaskedLM
     UNUSED: tuple[str, ...]  # beginnings of the names of tensors that a checkpoint may hold and the model does not use
     WRITE: str  # the name, inside a block, of the Linear whose output is added to the hidden states last
+    WRITES: tuple[str, ...]  # of all Linears there whose output is added to the hidden states, in order
 
     def longest(self, config: PreTrainedConfig) -> int:
         """Return how many tokens a sequence may have."""

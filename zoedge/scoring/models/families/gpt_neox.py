@@ -14,10 +14,24 @@ if TYPE_CHECKING:
 
     from ..past import PastKeyValues
 
-__all__ = ["BLOCKS", "HEAD", "WRITE", "context", "embed", "final", "head", "head_input", "last", "longest", "read_norm"]
+__all__ = [
+    "BLOCKS",
+    "HEAD",
+    "WRITE",
+    "WRITES",
+    "context",
+    "embed",
+    "final",
+    "head",
+    "head_input",
+    "last",
+    "longest",
+    "read_norm",
+]
 BLOCKS, HEAD = "gpt_neox.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
 WRITE = "mlp.dense_4h_to_h"
+WRITES = ("attention.dense", WRITE)
 
 
 def embed(model: GPTNeoXForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:

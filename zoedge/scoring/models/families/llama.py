@@ -18,10 +18,24 @@ if TYPE_CHECKING:
 
     from ..past import PastKeyValues
 
-__all__ = ["BLOCKS", "HEAD", "WRITE", "context", "embed", "final", "head", "head_input", "last", "longest", "read_norm"]
+__all__ = [
+    "BLOCKS",
+    "HEAD",
+    "WRITE",
+    "WRITES",
+    "context",
+    "embed",
+    "final",
+    "head",
+    "head_input",
+    "last",
+    "longest",
+    "read_norm",
+]
 BLOCKS, HEAD = "model.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
 WRITE = "mlp.down_proj"
+WRITES = ("self_attn.o_proj", WRITE)
 
 
 def embed(model: LlamaForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from ._rows import longest
-from .llama import BLOCKS, HEAD, UNUSED, WRITE, context, embed, final, head, head_input, last, read_norm
+from .llama import BLOCKS, HEAD, UNUSED, WRITE, WRITES, context, embed, final, head, head_input, last, read_norm
 
 __all__ = [
     "BLOCKS",
     "HEAD",
     "UNUSED",
     "WRITE",
+    "WRITES",
     "context",
     "embed",
     "final",

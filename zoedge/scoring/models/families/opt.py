@@ -16,10 +16,24 @@ if TYPE_CHECKING:
 
     from ..past import PastKeyValues
 
-__all__ = ["BLOCKS", "HEAD", "WRITE", "context", "embed", "final", "head", "head_input", "last", "longest", "read_norm"]
+__all__ = [
+    "BLOCKS",
+    "HEAD",
+    "WRITE",
+    "WRITES",
+    "context",
+    "embed",
+    "final",
+    "head",
+    "head_input",
+    "last",
+    "longest",
+    "read_norm",
+]
 BLOCKS, HEAD = "model.decoder.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
 WRITE = "fc2"
+WRITES = ("self_attn.out_proj", WRITE)
 
 
 def embed(model: OPTForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:

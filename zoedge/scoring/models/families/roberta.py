@@ -22,6 +22,7 @@ BLOCKS, HEAD = "roberta.encoder.layer", "MaskedLM"
 # published checkpoints hold these tensors, and a masked language model reads neither
 UNUSED = ("roberta.pooler.", "roberta.embeddings.position_ids")
 WRITE = "output.dense"
+WRITES = ("attention.output.dense", WRITE)
 
 
 def longest(config: PreTrainedConfig) -> int:
