@@ -151,7 +151,9 @@ def test_every_space_has_it_and_a_log_alone_gives_it_again(
     space: str, recipe_file: Path, tmp_path: Path, zoedge: Callable[..., Any]
 ) -> None:
     """`eval` measures the base anew, also where training moves the base's own weights."""
-    done = train(read_recipe(str(recipe_file), [*METHODS[space], "eval.select=last"]), tmp_path / "run", make_display("quiet"))
+    done = train(
+        read_recipe(str(recipe_file), [*METHODS[space], "eval.select=last"]), tmp_path / "run", make_display("quiet")
+    )
     assert done.before is not None and done.after is not None
     assert done.before.drift == 0.0 and done.after.drift and 0 < done.after.drift < 10
     scores = json.loads(zoedge("eval", done.folder, "--json").out)
