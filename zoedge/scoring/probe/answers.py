@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..rows.row import seeded_permutation
 from .features import OTHER_ROWS, OTHER_ROWS_EACH, watch_inputs, write_module
-from .fit import BIAS_RIDGE, FOLDS, MIN_ROWS, SAFE_FEATURES, Fit, make_penalty, whiten
+from .fit import BIAS_RIDGE, MIN_ROWS, SAFE_FEATURES, Fit, make_penalty, whiten
 from .tail import Tail, reduce_vocabulary, state_gradients
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ MAX_RANK = 16  # of the term: what 15 different tokens of an answer can use
 RIDGE = 0.1
 DRIFT_WEIGHT = 1.0  # of what the term does to unscored positions; answers lose nothing by it
 FISHER_FLOOR = 0.1  # of the mean eigenvalue, added to all: F is estimated from as many rows as it has columns
-CROSS_VALIDATED_TOKENS = 2560  # with more, a held-out fifth alone chooses
+ANSWER_FOLDS = 3  # of whole examples: a fit takes seconds
+CROSS_VALIDATED_TOKENS, HELD_OUT = 2560, 5  # with more tokens, a held-out fifth alone chooses
 MAX_STEPS, FIRST_DAMPING, LEAST_DAMPING, MOST_TRIES = 14, 0.03, 1e-3, 6
 SMALLEST_GAIN = 1e-4  # of the loss, in nats a token: a step that gains less is the last
 
@@ -322,9 +323,10 @@ class Problem:
 
     def validate(self, counts: Sequence[int]) -> dict[int, Tensor]:
         """Return each candidate's loss of every token [T] under the R that is fitted to other examples; nan: not held out."""
-        folds = self.features.owners % FOLDS  # the examples of a fold are whole, and seeded by the choice of the rows
+        is_large = len(self.phi) > CROSS_VALIDATED_TOKENS
+        folds = self.assign_folds(HELD_OUT if is_large else ANSWER_FOLDS)
         losses = {count: torch.full((len(self.phi),), math.nan, dtype=torch.float64) for count in (0, *counts)}
-        for fold in range(1 if len(self.phi) > CROSS_VALIDATED_TOKENS else FOLDS):
+        for fold in range(1 if is_large else ANSWER_FOLDS):
             inside = folds == fold
             held, fitted = self.features.states[inside], self.design(~inside)
             targets = self.features.targets[inside]
@@ -333,6 +335,13 @@ class Problem:
             for count, r in zip(counts, self.fit_counts(fitted, counts)):
                 losses[count][inside] = held_out.losses(r)
         return losses
+
+    def assign_folds(self, count: int) -> Tensor:
+        """Return the fold of each token, [T]: that of its example, at random, as rows may stand in a regular order."""
+        examples = int(self.features.owners.max()) + 1
+        folds = torch.empty(examples, dtype=torch.long)
+        folds[torch.tensor(seeded_permutation(examples, 0, 1))] = torch.arange(examples) % count
+        return folds[self.features.owners]
 
     def choose_count(self, losses: dict[int, Tensor]) -> int:
         """Return the number of features of the lowest mean loss; SAFE_FEATURES where that is within its standard error."""
