@@ -255,5 +255,5 @@ def test_the_choice_is_by_whole_examples(clean: Get) -> None:
 def test_what_does_not_help_is_left_out(clean: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     base = clean("llama")
     monkeypatch.setattr(Problem, "choose_count", lambda self, losses: 0)
-    a, b, fit = fit_answers(base, collect(base, answered_questions(20)))
+    a, _, fit = fit_answers(base, collect(base, answered_questions(20)))
     assert a.shape == (0, 128) and fit.features == 0 and fit.tried
