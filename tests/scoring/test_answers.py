@@ -252,6 +252,15 @@ def test_the_choice_is_by_whole_examples(clean: Get) -> None:
     assert problem.choose_count({0: flat, 16: flat + 0.01}) == 0
 
 
+def test_a_term_fits_into_a_logs_header(clean: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = clean("llama")
+    features = collect(base, answered_questions(20))
+    for most, rank in ((300_000, 5), (4 * 192, 4), (5, 1)):  # five different tokens; H 64 and I 128
+        monkeypatch.setattr(probe_answers, "TERM_VALUES", most)
+        a, b, _ = fit_answers(base, features)
+        assert a.shape == (rank, 128) and b.shape == (64, rank)
+
+
 def test_what_does_not_help_is_left_out(clean: Get, monkeypatch: pytest.MonkeyPatch) -> None:
     base = clean("llama")
     monkeypatch.setattr(Problem, "choose_count", lambda self, losses: 0)

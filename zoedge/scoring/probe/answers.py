@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ANSWER_TOKENS = 6144  # scored tokens at most that a start is fitted to; 512 rows of JSON answers have 4,600
 FEATURE_COUNTS = (8, 16, 32)
 MAX_RANK = 16  # of the term: what 15 different tokens of an answer can use
+TERM_VALUES = 300_000  # of A and B at most: 750 kB in a log's header, which may have 1 MiB
 RIDGE = 0.1
 DRIFT_WEIGHT = 1.0  # of what the term does to unscored positions; answers lose nothing by it
 FISHER_FLOOR = 0.1  # of the mean eigenvalue, added to all: F is estimated from as many rows as it has columns
@@ -309,7 +310,8 @@ class Problem:
         """Return the design of some tokens, by a mask [T], with the B that suits them."""
         f, targets = self.features, self.features.targets[chosen]
         phi = self.phi[chosen]
-        rank = min(MAX_RANK, len(targets.unique()))
+        affordable = TERM_VALUES // (f.inputs.shape[1] + f.states.shape[1])
+        rank = min(MAX_RANK, len(targets.unique()), max(1, affordable))
         b = self.fisher.choose_columns(phi[:, :SAFE_FEATURES], self.gradients[chosen], rank)
         return AnswerDesign(self.tail, b.float(), phi, f.states[chosen], targets)
 
