@@ -26,7 +26,9 @@ from zoedge.recipe.reading import read_recipe
 from zoedge.run import folder as run_folder
 from zoedge.run import start as run_start
 from zoedge.run.replay import build_replay_run
+from zoedge.run.setup import Measuring
 from zoedge.run.trained import load_trained
+from zoedge.scoring.tasks._training import mean_loss
 
 STARTED = ("space.start=probe", "train.steps=6", "eval={every: 3, calibrate: 16}", "log.hash_every=2")
 
@@ -207,12 +209,77 @@ def test_masked_models_start_so_too(recipe_file: Path, roberta: Path) -> None:
         assert digests.digest(replay_to(log)).startswith(log.state.end or b"?")
 
 
+# -- answers over the whole vocabulary
+
+ANSWERED = {
+    "chat": "{name: chat, format: plain}",
+    "generate": '{name: generate, prompt: "{prompt}", answer: completion, tokens: 6}',
+    "choose": '{name: choose, prompt: "{prompt}", option: " {choice}", choices: [completion, wrong], label: completion}',
+}
+
+
+def answered(recipe_file: Path, task: str, count: int = 80) -> list[str]:
+    """Write rows whose answer follows from the question's last words, and return the changes of the recipe."""
+    path = recipe_file.parent / "answered.jsonl"
+    answers = ("it is great fun", "it is dull")
+    with path.open("w") as file:
+        for i in range(count):
+            words = [WORDS[(i * 7 + j * 3) % len(WORDS)] for j in range(3 + i % 9)]
+            row = {"prompt": " ".join([*words, ("fun bright", "dull boring")[i % 2]]), "completion": answers[i % 2]}
+            file.write(json.dumps({**row, "wrong": answers[1 - i % 2]}) + "\n")
+    return [*STARTED, f"data.train={path}", f"task={ANSWERED[task]}"]
+
+
+@pytest.mark.parametrize("task", ANSWERED)
+def test_answers_start_so_too(recipe_file: Path, zoedge: Callable[..., Done], task: str, tmp_path: Path) -> None:
+    done = zoedge("finetune", recipe_file, *answered(recipe_file, task), "space.targets=all", "--plain")
+    assert done.code == 0, done.err
+    assert "closed-form start from one pass over 50 rows" in done.out
+    folder = recipe_file.parent / "runs" / "tiny"
+    (line,), (closed,) = noted(folder, "start"), noted(folder, "closed_form")
+    nothing = line["tried"]["0 features, ridge 0"]
+    assert line["passes"] == 50 and line["share"] == 1 and line["features"] > 0
+    assert line["loss"] < 0.75 * nothing and closed["loss"] < 0.75 * noted(folder, "before")[0]["loss"]
+    done = zoedge("verify", folder, "--replay", "--adapter", folder / "adapter")
+    assert done.code == 0 and "tensors equal the replayed ones" in done.out
+    assert zoedge("verify", folder, "--against", folder / "recipe.yaml").code == 0
+    assert zoedge("replay", folder, "-o", tmp_path / "again").code == 0
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (folder / "adapter" / name).read_bytes()
+    assert zoedge("export", folder, "--to", "peft", "--check", "-o", tmp_path / "out").code == 0
+    shown = zoedge("eval", folder, "--json")
+    assert json.loads(shown.out)["the start"]["loss"] == pytest.approx(closed["loss"], rel=1e-5)
+
+
+def test_a_run_has_the_loss_that_the_start_foretold(recipe_file: Path) -> None:
+    more = answered(recipe_file, "generate")
+    outcome = finetune(str(recipe_file), *more, "train.steps=1", "rule.lr=1e-9", "data.valid=null", "data.test=null")
+    assert outcome is not None
+    trained, log, _ = load_trained(str(outcome.folder))
+    measuring = Measuring.build(trained.recipe, log.header)
+    with measuring.space.visit([lambda leaf: None]):
+        loss = mean_loss(measuring.base, measuring.texts.train)
+    assert loss == pytest.approx(noted(outcome.folder, "start")[0]["loss"], abs=1e-4)
+
+
+def test_a_few_answers_take_a_bias_off(recipe_file: Path, zoedge: Callable[..., Done]) -> None:
+    done = zoedge("finetune", recipe_file, *answered(recipe_file, "chat", 40), "--plain")
+    assert done.code == 0 and "the bias for some tokens is taken off (fewer than 16 rows:" in done.out
+    (line,) = noted(recipe_file.parent / "runs" / "tiny", "start")
+    assert line["features"] == 1 and line["tried"] == {}
+
+
+def test_options_of_several_tokens_have_no_start_yet(recipe_file: Path) -> None:
+    with pytest.raises(DataError, match="fitted to options that are one token each"):
+        finetune(str(recipe_file), *STARTED, 'task.options={negative: " dull", positive: " great fun bright"}')
+
+
 # -- what has no start
 
 
 def test_a_task_without_labels_has_none(recipe_file: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"space\.start: probe is fitted to labels: it goes with classify and mlm, not lm"
+        UsageError, match=r"space\.start: probe is fitted to right answers, and rows of task lm have none"
     ):
         read_recipe(str(recipe_file), ["space.start=probe", "task=lm"])
 

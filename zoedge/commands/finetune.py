@@ -177,12 +177,7 @@ def train(
             run_train.begin_session(measuring, log, show, stopwatch, workers)
             listeners = stack.enter_context(closing(trackers.Trackers(measuring.recipe, folder, show.warn)))
             evaluator = Evaluator(measuring, log, show, stopwatch, listeners)
-            before = evaluator.before()
-            closed_form = evaluator.closed_form()
-            if evaluator.missed(0, -1):
-                evaluator.at(0)
-            if fresh:
-                evaluator.curvature(0)
+            before, closed_form = evaluator.begin(fresh)
             run_train.train_steps(measuring, log, show, stop, evaluator, listeners, workers)
             log.finish(digests.digest(measuring.space))
         show.close()

@@ -419,6 +419,7 @@ class AbstractTask(ABC):
     nested: ClassVar[Mapping[str, str]] = {}
     formats: ClassVar[tuple[str, ...]] = ()  # the values of data.format that it reads, besides auto
     head: ClassVar[str] = "CausalLM"  # what follows AutoModelFor in the name of the model class that it scores
+    has_answers: ClassVar[bool] = True  # a row is a question and a right answer, to which a start can be fitted
 
     @property
     def objective(self) -> str:

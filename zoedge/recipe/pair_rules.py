@@ -78,13 +78,14 @@ def peft_export_needs_an_adapter(parts: dict[str, Any]) -> Refusals:
         yield ("output", "export"), f"output.export: {what} - write [merged], or []"
 
 
-def start_needs_labels(parts: dict[str, Any]) -> Refusals:
-    """Refuse a start that is fitted to labels for a task that has none."""
+def start_needs_answers(parts: dict[str, Any]) -> Refusals:
+    """Refuse a start that is fitted to right answers for a task whose rows have none."""
     space, task = parts.get("space"), parts.get("task")
-    if space and task and space.wants_start and not space.starts_at_base and not task.labels:
+    if space and task and space.wants_start and not space.starts_at_base and not task.has_answers:
         yield (
             ("space", "start"),
-            f"space.start: probe is fitted to labels: it goes with classify and mlm, not {part_name(task)}",
+            f"space.start: probe is fitted to right answers, and rows of task {part_name(task)} have none: on plain text it "
+            "learns little but how often words occur",
         )
 
 
@@ -114,6 +115,6 @@ PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
     schedule_needs_a_value_at_every_step,
     parts_go_only_with_what_they_name,
     peft_export_needs_an_adapter,
-    start_needs_labels,
+    start_needs_answers,
     aligned_space_needs_options,
 ]

@@ -87,6 +87,18 @@ class Evaluator:
             self.follow.score(fields["step"], "test" if on_test else "valid", score)
         return score
 
+    def begin(self, fresh: bool) -> tuple[Score | None, ClosedForm | None]:
+        """Measure what stands beside a run, where the space stands at its start, and return what `before` and `closed_form` do.
+
+        fresh: the log has no step yet.
+        """
+        scores = self.before(), self.closed_form()
+        if self.missed(0, -1):
+            self.at(0)
+        if fresh:
+            self.curvature(0)
+        return scores
+
     def before(self) -> Score | None:
         """Return the zero-shot score of the base alone, which a resumed run reads from metrics.jsonl."""
         if self.last is None or not self.measuring.recipe.eval.at_start:

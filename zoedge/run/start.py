@@ -2,7 +2,8 @@
 
 One pass over the labelled training rows gives features and option logits (scoring/probe/features.py); a logistic regression
 on them (scoring/probe/fit.py) is written as a term of low rank on the last block's last Linear. It is a linear probe in the
-form of LoRA: it needs forward passes alone, and it reads hidden states, so that the model is no black box to it.
+form of LoRA: it needs forward passes alone, and it reads hidden states, so that the model is no black box to it. Of a task
+without labels the right answers' tokens are fitted, over the whole vocabulary (scoring/probe/answers.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..core.types import Leaf
 from ..errors import DataError, make_printable
 from ..methods.spaces._frozen import FrozenTerm
 from ..methods.spaces.aligned import AlignedSpace
+from ..scoring.probe.answers import choose_examples, collect_answers, fit_answers
 from ..scoring.probe.features import (
     Features,
     collect_features,
@@ -30,6 +32,7 @@ from ..scoring.probe.features import (
     write_module,
 )
 from ..scoring.probe.fit import MIN_ROWS, MIN_ROWS_OF_A_LABEL, Design, Fit, choose_fit, name_candidate, whiten
+from ..scoring.probe.tail import Tail
 from ..scoring.rows.row import seeded_permutation
 from ..scoring.tasks._training import pack_batches
 from .basis import align_space
@@ -58,6 +61,7 @@ class Start(NamedTuple):
         passes: the forward passes of a row that it took.
         share: of the fitted term that is kept: 1, unless the exact loss was lower at less.
         loss: the mean loss of these rows with the term, computed by what follows the last block.
+        of_tokens: it is fitted to answers over the whole vocabulary, and losses are nats a token.
     """
 
     module: str
@@ -67,13 +71,16 @@ class Start(NamedTuple):
     passes: int
     share: float
     loss: float
+    of_tokens: bool = False
 
     def sentence(self) -> str:
         """Return what it is and what it was chosen by, on one line."""
         rows = f"closed-form start from one pass over {self.passes:,} rows: "
         if not self.fit.tried:
-            few = f"fewer than {MIN_ROWS} rows, or than {MIN_ROWS_OF_A_LABEL} of a label"
-            return f"{rows}the bias for some labels is taken off ({few}: no more can be learnt from them safely)"
+            few, what = f"fewer than {MIN_ROWS} rows", "tokens"
+            if not self.of_tokens:
+                few, what = f"{few}, or than {MIN_ROWS_OF_A_LABEL} of a label", "labels"
+            return f"{rows}the bias for some {what} is taken off ({few}: no more can be learnt from them safely)"
         if not len(self.a):
             return f"{rows}nothing, which has the lowest cross-validated loss"
         chosen, nothing = (name_candidate(*pair) for pair in ((self.fit.features, self.fit.ridge), (0, 0.0)))
@@ -143,9 +150,11 @@ def choose_rows(examples: Examples, rows: int) -> list[int]:
 def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
     """Return the closed-form start of a run, fitted to `rows` training rows at most.
 
-    DataError: they have no options of one token each, or one label alone.
+    DataError: they have labels, but no options of one token each, or one label alone.
     """
     examples = measuring.texts.train
+    if not measuring.recipe.task.labels:
+        return fit_answer_start(measuring, rows)
     if not has_token_options(measuring):
         raise DataError(
             "space.start: probe is fitted to options that are one token each after every prompt, and these are not. "
@@ -164,6 +173,27 @@ def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
     features = collect_features(measuring.base, examples, chosen, batches)
     logits = option_logits(measuring.base, torch.tensor(examples.targets[0]))
     return fit_features(features, logits, write_module(measuring.base)[0])
+
+
+def fit_answer_start(measuring: Measuring, rows: int) -> Start:
+    """Return the start that is fitted to the right answers' tokens of `rows` training rows at most, over all tokens."""
+    base, examples = measuring.base, measuring.texts.train
+    chosen = choose_examples(examples, rows)
+    sizes = [len(examples.tokens[i]) for i in chosen]
+    features = collect_answers(base, examples, chosen, [[chosen[i] for i in places] for places in pack_batches(sizes)])
+    a, b, fit = fit_answers(base, features)
+    module, tail = write_module(base)[0], Tail.of(base)
+
+    def loss(share: float) -> float:
+        term = FrozenTerm.of(module, share * a, b)  # as it will be read from the log
+        states = features.states + features.inputs @ term.a.T @ term.b.T
+        return float(tail.losses(states, features.targets).mean())
+
+    losses = {share: loss(share) for share in (SHARES[0], SHARES[-1])}
+    if losses[SHARES[0]] >= losses[SHARES[-1]]:  # seldom: the whole vocabulary is read for each
+        losses |= {share: loss(share) for share in SHARES[1:-1]}
+    best = min(losses, key=losses.__getitem__)
+    return Start(module, best * a if best else a[:0], b, fit, len(chosen), best, losses[best], of_tokens=True)
 
 
 def fit_features(features: Features, logits: Callable[[Tensor], Tensor], module: str) -> Start:

@@ -27,6 +27,7 @@ class Lm(AbstractTask):
     """The task of plain text, and its option."""
 
     formats: ClassVar[tuple[str, ...]] = ("text",)
+    has_answers: ClassVar[bool] = False
     text: Annotated[str, Doc("The field with the text.")] = "text"
 
     def fields(self) -> list[str]:
