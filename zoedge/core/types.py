@@ -12,8 +12,7 @@ its kind: its fields are its options, and its class variables say what it can do
 of a part is declared here, with its default; core/base.py and core/tasks.py declare what a running model and a running
 task offer. methods/__init__.py shows how known algorithms are put together.
 
-The module imports no torch. Arrays are duck-typed, so that the same noise and the same rule run on torch tensors (in
-training and replay) and on numpy arrays (in the second implementation, which `verify` compares with).
+The module imports no torch. Arrays are duck-typed: the same noise and rule run on torch tensors and on `verify`'s numpy arrays.
 """
 
 from __future__ import annotations
