@@ -23,7 +23,8 @@ def round_rows(a: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return integers [k, in] and exponents [k] of a matrix [k, in]: the smallest with which no integer is beyond 127."""
     values = a.detach().cpu().double().numpy()
     exponents = np.zeros(len(values), dtype=np.int8)
-    for i, largest in enumerate(np.abs(values).max(1, initial=0.0)):
+    for i, row in enumerate(values.tolist()):
+        largest = max(map(abs, row), default=0.0)
         fraction, exponent = math.frexp(largest / LARGEST_INTEGER)
         exponent -= fraction == 0.5  # a power of two itself
         exponents[i] = max(-LARGEST_EXPONENT, min(LARGEST_EXPONENT, exponent)) if largest else 0
@@ -33,7 +34,7 @@ def round_rows(a: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def scale_rows(integers: np.ndarray, exponents: np.ndarray) -> Tensor:
     """Return the matrix [k, in] in float32 of these integers and exponents. ValueError: a value is none of `round_rows`."""
-    if np.abs(exponents.astype(int)).max(initial=0) > LARGEST_EXPONENT:
+    if max(map(abs, exponents.tolist()), default=0) > LARGEST_EXPONENT:
         raise ValueError("a scale is too large or too small")
     return torch.from_numpy(np.ldexp(integers.astype(np.float32), exponents.astype(int)[:, None]))
 
