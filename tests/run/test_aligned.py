@@ -218,7 +218,7 @@ def test_peft_loads_it_as_plain_lora(aligned: Path) -> None:
         rows=torch.arange(len(words))[None],
         index=[0],
         branches=None,
-        examples=SimpleNamespace(tokens=[words]),
+        examples=SimpleNamespace(tokens=[words], whole=None),
     )
     columns = torch.arange(trained.base.model.config.vocab_size)
     with trained.space.visit([still]):
