@@ -164,7 +164,7 @@ def test_a_recipe_trains_and_replays(name: str, opt: Path, tmp_path: Path) -> No
     rows = FIXTURES / f"{name}.jsonl"
     recipe = recipe_of(
         name, f"model.source={opt}", f"data.train={rows}", f"data.valid={rows}", f"data.test={rows}", "train.steps=4",
-        "train.batch=3", "eval.every=2", "output.export=[]", "model.quantization=none",
+        "train.batch=3", "eval.every=2", "eval.select=last", "output.export=[]", "model.quantization=none",
     )  # fmt: skip
     outcome = train(recipe, tmp_path / "run", make_display("quiet"))
     assert outcome.after is not None and outcome.before is not None and outcome.after.count == 4

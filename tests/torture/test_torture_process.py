@@ -244,7 +244,7 @@ def test_a_lock_file_that_is_a_symlink_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "x"
 
 
-FORKED = """
+FORKED = r"""
 import os, signal, sys, time
 from pathlib import Path
 from zoedge.errors import StorageError
@@ -256,11 +256,11 @@ if not os.fork():
         log.append(Record(0, 0, 0.5, (1.0,), (0.5,)))
         print("appended", flush=True)
     except StorageError:
-        print("refused", os.getpid(), flush=True)
+        print(f"refused {os.getpid()}\n", end="", flush=True)  # one write: the parent prints too
     log.close()
     time.sleep(60)
 log.append(Record(0, 0, 0.5, (2.0,), (0.5,)))
-print("parent", flush=True)
+print("parent\n", end="", flush=True)
 time.sleep(60)
 """
 
