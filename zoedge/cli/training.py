@@ -128,7 +128,7 @@ def name_scores(outcome: Any) -> dict[str, Any]:
     """Return the scores of the held-out rows by the names that the closing table gives them."""
     scores = {"zero-shot": outcome.before}
     if outcome.closed_form:
-        scores[outcome.closed_form.name] = outcome.closed_form.score
+        scores["closed form"] = outcome.closed_form.score
     return scores | {f"after {outcome.at:,} steps": outcome.after}
 
 

@@ -57,7 +57,7 @@ def evaluate_run(
     if recipe.space.wants_start and not recipe.space.starts_at_base:
         scores["the start"] = score(measuring.space)
     elif recipe.eval.closed_form and (fitted := compare_start(measuring)) is not None:
-        scores[f"closed form, {fitted.passes:,} passes"] = score(WithTerm(measuring.base, fitted))
+        scores["closed form"] = score(WithTerm(measuring.base, fitted))
     for _ in engine.play(measuring.run(log), steps):
         pass
     return scores | {f"after {steps:,} steps": score(measuring.space)}

@@ -95,11 +95,6 @@ class ClosedForm(NamedTuple):
         """Read it from a line of metrics.jsonl. KeyError, TypeError or ValueError: it is no such line."""
         return cls(Score.of(fields), int(fields["passes"]), bool(fields["begins"]))
 
-    @property
-    def name(self) -> str:
-        """What a table calls it."""
-        return f"closed form, {self.passes:,} passes"
-
 
 def format_percent(x: float) -> str:
     """Return a share as a percentage."""
@@ -110,7 +105,7 @@ def format_scores(scores: Mapping[str, Score | None], rows: str) -> list[str]:
     """Return the lines of a table of scores on the same rows, with what always answering the commonest label gives."""
     known = {name: score for name, score in scores.items() if score is not None}
     last = next(reversed(known.values()))
-    width = max(22, *(len(name) + 2 for name in known))
+    width = max(20, *(len(name) + 2 for name in known))  # with five columns: 80 in all
     lines = [" " * width + "".join(f"{name:>12}" for name in last.columns())]
     for name, score in known.items():
         columns = score.columns()
