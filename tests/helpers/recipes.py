@@ -34,7 +34,7 @@ noise: rademacher
 estimator: {{name: two_sided, eps: 1e-2}}
 rule: {{name: sgd, lr: 1e-2, schedule: linear}}
 train: {{steps: 24, batch: 4}}
-eval: {{every: 10, calibrate: 16, select: last}}
+eval: {{every: 10, calibrate: 16, select: last, closed_form: false}}
 log: {{hash_every: 5}}
 output: {{dir: "{folder / "runs"}"}}
 """
@@ -50,7 +50,7 @@ task: {name: classify, prompt: "{text} It was", options: {negative: " terrible",
 space: {name: lora, rank: 2, targets: [q_proj], layers: last 1}
 rule: {name: sgd, lr: 1e-2}
 train: {steps: 4, batch: 4}
-eval: {every: 4, calibrate: 4, select: last}
+eval: {every: 4, calibrate: 4, select: last, closed_form: false}
 log: {hash_every: 2}
 """
 

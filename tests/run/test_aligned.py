@@ -229,7 +229,9 @@ def test_peft_loads_it_as_plain_lora(aligned: Path) -> None:
     assert far(ours, plain_logits(model, batch)) < 3 * CLOSE < 1e-3 < far(ours, base)
 
 
-@pytest.mark.parametrize("kind", ["peft", "merged", "gguf-lora"])
+@pytest.mark.parametrize(
+    "kind", ["merged", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("peft", "gguf-lora"))]
+)
 def test_every_export_is_read_back_as_trained(
     aligned: Path, zoedge: Callable[..., Done], tmp_path: Path, kind: str
 ) -> None:

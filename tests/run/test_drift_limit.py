@@ -119,7 +119,7 @@ def test_a_start_that_drifts_too_far_is_delivered_with_a_note(
 
 
 def test_every_score_has_it(recipe_file: Path, zoedge: Callable[..., Any]) -> None:
-    done = zoedge("finetune", recipe_file, "rule.lr=0.05", "eval.select=last", "--plain")
+    done = zoedge("finetune", recipe_file, "rule.lr=0.05", "eval.closed_form=true", "--plain")
     assert done.code == 0
     folder = recipe_file.parent / "runs" / "tiny"
     before, after = noted(folder, "before")[0], noted(folder, "after")[0]

@@ -140,7 +140,13 @@ def test_peft_loads_it_as_plain_lora(started: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "targets"),
-    [("peft", "all"), ("merged", "[q_proj, v_proj]"), ("gguf-lora", "[q_proj, v_proj]"), ("gguf-lora", "all")],
+    [
+        ("gguf-lora", "[q_proj, v_proj]"),
+        *(
+            pytest.param(kind, targets, marks=pytest.mark.slow)
+            for kind, targets in (("peft", "all"), ("merged", "[q_proj, v_proj]"), ("gguf-lora", "all"))
+        ),
+    ],
 )
 def test_every_export_is_read_back_as_trained(
     recipe_file: Path, zoedge: Callable[..., Done], tmp_path: Path, kind: str, targets: str
