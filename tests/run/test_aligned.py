@@ -161,7 +161,7 @@ def test_a_basis_is_described_to_the_bit() -> None:
 
 
 def test_a_run_learns_from_its_few_numbers(recipe_file: Path) -> None:
-    outcome = finetune(str(recipe_file), *ALIGNED, "train.steps=200", "train.batch=16", "eval.every=50")
+    outcome = finetune(str(recipe_file), *ALIGNED, "train.steps=200", "train.batch=16", "eval={every: 50}")
     assert outcome is not None and outcome.before is not None and outcome.after is not None
     assert outcome.after.loss < 0.8 * outcome.before.loss
     (line,) = noted(outcome.folder, "aligned")

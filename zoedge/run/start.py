@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 MAX_START_ROWS = 2048  # training rows that a start is fitted to at most; 1,500 reach what 128 features can hold
 MAX_FEATURES = 128
 COMPARED_SHARE, COMPARED_ROWS = 0.05, 128  # what a run without a start spends on knowing it
-DRIFT_WEIGHT = 0.05  # of what the term does to unscored positions: .003 of accuracy on films, two thirds of the drift at .03
+DRIFT_WEIGHT = (
+    0.05  # of what the term does to unscored positions: .003 of accuracy on films, two thirds of the drift at .03
+)
 SHARES = (1.0, 0.5, 0.25, 0.0)  # of the fitted term, of which the exact loss chooses
 
 
