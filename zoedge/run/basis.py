@@ -13,9 +13,8 @@ from torch.nn.functional import pad
 from ..errors import DataError
 from ..methods.spaces._basis import Basis
 from ..methods.spaces.aligned import BASIS_KEY, AlignedSpace
-from ..scoring.probe.features import option_directions, option_logits, option_slopes, watch_inputs
+from ..scoring.probe.features import choose_rows, option_directions, option_logits, option_slopes, watch_inputs
 from ..scoring.probe.fit import whiten
-from ..scoring.rows.row import seeded_permutation
 from ..scoring.tasks._training import pack_batches
 from .display import Plain
 from .folder import append_metric
@@ -39,7 +38,7 @@ def align_space(measuring: Measuring, space: AlignedSpace, folder: Path, show: P
             "space: aligned moves the logits of options that are one token each after every prompt, and these are not. "
             "Choose such words in task.options, or write space: lora."
         )
-    chosen = sorted(seeded_permutation(len(examples), 0, 0)[:BASIS_ROWS])
+    chosen = choose_rows(examples, BASIS_ROWS)
     with show.phase("aligning the space with the options"):
         inputs, states = collect_inputs(measuring.base, examples, chosen, list(space.shapes))
         a = {name: whiten_inputs(values, space.options.k) for name, values in inputs.items()}

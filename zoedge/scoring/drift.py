@@ -112,9 +112,8 @@ class DriftMeter:
         for _ in base.cache_trunk(self.text, folder):
             pass
         self.base_text = self.measure_text()
-        self.references: dict[
-            int, tuple[Examples, Reference]
-        ] = {}  # by the id of a set, which lives as long as the meter
+        # by the id of a set, which lives as long as the meter
+        self.references: dict[int, tuple[Examples, Reference]] = {}
 
     def add(self, examples: Examples) -> None:
         """Store what the base predicts on a set, so that its drift can be measured later. No point may be held."""
@@ -141,9 +140,8 @@ class DriftMeter:
         _, reference = self.references[id(examples)]
         reference.file.seek(0)
         total: Tensor | None = None
-        difference = torch.zeros_like(
-            reference.normaliser
-        )  # the mean of base logit - tuned logit, as the base weighs them
+        # the mean of base logit - tuned logit, as the base weighs them
+        difference = torch.zeros_like(reference.normaliser)
         for _, logits in self.base.iterate_logits(self._states(reference), COLUMNS):
             raw = bytearray(reference.file.read(logits.numel() * logits.element_size()))
             before = torch.frombuffer(raw, dtype=torch.float32).view(logits.shape).to(logits.device)

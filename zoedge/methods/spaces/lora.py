@@ -9,7 +9,7 @@ is while the steps train the rest. One forward pass over N labelled rows gives t
 J [C, H] is the mean derivative of the centred logits by the hidden states that the last norm reads; J = U S E'. B = E / S, so
 that a unit of a coefficient moves the logits by a unit. A has a row that is 1 on average and takes up the label bias, and the
 k - 1 whitened principal directions of m. R minimises mean CE(f + J B R A m, y) + ridge |R|^2 / 2 + drift, by Newton's method in
-float64; the drift is .05 times the mean |R A m|^2 / 2 over positions that are not scored, so that other text stays as it was.
+float64; the drift is .05 times the mean |R A m|^2 / 2 over positions that are not scored, so that other text changes little.
 k and the ridge are chosen by 5-fold cross-validation. Under 16 rows, or 2 of a label, only the bias is taken off. It is a
 linear probe (Alain and Bengio, arXiv 1610.01644) on whitened activations (as EVA, arXiv 2410.07170), written as LoRA: it
 needs forward passes alone, but reads hidden states. The log's header holds it, so that replay needs no data for it.

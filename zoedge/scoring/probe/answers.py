@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..rows.row import seeded_permutation
-from .features import OTHER_ROWS, OTHER_ROWS_EACH, watch_inputs, write_module
+from .features import OTHER_ROWS, other_positions, watch_inputs, write_module
 from .fit import BIAS_RIDGE, MIN_ROWS, SAFE_FEATURES, Fit, make_penalty, whiten
 from .tail import Tail, reduce_vocabulary, state_gradients
 
@@ -101,14 +101,6 @@ def collect_answers(base: Base, examples: Examples, chosen: list[int], batches: 
         torch.tensor([place for place, number in enumerate(chosen) for _ in examples.targets[number]]),
         unscored[seeded_permutation(len(unscored), 0, 0)[:OTHER_ROWS]],
     )
-
-
-def other_positions(examples: Examples, number: int) -> list[int]:
-    """Return some unscored positions of an example, spread evenly, without the first, which every sequence has."""
-    scored = set(examples.rows[number])
-    free = [t for t in range(1, len(examples.tokens[number])) if t not in scored]
-    count = min(OTHER_ROWS_EACH, len(free))
-    return [free[(2 * j + 1) * len(free) // (2 * count)] for j in range(count)]
 
 
 def read_other_rows(batch: Batch) -> Batch:

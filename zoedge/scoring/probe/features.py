@@ -62,6 +62,19 @@ def watch_inputs(*modules: nn.Module) -> Iterator[list[list[Tensor]]]:
             handle.remove()
 
 
+def choose_rows(examples: Examples, rows: int) -> list[int]:
+    """Return the numbers of `rows` examples at most, ascending, always the same ones of a set."""
+    return sorted(seeded_permutation(len(examples), 0, 0)[:rows])
+
+
+def other_positions(examples: Examples, number: int) -> list[int]:
+    """Return some unscored positions of a sequence, spread evenly, without the first, which every sequence has."""
+    scored = set(examples.rows[number])
+    free = [t for t in range(1, len(examples.tokens[number])) if t not in scored]
+    count = min(OTHER_ROWS_EACH, len(free))
+    return [free[(2 * j + 1) * len(free) // (2 * count)] for j in range(count)]
+
+
 def collect_features(base: Base, examples: Examples, chosen: list[int], batches: Iterator[list[int]]) -> Features:
     """Return the features of some examples of one sequence and one scored position each, by one pass over each.
 
@@ -74,12 +87,12 @@ def collect_features(base: Base, examples: Examples, chosen: list[int], batches:
     inputs, states, logits, others = [], [], [], []
     with watch_inputs(write_module(base)[1], base.facts.read_norm(base.model)) as (written, read):
         for numbers in batches:
-            batch, is_scored = add_other_rows(examples.collate(numbers))
+            batch, is_ignored = add_other_rows(examples.collate(numbers))
             h = base.hidden_states(batch, 1)
             inputs.append(written[-1][:, 0].clone())
             states.append(read[-1][:, 0].clone())
             logits.append(base.logits(h[:, 0], batch.targets[0]).float().cpu())
-            others.append(written[-1][~is_scored])
+            others.append(written[-1][~is_ignored])
             order += numbers
             written.clear()
             read.clear()
@@ -99,16 +112,14 @@ def collect_features(base: Base, examples: Examples, chosen: list[int], batches:
 def add_other_rows(batch: Batch) -> tuple[Batch, Tensor]:
     """Return a batch that reads some positions besides the scored one, and which of its rows are no such position, [S, R].
 
-    The others are spread evenly over each sequence, without its first token, which every sequence has. A sequence too
-    short for so many repeats its scored row.
+    A sequence too short for so many repeats its scored row.
     """
     rows, ignored = [], []
     for i, scored in zip(batch.index, batch.rows[:, 0].tolist()):
-        free = [t for t in range(1, len(batch.examples.tokens[i])) if t != scored]
-        count = min(OTHER_ROWS_EACH, len(free))
-        spread = [free[(2 * j + 1) * len(free) // (2 * count)] for j in range(count)]
-        rows.append([scored, *spread] + [scored] * (OTHER_ROWS_EACH - count))
-        ignored.append([True] + [False] * count + [True] * (OTHER_ROWS_EACH - count))
+        others = other_positions(batch.examples, i)
+        missing = OTHER_ROWS_EACH - len(others)
+        rows.append([scored, *others] + [scored] * missing)
+        ignored.append([True] + [False] * len(others) + [True] * missing)
     return replace(batch, rows=torch.tensor(rows)), torch.tensor(ignored)
 
 
