@@ -20,6 +20,7 @@ from ..log.packed import AnyLog
 from ..recipe.recipe import Recipe
 from ..run import auto, identity, replay, setup
 from ..run.folder import resolve_step
+from ..scoring.sources.file_digests import without_memos
 
 
 def check_integrity(log: Log) -> list[str]:
@@ -52,9 +53,10 @@ def check_integrity(log: Log) -> list[str]:
 def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     """Prove level 2, the inputs: base, tokenizer, data, recipe, tensors, arithmetic, and the batch of each step.
 
-    All of them are made anew from `recipe`. IdentityError names what differs.
+    All of them are made anew from `recipe`, and no digest is taken from a memo. IdentityError names what differs.
     """
-    measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header), log.header)
+    with without_memos():
+        measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header), log.header)
     if differences := identity.identity_differences(log.header, measuring.header()):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(differences)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others

@@ -13,6 +13,7 @@ from ..core.canonical import encode_canonical
 from ..core.types import SKIPPED
 from ..log.log import Log
 from ..recipe.recipe import Recipe, part_name
+from ..scoring.sources.file_digests import MEMO_SECONDS, oldest_memo
 from . import auto, identity, replay, setup, trackers
 from . import folder as run_folder
 from .display import Plain
@@ -152,6 +153,11 @@ def introduce_run(measuring: setup.Measuring, log: Log, show: Plain) -> None:
                 show.warn(f"{number:,} {which} rows {what}")
     if len(log):
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
+        if (age := oldest_memo(measuring.base.path.iterdir())) is not None:
+            show.say(
+                f"the digests of the base's files were computed {age / 3600:.1f} hours ago; after "
+                f"{MEMO_SECONDS / 3600:.0f} hours, or with `zoedge verify --against`, they are computed again"
+            )
     cache_trunk(measuring, log.path.parent, show)
     smooth, name = objective_name(recipe) == "loss", recipe.estimator.radius_option  # other goals are steps
     if smooth and name and (wrong := auto.diagnose_radius(measuring, name)):

@@ -15,7 +15,7 @@ import torch
 from ...core.canonical import encode_canonical
 from ...errors import DataError, ZoedgeError, make_printable
 from ...recipe.sections import Model
-from ..sources.cache import file_sha256
+from ..sources.file_digests import file_sha256
 from .families import load_family
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,9 @@ from torch import nn
 
 from ...core.canonical import encode_canonical
 from ...errors import DataError, make_printable
-from ..sources.cache import cache_folder, create_once, file_sha256
+from ..sources.cache import DraftFolder, cache_folder
+from ..sources.create import create_once
+from ..sources.file_digests import file_sha256
 from ..sources.resolve import resolve_model
 from .base import DTYPES, Base
 from .checkpoint import base_identity, check_files, translate_errors
@@ -195,7 +196,7 @@ def from_pretrained(
     model_class, facts = auto_class(folder)
     spare = None
     if places is not None:  # where accelerate writes what it cannot read from the checkpoint as it is
-        spare = tempfile.TemporaryDirectory(dir=cache_folder("offload"))
+        spare = DraftFolder(cache_folder("offload"))
         options["offload_folder"] = spare.name
     with translate_errors(folder):
         # without trust_remote_code, an unknown class with an auto_map makes transformers ask on the terminal, and wait
