@@ -233,7 +233,7 @@ def test_drafts_of_processes_that_were_killed_are_swept(llama: Path, fresh: Path
     child.wait()
     child.stdout.close()
     assert draft.exists()
-    target, _ = prepare_folder(Model(source=str(llama), quantization="nf4"))
+    _, target, _ = prepare_folder(Model(source=str(llama), quantization="nf4"))
     assert set(folder.iterdir()) == {target, Path(alive.name)}
     alive.cleanup()
     assert create.find_damage(target) == ""

@@ -34,7 +34,12 @@ def begin_session(
     IdentityError: base, tokenizer, data, recipe or arithmetic are not those of the log.
     """
     folder = log.path.parent
-    identity.check_same_run(log.header, measuring.header(), folder)
+    here = measuring.header()
+    identity.check_same_run(log.header, here, folder)
+    for what in identity.held_out_differences(log.header, here):
+        show.warn(
+            f"{what} is not what the run began with: its losses there before and after the change are not compared"
+        )
     record_session(measuring, log, show)
     if workers:
         workers.share(log.path.read_bytes())
@@ -79,6 +84,8 @@ def choose_delivery(recipe: Recipe, log: Log, show: Plain) -> tuple[int, str]:
     options, folder = recipe.eval, log.path.parent
     steps = run_folder.resolve_step(log, options.select, options)
     chosen = explain_delivery(folder, steps, log, options)
+    if options.select == "best" and (others := run_folder.count_former_looks(folder)):
+        show.warn(f"{others:,} looks at former validation rows are left out: losses of two sets are not compared")
     look = run_folder.validation_looks(folder, log).get(steps)
     if options.drift is not None and look is not None and not look.is_within(options.drift):
         show.warn(f"step {steps:,} is delivered, {chosen}")
