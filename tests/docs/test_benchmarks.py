@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE))
 import _measure  # noqa: E402
 import _plain  # noqa: E402
 import gpu  # noqa: E402
+import memory  # noqa: E402
 import parts  # noqa: E402
 import race  # noqa: E402
 import report  # noqa: E402
@@ -208,3 +209,38 @@ def test_random_numbers_lie_where_the_weights_do() -> None:
 def test_help(name: str) -> None:
     command = [sys.executable, str(HERE / f"{name}.py"), "--help"]
     assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_backward_pass_by_blocks_has_the_gradients_of_a_whole_one(args: Namespace, tmp_path: Path) -> None:
+    """The strictest rival of the memory benchmark computes what plain backpropagation computes."""
+    cell = memory.Cell("1", 9, 2)
+    base = load_base(memory.make_recipe(args, cell, tmp_path).model)
+    model = memory.add_adapters(base, cell.depth)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+    rows = memory.make_examples(base, cell)
+    ids, labels = torch.tensor([tokens[:9] for tokens in rows.tokens]), torch.tensor(rows.labels)
+    head = base.facts.head(base.model).weight[rows.targets[0]].float()
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def loss(h: Any) -> Any:
+        return torch.nn.functional.cross_entropy(torch.nn.functional.linear(h.float(), head), labels[:1])
+
+    loss(base.model.base_model(input_ids=ids[:1], use_cache=False).last_hidden_state[:, -1]).backward()
+    whole = [p.grad.clone() for p in trained if p.grad is not None]
+    model.zero_grad()
+    memory.backward_by_blocks(base, cell, ids[:1], loss, tmp_path)
+    found = [p.grad for p in trained if p.grad is not None]
+    assert len(whole) == len(found) == len(trained) > 0
+    for a, b in zip(whole, found):
+        assert float((a - b).norm()) < 0.02 * float(a.norm()), "its states are kept in bf16, of 8 bits"
+    assert max(float(a.abs().max()) for a in whole) > 1e-3
+
+
+def test_memory_is_measured_of_every_kind(args: Namespace) -> None:
+    cell = memory.Cell("1", 9, 1)
+    found = {kind: memory.measure(args, cell, kind) for kind in ("zoedge", "plain", "block")}
+    assert all(one is not None and one["MiB"] > 1 and one["seconds"] > 0 for one in found.values())
+    assert "1 blocks, 1 x 9" in memory.text([{**cell._asdict(), "kinds": found}])
