@@ -162,10 +162,12 @@ def train(
     check_request(recipe, folder, resume)
     recipe = recall_numbers(recipe, folder, parent)
     if path.exists() and (outcome := load_outcome(recipe, folder, path)):
-        show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
-        if workers:
-            workers.share(b"")
-        return outcome
+        if not (damage := find_damage(recipe, outcome)):
+            show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
+            if workers:
+                workers.share(b"")
+            return outcome
+        show.warn(f"{folder}: this run is finished, but {damage}: it is delivered again")
     plan = fit.check_memory(recipe)
     for message in run_folder.claim_folder(folder):
         show.warn(message)
@@ -195,6 +197,18 @@ def train(
     return Outcome(
         folder, log.fingerprint, size, len(log), before, closed_form, after, seconds, adapter, steps, better, chosen
     )
+
+
+def find_damage(recipe: Recipe, outcome: Outcome) -> str:
+    """Return which export of a finished run is gone or damaged; '': none. What is no export any more is set aside."""
+    from .export.whole import find_export_damage, set_aside
+
+    for kind, name in (("peft", run_folder.ADAPTER_FOLDER), ("merged", "merged")):
+        place = outcome.folder / name
+        if kind in recipe.output.export and (damage := find_export_damage(place, outcome.fingerprint, outcome.at)):
+            aside = set_aside(place)
+            return f"{damage} (kept as {aside})" if aside else damage
+    return ""
 
 
 def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
