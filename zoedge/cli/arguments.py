@@ -34,3 +34,9 @@ DeviceOption = Annotated[str, typer.Option(help="cpu | cuda")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
 PlainOption = Annotated[bool, typer.Option("--plain", help="lines instead of the live panel")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="errors alone")]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="run the Python reward that the log names, although another machine began the log"
+    ),
+]
