@@ -38,6 +38,7 @@ def finetune(
 ) -> Outcome | None:
     """Train as a recipe says, or go on where the run's log ends, and return when the run is finished.
 
+    Calls from several threads of a process are taken one after another, because the libraries that they use are the process's.
     Of several processes that a launcher has started, the first returns the outcome, the others None.
 
     Args:
@@ -68,10 +69,12 @@ def finetune(
         return None
     show = display_of(display) if isinstance(display, str) else display
     folder = Path(run_dir) if run_dir else run_folder(checked)
+    workers = connect_workers(checked) if is_launched() else None
+    from ..scoring.models.libraries import LIBRARY_LOCK  # here: it imports torch
+
     try:
-        return train(
-            checked, folder, show, resume == "auto", parent, connect_workers(checked) if is_launched() else None
-        )
+        with LIBRARY_LOCK:
+            return train(checked, folder, show, resume == "auto", parent, workers)
     finally:
         show.close()
 
