@@ -9,18 +9,28 @@ import typer
 
 from . import app
 
+FileArgument = Annotated[Path, typer.Argument(help="Another tool's configuration, YAML or JSON.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="The file to write the recipe to. Without it, the recipe is printed."),
+]
+ToolOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="The tool: mlx-lm, axolotl, llama-factory, torchtune, litgpt, trl or unsloth. Without it, the keys tell.",
+    ),
+]
+
 
 @app.command("import-config")
-def import_config(
-    file: Annotated[Path, typer.Argument(help="a configuration of mlx-lm, axolotl or LLaMA-Factory, YAML or JSON")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="the recipe's file; default: print it")] = None,
-    tool: Annotated[
-        str | None, typer.Option("--from", help="mlx-lm | axolotl | llama-factory; default: told by its keys")
-    ] = None,
-) -> None:
-    """Another tool's configuration as a recipe.
+def import_config(file: FileArgument, out: OutOption = None, tool: ToolOption = None) -> None:
+    """Write another tool's configuration as a recipe.
 
-    What is another thing here, or nothing, is listed with its reason.
+    It reads those of mlx-lm, axolotl, LLaMA-Factory, torchtune, litgpt, trl and unsloth. What means another thing here, or
+    nothing, is listed with its reason; what trains for another goal is refused.
+
+    Example: zoedge import-config qlora.yml -o mine.yaml
     """
     from ..commands.import_config import convert_config, dump_imported, read_config, recognise_tool
     from ..core.storage import write_new_text
