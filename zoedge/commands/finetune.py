@@ -278,6 +278,7 @@ def write_exports(measuring: setup.Measuring, log: Log, folder: Path, show: Plai
     """
     from .export import merged, peft
 
+    log.confirm()  # another program may have put another run's folder in the place of this one
     recipe, adapter = measuring.recipe, None
     if "peft" in recipe.output.export:
         with show.phase("writing the adapter"):

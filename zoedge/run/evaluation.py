@@ -75,6 +75,7 @@ class Evaluator:
 
     def look(self, space: Visitable, examples: Examples, **fields: Any) -> Score:
         """Score some examples, and write the score with some fields to metrics.jsonl."""
+        self.log.secure()  # a look is never ahead of what is durable
         b = self.measuring
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
@@ -184,6 +185,7 @@ class Evaluator:
         """Estimate the trace of the Hessian after `step` steps, if the recipe asks for it there."""
         b, options = self.measuring, self.measuring.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
+            self.log.secure()
             trace = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
             folder.append_metric(
                 self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(trace)
