@@ -110,8 +110,8 @@ def show(
     for name in ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest"):
         typer.echo(f"{name:12} sha256 {vars(journal.header)[name].hex()[:16]}..")
     typer.echo(f"\n{'step':>7} {'seq':>7} {'lr':>10} {'g':>12}  losses")
-    for record in list(journal)[-last:] if last else []:
-        typer.echo(format_record(record))
+    for step in range(max(0, len(journal) - last), len(journal)):
+        typer.echo(format_record(journal[step]))
 
 
 def format_record(record: Any) -> str:

@@ -119,6 +119,7 @@ class KnownStates(NamedTuple):
     hashes: dict[int, bytes]
     end: bytes | None
     rewinds: int = 0  # steps that a rewind dropped are not packed
+    notes: dict[bytes, int] = {}  # nor are notes
 
 
 class PackedLog:

@@ -40,6 +40,7 @@ class LogState:
     sessions: int = 0
     rewinds: int = 0
     end: bytes | None = None
+    notes: dict[bytes, int] = field(default_factory=dict)  # how many NOTEs have a digest
 
     def refuse(self, slot: Slot) -> str:
         """Return what is wrong with `slot` as the next one; '' if nothing is."""
@@ -69,6 +70,8 @@ class LogState:
         elif slot.kind in (HASH, END):
             self.hashes[slot.step] = slot.digest
             self.end = slot.digest if slot.kind == END else None
+        elif slot.kind == NOTE:
+            self.notes[slot.digest] = self.notes.get(slot.digest, 0) + 1
         return ""
 
 

@@ -21,7 +21,7 @@ from ..core.types import Record
 from ..errors import StorageError, UsageError, make_printable, suggest_nearest
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from .identity import is_optimizer_log, recipe_from_header
+from .identity import check_states_known, is_optimizer_log, recipe_from_header
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
@@ -46,7 +46,9 @@ def open_any_log(run: str) -> AnyLog:
             magic = file.read(len(MAGIC))
         except OSError as e:
             raise StorageError(f"{path}: cannot read the log: {e.strerror}.") from e
-    return {PACKED: PackedLog, MAGIC: SharedLog}.get(magic, Log).open(path)
+    log: AnyLog = {PACKED: PackedLog, MAGIC: SharedLog}.get(magic, Log).open(path)
+    check_states_known(log)
+    return log
 
 
 # -- folders

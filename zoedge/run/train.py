@@ -34,6 +34,7 @@ def begin_session(
     """
     folder = log.path.parent
     identity.check_same_run(log.header, measuring.header(), folder)
+    identity.check_states_known(log)
     record_session(measuring, log, show)
     if workers:
         workers.share(log.path.read_bytes())
