@@ -55,10 +55,13 @@ def verify(
     from ..commands import verify as commands_verify
     from ..log.log import Log
     from ..recipe.reading import read_recipe
+    from ..run.folder import describe_delivery
 
     journal = open_log(run)
     packed = [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"]
     print_level("1 log", commands_verify.check_integrity(journal) if isinstance(journal, Log) else packed)
+    if delivery := describe_delivery(journal):
+        print_level("", [delivery])
     if against:
         print_level("2 inputs", commands_verify.check_inputs(journal, read_recipe(against)))
     if replay or adapter:

@@ -82,7 +82,10 @@ class Evaluator:
         if self.meter is not None:
             with self.took("drift"):  # a look leaves the ordinary text out: it takes three times as long as the drift
                 score = evaluate.add_drift(score, space, self.meter, examples, fields["event"] != "valid")
-        folder.append_metric(self.folder, **fields, **asdict(score))
+        if fields["event"] == "valid":
+            folder.append_look(self.folder, self.log, **fields, **asdict(score))
+        else:
+            folder.append_metric(self.folder, **fields, **asdict(score))
         if self.follow is not None and fields["event"] != "closed_form":  # it is no step of the run
             on_test = fields["event"] != "valid" and self.rows == "test"
             self.follow.score(fields["step"], "test" if on_test else "valid", score)

@@ -35,6 +35,10 @@ def begin_session(
     folder = log.path.parent
     identity.check_same_run(log.header, measuring.header(), folder)
     identity.check_states_known(log)
+    if dropped := run_folder.mend_looks(folder, log):
+        show.warn(
+            f"{folder / run_folder.METRICS_FILE}: {dropped} lines were not as the run had written them; it looks again"
+        )
     record_session(measuring, log, show)
     if workers:
         workers.share(log.path.read_bytes())
