@@ -245,8 +245,8 @@ def convert_template(s: ConfigConverter, *keys: str) -> None:
             continue
         if not is_chat:
             s.lose(key, "the task has a text or a prompt of its own, and no template", value)
-        elif value in CHAT_TEMPLATES:
-            s.put(key, "task.format", CHAT_TEMPLATES[value], given=value)
+        elif str(value) in CHAT_TEMPLATES:
+            s.put(key, "task.format", CHAT_TEMPLATES[str(value)], given=value)
         elif value == "tokenizer_default":
             s.out.carried.append((key, "task.format: own"))
         elif value == "jinja":
