@@ -34,9 +34,8 @@ def train_on(s: ConfigConverter, key: str, value: object) -> None:
 
 
 def count_rows(s: ConfigConverter) -> int:
-    """Return the number of rows in data.train, at most data.limit; 0: they are not on this machine, or cannot be read."""
-    rows = read_local_rows(s)
-    return min(len(rows), s.read("data.limit") or len(rows))
+    """Return the number of rows in data.train; 0: they are not on this machine, or cannot be read."""
+    return len(read_local_rows(s))
 
 
 def read_local_rows(s: ConfigConverter) -> list[dict[str, object]]:
