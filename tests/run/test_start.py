@@ -389,3 +389,56 @@ def test_without_validation_rows_the_last_step_is_delivered(recipe_file: Path) -
     assert read_recipe(str(recipe_file), ["eval={every: 3}"]).eval.select == "best"
     assert read_recipe(str(recipe_file), ["eval={every: 3}", "data.valid=null"]).eval.select == "last"
     assert read_recipe(str(recipe_file), ["eval.select=last"]).eval.select == "last"
+
+
+NO_METHOD = """version: 1
+name: short
+model: {{source: "{model}"}}
+data: {{train: "{rows}", test: {{split: 20}}, max_length: 64}}
+task: {{name: classify, prompt: "{{text}} It was", options: {options}}}
+train: {{steps: 3, batch: 4}}
+output: {{dir: "{out}"}}
+"""
+ONE_TOKEN = '{negative: " terrible", positive: " great"}'
+
+
+def write_short(folder: Path, llama: Path, rows: Path, options: str = ONE_TOKEN) -> Path:
+    path = folder / "short.yaml"
+    path.write_text(NO_METHOD.format(model=llama, rows=rows, options=options, out=folder / "runs"), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_without_a_method_begins_so(
+    tmp_path: Path, llama: Path, reviews: Path, zoedge: Callable[..., Done]
+) -> None:
+    done = zoedge("finetune", write_short(tmp_path, llama, reviews), "--plain")
+    assert done.code == 0 and "closed-form start from one pass over 60 rows" in done.out + done.err, done.err
+    with Log.open(tmp_path / "runs" / "short" / "run.zlog") as log:
+        assert "start" in log.header.about["space"] and len(log[0].g) == 4, "Gauss-Newton's four directions"
+    assert zoedge("verify", tmp_path / "runs" / "short", "--replay").code == 0
+
+
+@pytest.mark.parametrize("kind", ["two tokens", "one label"])
+def test_where_none_can_be_fitted_it_begins_without(
+    tmp_path: Path, llama: Path, reviews: Path, zoedge: Callable[..., Done], kind: str
+) -> None:
+    rows, options = reviews, ONE_TOKEN
+    if kind == "two tokens":
+        options = '{negative: " very terrible", positive: " great"}'
+    else:
+        rows = tmp_path / "one.jsonl"
+        rows.write_text(
+            "".join(line for line in reviews.open(encoding="utf-8") if "positive" in line), encoding="utf-8"
+        )
+    path = write_short(tmp_path, llama, rows, options)
+    done = zoedge("finetune", path, "--plain")
+    said = done.out + done.err
+    assert done.code == 0 and "no closed-form start, which the recipe does not ask for either." in said, said
+    run = tmp_path / "runs" / "short"
+    with Log.open(run / "run.zlog") as log:
+        assert "start" not in log.header.about["space"]
+    assert zoedge("verify", run, "--replay").code == 0
+    end = (run / "run.zlog").read_bytes()
+    assert zoedge("finetune", path, "--plain").code == 0 and (run / "run.zlog").read_bytes() == end
+    asked = zoedge("finetune", path, "space.start=probe", "--run-dir", tmp_path / "asked")
+    assert asked.code != 0 and "space.start: probe" in asked.err

@@ -68,7 +68,9 @@ def print_scores(run: str, data: str | None, limit: int | None, at: str | None, 
     from ..commands.eval import evaluate_run
     from ..run.evaluate import format_scores
 
-    scores = evaluate_run(run, data, limit, at)
+    scores, changes = evaluate_run(run, data, limit, at)
+    for sentence in changes:
+        typer.echo(f"warning: {sentence}", err=True)
     if json:
         typer.echo(json_.dumps({name: asdict(score) for name, score in scores.items()}))
         return

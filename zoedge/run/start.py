@@ -89,15 +89,24 @@ class Start(NamedTuple):
 
 
 def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
-    """Compute the start that the space's options ask for, put it into the space, and note what it was chosen by."""
+    """Compute the start that the space's options ask for, put it into the space, and note what it was chosen by.
+
+    DataError: the recipe asks for one, and these rows have none. If only `derive` asks, the run begins without it.
+    """
     if not measuring.recipe.space.wants_start:
         return
     cache_trunk(measuring, folder, show)
     if isinstance(measuring.space, AlignedSpace):
         align_space(measuring, measuring.space, folder, show)
         return
-    with show.phase("fitting the closed-form start"):
-        start = fit_start(measuring)
+    try:
+        with show.phase("fitting the closed-form start"):
+            start = fit_start(measuring)
+    except DataError as e:
+        if all(one.path != "space.start" for one in measuring.recipe.derived):
+            raise
+        show.say(f"no closed-form start, which the recipe does not ask for either. {e}")
+        return
     if len(start.a):
         measuring.space.freeze_term(start.module, start.a, start.b)
     show.say(start.sentence())
