@@ -114,6 +114,13 @@ def test_epochs_are_steps_where_the_rows_are_here(tmp_path: Path) -> None:
     assert imported(text.replace("3", "0")).table["train"] == {"batch": 8}
     held_out = imported(text + "val_set_size: 0.2\n")
     assert held_out.table["train"]["steps"] == 30  # of 80 rows: those held out are not trained on
+    half = imported(text.replace("ds_type: json", "split: 'train[:50%]'") + "val_set_size: 0.2\n")
+    data, train = half.table["data"], half.table["train"]
+    assert (data["limit"], data["valid"], train["steps"]) == (
+        40,
+        {"split": 10},
+        15,
+    )  # 50 rows, of which 10 are held out
 
 
 @pytest.mark.parametrize(

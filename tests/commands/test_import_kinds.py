@@ -196,6 +196,33 @@ def test_all_weights_of_a_base_in_4_bits_are_none() -> None:
     assert layers.table["space"] == "full" and "all weights of all layers are trained" in changes(layers, "num_layers")
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (AXOLOTL, "chat_template"),
+        (AXOLOTL, "lora_target_modules"),
+        (FACTORY, "quantization_bit"),
+        (FACTORY, "template"),
+        (TUNE + TUNE_ROWS, "lora_attn_modules"),
+        (LITGPT + LITGPT_ROWS, "quantize"),
+        (TRL, "lora_target_modules"),
+        (MLX, "grad_accumulation_steps"),
+    ],
+)
+@pytest.mark.parametrize("value", [["a", 1], -1, {"a": 1}, 1.5])
+def test_odd_values_are_listed_or_refused(text: str, key: str, value: object) -> None:
+    table = yaml.safe_load(text)
+    inner = table["model"] if key == "lora_attn_modules" else table
+    inner[key] = value
+    try:
+        found = convert_config(table, recognise_tool(table, "c.yml"), "c.yml")
+    except UsageError:
+        return
+    name = "model.lora_attn_modules" if key == "lora_attn_modules" else key
+    name = f"{name}.a" if isinstance(value, dict) else name
+    assert name in {entry[0] for entry in (*found.carried, *found.changed, *found.lost)}
+
+
 # -- rows
 
 

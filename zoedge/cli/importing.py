@@ -8,17 +8,21 @@ from typing import Annotated
 import typer
 
 from . import app
+from .completing import complete_values, complete_yaml_files
 
-FileArgument = Annotated[Path, typer.Argument(help="Another tool's configuration, YAML or JSON.")]
+FileArgument = Annotated[
+    Path, typer.Argument(help="It is another tool's configuration, YAML or JSON.", autocompletion=complete_yaml_files)
+]
 OutOption = Annotated[
     Path | None,
-    typer.Option("-o", "--out", help="The file to write the recipe to. Without it, the recipe is printed."),
+    typer.Option("-o", "--out", help="Write the recipe to this file. Without it, the recipe is printed."),
 ]
 ToolOption = Annotated[
     str | None,
     typer.Option(
         "--from",
         help="The tool: mlx-lm, axolotl, llama-factory, torchtune, litgpt, trl or unsloth. Without it, the keys tell.",
+        autocompletion=complete_values("mlx-lm", "axolotl", "llama-factory", "torchtune", "litgpt", "trl", "unsloth"),
     ),
 ]
 
@@ -29,8 +33,6 @@ def import_config(file: FileArgument, out: OutOption = None, tool: ToolOption = 
 
     It reads those of mlx-lm, axolotl, LLaMA-Factory, torchtune, litgpt, trl and unsloth. What means another thing here, or
     nothing, is listed with its reason; what trains for another goal is refused.
-
-    Example: zoedge import-config qlora.yml -o mine.yaml
     """
     from ..commands.import_config import convert_config, dump_imported, read_config, recognise_tool
     from ..core.storage import write_new_text

@@ -100,7 +100,7 @@ def convert_litgpt_base(s: ConfigConverter) -> None:
     s.put("quantize", "model.quantization", scheme, given=name or "-")
     if double is not None:
         s.put("quantize", "model.double_quant", double, given=name)
-    if name is not None and name not in SCHEMES:
+    if name is not None and str(name) not in SCHEMES:
         s.change("quantize", name, "bitsandbytes' nf4, fp4 and int8 are what model.quantization knows")
 
 

@@ -56,7 +56,7 @@ OWN_WORDS = {
     "vicuna": "USER: ... ASSISTANT:",
 }
 OWN_WORDS |= {"empty": "the texts without an end token", "fewshot": "the texts with two line breaks between"}
-FREEZE_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
+SCHEMES = {"4": "nf4", "8": "int8"}  # bits -> model.quantization
 LORA_KEYS = ("lora_rank", "lora_alpha", "lora_target")
 JOIN_NOTE = "two line breaks stand between an instruction and its input; in LLaMA-Factory, one"
 LIMIT_NOTE = "a limit on all rows together, drawn by their content; in LLaMA-Factory, a limit on each data set"
@@ -100,7 +100,7 @@ def convert_llama_factory(s: ConfigConverter) -> None:
 def convert_llama_factory_quantization(s: ConfigConverter) -> None:
     """Convert in how many bits the base is held."""
     bits = s.take("quantization_bit")
-    s.put("quantization_bit", "model.quantization", {4: "nf4", 8: "int8"}.get(bits, "none"), given=bits or "-")
+    s.put("quantization_bit", "model.quantization", SCHEMES.get(str(bits), "none"), given=bits or "-")
     method = s.take("quantization_method")
     if bits == 4:
         s.carry("quantization_type", "model.quantization")
@@ -133,7 +133,7 @@ def convert_llama_factory_rows(s: ConfigConverter) -> None:
 
 def convert_llama_factory_template(s: ConfigConverter) -> None:
     """Convert the chat template. Those with words of their own are no tokenizer's, whatever their names say."""
-    name = s.left.get("template")
+    name = str(s.left.get("template"))
     if name in OWN_WORDS and s.read("task") == "chat":
         how = (
             f"a template of LLaMA-Factory's own ({OWN_WORDS[name]}): the tokenizer's own chat template is used. To keep "
@@ -188,7 +188,7 @@ def convert_llama_factory_v1(s: ConfigConverter) -> None:
     refuse_keys(s, GOAL_KEYS_V1)
     bits = s.take("quant_config.quantization_bit")
     s.keep(["quant_config.name"], "model.quantization")
-    s.put("quant_config.quantization_bit", "model.quantization", {4: "nf4", 8: "int8"}.get(bits, "none"), given=bits)
+    s.put("quant_config.quantization_bit", "model.quantization", SCHEMES.get(str(bits), "none"), given=bits)
     convert_v1_rows(s)
     convert_template_text(s, "custom_chat_template")
     convert_v1_space(s)

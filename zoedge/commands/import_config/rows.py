@@ -34,9 +34,8 @@ def train_on(s: ConfigConverter, key: str, value: object) -> None:
 
 
 def count_rows(s: ConfigConverter) -> int:
-    """Return the number of rows in data.train, at most data.limit; 0: they are not on this machine, or cannot be read."""
-    rows = read_local_rows(s)
-    return min(len(rows), s.read("data.limit") or len(rows))
+    """Return the number of rows in data.train; 0: they are not on this machine, or cannot be read."""
+    return len(read_local_rows(s))
 
 
 def read_local_rows(s: ConfigConverter) -> list[dict[str, object]]:
@@ -245,8 +244,8 @@ def convert_template(s: ConfigConverter, *keys: str) -> None:
             continue
         if not is_chat:
             s.lose(key, "the task has a text or a prompt of its own, and no template", value)
-        elif value in CHAT_TEMPLATES:
-            s.put(key, "task.format", CHAT_TEMPLATES[value], given=value)
+        elif str(value) in CHAT_TEMPLATES:
+            s.put(key, "task.format", CHAT_TEMPLATES[str(value)], given=value)
         elif value == "tokenizer_default":
             s.out.carried.append((key, "task.format: own"))
         elif value == "jinja":

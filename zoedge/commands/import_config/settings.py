@@ -161,21 +161,31 @@ def count_training_rows(s: ConfigConverter) -> int:
     """Return how many rows a run trains on, without those held out for validation; 0: they are not on this machine."""
     count = count_rows(s)
     held_out = s.read("data.valid.split") if isinstance(s.read("data.valid"), dict) else None
-    if isinstance(held_out, float):
-        count -= round(count * held_out)
-    elif isinstance(held_out, int):
-        count -= held_out
-    return max(0, count)
+    rest = count - (round(count * held_out) if isinstance(held_out, float) else held_out or 0)
+    return max(0, min(rest, s.read("data.limit") or rest))
 
 
 def convert_holdout(s: ConfigConverter, key: str) -> None:
-    """Carry the share or number of rows that are held out for validation."""
+    """Carry the share or number of rows that are held out for validation.
+
+    Other tools limit the rows first and then hold some out; data.limit is of the rows that are left to train on.
+    """
     value = s.take(key)
     if value in (0, 0.0):
         s.out.carried.append((key, "no validation rows"))
-    elif value is not None:
-        size = int(value) if isinstance(value, float) and value >= 1 else value
-        s.put(key, "data.valid.split", size, given=value)
+        return
+    if value is None:
+        return
+    size = int(value) if isinstance(value, float) and value >= 1 else value
+    limit, count = s.read("data.limit"), count_rows(s)
+    if not s.put(key, "data.valid.split", size, given=value) or limit is None:
+        return
+    if not count:
+        s.change(key, value, "held out first: data.limit is then of the rows to train on alone")
+    elif limit < count:
+        held_out = max(1, round(limit * size)) if isinstance(size, float) else size
+        s.put(key, "data.valid.split", held_out, given=value)
+        s.put("(data.limit)", "data.limit", max(1, limit - held_out))
 
 
 def convert_length(s: ConfigConverter, key: str, overflow: str, note: str = "") -> None:

@@ -118,7 +118,7 @@ def convert_torchtune_space(s: ConfigConverter, kind: str) -> None:
     s.left = LORA_DEFAULTS | s.left
     convert_lora_size(s, "model.lora_rank", "model.lora_alpha")
     names = s.take("model.lora_attn_modules") or []
-    names = [WORDS.get(str(name), name) for name in names] if isinstance(names, list) else names
+    names = [WORDS.get(str(name), name) for name in (names if isinstance(names, list) else [names])]
     if s.take("model.apply_lora_to_mlp"):
         names = [*names, *MLP_WORDS]
         s.out.carried.append(("model.apply_lora_to_mlp", "space.targets"))
