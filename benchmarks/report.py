@@ -17,7 +17,7 @@ from _measure import HERE
 
 SECTIONS: dict[str, tuple[str, Any, str]] = {  # title, module, what of the JSON its `text` shows
     "step": ("A training step", step, "cells"), "parts": ("Its parts", parts, "rows"),
-    "race": ("What an accuracy costs", race, "runs"), "scale": ("More devices, and less memory", scale, "cells"),
+    "race": ("What an accuracy costs", race, "sets"), "scale": ("More devices, and less memory", scale, "cells"),
     "memory": ("The same memory, first order beside it", memory, "cells"), "gpu": ("On a GPU", gpu, "rows"),
 }  # fmt: skip
 HEAD = """# Benchmarks

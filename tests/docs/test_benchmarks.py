@@ -123,7 +123,7 @@ def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path
     found = race.run(model, race.FIRST, 0, args)
     assert [point[0] for point in found["curve"]] == [12, 24, 36] and found["peak"] > 0
     assert bench.space.value.abs().sum() > 0 and any(v.any() for k, v in bench.space.tensors() if k.endswith("lora_B"))
-    assert "| first-order " in race.text({race.FIRST: {"0": found}})
+    assert "| first-order " in race.text({"films": {race.FIRST: {"0": found}}})
     assert race.reached([[[8, 1.0, 0.7]], [[8, 2.0, 0.5]]], 0.6, 0) == "8 (1 of 2)"
 
 
@@ -140,7 +140,23 @@ def test_fits_race_on_the_same_rows(
         found = race.run(model, name, 0, args)
         assert [point[0] for point in found["curve"]] == [20, 50], "the recipe has 50 training rows"
         assert all(0 < point[4] < 5 and 0.3 <= point[2] <= 1 for point in found["curve"]) and found["peak"] > 0
-        assert f"| {name} " in race.text({name: {"0": found}})
+        assert f"| {name} " in race.text({"films": {name: {"0": found}}})
+
+
+@pytest.mark.parametrize(("name", "first"), [(race.START, 50), (race.ALIGNED, 256)])
+def test_a_space_of_its_own_races_and_leaves_the_models_alone(
+    args: Namespace, recipe_file: Path, tmp_path: Path, name: str, first: int
+) -> None:
+    from zoedge.lab._model import SharedModel
+    from zoedge.recipe.reading import read_recipe
+
+    model, args.steps = SharedModel(read_recipe(str(recipe_file)), tmp_path), 2
+    kept = model.measuring.space
+    found = race.run(model, name, 0, args)
+    assert [point[0] for point in found["curve"]] == [first + 160, first + 320], (
+        "one pass over the rows, five points of 32 a step"
+    )
+    assert model.measuring.space is kept and not found["diverged"]
 
 
 def test_the_page() -> None:
@@ -150,7 +166,7 @@ def test_the_page() -> None:
     page = report.page(
         {
             "parts": {"machine": machine, "model": "m", "rows": rows},
-            "race": {"machine": machine, "settings": {"model": "m"}, "runs": {"mezo": {"0": curve}}},
+            "race": {"machine": machine, "settings": {"model": "m"}, "sets": {"films": {"mezo": {"0": curve}}}},
         }
     )
     assert "| >= 1000 | yes |" in page and "| mezo  " in page and machine["torch"] in page
@@ -205,7 +221,7 @@ def test_random_numbers_lie_where_the_weights_do() -> None:
     assert found[0].device.type == "meta" and found[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["step", "parts", "race", "gpu", "report"])
+@pytest.mark.parametrize("name", ["step", "parts", "race", "memory", "gpu", "report"])
 def test_help(name: str) -> None:
     command = [sys.executable, str(HERE / f"{name}.py"), "--help"]
     assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
