@@ -123,10 +123,8 @@ def describe_error(error: Exception) -> tuple[str, int]:
         )
         return f"{what}. {advice}", 3
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-        return (
-            f"'{make_printable(error.object, 200)}' is not UTF-8, and a recipe or a log could not hold it. Rename the file or folder.",
-            2,
-        )
+        name = make_printable(error.object, 200)
+        return f"'{name}' is not UTF-8, and a recipe or a log could not hold it. Rename the file or folder.", 2
     if isinstance(error, OSError):
         where = f"{str(error.filename)[:200]}: " if error.filename is not None else ""
         code = 2 if error.errno == errno.ENAMETOOLONG else 74
