@@ -43,6 +43,7 @@ def evaluate_run(
     measuring = Measuring.build(recipe, log.header)
     here = measuring.header()
     check_same_base(log.header, here, run)
+    measuring.task.load_reward()
     changes = [] if data else held_out_differences(log.header, here)
     examples = measuring.texts.test or measuring.texts.valid
     if data:
