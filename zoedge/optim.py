@@ -132,7 +132,7 @@ class ZerothOrder(torch.optim.Optimizer):
         steps: int | None = None,
         log: str | os.PathLike[str] | None = "run.zlog",
         hash_every: int = 100,
-        sync_every: int = 1,
+        sync_every: int = 64,
     ):
         self._journal: MemoryLog | Log | None = None
         check_whole_numbers(seed, steps, hash_every, sync_every)

@@ -67,10 +67,13 @@ def verify(
     from ..commands import verify as commands_verify
     from ..log.log import Log
     from ..recipe.reading import read_recipe
+    from ..run.folder import describe_delivery
 
     journal = open_log(run)
     packed = [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"]
     print_level("1 log", commands_verify.check_integrity(journal) if isinstance(journal, Log) else packed)
+    if delivery := describe_delivery(journal):
+        print_level("", [delivery])
     if against:
         print_level("2 inputs", commands_verify.check_inputs(journal, read_recipe(against)))
     if replay or adapter:
@@ -124,8 +127,8 @@ def show(
     for name in ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest"):
         typer.echo(f"{name:12} sha256 {vars(journal.header)[name].hex()[:16]}..")
     typer.echo(f"\n{'step':>7} {'seq':>7} {'lr':>10} {'g':>12}  losses")
-    for record in list(journal)[-last:] if last else []:
-        typer.echo(format_record(record))
+    for step in range(max(0, len(journal) - last), len(journal)):
+        typer.echo(format_record(journal[step]))
 
 
 def format_record(record: Any) -> str:

@@ -264,9 +264,7 @@ def record_end(
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)
         run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
     options = {"select": measuring.recipe.eval.select, "drift": measuring.recipe.eval.drift}
-    run_folder.append_metric(
-        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=steps, **options
-    )
+    run_folder.append_end(folder, seconds=seconds, adapter=adapter and str(adapter), at=steps, **options)
 
 
 def write_page(recipe: Recipe, path: Path, show: Plain) -> None:
@@ -283,6 +281,7 @@ def write_exports(measuring: setup.Measuring, log: Log, folder: Path, show: Plai
     """
     from .export import merged, peft
 
+    log.confirm()  # another program may have put another run's folder in the place of this one
     recipe, adapter = measuring.recipe, None
     if "peft" in recipe.output.export:
         with show.phase("writing the adapter"):

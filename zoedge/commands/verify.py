@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..core import digests, engine
 from ..core import run as core_run
 from ..core.exact import round_stochastic
 from ..core.types import Leaf, Record, Space
-from ..errors import DamagedError, IdentityError, ReplayError, make_printable
+from ..errors import IdentityError, ReplayError, make_printable
 from ..log.log import Log
 from ..log.packed import AnyLog
 from ..recipe.recipe import Recipe
@@ -28,10 +29,8 @@ def check_integrity(log: Log) -> list[str]:
 
     Opening the log has checked the chain and every slot. This checks that a state hash stands wherever one must.
     """
-    every, state = log.header.hash_every, log.state
-    missing = [s for s in range(every, len(log) + 1, every) if s not in state.hashes]
-    if missing and not (missing == [len(log)] and state.end is None):
-        raise DamagedError(f"{log.path}: no state hash after step {missing[0]}, where there must be one.")
+    identity.check_states_known(log)
+    state = log.state
     sentences = [
         f"{len(log):,} steps in {log.seq:,} slots, {log.size:,} bytes: every slot and link is intact",
         f"fingerprint {log.fingerprint}",
@@ -61,7 +60,7 @@ def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     if differences := identity.identity_differences(log.header, here) + identity.held_out_differences(log.header, here):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(differences)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others
-    for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
+    for record in islice(log, parents, None) if isinstance(log, Log) else ():  # a packed log has no batch checks
         if (check := measuring.task.batch(record.step).check) != record.check:
             raise IdentityError(
                 f"{log.path}: step {record.step} was measured on another batch (crc {record.check:08x}, here {check:08x})."
@@ -147,13 +146,13 @@ class UncheckedLog:
     """The records of a log without its hashes, so that replay goes on past a state that differs."""
 
     def __init__(self, log: AnyLog):
-        self.records = list(log)
+        self.log = log
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.log)
 
     def __getitem__(self, step: int) -> Record:
-        return self.records[step]
+        return self.log[step]
 
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
         """Do nothing: the states are compared elsewhere."""

@@ -76,13 +76,18 @@ class Evaluator:
 
     def look(self, space: Visitable, examples: Examples, **fields: Any) -> Score:
         """Score some examples, and write the score with some fields to metrics.jsonl."""
+        self.log.secure()  # a look is never ahead of what is durable
         b = self.measuring
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         if self.meter is not None:
             with self.took("drift"):  # a look leaves the ordinary text out: it takes three times as long as the drift
                 score = evaluate.add_drift(score, space, self.meter, examples, fields["event"] != "valid")
-        folder.append_metric(self.folder, **fields, rows_sha256=self.digests[id(examples)], **asdict(score))
+        noted = fields | {"rows_sha256": self.digests[id(examples)]} | asdict(score)
+        if fields["event"] == "valid":
+            folder.append_look(self.folder, self.log, **noted)
+        else:
+            folder.append_metric(self.folder, **noted)
         if self.follow is not None and fields["event"] != "closed_form":  # it is no step of the run
             on_test = fields["event"] != "valid" and self.rows == "test"
             self.follow.score(fields["step"], "test" if on_test else "valid", score)
@@ -187,6 +192,7 @@ class Evaluator:
         """Estimate the trace of the Hessian after `step` steps, if the recipe asks for it there."""
         b, options = self.measuring, self.measuring.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
+            self.log.secure()
             trace = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
             folder.append_metric(
                 self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(trace)

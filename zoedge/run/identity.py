@@ -13,7 +13,7 @@ from ..core.digests import digest, selftest
 from ..core.parts import find_word_by_id
 from ..core.types import AbstractNoise, AbstractRule, Space
 from ..errors import DamagedError, IdentityError, UsageError, make_printable
-from ..log.header import DIGEST_FIELDS, Header
+from ..log.header import DIGEST_FIELDS, MINOR, Header
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
 
@@ -172,6 +172,27 @@ def parent_from_header(header: Header) -> dict[str, Any]:
         case {"fingerprint": str(), "step": int(step), **more} if step >= 0 and not more:
             return dict(parent)
     raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
+
+
+def note_digest(parent: dict[str, Any]) -> bytes:
+    """Return the digest that the NOTEs of a branch have, which stand where its parent has other slots."""
+    return hashlib.sha256(encode_canonical(parent)).digest()
+
+
+def check_states_known(log: AnyLog) -> None:
+    """Raise DamagedError unless the log knows every state that a run logs, and has no slot that no run writes.
+
+    The chain alone does not show that a HASH or END was made into a NOTE by a program that has made the chain right again.
+    """
+    every, state = log.header.hash_every, log.state
+    missing = [s for s in range(every, len(log) + 1, every) if s not in state.hashes]
+    if missing and not (missing == [len(log)] and state.end is None):
+        raise DamagedError(f"{log.path}: no state hash after step {missing[0]}, where there must be one.")
+    if not state.notes or log.header.minor > MINOR:
+        return
+    parent = parent_from_header(log.header)
+    if state.notes.keys() - ({note_digest(parent)[:24]} if parent["step"] else set()):
+        raise DamagedError(f"{log.path}: it has a NOTE that no run writes: an END or a HASH was changed into it.")
 
 
 def check_part_ids(log: AnyLog, noise: AbstractNoise, rule: AbstractRule) -> None:

@@ -40,6 +40,11 @@ def begin_session(
         show.warn(
             f"{what} is not what the run began with: its losses there before and after the change are not compared"
         )
+    identity.check_states_known(log)
+    if dropped := run_folder.mend_looks(folder, log):
+        show.warn(
+            f"{folder / run_folder.METRICS_FILE}: {dropped} lines were not as the run had written them; it looks again"
+        )
     record_session(measuring, log, show)
     if workers:
         workers.share(log.path.read_bytes())
