@@ -230,7 +230,10 @@ def drop_unread_fields(s: ConfigConverter) -> None:
     if not isinstance(task, dict) or task["name"] != "generate" or "fields" not in data:
         return
     for name in [name for name in data["fields"] if name != "output" and f"{{{name}" not in task["prompt"]]:
-        s.out.lost.append((f"datasets.0.field_{name}", data["fields"].pop(name), "the prompt does not have it"))
+        key = f"datasets.0.type.field_{name}"
+        key = key if key in s.given else f"datasets.0.field_{name}"
+        s.out.carried = [entry for entry in s.out.carried if entry[0] != key]
+        s.out.lost.append((key, data["fields"].pop(name), "the prompt does not have it"))
     if not data["fields"]:
         del data["fields"]
 
