@@ -224,6 +224,11 @@ class Log:
 
     # -- reading
 
+    def chain_at(self, slots: int) -> str:
+        """Return the chain value after so many slots, in hexadecimal, which stands for all of them. The log must be open."""
+        end = self.header.length + slots * self.header.slot_size
+        return os.pread(self._fd, CHAIN_SIZE, end - CHAIN_SIZE).hex()
+
     def __len__(self) -> int:
         return len(self.state.records)
 
