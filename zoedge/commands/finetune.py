@@ -14,7 +14,7 @@ from ..core import digests
 from ..errors import UsageError, make_printable
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from ..run import auto, branch, replay, setup, signals, trackers
+from ..run import auto, branch, setup, signals, trackers
 from ..run import folder as run_folder
 from ..run import train as run_train
 from ..run.auto import search_auto
@@ -230,11 +230,16 @@ def open_run(
     from ..run.start import compute_start  # here: it imports torch
 
     path = folder / run_folder.LOG_FILE
-    with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
-        measuring = setup.Measuring.build(recipe, None if parent is None else parent.log.header)
-    if path.exists():
-        log = Log.resume(path)
-        replay.take_logged_start(measuring.space, log.header)
+    log = Log.resume(path) if path.exists() else None
+    known = log or (None if parent is None else parent.log)
+    try:
+        with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
+            measuring = setup.Measuring.build(recipe, None if known is None else known.header)
+    except BaseException:
+        if log is not None:
+            log.close()
+        raise
+    if log is not None:
         return measuring, log
     if parent is None:
         with stopwatch("start"):

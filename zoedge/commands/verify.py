@@ -21,6 +21,7 @@ from ..log.packed import AnyLog
 from ..recipe.recipe import Recipe
 from ..run import auto, identity, replay, setup
 from ..run.folder import resolve_step
+from ..scoring.sources.file_digests import without_memos
 
 
 def check_integrity(log: Log) -> list[str]:
@@ -51,10 +52,12 @@ def check_integrity(log: Log) -> list[str]:
 def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     """Prove level 2, the inputs: base, tokenizer, data, recipe, tensors, arithmetic, and the batch of each step.
 
-    All of them are made anew from `recipe`. IdentityError names what differs.
+    All of them are made anew from `recipe`, and no digest is taken from a memo. IdentityError names what differs.
     """
-    measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header), log.header)
-    if differences := identity.identity_differences(log.header, measuring.header()):
+    with without_memos():
+        measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header), log.header)
+    here = measuring.header()
+    if differences := identity.identity_differences(log.header, here) + identity.held_out_differences(log.header, here):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(differences)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others
     for record in islice(log, parents, None) if isinstance(log, Log) else ():  # a packed log has no batch checks
@@ -63,8 +66,16 @@ def check_inputs(log: Log, recipe: Recipe) -> list[str]:
                 f"{log.path}: step {record.step} was measured on another batch (crc {record.check:08x}, here {check:08x})."
             )
     return [
-        f"base, tokenizer, data, recipe, tensors, arithmetic and {len(log) - parents:,} batches are the ones it was made with"
+        f"base, tokenizer, data, recipe, tensors, arithmetic and {len(log) - parents:,} batches are the ones it was made with",
+        *name_unknown_inputs(log),
     ]
+
+
+def name_unknown_inputs(log: Log) -> list[str]:
+    """Return a sentence on what a log of an older version has no digests of; none if it has them all."""
+    if identity.logged_inputs(log.header):
+        return []
+    return ["its header is older than digests of the tokenizer's files, generation_config.json and held-out rows"]
 
 
 def check_states(log: AnyLog, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:

@@ -67,10 +67,11 @@ class Evaluator:
         self.took, self.follow = took or Stopwatch(), follow
         self.last = measuring.texts.test if measuring.texts.test is not None else measuring.texts.valid
         self.rows = "test" if measuring.texts.test is not None else "validation"
+        sets = (measuring.texts.valid, measuring.texts.test)
+        self.digests = {id(x): x.digest().hex()[:32] for x in sets if x is not None}
         self.meter: DriftMeter | None = None
         if self.last is not None:
             with self.took("drift"):
-                sets = (measuring.texts.valid, measuring.texts.test)
                 self.meter = evaluate.make_meter(measuring.base, self.folder, sets)
 
     def look(self, space: Visitable, examples: Examples, **fields: Any) -> Score:
@@ -82,10 +83,11 @@ class Evaluator:
         if self.meter is not None:
             with self.took("drift"):  # a look leaves the ordinary text out: it takes three times as long as the drift
                 score = evaluate.add_drift(score, space, self.meter, examples, fields["event"] != "valid")
+        noted = fields | {"rows_sha256": self.digests[id(examples)]} | asdict(score)
         if fields["event"] == "valid":
-            folder.append_look(self.folder, self.log, **fields, **asdict(score))
+            folder.append_look(self.folder, self.log, **noted)
         else:
-            folder.append_metric(self.folder, **fields, **asdict(score))
+            folder.append_metric(self.folder, **noted)
         if self.follow is not None and fields["event"] != "closed_form":  # it is no step of the run
             on_test = fields["event"] != "valid" and self.rows == "test"
             self.follow.score(fields["step"], "test" if on_test else "valid", score)
@@ -107,7 +109,7 @@ class Evaluator:
         """Return the zero-shot score of the base alone, which a resumed run reads from metrics.jsonl."""
         if self.last is None or not self.measuring.recipe.eval.at_start:
             return None
-        for line in folder.read_metrics(self.folder):
+        for line in folder.lines_of_rows(folder.read_metrics(self.folder), self.digests[id(self.last)]):
             if line.get("event") == "before":
                 return Score.of(line)
         score = self.look(evaluate.EmptySpace(), self.last, event="before", step=0)
@@ -127,7 +129,7 @@ class Evaluator:
         if self.last is None or not b.recipe.eval.closed_form:
             return None
         lines = folder.read_metrics(self.folder)
-        for line in lines:
+        for line in folder.lines_of_rows(lines, self.digests[id(self.last)]):
             if line.get("event") == "closed_form":
                 with suppress(KeyError, TypeError, ValueError):
                     return ClosedForm.of(line)
@@ -172,16 +174,21 @@ class Evaluator:
     def missed(self, step: int, last: int) -> bool:
         """Return whether a kill prevented an evaluation that is still needed of a step that is already logged."""
         wanted = (self.measuring.recipe.eval.select == "best" or step == last) and self.due(step)
-        return wanted and not self._is_noted(folder.validation_looks(self.folder, self.log).get(step))
+        return wanted and not self._is_noted(self._looks().get(step))
 
     def missed_any(self, until: int, last: int) -> bool:
         """Return whether `missed` would be true of any step from 1 to `until`."""
-        options = self.measuring.recipe.eval
-        looks = folder.validation_looks(self.folder, self.log)
+        options, looks = self.measuring.recipe.eval, self._looks()
         steps = {*range(options.every, until + 1, options.every), until} if options.select == "best" else {until}
         return any(
             self.due(s) and not self._is_noted(looks.get(s)) for s in steps if options.select == "best" or s == last
         )
+
+    def _looks(self) -> dict[int, folder.Look]:
+        """Return the looks that were taken at the present validation rows, by step."""
+        valid = self.measuring.texts.valid
+        rows = self.digests[id(valid)] if valid is not None else None
+        return folder.validation_looks(self.folder, self.log, rows)
 
     def _is_noted(self, look: folder.Look | None) -> bool:
         """Return whether a look has all that chooses the delivered step."""

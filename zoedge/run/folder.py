@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -221,14 +221,17 @@ class Look(NamedTuple):
         return self.drift is not None and self.drift <= limit
 
 
-def validation_looks(folder: Path, log: AnyLog) -> dict[int, Look]:
+def validation_looks(folder: Path, log: AnyLog, rows: str | None = None) -> dict[int, Look]:
     """Return what each look at the validation rows measured, by step, as metrics.jsonl has it; the latest counts.
 
     An evaluation notes the slot of its step's record, so that those of steps that a rewind dropped do not count.
+
+    rows: the digest of the rows whose looks count, as they note it; None: the rows of the newest look.
     DamagedError: one of them is not as it was written.
     """
     looks: dict[int, Look] = {}
-    for line in check_looks(folder, log):
+    lines = check_looks(folder, log)
+    for line in lines_of_rows(lines, rows or newest_rows(lines)):
         step, loss = line.get("step"), line.get("loss")
         if not isinstance(step, int) or not isinstance(loss, float):
             continue
@@ -236,6 +239,26 @@ def validation_looks(folder: Path, log: AnyLog) -> dict[int, Look]:
             drift = line.get("drift")
             looks[step] = Look(loss, drift if isinstance(drift, float) and math.isfinite(drift) else None)
     return dict(sorted(looks.items()))
+
+
+def newest_rows(lines: Sequence[dict[str, Any]]) -> str | None:
+    """Return the digest of the rows of the newest look at validation rows; None: no look notes any."""
+    noted = [str(line["rows_sha256"]) for line in lines if line.get("event") == "valid" and "rows_sha256" in line]
+    return noted[-1] if noted else None
+
+
+def lines_of_rows(lines: Iterable[dict[str, Any]], rows: str | None) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl without those that were measured on other rows than these, by their digest.
+
+    A line of an older version notes no digest, and stays.
+    """
+    return [line for line in lines if rows is None or line.get("rows_sha256") in (None, rows)]
+
+
+def count_former_looks(folder: Path) -> int:
+    """Return how many looks were at other validation rows than the newest one was."""
+    lines = [line for line in read_metrics(folder) if line.get("event") == "valid"]
+    return len(lines) - len(lines_of_rows(lines, newest_rows(lines)))
 
 
 def is_current(line: dict[str, Any], record: Record) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -62,7 +63,49 @@ def identity_differences(log: Header, now: Header) -> list[str]:
         a, b = vars(log)[name], vars(now)[name]
         if a != b:
             differences.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
-    return differences
+    return differences + (input_differences(log, inputs) if (inputs := logged_inputs(now)) else [])
+
+
+def input_differences(log: Header, now: dict[str, Any]) -> list[str]:
+    """Return which files, and what type or quantisation of the base are others than the log's header says.
+
+    now: `Base.inputs`. A log that was written before headers had them differs in nothing.
+    """
+    old = logged_inputs(log)
+    files, known = (table if isinstance(table, dict) else {} for table in (now.get("files"), old.get("files")))
+    found = [
+        f"{name} of the base ({format_change(known.get(name), files.get(name))})"
+        for name in (sorted(known.keys() | files.keys()) if old else ())
+        if known.get(name) != files.get(name)
+    ]
+    for key, words in (("compute", "the type of the forward"), ("quantization", "the base's quantisation")):
+        if key in old and old[key] != now.get(key):
+            found.append(f"{words} ({old[key]} -> {now.get(key)})")
+    return [make_printable(text, 200) for text in found]
+
+
+def held_out_differences(log: Header, now: Header) -> list[str]:
+    """Return which of the validation and test rows are others than those that the log was begun with."""
+    old, new = logged_inputs(log), logged_inputs(now)
+    if not old:
+        return []
+    return [
+        make_printable(f"data.{which} content ({format_change(old.get(which), new.get(which))})", 200)
+        for which in ("valid", "test")
+        if old.get(which) != new.get(which)
+    ]
+
+
+def logged_inputs(header: Header) -> dict[str, Any]:
+    """Return what a header says of the inputs besides its digests; nothing if it is older than that, or says nonsense."""
+    inputs = header.about.get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def format_change(old: object, new: object) -> str:
+    """Return two digests in hexadecimal as "sha256 a.. -> b..", where None is absent."""
+    before, after = ("absent" if x is None else f"{str(x)[:8]}.." for x in (old, new))
+    return f"sha256 {before} -> {after}"
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:
@@ -97,11 +140,8 @@ def refuse_resume(run: Path, differences: list[str]) -> NoReturn:
 
 def check_same_base(log: Header, now: Header, run: str) -> None:
     """Raise IdentityError unless base, tokenizer, trained tensors and arithmetic are those of the log. The data may differ."""
-    off = [
-        w
-        for w in identity_differences(log, now)
-        if w.startswith(("the base", "the tokenizer", "the trained", "their", "this dev"))
-    ]
+    same_rows = replace(now, recipe=log.recipe, data=log.data)
+    off = identity_differences(log, same_rows)
     if off:
         raise IdentityError(f"{run} does not belong to what is here now: {', '.join(off)}.")
 
