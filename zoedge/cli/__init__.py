@@ -134,6 +134,7 @@ def describe_error(error: Exception) -> tuple[str, int]:
 
 
 from . import (  # noqa: E402, F401, I001 - the order of --help
+    init,
     training,
     preview,
     estimate,
