@@ -10,7 +10,7 @@ from ..errors import DataError
 from ..run.evaluate import EmptySpace, Score, Visitable, add_drift, evaluate, make_meter
 from ..run.folder import open_any_log, resolve_step
 from ..run.identity import check_same_base, recipe_from_header
-from ..run.setup import Measuring
+from ..run.setup import Measuring, close_store, open_trunk
 from ..run.start import WithTerm, compare_start
 from ..scoring.rows.sets import in_content_order, load_rows
 
@@ -47,7 +47,10 @@ def evaluate_run(
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples
 
-    meter = make_meter(measuring.base, Path(tempfile.gettempdir()), [examples])
+    folder = Path(tempfile.gettempdir())
+    open_trunk(measuring, folder)
+    measuring.base.open_trunk(examples, folder)
+    meter = make_meter(measuring.base, folder, [examples])
 
     def score(space: Visitable) -> Score:
         score = evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
@@ -60,4 +63,6 @@ def evaluate_run(
         scores["closed form"] = score(WithTerm(measuring.base, fitted))
     for _ in engine.play(measuring.run(log), steps):
         pass
-    return scores | {f"after {steps:,} steps": score(measuring.space)}
+    scores[f"after {steps:,} steps"] = score(measuring.space)
+    close_store(measuring.base)
+    return scores

@@ -189,6 +189,7 @@ def train(
         after = evaluator.after(steps)
     seconds = time.monotonic() - began
     record_end(measuring, folder, plan, stopwatch, seconds, adapter, steps)
+    setup.close_store(measuring.base)
     write_page(recipe, path, show)
     better = find_better_step(folder, steps, log, recipe.eval.drift)
     size = path.stat().st_size
@@ -232,6 +233,7 @@ def open_run(
     path = folder / run_folder.LOG_FILE
     with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
         measuring = setup.Measuring.build(recipe, None if parent is None else parent.log.header)
+    measuring.base.around_trunk = lambda: stopwatch("trunk")
     if path.exists():
         log = Log.resume(path)
         replay.take_logged_start(measuring.space, log.header)

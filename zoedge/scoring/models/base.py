@@ -12,7 +12,8 @@ hidden states, E that of the embeddings, n the virtual tokens in `prompt` and m 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,9 +24,11 @@ from torch import Tensor, nn
 from ...core.base import Projection
 from ...errors import DataError, suggest_nearest
 from .decode import generate_answers, generate_greedy
+from .layers import select_layers
 from .past import PastKeyValues
 from .quantised import QUANTISED_BLOCK, LinearScales
-from .trunk import TrunkCache
+from .trunk import TrunkCache, partition_sequences
+from .trunk_store import TrunkStore, trunk_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from ..tasks._branches import OptionTree
     from ..tasks._examples import Batch, Examples
     from .families import FamilyFacts
+    from .trunk_file import BlockFile
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,6 +66,8 @@ class Base:
         past: their keys and values while points are held, [copies, blocks, 2, groups, m, D]; they stand before the prompt.
         project: how the forward computes logits. A space that moves the head puts its own function here.
         quantization: of a model without data, what its weights would be quantised to; else None.
+        store: where their output is kept between runs; None: it is not.
+        around_trunk: returns a context that is open while the blocks below `cut` are computed for a cache.
     """
 
     model: PreTrainedModel
@@ -78,6 +84,8 @@ class Base:
     past: Tensor | None = None
     project: Projection = compute_logits
     quantization: str | None = None
+    store: TrunkStore | None = None
+    around_trunk: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -411,33 +419,42 @@ class Base:
         """
         return generate_answers(self, self.tokenizer, prompts, copies, tokens)
 
-    def cache_trunk(self, examples: Examples, folder: Path) -> Iterator[int]:
-        """Store the output of the blocks below `cut` for a whole set, in a file in `folder`, and yield the progress.
+    def open_trunk(self, examples: Examples, folder: Path, planned: Collection[int] | None = None) -> TrunkCache | None:
+        """Return the cache of what the blocks below `cut` make of a set's sequences; a forward fills it as it reads them.
 
-        Each yielded number is how many more sequences are done. Which sequences share a forward depends on the data alone, so
-        that the stored bits do not depend on the run's history. Nothing happens where `cut` is 0 or the set is stored already.
+        Args:
+            folder: where its file is if it is not kept.
+            planned: the numbers of the sequences that will be read; None: all.
+
+        Returns:
+            The cache that the set has already, or a new one; None: `cut` is 0.
         """
-        if self.cut == 0 or id(examples.whole or examples) in self.kept:
-            return
-        trunk = TrunkCache(examples, self.model.config.hidden_size, self.dtype, self.device, folder)
-        for chunk, ids in trunk.iterate_chunks():
-            trunk.write(chunk, self.trunk(ids, torch.tensor([len(examples.tokens[i]) for i in chunk])))
-            yield len(chunk)
-        self.kept[id(examples)] = trunk
+        if self.cut == 0:
+            return None
+        whole = examples.whole or examples
+        if id(whole) not in self.kept:
+            blocks = partition_sequences(list(map(len, whole.tokens)), planned)
 
+            def compute(ids: Tensor, lengths: Tensor) -> Tensor:
+                with self.around_trunk():
+                    return self.trunk(ids, lengths)
 
-def select_layers(layers: list[int] | str, count: int) -> list[int]:
-    """Return a recipe's space.layers as sorted numbers of blocks. DataError: the model of `count` blocks has no such ones.
+            def open_kept(store: TrunkStore, sizes: list[int]) -> BlockFile:
+                about = {
+                    "below": self.cut,
+                    "dtype": str(self.dtype).removeprefix("torch."),
+                    "sequences": len(whole.tokens),
+                }
+                return store.open(trunk_key(self, whole.tokens, blocks, self.dtype), about, sizes)
 
-    layers: "all", "last k", or a list of numbers such as [4, 5].
-    """
-    if layers == "all":
-        return list(range(count))
-    if isinstance(layers, str):
-        word, _, number = layers.partition(" ")
-        if word != "last" or not number.isdigit() or not 1 <= int(number) <= count:
-            raise DataError(f"space.layers: '{layers}' is not all, 'last 1' .. 'last {count}', or a list of numbers.")
-        return list(range(count - int(number), count))
-    if not layers or min(layers) < 0 or max(layers) >= count or len(set(layers)) != len(layers):
-        raise DataError(f"space.layers: {layers} must be different numbers in 0..{count - 1}.")
-    return sorted(layers)
+            width = self.model.config.hidden_size
+            self.kept[id(whole)] = TrunkCache(
+                whole, blocks, width, self.dtype, self.device, compute, folder, self.store, open_kept
+            )
+        return self.kept[id(whole)]
+
+    def cache_trunk(self, examples: Examples, folder: Path) -> Iterator[int]:
+        """Fill the cache of a whole set, and yield how many more sequences are done. StorageError: the disk is full."""
+        cache = self.open_trunk(examples, folder)
+        if cache is not None:
+            yield from cache.fill()
