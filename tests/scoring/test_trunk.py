@@ -13,7 +13,7 @@ from helpers.scores import CLOSE, far, load, random_examples
 
 from zoedge.errors import StorageError
 from zoedge.scoring.models.base import Base
-from zoedge.scoring.models.trunk import BLOCK_TOKENS, partition_sequences
+from zoedge.scoring.models.trunk_blocks import BLOCK_TOKENS, partition_sequences
 
 LENGTHS = [41, 7, 23, 60, 1, 15]
 

@@ -189,7 +189,6 @@ def train(
         after = evaluator.after(steps)
     seconds = time.monotonic() - began
     record_end(measuring, folder, plan, stopwatch, seconds, adapter, steps)
-    setup.close_store(measuring.base)
     write_page(recipe, path, show)
     better = find_better_step(folder, steps, log, recipe.eval.drift)
     size = path.stat().st_size
@@ -238,6 +237,7 @@ def open_run(
         log = Log.resume(path)
         replay.take_logged_start(measuring.space, log.header)
         return measuring, log
+    measuring = auto.choose_trunk_type(measuring, folder, show)
     if parent is None:
         with stopwatch("start"):
             compute_start(measuring, folder, show)
@@ -255,7 +255,11 @@ def record_end(
     adapter: Path | None,
     steps: int,
 ) -> None:
-    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished."""
+    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished.
+
+    The cache then loses what is beyond its limit, which the run itself needs no more.
+    """
+    setup.close_store(measuring.base)
     run_folder.append_metric(folder, event="time", **stopwatch.seconds)
     if plan is not None:
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)

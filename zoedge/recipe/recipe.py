@@ -11,6 +11,7 @@ from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, Abstrac
 from .sections import Cache, Data, Eval, LogOptions, Model, Output, Section, Train, without_values
 from .strict_yaml import StrictDumper
 
+TRUNK_KEY = "model.trunk_dtype"  # the choice of a type is a number of the run, as those of the parts are
 WATCHDOG_KEY = "train.watchdog"  # in `Recipe.auto` if `derive` switched the watchdog on
 
 # Keys that were added after the first logs. They are left out at their default, so that the old recipes keep their digests.
@@ -25,6 +26,7 @@ ADDED_LATER: dict[str, Any] = {
     "max_memory": None,
     "closed_form": True,
     "drift": None,
+    "trunk_dtype": None,
 }
 SECTIONS_ADDED_LATER: tuple[Section, ...] = (Cache(),)  # likewise
 PART_OPTIONS_ADDED_LATER: dict[str, Any] = {"start": "zero"}  # likewise, of noise, estimator, rule, space and task

@@ -72,6 +72,13 @@ class Model(Section):
         Literal["auto", "fp32", "bf16", "fp16"],
         Doc("The number type of the computation; auto is fp32 on a CPU, and bf16 or fp16 on a GPU."),
     ] = "auto"
+    trunk_dtype: Annotated[
+        Literal["auto", "fp32", "bf16"] | None,
+        Doc(
+            "The number type of products below the first trained block, on a CPU; auto is bf16 where two short products before "
+            "the run show it to be faster. It is compute_dtype, if this is not written."
+        ),
+    ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Doc("Where the base is; auto is a GPU if there is one.")] = "auto"
     threads: Annotated[
         int | None,

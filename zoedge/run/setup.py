@@ -172,4 +172,6 @@ def fill_trunk(measuring: Measuring, rows: list[int], folder: Path, show: Plain)
     examples = measuring.texts.train
     if (cache := measuring.base.open_trunk(examples, folder)) is not None:
         numbers = [row * examples.sequences_each + j for row in rows for j in range(examples.sequences_each)]
-        show.track(cache.fill(numbers), len(examples.tokens), "lower layers, once (train)")
+        blocks = {cache.block_of[number] for number in numbers}
+        total = sum(len(cache.blocks[block].numbers) for block in blocks)
+        show.track(cache.fill(numbers), total, "lower layers, once (train)")

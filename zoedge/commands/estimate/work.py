@@ -11,7 +11,7 @@ from ...core import oracle
 from ...core.types import AbstractRule, Leaf
 from ...recipe.recipe import Recipe
 from ...run.visits import list_visited_sequences
-from .facts import FORWARD_TOKENS, HEAD_COLUMNS, ModelShape
+from .facts import FORWARD_TOKENS, HEAD_COLUMNS, KEPT_BYTES, ModelShape
 
 if TYPE_CHECKING:
     from ...core.base import SpaceBase
@@ -62,6 +62,7 @@ class Workload:
     mean_tokens: int  # token rows of a mean batch, in one copy
     trunk_tokens: int  # of all sequences whose lower layers' outputs the run computes
     trunk_disk: int  # bytes of these outputs on the disk
+    kept_weights: int  # bytes of the dequantised weights that the blocks above keep
 
 
 def compute_workload(
@@ -110,7 +111,18 @@ def compute_workload(
         mean_tokens=mean_tokens,
         trunk_tokens=trunk_tokens,
         trunk_disk=trunk_tokens * shape.hidden_width * base.dtype.itemsize,
+        kept_weights=count_kept_weights(recipe, shape, base),
     )
+
+
+def count_kept_weights(recipe: Recipe, shape: ModelShape, base: SpaceBase) -> int:
+    """Return the bytes of the dequantised weights that a run keeps: of the blocks above a cached trunk, if they are few."""
+    if recipe.model.quantization == "none" or not base.cut or base.device.type != "cpu":
+        return 0
+    first = f"{shape.meta_base.facts.BLOCKS}.0."
+    block = sum(out * wide for name, out, wide in shape.linears if name.startswith(first))
+    count = (shape.layers - base.cut) * block * base.dtype.itemsize
+    return count if count <= KEPT_BYTES else 0
 
 
 def list_trunk_sequences(recipe: Recipe, datasets: Datasets | None) -> list[list[int]]:

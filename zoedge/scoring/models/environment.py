@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from .base import Base
+
+class Computation(Protocol):
+    """What is asked of a base to describe its forward."""
+
+    model: Any  # of transformers
+    dtype: torch.dtype
+    device: torch.device
 
 
-def describe_environment(base: Base) -> dict[str, Any]:
+def describe_environment(base: Computation) -> dict[str, Any]:
     """Return what the bits of a base's forward may depend on, by name: versions, device, threads, types."""
     import bitsandbytes
     import transformers

@@ -8,58 +8,22 @@ preadv, which costs page cache but no resident memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...errors import StorageError
 from ..sources.cache import print_progress
+from .trunk_blocks import TrunkBlock
 from .trunk_file import BlockFile
+from .trunk_store import TrunkBase, trunk_key
 
 if TYPE_CHECKING:
     from ..tasks._examples import Examples
-    from .trunk_store import TrunkStore
-
-BLOCK_TOKENS = 2048  # padded token rows of a forward that fills the cache
-
-
-class TrunkBlock(NamedTuple):
-    """Sequences of like length that are computed in one forward: their numbers, and the length that they are padded to."""
-
-    numbers: list[int]
-    length: int
-
-
-def partition_sequences(lengths: Sequence[int], planned: Collection[int] | None = None) -> list[TrunkBlock]:
-    """Return blocks in which each sequence stands once, the longest first.
-
-    A sequence is padded to the same length whatever is planned, because its bits depend on that (in attention).
-
-    Args:
-        lengths: of each sequence, in tokens.
-        planned: the numbers of those that will be read. They share no block with others; None: all will be.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    by_length: dict[int, list[int]] = {}  # ascending in each, the longest first
-    while order:
-        longest = lengths[order[-1]]
-        size = min(len(order), max(1, BLOCK_TOKENS // longest))
-        by_length[longest] = order[-size:] + by_length.get(longest, [])
-        del order[-size:]
-    chosen = range(len(lengths)) if planned is None else set(planned)
-    blocks = []
-    for is_planned in (True, False):
-        for length, numbers in by_length.items():
-            members = [i for i in numbers if (i in chosen) == is_planned]
-            size = max(1, BLOCK_TOKENS // length)
-            while members:
-                blocks.append(TrunkBlock(members[-size:], length))
-                del members[-size:]
-    return blocks
 
 
 class TrunkCache:
@@ -71,46 +35,33 @@ class TrunkCache:
         file: where the blocks are.
     """
 
-    def __init__(
-        self,
-        examples: Examples,
-        blocks: list[TrunkBlock],
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        compute: Callable[[Tensor, Tensor], Tensor],
-        folder: Path,
-        store: TrunkStore | None,
-        open_kept: Callable[[TrunkStore, list[int]], BlockFile],
-    ):
-        """Open a cache, whose blocks may be filled already where the store has them.
+    def __init__(self, examples: Examples, blocks: list[TrunkBlock], base: TrunkBase, folder: Path):
+        """Open a cache, whose blocks may be filled already where the base's store has them.
 
         Args:
-            width: the elements of a token's hidden state.
-            dtype: the type of these elements.
-            device: where `read` puts them.
-            compute: returns hidden states [S, T, width] of ids [S, T], padded on the right, and lengths [S].
+            base: whose lower blocks they are the output of, at its present cut.
             folder: where the file is if it lasts no longer than the process.
-            store: where it is kept; None: it is not.
-            open_kept: returns the file in the store for blocks of these bytes.
         """
-        self.examples, self.blocks, self.folder, self.store = examples, blocks, folder, store
-        self.width, self.dtype, self.device, self.compute = width, dtype, device, compute
+        self.examples, self.blocks, self.base, self.folder, self.store = examples, blocks, base, folder, base.store
+        self.width, self.dtype, self.device = base.model.config.hidden_size, base.dtype, base.device
         self.threads = torch.get_num_threads()  # of every forward that fills it: the bits may depend on that
-        token_bytes, start = width * dtype.itemsize, 0
+        token_bytes, start = self.width * self.dtype.itemsize, 0
         self.block_of, self.places = [0] * len(examples.tokens), [(0, 0)] * len(examples.tokens)
         for number, block in enumerate(blocks):
             for i in block.numbers:
                 size = len(examples.tokens[i]) * token_bytes
                 self.block_of[i], self.places[i] = number, (start, size)
                 start += size
-        self.file = self._open(open_kept, [sum(self.places[i][1] for i in block.numbers) for block in blocks])
+        self.file = self._open([sum(self.places[i][1] for i in block.numbers) for block in blocks])
 
-    def _open(self, open_kept: Callable[[TrunkStore, list[int]], BlockFile], sizes: list[int]) -> BlockFile:
+    def _open(self, sizes: list[int]) -> BlockFile:
         """Return the file in the store; one that is gone with the process where there is none, or it cannot be written."""
         if self.store is not None:
+            tokens = self.examples.tokens
+            dtype = str(self.dtype).removeprefix("torch.")
+            about = {"below": self.base.cut, "dtype": dtype, "sequences": len(tokens)}
             try:
-                return open_kept(self.store, sizes)
+                return self.store.open(trunk_key(self.base, tokens, self.blocks), about, sizes)
             except OSError as e:
                 self._say_not_kept(e)
         return BlockFile.nameless(self.folder, sizes)
@@ -167,7 +118,8 @@ class TrunkCache:
         ids = torch.zeros(len(sequences), block.length, dtype=torch.long)
         for row, sequence in zip(ids, sequences):
             row[: len(sequence)] = torch.tensor(sequence)
-        h = self.compute(ids, torch.tensor(list(map(len, sequences)))).to(self.dtype).cpu()
+        with self.base.around_trunk():
+            h = self.base.trunk(ids, torch.tensor(list(map(len, sequences)))).cpu()
         parts = (states[: len(sequence)] for states, sequence in zip(h, sequences))
         return b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
 

@@ -13,28 +13,43 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ...core.canonical import encode_canonical
 from ..sources.cache import cache_folder, file_sha256, print_progress
-from .environment import describe_environment
+from .environment import Computation, describe_environment
+from .trunk_blocks import TrunkBlock
 from .trunk_file import MAGIC, PAGE, BlockFile
-
-if TYPE_CHECKING:
-    from .base import Base
-    from .trunk import TrunkBlock
 
 VERSION = 1  # raised where the code of this package gives other bits
 SUFFIX = ".trunk"
 DRAFT_SECONDS = 3600  # after so long, a draft is of a process that died
 MODEL_NAME_LENGTH = 300  # of the header's 4,096 bytes
 BIT_VARIABLES = ("MKL_", "ONEDNN_", "DNNL_", "ATEN_", "KMP_", "TORCH_", "NVIDIA_", "CUBLAS_")
+
+
+class TrunkBase(Computation, Protocol):
+    """What is asked of a base whose lower blocks' output is cached; scoring/models/base.py has the class."""
+
+    digest: bytes
+    path: Path
+    cut: int
+    store: TrunkStore | None
+    trunk_dtype: torch.dtype | None
+
+    @property
+    def around_trunk(self) -> Callable[[], AbstractContextManager[object]]:
+        """What returns a context that is open while they are computed."""
+
+    def trunk(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return the output of the blocks below `cut`, [S, T, H], of ids [S, T], padded on the right, and lengths [S]."""
 
 
 def read_processor_name() -> str:
@@ -46,11 +61,8 @@ def read_processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def trunk_key(base: Base, tokens: Sequence[Sequence[int]], blocks: Sequence[TrunkBlock], dtype: torch.dtype) -> bytes:
-    """Return the SHA-256 of what decides the bits of a set's trunk, and where they stand in a file.
-
-    dtype: of the forward of the lower blocks.
-    """
+def trunk_key(base: TrunkBase, tokens: Sequence[Sequence[int]], blocks: Sequence[TrunkBlock]) -> bytes:
+    """Return the SHA-256 of what decides the bits of a set's trunk, and where they stand in a file."""
     sequences = hashlib.sha256()
     for block in blocks:
         sequences.update(encode_canonical([block.length, block.numbers]))
@@ -63,7 +75,7 @@ def trunk_key(base: Base, tokens: Sequence[Sequence[int]], blocks: Sequence[Trun
         "cut": base.cut,
         "sequences": sequences.hexdigest(),
         "stored": str(base.dtype),
-        "computed": str(dtype),
+        "products": str(base.trunk_dtype or base.dtype),
         "environment": describe_environment(base),
         "processor": read_processor_name(),
         "precision": [torch.get_float32_matmul_precision(), str(torch.backends.cuda.matmul.allow_tf32)],
