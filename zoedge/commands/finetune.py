@@ -277,9 +277,11 @@ def open_run(
         if log is not None:
             log.close()
         raise
+    measuring.base.around_trunk = lambda: stopwatch("trunk")
     if log is not None:
         note_own_log(log.header)  # whoever asks for it by a recipe of their own, or with --trust-code, trusts its code
         return measuring, log
+    measuring = auto.choose_trunk_type(measuring, folder, show)
     if parent is None:
         with stopwatch("start"):
             compute_start(measuring, folder, show)
@@ -297,7 +299,11 @@ def record_end(
     adapter: Path | None,
     steps: int,
 ) -> None:
-    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished."""
+    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished.
+
+    The cache then loses what is beyond its limit, which the run itself needs no more.
+    """
+    setup.close_store(measuring.base)
     run_folder.append_metric(folder, event="time", **stopwatch.seconds)
     if plan is not None:
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from ...errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +47,20 @@ def generate_greedy(base: SpaceBase, ids: Tensor, mask: Tensor, copies: int, **o
         h = torch.cat([h.new_zeros(len(h), cache.get_seq_length(), h.shape[2]), h], 1)
     mask = torch.cat([mask.new_ones(len(h), h.shape[1] - mask.shape[1]), mask], 1)
     return base.model.generate(inputs_embeds=h, attention_mask=mask, past_key_values=cache, do_sample=False, **options)
+
+
+@torch.inference_mode()
+def continue_text(
+    base: SpaceBase, tokenizer: PreTrainedTokenizerBase, context: int, prompt: str, tokens: int, special: bool
+) -> str:
+    """Return the greedy continuation of a prompt, as `Base.generate` does. context: the most tokens of a sequence."""
+    ids = tokenizer(prompt, add_special_tokens=special, return_tensors="pt").input_ids.to(base.device)
+    if ids.shape[1] + tokens > context:
+        raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {context}.")
+    end = base.model.config.eos_token_id
+    out = generate_greedy(base, ids, torch.ones_like(ids), 1, max_new_tokens=tokens, pad_token_id=end)
+    text: Any = tokenizer.decode(out[0], skip_special_tokens=True)  # of one sequence: a text
+    return text
 
 
 @torch.inference_mode()
