@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.canonical import null_nonfinite
 from . import app
 from .arguments import JsonOption, RunsArgument
 
@@ -32,7 +33,7 @@ def ls(
     entries = list_runs(folder)
     if json:
         for entry in entries:
-            typer.echo(json_.dumps(asdict(entry)))
+            typer.echo(json_.dumps(null_nonfinite(asdict(entry))))
     elif not entries:
         typer.echo(f"no runs in {folder}")
     else:

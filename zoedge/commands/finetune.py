@@ -227,7 +227,8 @@ def open_run(
 
     Before a new one begins, its start is computed, and the numbers that are `auto` are found.
     """
-    from ..run.start import compute_start  # here: it imports torch
+    from ..run.finite import check_finite  # here: these import torch
+    from ..run.start import compute_start
 
     path = folder / run_folder.LOG_FILE
     with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
@@ -236,6 +237,7 @@ def open_run(
         log = Log.resume(path)
         replay.take_logged_start(measuring.space, log.header)
         return measuring, log
+    check_finite(measuring)
     if parent is None:
         with stopwatch("start"):
             compute_start(measuring, folder, show)

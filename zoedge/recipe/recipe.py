@@ -25,6 +25,7 @@ ADDED_LATER: dict[str, Any] = {
     "max_memory": None,
     "closed_form": True,
     "drift": None,
+    "on_untrainable": "stop",
 }
 PART_OPTIONS_ADDED_LATER: dict[str, Any] = {"start": "zero"}  # likewise, of noise, estimator, rule, space and task
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import storage
+from ..core.canonical import null_nonfinite
 from ..core.storage import open_file
 from ..core.types import Record
 from ..errors import StorageError, UsageError, make_printable, suggest_nearest
@@ -103,8 +104,11 @@ def claim_folder(folder: Path) -> list[str]:
 
 
 def append_metric(folder: Path, **fields: Any) -> None:
-    """Append a line to metrics.jsonl. No state of the run is in it. StorageError: the disk refuses."""
-    path, line = folder / METRICS_FILE, (json.dumps(fields) + "\n").encode()
+    """Append a line to metrics.jsonl, in which a number that is not finite is null. No state of the run is in it.
+
+    StorageError: the disk refuses.
+    """
+    path, line = folder / METRICS_FILE, (json.dumps(null_nonfinite(fields), allow_nan=False) + "\n").encode()
     try:
         fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         with os.fdopen(fd, "rb") as file:

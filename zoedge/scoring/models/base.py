@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from ...core.base import Projection
 from ...errors import DataError, suggest_nearest
-from .decode import generate_answers, generate_greedy
+from .decode import generate_answers, generate_text
 from .past import PastKeyValues
 from .quantised import QUANTISED_BLOCK, LinearScales
 from .trunk import TrunkCache
+from .vocabulary import check_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -181,6 +182,7 @@ class Base:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if not 0 < len(ids) <= count:
             raise DataError(f"space.text: {len(ids)} tokens, where 1 to space.tokens ({count}) are wanted.")
+        check_token_ids(ids, self.tokenizer, self.model.config.vocab_size, "space.text")
         return torch.tensor((ids * count)[:count])
 
     @torch.inference_mode()
@@ -368,7 +370,8 @@ class Base:
         """
         targets = targets.to(self.device)
         normaliser: Tensor | None = None
-        target_logits = torch.empty(h.shape[:-1], device=self.device)
+        # of a target beyond the table nothing is written
+        target_logits = torch.full(h.shape[:-1], torch.nan, device=self.device)
         for start, logits in self.iterate_logits(h, columns or HEAD_COLUMNS):
             inside = (targets >= start) & (targets < start + logits.shape[-1])
             places = (targets[inside] - start)[:, None]
@@ -383,33 +386,29 @@ class Base:
         if self.facts.HEAD != "CausalLM":
             raise DataError(f"{type(self.model).__name__} fills masks: it has no continuation.")
 
-    @torch.inference_mode()
-    def generate(self, prompt: str, tokens: int, special: bool = True) -> str:
+    def generate(self, prompt: str, tokens: int, special: bool = True, end: str = "") -> str:
         """Return the greedy continuation of a prompt, without the prompt.
 
         Args:
             tokens: how many new tokens there may be.
             special: put the tokenizer's special tokens around the prompt. A chat template has written them already.
+            end: the text before which the continuation ends, as training ended an answer; "": only the model's own end.
 
         Raises:
             DataError: prompt and new tokens do not fit into the context, or the model fills masks.
         """
         self.require_causal()
-        ids = self.tokenizer(prompt, add_special_tokens=special, return_tensors="pt").input_ids.to(self.device)
-        if ids.shape[1] + tokens > self.context_length:
-            raise DataError(f"{ids.shape[1]} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
-        out = generate_greedy(
-            self, ids, torch.ones_like(ids), 1, max_new_tokens=tokens, pad_token_id=self.model.config.eos_token_id
-        )
-        text: Any = self.tokenizer.decode(out[0], skip_special_tokens=True)  # of one sequence: a text
-        return text
+        ids = self.tokenizer(prompt, add_special_tokens=special).input_ids
+        if len(ids) + tokens > self.context_length:
+            raise DataError(f"{len(ids)} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
+        return generate_text(self, ids, tokens, end)
 
     def generate_answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
         """Return the first line of the greedy continuation of each tokenised prompt, [copies][prompts].
 
         tokens: how many new tokens there may be.
         """
-        return generate_answers(self, self.tokenizer, prompts, copies, tokens)
+        return generate_answers(self, prompts, copies, tokens)
 
     def cache_trunk(self, examples: Examples, folder: Path) -> Iterator[int]:
         """Store the output of the blocks below `cut` for a whole set, in a file in `folder`, and yield the progress.

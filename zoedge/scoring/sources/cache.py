@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ...errors import StorageError, make_printable
+from ...errors import DataError, StorageError, make_printable
 
 
 def cache_folder(*parts: str) -> Path:
@@ -50,17 +51,38 @@ def print_progress(text: str) -> None:
     print(f"zoedge: {text}", file=sys.stderr, flush=True)
 
 
-def create_once(target: Path, make: Callable[[Path], None]) -> Path:
+def has_model_files(folder: Path) -> bool:
+    """Return whether a folder of the cache has all that a model needs: config.json, weights, and the tokenizer."""
+    weights = any(folder.glob("*.safetensors"))
+    return weights and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
+
+
+def create_once(
+    target: Path, make: Callable[[Path], None], is_whole: Callable[[Path], bool] = lambda path: True
+) -> Path:
     """Return `target`, a file or folder that `make(draft)` writes if it is not there.
 
     It is written under another name and then renamed, so that it appears complete or not at all, even if several processes
-    make it at once. StorageError: it cannot be written.
+    make it at once.
+
+    Args:
+        target: where it is to stand.
+        make: what writes it, at the path that it is given.
+        is_whole: says of a path whether all is there; what is there and not whole is made again.
+
+    Raises:
+        StorageError: it cannot be written. DataError: what `make` wrote is not whole.
     """
     if target.exists():
-        return target
+        if is_whole(target):
+            return target
+        print_progress(f"{target} is not whole, and is made again")
+        shutil.rmtree(target, ignore_errors=True)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
             make(draft := Path(folder) / target.name)
+            if not is_whole(draft):
+                raise DataError(f"{target} would lack files, and was not made. Is the model's folder complete?")
             for file in (draft, *draft.rglob("*")):  # else files may be empty after a power cut
                 if file.is_file():
                     with file.open("r+b") as opened:
