@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,13 @@ def test_what_is_no_gguf_is_said(tmp_path: Path) -> None:
 def test_a_folder_of_the_cache_is_whole_or_made_again(llama: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("ZOEDGE_CACHE", str(tmp_path))
     folder = base(llama, "nf4").path
-    assert folder.parent == tmp_path / "quantised" and cache.has_model_files(folder)
+    assert folder.parent == tmp_path / "quantised"
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (folder / name).unlink()
-        assert base(llama, "nf4").path == folder and cache.has_model_files(folder)
-    with pytest.raises(DataError, match="would lack files, and was not made"):
-        cache.create_once(tmp_path / "quantised" / "x", lambda draft: draft.mkdir(), cache.has_model_files)
-    assert not (tmp_path / "quantised" / "x").exists()
+        with pytest.raises(DataError, match="would lack files in the cache, and was not made"):
+            cache.require_model_files(folder)
+        assert base(llama, "nf4").path == folder
+        cache.require_model_files(folder)
 
 
 def test_a_tokenizer_that_transformers_builds_anew(families: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
@@ -212,6 +213,36 @@ def test_greedy_is_greedy_and_eos_may_be_several(llama: Path, tmp_path: Path) ->
     assert several.generate("the film is", 12) in ("", plain.tokenizer.decode([first]))
 
 
+def test_an_answer_ends_where_training_ended_it(llama: Path, tmp_path: Path) -> None:
+    """A model that says, after any user: good scene film good scene film ..., as in a base whose eos is not its turn's end."""
+    loaded = base(shutil.copytree(llama, tmp_path / "model"))
+    good, scene, film = (
+        loaded.tokenizer(f" {w}", add_special_tokens=False).input_ids for w in ("good", "scene", "film")
+    )
+    follows = {film[-1]: good[0], good[-1]: scene[0], scene[-1]: film[0]}
+    follows |= {a: b for word in (good, scene, film) for a, b in pairwise(word)}
+    with torch.no_grad():
+        for name, p in loaded.model.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                p.zero_()
+        head = torch.zeros(loaded.model.config.vocab_size, 64)
+        table = torch.zeros(loaded.model.config.vocab_size, 64)
+        for place, (a, b) in enumerate(follows.items()):
+            table[a, place] = head[b, place] = 1.0
+        loaded.model.get_input_embeddings().weight.copy_(table)
+        loaded.model.lm_head.weight = torch.nn.Parameter(head)
+    assert loaded.generate("a film", 9).startswith(" good scene film good scene")
+    assert loaded.generate("a film", 9, end=" scene") == " good"
+    assert loaded.generate("a film", 9, end="film go") == " good scene "
+    template = "{% for m in messages %}{{ m.content + (' scene ' if m.role == 'assistant' else ' ') }}{% endfor %}"
+    loaded.tokenizer.chat_template = template
+    from zoedge.scoring.tasks.chat import Chat
+
+    prompt, end = Chat().render_question("a film", loaded.tokenizer)
+    assert (prompt, end) == ("a film ", " scene")
+    assert Chat("chatml").render_question("a film", loaded.tokenizer)[1] == "<|im_end|>"
+
+
 # -- bases that are not finite
 
 
@@ -220,7 +251,7 @@ def test_a_base_that_is_not_finite(quantization: str, name: str, model: Path, zo
     tensors = load_file(model / "model.safetensors")
     tensors[name.replace(" (its scales)", ".weight")].view(-1)[0] = float("nan")
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    for more in ([], ["task.objective=accuracy"], ["rule.lr=auto"], ["space={name: lora, start: probe}"]):
+    for more in ([], ["task.objective=accuracy", "rule.lr=auto"], ["space={name: lora, start: probe}"]):
         done = zoedge("finetune", "my.yaml", "name=b", f"model.quantization={quantization}", *more)
         assert done.code == DivergedError.exit_code and not Path("runs/b/adapter").exists(), done
         assert (
@@ -250,12 +281,12 @@ def test_a_number_that_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
 def test_an_export_that_is_another_model(model: Path, zoedge: Callable[..., Done], monkeypatch: Any) -> None:
     from zoedge.commands.export import check
 
-    done = zoedge("export", "runs/tiny", "--to", "merged", "--check")
-    assert done.code == 0 and "largest difference of logits" in done.out
-    real = check.check_export
     monkeypatch.setattr(
         check, "ask_python", lambda words, what, jobs: [check.measure_difference(**job) for job in jobs]
     )
+    done = zoedge("export", "runs/tiny", "--to", "merged", "--check")
+    assert done.code == 0 and "largest difference of logits" in done.out
+    real = check.check_export
 
     def spoil(kind: str, folder: Path, trained: Any) -> float:
         name = next(folder.glob("*.safetensors"))

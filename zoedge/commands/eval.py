@@ -9,7 +9,7 @@ from ..core import engine
 from ..errors import DataError
 from ..run.evaluate import EmptySpace, Score, Visitable, add_drift, evaluate, make_meter
 from ..run.folder import open_any_log, resolve_step
-from ..run.identity import check_same_base, recipe_from_header
+from ..run.identity import check_same_base, held_out_differences, recipe_from_header
 from ..run.setup import Measuring
 from ..run.start import WithTerm, compare_start
 from ..scoring.rows.sets import in_content_order, load_rows
@@ -18,7 +18,7 @@ from ..scoring.texts import encode_rows
 
 def evaluate_run(
     run: str, data: str | None = None, limit: int | None = None, at: str | None = None
-) -> dict[str, Score]:
+) -> tuple[dict[str, Score], list[str]]:
     """Score the base alone and the trained model on the same rows.
 
     Args:
@@ -29,6 +29,7 @@ def evaluate_run(
 
     Returns:
         The score by name: "zero-shot"; of a task with options of one token, the closed-form start; and "after N steps".
+        Sentences on what of the run's own rows is not what it began with.
 
     Raises:
         DataError: the run has no rows to score, or there is something wrong with them.
@@ -38,7 +39,9 @@ def evaluate_run(
     steps = resolve_step(log, at)
     recipe = recipe_from_header(log.header, run)
     measuring = Measuring.build(recipe, log.header)
-    check_same_base(log.header, measuring.header(), run)
+    here = measuring.header()
+    check_same_base(log.header, here, run)
+    changes = [] if data else held_out_differences(log.header, here)
     examples = measuring.texts.test or measuring.texts.valid
     if data:
         rows, _ = load_rows(data, "data", recipe.data)
@@ -64,4 +67,5 @@ def evaluate_run(
         scores["closed form"] = score(WithTerm(measuring.base, fitted))
     for _ in engine.play(measuring.run(log), steps):
         pass
-    return scores | {f"after {steps:,} steps": score(measuring.space)}
+    scores[f"after {steps:,} steps"] = score(measuring.space)
+    return scores, [f"{what} is not what the run began with: it was changed since" for what in changes]

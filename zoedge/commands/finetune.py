@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from ..core import digests
 from ..errors import UsageError, make_printable
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from ..run import auto, branch, replay, setup, signals, trackers
+from ..run import auto, branch, setup, signals, trackers
 from ..run import folder as run_folder
 from ..run import train as run_train
 from ..run.auto import search_auto
 from ..run.branch import Parent
 from ..run.display import Plain
 from ..run.evaluation import Evaluator, Stopwatch
-from ..run.outcome import Outcome, find_better_step, load_outcome
+from ..run.outcome import Outcome, digest_row_files, find_better_step, load_outcome
 from ..run.workers import Workers
 from . import report
 from .estimate import fit, machine
@@ -197,6 +197,12 @@ def train(
     )
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a run's folder if nothing was written there, because the run could not begin."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse, before anything slow begins, what cannot be delivered at the end.
 
@@ -231,11 +237,17 @@ def open_run(
     from ..run.start import compute_start
 
     path = folder / run_folder.LOG_FILE
-    with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
-        measuring = setup.Measuring.build(recipe, None if parent is None else parent.log.header)
-    if path.exists():
-        log = Log.resume(path)
-        replay.take_logged_start(measuring.space, log.header)
+    log = Log.resume(path) if path.exists() else None
+    known = log or (None if parent is None else parent.log)
+    try:
+        with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
+            measuring = setup.Measuring.build(recipe, None if known is None else known.header)
+    except BaseException:
+        if log is not None:
+            log.close()
+        remove_empty(folder)
+        raise
+    if log is not None:
         return measuring, log
     check_finite(measuring)
     if parent is None:
@@ -243,7 +255,9 @@ def open_run(
             compute_start(measuring, folder, show)
     if recipe.auto:
         measuring = search_auto(measuring, folder, show)
-    return measuring, setup.begin_run(measuring, folder, parent)
+    log = setup.begin_run(measuring, folder, parent)
+    run_folder.append_place(folder)
+    return measuring, log
 
 
 def record_end(
@@ -261,9 +275,8 @@ def record_end(
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)
         run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
     options = {"select": measuring.recipe.eval.select, "drift": measuring.recipe.eval.drift}
-    run_folder.append_metric(
-        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=steps, **options
-    )
+    files = digest_row_files(measuring.recipe)
+    run_folder.append_end(folder, seconds=seconds, adapter=adapter and str(adapter), at=steps, files=files, **options)
 
 
 def write_page(recipe: Recipe, path: Path, show: Plain) -> None:
@@ -280,6 +293,7 @@ def write_exports(measuring: setup.Measuring, log: Log, folder: Path, show: Plai
     """
     from .export import merged, peft
 
+    log.confirm()  # another program may have put another run's folder in the place of this one
     recipe, adapter = measuring.recipe, None
     if "peft" in recipe.output.export:
         with show.phase("writing the adapter"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ..errors import LockedError
 from ..log.header import Header
 from ..log.log import Log
 from ..recipe.recipe import Recipe, dump_recipe
+from ..scoring.sources.file_digests import file_sha256
 from ..scoring.texts import Datasets, load_datasets
 from .display import Plain
 from .folder import LOG_FILE, RECIPE_FILE
@@ -58,7 +60,9 @@ class Measuring(Trained):
         """Return the header of a log that begins here."""
         recipe, state = self.recipe, self.digests()
         return Header(
-            block=encode_canonical({"recipe": recipe.resolved(), "space": self.space.describe()}),
+            block=encode_canonical(
+                {"recipe": recipe.resolved(), "space": self.space.describe(), "inputs": self.describe_inputs()}
+            ),
             directions=slot_capacity(recipe.estimator, recipe.train.steps),
             noise=recipe.noise.scheme,
             rule=recipe.rule.rule,
@@ -74,6 +78,12 @@ class Measuring(Trained):
             initial=state.initial,
             selftest=state.selftest,
         )
+
+    def describe_inputs(self) -> dict[str, Any]:
+        """Return what of the base and of the held-out rows the header's digests leave out, by name."""
+        sets = {"valid": self.texts.valid, "test": self.texts.test}
+        rows = {which: examples.digest().hex()[:32] for which, examples in sets.items() if examples is not None}
+        return {**self.base.inputs, **rows}
 
     def run(self, log: AnyLog, workers: Workers | None = None) -> Run:
         """Return the run that the engine plays: it goes on where `log` ends. workers: who share its steps."""
@@ -109,6 +119,10 @@ def describe_environment(base: Base) -> dict[str, Any]:
 
     device = torch.cuda.get_device_name(0) if base.device.type == "cuda" else platform.processor() or platform.machine()
     own = {"kernel": _fused.triton_version()} if base.device.type == "cuda" else {}
+    if base.inputs["quantization"] != "none":  # another library may give other codes
+        own["codes"] = hashlib.sha256(
+            "".join(map(file_sha256, sorted(base.path.glob("*.safetensors")))).encode()
+        ).hexdigest()
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -56,6 +56,7 @@ class Base:
         device: where it runs.
         digest: the SHA-256 that identifies the checkpoint and its quantisation.
         path: the folder that was loaded.
+        inputs: what else decides the forward, as a log's header has it: the other files, the type, the quantisation.
         cut: no block below this one sees a trained tensor.
         kept: the output of the blocks below `cut`, by the id of the set of examples.
         ahead: the number of positions that are reserved for virtual tokens.
@@ -72,6 +73,7 @@ class Base:
     device: torch.device
     digest: bytes
     path: Path
+    inputs: dict[str, Any] = field(default_factory=dict)
     cut: int = 0
     kept: dict[int, TrunkCache] = field(default_factory=dict)
     ahead: int = 0

@@ -137,5 +137,7 @@ def generate_text(base: SpaceBase, ids: list[int], tokens: int, end: str) -> str
     )
     new = out[0].tolist()
     text = str(tokenizer.decode(new, skip_special_tokens=True))
-    place = text.rfind(end.strip()) if end.strip() and is_ended(new) else -1  # a special token is left out already
-    return text if place < 0 else text[:place]
+    if not is_ended(new):
+        return text
+    place = text.rfind(end) if end in text or not end.strip() else text.rfind(end.strip())
+    return text if place < 0 else text[:place]  # a special token is not in the text

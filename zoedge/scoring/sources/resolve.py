@@ -16,6 +16,7 @@ from .catalog import PACKAGED_MODELS, PACKAGED_TEXTS
 from .hub import HUB_ID_PATTERN
 from .packaged import gguf_model, packaged_model, packaged_text
 from .pickles import explain_conversion
+from .places import locate
 
 
 def resolve_model(source: str, revision: str | None = None) -> Path:
@@ -25,6 +26,7 @@ def resolve_model(source: str, revision: str | None = None) -> Path:
     """
     if source in PACKAGED_MODELS:
         return packaged_model(source)
+    source = locate(source)
     if (folder := Path(os.path.expanduser(source))).is_dir():
         return folder
     if folder.suffix.lower() == ".gguf" and folder.is_file():
@@ -39,10 +41,15 @@ def resolve_model(source: str, revision: str | None = None) -> Path:
                 f"{explain_conversion(source)}"
             )
         return snapshot
+    begins = (
+        ""
+        if folder.is_absolute()
+        else f" Relative paths begin in the current folder, {make_printable(os.getcwd(), 300)}."
+    )
     raise DataError(
         f"model.source: no folder '{make_printable(source)}', and not a packaged model "
         f"({', '.join(PACKAGED_MODELS)}) or a hub id, "
-        f"ORG/NAME{suggest_nearest(source, PACKAGED_MODELS) or '.'}"
+        f"ORG/NAME{suggest_nearest(source, PACKAGED_MODELS) or '.'}{begins}"
     )
 
 
@@ -70,14 +77,9 @@ def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
         file = find_split_file(source, which)
         if file is not None:
             return Path(os.path.expanduser(file)), file
-        if any(path.rglob("*.arrow")) or any(f.suffix in ROW_SUFFIXES for f in path.rglob("*") if f.parent != path):
-            return (
-                path,
-                source if which == "train" else f"{source}:{which}",
-            )  # a hub data set's folders, or datasets' own
-        names = sorted(p.name for p in path.iterdir() if p.suffix in ROW_SUFFIXES)
-        if any(SHARD_PATTERN.search(name) for name in names):
+        if is_data_set(path):
             return path, source if which == "train" else f"{source}:{which}"
+        names = sorted(p.name for p in path.iterdir() if p.suffix in ROW_SUFFIXES)
         hint = f"It has: {', '.join(map(make_printable, names[:20]))}. Name one" if names else "Name a file of rows"
         raise DataError(f"{key}: the folder {make_printable(source)} has no {which}.jsonl. {hint}.")
     folder, _, split = source.partition(":")
@@ -93,6 +95,14 @@ def resolve_text(source: str, key: str = "data") -> tuple[Path, str]:
         f"{key}: no file '{make_printable(source)}', and not a packaged text ({', '.join(PACKAGED_TEXTS)}) or a hub id, ORG/SET"
         f"{suggest_nearest(str(path), nearby | set(PACKAGED_TEXTS)) or '.'}"
     )
+
+
+def is_data_set(folder: Path) -> bool:
+    """Return whether a folder is laid out as a data set of a hub is, or as datasets' save_to_disk writes one."""
+    if any((folder / name).is_file() for name in ("README.md", ".gitattributes", "dataset_dict.json", "state.json")):
+        return True
+    shards = any(SHARD_PATTERN.search(file.name) for file in folder.iterdir())
+    return shards or any((folder / name).is_dir() for name in ("data", "train"))
 
 
 SHARD_PATTERN = re.compile(r"-\d+-of-\d+\.")
@@ -111,6 +121,7 @@ def find_split_file(source: str, which: str) -> str | None:
 
     which: train, valid or test. DataError: the folder has several files for the set.
     """
+    source = locate(source)
     folder = Path(os.path.expanduser(source))
     if source in PACKAGED_TEXTS or not folder.is_dir() or (folder / "dataset_info.json").exists():
         return None

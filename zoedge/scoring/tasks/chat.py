@@ -20,6 +20,7 @@ from ...errors import DataError, make_printable, suggest_nearest
 from ..rows.formats import CHAT_FORMATS, describe_chat, parse_segments, rows_to_chats
 from ..rows.row import Row, RowError, natural_sort_key, raise_faults
 from ..rows.turns import Message, make_message, parse_tools
+from ..sources.places import locate
 from ..sources.pointers import check_pointer
 from ._encode import check_overflow, leading_tokens, truncate_tokens
 from ._examples import Examples
@@ -140,7 +141,7 @@ class Chat(AbstractTask):
         with_tools: a tokenizer with several templates by name has one for conversations with tools, tool_use.
         """
         if self.format.endswith(".jinja"):
-            return read_template(Path(self.format).expanduser())
+            return read_template(Path(locate(self.format)).expanduser())
         if self.format != "own":
             return (TEMPLATE_FOLDER / f"{self.format}.jinja").read_text(encoding="utf-8")
         templates: Any = tokenizer.chat_template
