@@ -14,6 +14,7 @@ from ..run.setup import Measuring, close_store, open_trunk
 from ..run.start import WithTerm, compare_start
 from ..run.trust import check_code
 from ..scoring.rows.sets import in_content_order, load_rows
+from ..scoring.texts import encode_rows
 
 
 def evaluate_run(
@@ -48,7 +49,10 @@ def evaluate_run(
     if data:
         rows, _ = load_rows(data, "data", recipe.data)
         ordered = in_content_order(rows, recipe.task.fields())
-        examples, _ = recipe.task.encode(ordered, measuring.base.tokenizer, measuring.limit, recipe.data.on_overflow)
+        base = measuring.base
+        examples, _ = encode_rows(
+            recipe.task, ordered, base.tokenizer, measuring.limit, recipe.data, base.model.config.vocab_size
+        )
     if examples is None:
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples

@@ -56,7 +56,8 @@ class Measuring(Trained):
         """
         base, space = attach_space(recipe, begun)  # attached first: virtual tokens take their share of the context
         limit = Trained(recipe, base, space).limit
-        texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
+        vocabulary = base.model.config.vocab_size
+        texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit, vocabulary)
         return cls(recipe, base, space, texts, recipe.task.make_training(texts.train, recipe.seed, recipe.train.batch))
 
     def header(self) -> Header:

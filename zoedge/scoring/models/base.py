@@ -390,7 +390,8 @@ class Base:
         """
         targets = targets.to(self.device)
         normaliser: Tensor | None = None
-        target_logits = torch.empty(h.shape[:-1], device=self.device)
+        # of a target beyond the table nothing is written
+        target_logits = torch.full(h.shape[:-1], torch.nan, device=self.device)
         for start, logits in self.iterate_logits(h, columns or HEAD_COLUMNS):
             inside = (targets >= start) & (targets < start + logits.shape[-1])
             places = (targets[inside] - start)[:, None]
@@ -405,23 +406,23 @@ class Base:
         if self.facts.HEAD != "CausalLM":
             raise DataError(f"{type(self.model).__name__} fills masks: it has no continuation.")
 
-    @torch.inference_mode()
-    def generate(self, prompt: str, tokens: int, special: bool = True) -> str:
+    def generate(self, prompt: str, tokens: int, special: bool = True, end: str = "") -> str:
         """Return the greedy continuation of a prompt, without the prompt.
 
         Args:
             tokens: how many new tokens there may be.
             special: put the tokenizer's special tokens around the prompt. A chat template has written them already.
+            end: the text before which the continuation ends, as training ended an answer; "": only the model's own end.
 
         Raises:
             DataError: prompt and new tokens do not fit into the context, or the model fills masks.
         """
         self.require_causal()
-        return continue_text(self, self.tokenizer, self.context_length, prompt, tokens, special)
+        return continue_text(self, self.context_length, prompt, tokens, special, end)
 
     def generate_answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
         """Return the first line of at most `tokens` greedy tokens after each tokenised prompt, [copies][prompts]."""
-        return generate_answers(self, self.tokenizer, prompts, copies, tokens)
+        return generate_answers(self, prompts, copies, tokens)
 
     def open_trunk(self, examples: Examples, folder: Path, planned: Collection[int] | None = None) -> TrunkCache | None:
         """Return the cache of what the blocks below `cut` make of a set's sequences; a forward fills it as it reads them.
