@@ -16,6 +16,7 @@ from ..errors import DamagedError, IdentityError, UsageError, make_printable
 from ..log.header import DIGEST_FIELDS, MINOR, Header
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
+from ..recipe.sections import SECTIONS
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
@@ -163,6 +164,17 @@ def recipe_from_header(header: Header, where: str) -> Recipe:
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
     return check(table, {}, f"{where} (its recipe)")
+
+
+def section_from_header(header: Header, where: str, name: str) -> Any:
+    """Return a section of the recipe inside a log, such as eval, without its parts, some of which take 2 s to import.
+
+    Raises are those of `recipe_from_header`.
+    """
+    try:
+        return SECTIONS[name](**header.about["recipe"][name])
+    except (KeyError, TypeError, ValueError):
+        return vars(recipe_from_header(header, where))[name]
 
 
 def parent_from_header(header: Header) -> dict[str, Any]:
