@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -180,9 +181,14 @@ def section_from_header(header: Header, where: str, name: str) -> Any:
 def find_recipe_edit(header: Header, path: Path) -> str:
     """Return a sentence on how a recipe beside a log differs from the one in the log's header; '': it does not, or is gone."""
     from ..recipe.reading import read_recipe
+    from ..recipe.strict_yaml import read_text_file, read_yaml
 
     if not path.is_file() or is_optimizer_log(header):
         return ""
+    with suppress(ZoedgeError):
+        # the usual case, for which no part of the recipe, and so not torch, is imported
+        if read_yaml(read_text_file(path), str(path))[0] == header.about.get("recipe"):
+            return ""
     logged = recipe_from_header(header, header.where).resolved()
     try:
         table = read_recipe(str(path)).resolved()
