@@ -106,7 +106,7 @@ line, shows the traceback of a mistake. `pip install -e '.[report,eval,lab]'` in
 | 5 | a damaged log or export |
 | 6 | another process is using the run |
 | 7 | training diverged |
-| 8 | replay arrives at a different state than the log says, or a worker computes different bits |
+| 8 | replay arrives at a different state than the log says, a worker computes different bits, or an export is another model |
 | 70 | a bug in zoedge |
 | 74 | the disk refused a write, or a worker was lost |
 | 130, 143 | stopped by Ctrl-C (SIGINT) or SIGTERM |

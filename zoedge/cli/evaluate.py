@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.canonical import null_nonfinite
 from . import app
 from .arguments import AtOption, TrustOption
 from .completing import complete_runs
@@ -84,7 +85,7 @@ def print_scores(run: str, data: str | None, limit: int | None, at: str | None, 
     for sentence in changes:
         typer.echo(f"warning: {sentence}", err=True)
     if json:
-        typer.echo(json_.dumps({name: asdict(score) for name, score in scores.items()}))
+        typer.echo(json_.dumps(null_nonfinite({name: asdict(score) for name, score in scores.items()})))
         return
     typer.echo("\n".join(format_scores(scores, "rows")))
 

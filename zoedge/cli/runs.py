@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.canonical import null_nonfinite
 from . import app
 from .arguments import JsonOption, RunsArgument
 
@@ -35,7 +36,7 @@ def ls(
     )  # nothing was trained here yet
     if json:
         for entry in entries:
-            typer.echo(json_.dumps(asdict(entry)))
+            typer.echo(json_.dumps(null_nonfinite(asdict(entry))))
     elif not entries:
         typer.echo(f"There are no runs in {folder}. `zoedge finetune RECIPE` makes one.")
     else:
@@ -66,11 +67,11 @@ def table_row(entry: Any) -> tuple[str, ...]:
     )
 
 
-def format_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Yield the lines of a table; numbers stand at the right of their column."""
+def format_table(rows: list[tuple[str, ...]], numbers: set[int] = NUMBER_COLUMNS) -> Iterator[str]:
+    """Yield the lines of a table. numbers: the columns whose cells stand at their right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        cells = (f"{x:>{w}}" if i in NUMBER_COLUMNS else f"{x:<{w}}" for i, (x, w) in enumerate(zip(row, widths)))
+        cells = (f"{x:>{w}}" if i in numbers else f"{x:<{w}}" for i, (x, w) in enumerate(zip(row, widths)))
         yield "  ".join(cells).rstrip()
 
 

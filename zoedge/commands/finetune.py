@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..run.auto import search_auto
 from ..run.branch import Parent
 from ..run.display import Plain
 from ..run.evaluation import Evaluator, Stopwatch
-from ..run.outcome import Outcome, find_better_step, load_outcome
+from ..run.outcome import Outcome, digest_row_files, find_better_step, load_outcome
 from ..run.trust import note_own_log
 from ..run.workers import Workers
 from . import report
@@ -229,6 +229,12 @@ def find_damage(recipe: Recipe, outcome: Outcome) -> str:
     return ""
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a run's folder if nothing was written there, because the run could not begin."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse, before anything slow begins, what cannot be delivered at the end.
 
@@ -264,7 +270,8 @@ def open_run(
 
     Before a new one begins, its start is computed, and the numbers that are `auto` are found.
     """
-    from ..run.start import compute_start  # here: it imports torch
+    from ..run.finite import check_finite  # here: these import torch
+    from ..run.start import compute_start
 
     path = folder / run_folder.LOG_FILE
     log = Log.resume(path) if path.exists() else None
@@ -276,16 +283,22 @@ def open_run(
     except BaseException:
         if log is not None:
             log.close()
+        remove_empty(folder)
         raise
+    measuring.base.around_trunk = lambda: stopwatch("trunk")
     if log is not None:
         note_own_log(log.header)  # whoever asks for it by a recipe of their own, or with --trust-code, trusts its code
         return measuring, log
+    check_finite(measuring)
+    measuring = auto.choose_trunk_type(measuring, folder, show)
     if parent is None:
         with stopwatch("start"):
             compute_start(measuring, folder, show)
     if recipe.auto:
         measuring = search_auto(measuring, folder, show)
-    return measuring, setup.begin_run(measuring, folder, parent)
+    log = setup.begin_run(measuring, folder, parent)
+    run_folder.append_place(folder)
+    return measuring, log
 
 
 def record_end(
@@ -297,13 +310,18 @@ def record_end(
     adapter: Path | None,
     steps: int,
 ) -> None:
-    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished."""
+    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished.
+
+    The cache then loses what is beyond its limit, which the run itself needs no more.
+    """
+    setup.close_store(measuring.base)
     run_folder.append_metric(folder, event="time", **stopwatch.seconds)
     if plan is not None:
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)
         run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
     options = {"select": measuring.recipe.eval.select, "drift": measuring.recipe.eval.drift}
-    run_folder.append_end(folder, seconds=seconds, adapter=adapter and str(adapter), at=steps, **options)
+    files = digest_row_files(measuring.recipe)
+    run_folder.append_end(folder, seconds=seconds, adapter=adapter and str(adapter), at=steps, files=files, **options)
 
 
 def write_page(recipe: Recipe, path: Path, show: Plain) -> None:

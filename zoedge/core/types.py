@@ -11,7 +11,6 @@ A recipe names a noise, an estimator, a rule, a space and a task. Each is a froz
 its kind: its fields are its options, and its class variables say what it can do. Whatever the rest of the package reads
 of a part is declared here, with its default; core/base.py and core/tasks.py declare what a running model and a running
 task offer. methods/__init__.py shows how known algorithms are put together.
-
 The module imports no torch. Arrays are duck-typed: the same noise and rule run on torch tensors and on `verify`'s numpy arrays.
 """
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 SKIPPED, CLIPPED, MICRO_BATCHED = 1, 2, 4
 
 Positive = Annotated[float, Gt(0)]
-
 Natural = Annotated[int, Ge(1)]
 
 # Key.stream: steps' directions, initial values, ..., bits of stochastic rounding; they never overlap
@@ -119,9 +117,7 @@ class Direction(NamedTuple):
 
 
 Point = Sequence[tuple[float, int]]  # theta + sum c * z[query]; () is theta itself
-
 RuleSlots = dict[str, Any]
-
 # "kind" -> words, or "kind.option" -> values: the parts and options that a part makes sense with
 OnlyWith = Mapping[str, tuple[Any, ...]]
 
@@ -438,6 +434,10 @@ class AbstractTask(ABC):
     @abstractmethod
     def fields(self) -> list[str]:
         """Return the fields of a row that its text is made of."""
+
+    @abstractmethod
+    def content(self, row: Any) -> str:
+        """Return what a row asks the model, the same text for rows that ask the same. DataError: the row is not valid."""
 
     @abstractmethod
     def encode(

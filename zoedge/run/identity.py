@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,9 @@ from ..recipe.sections import SECTIONS
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
+
+
+LONGER_PATTERN = re.compile(r"train\.steps ([0-9]+) -> ([0-9]+)")
 
 
 def manifest_digest(space: Space) -> bytes:
@@ -119,7 +123,7 @@ def recipe_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, An
     """Yield (dotted key, old value, new value) of what two resolved recipes differ in, names and folders left out."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            if path + key not in ("name", "output", "eval"):
+            if path + key not in ("name", "output", "eval", "cache"):
                 inner = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
                 yield from recipe_changes(old.get(key), new.get(key), f"{path}{key}." if inner else path + key)
     elif old != new:
@@ -134,9 +138,13 @@ def check_same_run(log: Header, now: Header, run: Path) -> None:
 
 def refuse_resume(run: Path, differences: list[str]) -> NoReturn:
     """Raise IdentityError: the run in this folder is of something else."""
+    longer = next((found for what in differences if (found := LONGER_PATTERN.fullmatch(what))), None)
+    hint = ""
+    if longer is not None and int(longer[1]) < int(longer[2]):
+        hint = f" To go on from its end: zoedge finetune RECIPE --from {run}@{longer[1]} name=longer train.steps={longer[2]}"
     raise IdentityError(
         f"Cannot resume {run}: what was trained on changed: {', '.join(differences)}. Undo the change, or start a new run "
-        "(another name, or --run-dir)."
+        f"(another name, or --run-dir).{hint}"
     )
 
 

@@ -15,6 +15,8 @@ from ...core.canonical import encode_canonical
 from ...errors import DataError, ZoedgeError, is_out_of_memory, make_printable
 from ...recipe.sections import Model
 from ..sources.file_digests import file_sha256
+from ..sources.pickles import explain_conversion
+from ..sources.pointers import check_pointer
 from .families import load_family
 from .libraries import LIBRARY_LOCK
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WEIGHT_SUFFIXES = (".safetensors",)
+ADAPTER_FILE = "adapter_config.json"  # PEFT's
 
 HEADER_LIMIT = 8 << 20  # bytes of config.json, and of the header of a safetensors file
 TENSOR_LIMIT = 100_000  # tensors in a safetensors file: 300,000 empty ones took the library 7 s
@@ -91,10 +94,17 @@ def check_files(folder: Path) -> None:
     weights.
     """
     if not (folder / "config.json").exists():
-        raise DataError(f"model.source: {folder} has no config.json: not a model folder.")
+        raise DataError(f"model.source: {folder} has no config.json: not a model folder.{describe_folder(folder)}")
     for path in folder.iterdir():  # reading a pipe would wait, and /dev/zero never ends
-        if path.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja") and not path.is_file():
-            raise DataError(f"model.source: {path} is not a regular file. Use a complete checkpoint.")
+        if path.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja"):
+            if not path.is_file():
+                raise DataError(f"model.source: {path} is not a regular file. Use a complete checkpoint.")
+            check_pointer(path, f"model.source: {path}")
+    if (folder / ADAPTER_FILE).exists():  # transformers would apply it to the weights without a word
+        raise DataError(
+            f"model.source: {folder} holds an adapter ({ADAPTER_FILE}) beside the model. Take the adapter's files out, or "
+            "merge it into the model first (peft's merge_and_unload) and name the merged model."
+        )
     try:
         with (folder / "config.json").open("rb") as file:
             raw = file.read(HEADER_LIMIT + 1)
@@ -110,10 +120,9 @@ def check_files(folder: Path) -> None:
             "zoedge scores words with the language model's own head: name the pretrained checkpoint."
         )
     check_config(folder, config)
+    check_quantisation(folder, config)
     if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
-        pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
-        hint = f" It has {pickles[0]}, a pickle, which can run code and is never loaded." if pickles else ""
-        raise DataError(f"model.source: {folder} has no .safetensors weights.{hint}")
+        raise DataError(f"model.source: {folder} has no .safetensors weights.{describe_folder(folder)}")
     check_weights(folder, config)
 
 
@@ -138,6 +147,37 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
                 raise DataError(
                     f"model.source: {folder}/config.json says {key}: {table[key]}, which must be at least 1."
                 )
+
+
+def describe_folder(folder: Path) -> str:
+    """Return what a folder without a model has instead, and what to do with it, as sentences; "": nothing known."""
+    names = sorted(p.name for p in folder.iterdir())
+    if ADAPTER_FILE in names:
+        return " It is an adapter: name its base (base_model_name_or_path in that file), or the model that it was merged into."
+    if files := [name for name in names if name.lower().endswith(".gguf")]:
+        return f" It has GGUF files. Name one: model.source: {make_printable(str(folder / files[0]))}"
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5"))]
+    if not pickles:
+        return ""
+    return f" It has {make_printable(pickles[0])}, a pickle, which can run code and is never loaded here. " + (
+        explain_conversion(str(folder))
+    )
+
+
+def check_quantisation(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse weights that were quantised by another tool than bitsandbytes. config: the content of config.json.
+
+    DataError: they were. The message says what to name instead.
+    """
+    quantised = config.get("quantization_config")
+    method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else "bitsandbytes"
+    if isinstance(config.get("quantization"), dict):  # mlx-lm writes this key, and transformers ignores it
+        method = "mlx"
+    if method != "bitsandbytes":
+        raise DataError(
+            f"model.source: {folder} was quantised by {make_printable(str(method))}, whose weights are not read. Name the "
+            "16-bit model that it was made from, and model.quantization: nf4 | int8 quantises it here."
+        )
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> None:
