@@ -63,12 +63,12 @@ def summarize_run(path: Path, name: str) -> RunSummary:
     try:
         with Log.open(path) as log:
             identity.check_states_known(log)
-            recipe = identity.recipe_from_header(log.header, str(path))
-            summary.steps, summary.of, summary.fingerprint = len(log), recipe.train.steps, log.fingerprint
-            summary.model, summary.task = recipe.model.source, type(recipe.task).__name__.lower()
+            train, model = (identity.section_from_header(log.header, str(path), name) for name in ("train", "model"))
+            summary.steps, summary.of, summary.fingerprint = len(log), train.steps, log.fingerprint
+            summary.model, summary.task = model.source, str(log.header.about["recipe"]["task"]["name"])
             summary.state = "ended" if log.state.end is not None else "stopped"
-    except ZoedgeError as e:
-        summary.wrong = str(e)
+    except (ZoedgeError, KeyError, TypeError) as e:
+        summary.wrong = str(e) if isinstance(e, ZoedgeError) else f"{path}: the header's recipe cannot be read."
         return summary
     summary.score = find_last_score(path.parent)
     if is_locked(path):

@@ -26,7 +26,7 @@ from ..errors import DamagedError, StorageError, UsageError, make_printable, sug
 from ..log.log import Log
 from ..recipe.recipe import Recipe
 from ..scoring.sources.places import remember_place
-from .identity import check_states_known, is_optimizer_log, recipe_from_header
+from .identity import check_states_known, is_optimizer_log, section_from_header
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
@@ -326,7 +326,7 @@ def resolve_step(log: AnyLog, at: str | None, options: Eval | None = None) -> in
     if at is None and shared is not None:
         return int(shared)
     if options is None and not is_optimizer_log(log.header):
-        options = recipe_from_header(log.header, str(log.path)).eval
+        options = section_from_header(log.header, str(log.path), "eval")
     if at is None:
         looked = options is not None and options.select == "best" and any(validation_losses(log.path.parent, log))
         at = "best" if looked else "last"
@@ -355,7 +355,7 @@ def describe_delivery(log: AnyLog) -> str:
     """
     if is_optimizer_log(log.header):
         return ""
-    step, options = resolve_step(log, None), recipe_from_header(log.header, str(log.path)).eval
+    step, options = resolve_step(log, None), section_from_header(log.header, str(log.path), "eval")
     looks = validation_looks(log.path.parent, log) if log.delivers is None else {}
     if step in looks and options.select == "best":
         return f"delivers step {step:,}, {explain_choice(looks, step, options.drift)} ({len(looks)} looks, checksums right)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +18,7 @@ from ..errors import DamagedError, IdentityError, UsageError, ZoedgeError, make_
 from ..log.header import DIGEST_FIELDS, MINOR, Header
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
+from ..recipe.sections import SECTIONS
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
@@ -173,12 +175,28 @@ def recipe_from_header(header: Header, where: str) -> Recipe:
     return check(table, {}, f"{where} (its recipe)")
 
 
+def section_from_header(header: Header, where: str, name: str) -> Any:
+    """Return a section of the recipe inside a log, such as eval, without its parts, some of which take 2 s to import.
+
+    Raises are those of `recipe_from_header`.
+    """
+    try:
+        return SECTIONS[name](**header.about["recipe"][name])
+    except (KeyError, TypeError, ValueError):
+        return vars(recipe_from_header(header, where))[name]
+
+
 def find_recipe_edit(header: Header, path: Path) -> str:
     """Return a sentence on how a recipe beside a log differs from the one in the log's header; '': it does not, or is gone."""
     from ..recipe.reading import read_recipe
+    from ..recipe.strict_yaml import read_text_file, read_yaml
 
     if not path.is_file() or is_optimizer_log(header):
         return ""
+    with suppress(ZoedgeError):
+        # the usual case, for which no part of the recipe, and so not torch, is imported
+        if read_yaml(read_text_file(path), str(path))[0] == header.about.get("recipe"):
+            return ""
     logged = recipe_from_header(header, header.where).resolved()
     try:
         table = read_recipe(str(path)).resolved()
