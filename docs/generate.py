@@ -60,6 +60,8 @@ CLI = """# Commands
 
 Made by `make docs` from what `--help` says of every command; a test holds it up to date.
 
+- `init`: writes a commented recipe for your rows, and shows how the model will read them
+  ([data.md](data.md#from-rows-to-a-recipe)).
 - `validate`, `preview`: check recipe, rows, tokenizer and model without weights; show rows as training sees them, with
   the tokens that are scored.
 - `estimate`: predicts memory by part, disk and time without reading a weight ([estimate.md](estimate.md)).

@@ -270,11 +270,11 @@ def test_a_function_of_the_users_is_the_reward(goals: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("my_goals:broken", r"my_goals:broken raised KeyError: 'nothing'\."),
+        ("my_goals:broken", r"my_goals:broken raised: KeyError: 'nothing'\."),
         ("my_goals:short", r"my_goals:short gave 1 rewards for 2 outputs\."),
         ("my_goals:nan", r"my_goals:nan gave nan for f:1: not a finite number\."),
         ("my_goals:words", r"my_goals:words gave '1' for f:1: not a finite number\."),
-        ("my_goals:none", r"my_goals:none raised TypeError: 'NoneType' object is not iterable\."),
+        ("my_goals:none", r"my_goals:none raised: TypeError: 'NoneType' object is not iterable\."),
         ("my_goals:number", r"the module my_goals has no function 'number'\."),
         ("my_goals:absent", r"the module my_goals has no function 'absent'\."),
         ("no_such_goals:f", r"there is no no_such_goals\.py in .*, where no_such_goals is looked for\."),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-FIRST_HOUR = ("preview", "finetune", "eval", "generate", "report")  # the commands that a bare `zoedge` shows first
+FIRST_HOUR = ("init", "preview", "finetune", "eval", "generate")  # the commands that a bare `zoedge` shows first
 
 EXAMPLES = {
+    "init": "zoedge init mails.csv -o mails.yaml --look",
     "finetune": "zoedge finetune first-film train.steps=500",
     "resume": "zoedge resume runs/first-film",
     "preview": "zoedge preview first-film -n 5",

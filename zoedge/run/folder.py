@@ -4,6 +4,7 @@ runs/NAME/   run.zlog       the only checkpoint
              recipe.yaml    every setting, defaults included
              metrics.jsonl  for people and plots: training never reads it; the step `best` is chosen by its looks, each of
                             which has a checksum
+             run.snapshot   of a run that is not finished: a state to resume from, which may be deleted
              adapter/       the export
 """
 

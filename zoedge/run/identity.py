@@ -13,7 +13,7 @@ from ..core.canonical import encode_canonical
 from ..core.digests import digest, selftest
 from ..core.parts import find_word_by_id
 from ..core.types import AbstractNoise, AbstractRule, Space
-from ..errors import DamagedError, IdentityError, UsageError, make_printable
+from ..errors import DamagedError, IdentityError, UsageError, ZoedgeError, make_printable
 from ..log.header import DIGEST_FIELDS, MINOR, Header
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
@@ -171,6 +171,26 @@ def recipe_from_header(header: Header, where: str) -> Recipe:
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
     return check(table, {}, f"{where} (its recipe)")
+
+
+def find_recipe_edit(header: Header, path: Path) -> str:
+    """Return a sentence on how a recipe beside a log differs from the one in the log's header; '': it does not, or is gone."""
+    from ..recipe.reading import read_recipe
+
+    if not path.is_file() or is_optimizer_log(header):
+        return ""
+    logged = recipe_from_header(header, header.where).resolved()
+    try:
+        table = read_recipe(str(path)).resolved()
+    except ZoedgeError as e:
+        what = f"cannot be read as a recipe any more ({make_printable(str(e).splitlines()[0], 200)})"
+    else:
+        if table == logged:
+            return ""
+        sections = [key for key in ("name", "eval", "output") if table[key] != logged[key]]
+        changes = [make_printable(f"{key} {a} -> {b}") for key, a, b in recipe_changes(logged, table)] + sections
+        what = f"was edited ({', '.join(changes[:5])})"
+    return f"{path} {what}: the recipe in the log is the one that counts"
 
 
 def parent_from_header(header: Header) -> dict[str, Any]:

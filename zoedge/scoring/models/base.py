@@ -12,7 +12,8 @@ hidden states, E that of the embeddings, n the virtual tokens in `prompt` and m 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ...core.base import Projection
 from ...errors import DataError, suggest_nearest
 from .decode import generate_answers, generate_text
+from .dual import differentiate, without_gradients
 from .past import PastKeyValues
 from .quantised import QUANTISED_BLOCK, LinearScales
 from .trunk import TrunkCache
@@ -249,7 +251,11 @@ class Base:
 
     # -- the forward
 
-    @torch.inference_mode()
+    def differentiate(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
+        """Make the forward compute derivatives along the tangents that a space holds (dual.py); gives what splits a loss."""
+        return differentiate(self.model)
+
+    @without_gradients
     def hidden_states(self, batch: Batch, copies: int) -> Tensor:
         """Return what the head reads at the scored rows, [copies * S, R, H], copy by copy.
 
@@ -349,12 +355,11 @@ class Base:
         same_option = owner == owner[..., past:].mT
         return ((is_shared | same_option) & not_later).repeat(copies, 1, 1)[:, None]
 
-    @torch.inference_mode()
+    @without_gradients
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
         """Return logits [..., C], in float32, of hidden states h [..., H] for the tokens `columns` [C] of the vocabulary."""
         return self.project(self.facts.head(self.model), h, columns.to(self.device))
 
-    @torch.inference_mode()
     def iterate_logits(self, h: Tensor, columns: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the logits over the whole vocabulary, `columns` of it at a time: the first token, and logits [..., <= columns].
 
@@ -364,7 +369,7 @@ class Base:
         for start in range(0, head.weight.shape[0], columns):
             yield start, self.project(head, h, slice(start, start + columns))
 
-    @torch.inference_mode()
+    @without_gradients
     def log_likelihood(self, h: Tensor, targets: Tensor, columns: int | None = None) -> Tensor:
         """Return the log-probability of the target tokens [...] over the whole vocabulary, [...] in float32.
 

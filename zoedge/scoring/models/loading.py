@@ -26,6 +26,7 @@ from ..sources.resolve import resolve_model
 from .base import DTYPES, Base
 from .checkpoint import base_identity, check_files, other_digests, translate_errors
 from .families import FamilyFacts, load_family
+from .libraries import LIBRARY_LOCK
 from .quantised import make_linear_deterministic
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def make_device_map(
     from accelerate.utils import convert_file_size_to_int
 
     model_class, facts = auto_class(folder)
-    with init_empty_weights():
+    with LIBRARY_LOCK, init_empty_weights():
         model = model_class.from_config(load_config(folder)[0])
     model.tie_weights()
     first: int | str = 0 if device.type == "cuda" else "cpu"
@@ -326,7 +327,7 @@ def make_deterministic(model: PreTrainedModel, dtype: torch.dtype) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):  # OPT has no nn.Dropout
-            if isinstance(getattr(module, name, None), float):
+            if isinstance(getattr(module, name, None), (int, float)):
                 setattr(module, name, 0.0)
         make_linear_deterministic(module, dtype)
     for p in model.parameters():
