@@ -29,7 +29,7 @@ from zoedge.run import evaluate, setup
 from zoedge.run import folder as run_folder
 from zoedge.run.display import make_display
 from zoedge.scoring import drift
-from zoedge.scoring.models import base, loading
+from zoedge.scoring.models import base, loading, quantised
 from zoedge.scoring.sources import hub, packaged
 from zoedge.scoring.tasks import _training
 
@@ -62,10 +62,12 @@ def held(model: Any) -> tuple[int, int]:
 
 
 def test_constants_are_those_of_their_owners() -> None:
-    assert (estimate_facts.HEAD_COLUMNS, estimate_facts.FORWARD_TOKENS, estimate_facts.PIECE_ELEMENTS) == (
+    ours = estimate_facts
+    assert (ours.HEAD_COLUMNS, ours.FORWARD_TOKENS, ours.PIECE_ELEMENTS, ours.KEPT_BYTES) == (
         base.HEAD_COLUMNS,
         _training.FORWARD_TOKENS,
         full.LEAF_ELEMENTS,
+        quantised.KEPT_BYTES,
     )
 
 
@@ -88,7 +90,7 @@ def work_like(facts: estimate_facts.ModelShape, **fields: Any) -> estimate_work.
     whole = dict(
         cuda=False, quantization="none", double_quant=True, compute_itemsize=4, is_source_type=True, trains_all=False,
         elements=1, slots=0, points=1, queries=1, passes=2, step=one, evaluation=None, trunk=None, full_blocks=1,
-        tables_share=1.0, has_cached_weights=True, overhead=0, mean_tokens=1, trunk_disk=0,
+        tables_share=1.0, has_cached_weights=True, overhead=0, mean_tokens=1, trunk_tokens=0, trunk_disk=0, kept_weights=0,
     )  # fmt: skip
     return estimate_work.Workload(**(whole | fields))  # type: ignore[arg-type]
 
@@ -316,7 +318,7 @@ def test_the_bases_predictions_are_at_most_as_large_as_predicted(
     """Of 10 and 20 rows; none of a model that fills masks."""
     files: list[Any] = []
     real = tempfile.TemporaryFile
-    monkeypatch.setattr(drift.tempfile, "TemporaryFile", lambda dir: files.append(real(dir=dir)) or files[-1])
+    monkeypatch.setattr(drift.tempfile, "TemporaryFile", lambda **where: files.append(real(**where)) or files[-1])
     bench = setup.Measuring.build(read_recipe(str(recipe_file)))
     evaluate.make_meter(bench.base, tmp_path, [bench.texts.valid, bench.texts.test])
     written = [file.seek(0, 2) for file in files[-2:]]

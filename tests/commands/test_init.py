@@ -134,9 +134,17 @@ def test_what_is_no_label() -> None:
         guess_task(rows_of(*tables), "m", "rnk")
 
 
-def test_empty_labels_are_left_out() -> None:
-    tables = [*mails(30), {"id": 31, "Mail Text": "Nobody knows", "Department": ""}]
-    assert guess_task(rows_of(*tables), "m").options == {"without": {"Department": ""}}
+def test_rows_with_gaps_are_left_out(llama: Path) -> None:
+    tables = [*mails(57), {"id": 58, "Mail Text": "Who knows", "Department": ""}]
+    tables.append({"id": 59, "Mail Text": "", "Department": "sales"})
+    assert guess_task(rows_of(*tables), "m").options == {"without": {"Mail Text": "", "Department": ""}}
+    source = write("gaps.csv", tables)
+    assert (
+        sum(validated(draft_recipe(source, str(llama)), source)["data"][which]["split"] for which in ("valid", "test"))
+        == 18
+    )
+    half = [{"text": f"a {i}", "note": "b c" if i % 2 else None} for i in range(40)]
+    assert guess_task(rows_of(*half), "m").texts == ["text"]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from zoedge.run import folder as run_folder
 from zoedge.run.display import make_display
 from zoedge.run.signals import Stopped
 from zoedge.scoring.models.base import Base
+from zoedge.scoring.models.trunk_file import BlockFile
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -218,7 +219,7 @@ def test_losses_of_parts_are_those_of_the_whole(recipe_file: Path) -> None:
 STAGES: dict[str, tuple[Any, str, int]] = {  # where a signal comes; at which call
     "loading": (setup, "load_datasets", 0),
     "the header": (setup, "write_durably", 0),
-    "the trunk": (Base, "trunk", 0),
+    "the trunk": (BlockFile, "holds", 0),
     "the first look": (evaluate, "evaluate", 0),
     "measuring": (oracle.StepOracle, "losses", 12),
     "advancing": (engine, "advance", 5),

@@ -17,9 +17,10 @@ import torch
 from helpers.models import reference, save
 from helpers.scores import CLOSE, FAMILIES, VOCABULARY, Get, attach, deltas, far, plain_logits, random_examples
 
-from zoedge.errors import DataError, StorageError
+from zoedge.errors import DataError
 from zoedge.recipe.sections import Model
-from zoedge.scoring.models.base import Base, select_layers
+from zoedge.scoring.models.base import Base
+from zoedge.scoring.models.layers import select_layers
 from zoedge.scoring.models.loading import load_base, make_deterministic, resolve_dtype
 from zoedge.scoring.tasks._examples import Examples
 from zoedge.scoring.tasks.classify import Classify, ClassifyTraining
@@ -227,33 +228,6 @@ def test_the_trunk_cache_is_exact_at_every_cut(clean: Get, family: str, tmp_path
         found = [base.hidden_states(b, 2) for b in batches]
         assert torch.equal(found[0], without[0]), "equal shapes: the same bits"
         assert max(map(far, found, without)) < CLOSE
-
-
-def test_the_trunk_file_gives_back_what_was_written(clean: Get, tmp_path: Path) -> None:
-    """And what lies beyond a sequence's end is zero: a masked key must be finite."""
-    base, examples = clean("llama"), random_examples(LENGTHS)
-    base.find_linears("last 1", "all")
-    assert sum(base.cache_trunk(examples, tmp_path)) == len(LENGTHS)
-    kept = base.kept[id(examples)]
-    assert kept.examples is examples, "else another object could get its id()"
-    for chunk, ids in kept.iterate_chunks():
-        states = base.trunk(ids, torch.tensor([LENGTHS[i] for i in chunk]))
-        read = kept.read(chunk, 70)
-        for row, back, i in zip(states, read, chunk):
-            assert torch.equal(back[: LENGTHS[i]], row[: LENGTHS[i]]) and not back[LENGTHS[i] :].any()
-    assert list(tmp_path.iterdir()) == [], "the file has no name"
-
-
-def test_a_full_disk_is_a_sentence(clean: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(28, "No space left on device")
-
-    base, examples = clean("llama"), random_examples(LENGTHS)
-    base.find_linears("last 1", "all")
-    monkeypatch.setattr("os.pwrite", full)
-    with pytest.raises(StorageError, match=r"trunk cache \(37,632 bytes\): No space left"):
-        list(base.cache_trunk(examples, tmp_path))
-    assert not base.kept
 
 
 @pytest.mark.parametrize("compute,bound", [("bf16", 0.1), ("fp16", 0.02)])

@@ -141,6 +141,7 @@ from . import (  # noqa: E402, F401, I001 - the order of --help
     sweep,
     report,
     runs,
+    cache,
     logs,
     share,
     export,

@@ -28,6 +28,8 @@ EXAMPLES = {
     "schema": "zoedge schema --field rule.lr",
     "validate": "zoedge validate first-film rule.lr=1e-3",
     "import-config": "zoedge import-config qlora.yml -o mine.yaml",
+    "cache ls": "zoedge cache ls",
+    "cache rm": "zoedge cache rm trunk --yes",
     "runs ls": "zoedge runs ls --json",
     "runs rm": "zoedge runs rm runs/first-film --yes",
     "log show": "zoedge log show runs/first-film -n 20",

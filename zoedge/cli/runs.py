@@ -67,11 +67,11 @@ def table_row(entry: Any) -> tuple[str, ...]:
     )
 
 
-def format_table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Yield the lines of a table; numbers stand at the right of their column."""
+def format_table(rows: list[tuple[str, ...]], numbers: set[int] = NUMBER_COLUMNS) -> Iterator[str]:
+    """Yield the lines of a table. numbers: the columns whose cells stand at their right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
-        cells = (f"{x:>{w}}" if i in NUMBER_COLUMNS else f"{x:<{w}}" for i, (x, w) in enumerate(zip(row, widths)))
+        cells = (f"{x:>{w}}" if i in numbers else f"{x:<{w}}" for i, (x, w) in enumerate(zip(row, widths)))
         yield "  ".join(cells).rstrip()
 
 

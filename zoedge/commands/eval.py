@@ -10,7 +10,7 @@ from ..errors import DataError
 from ..run.evaluate import EmptySpace, Score, Visitable, add_drift, evaluate, make_meter
 from ..run.folder import open_any_log, resolve_step
 from ..run.identity import check_same_base, held_out_differences, recipe_from_header
-from ..run.setup import Measuring
+from ..run.setup import Measuring, close_store, open_trunk
 from ..run.start import WithTerm, compare_start
 from ..run.trust import check_code
 from ..scoring.rows.sets import in_content_order, load_rows
@@ -57,7 +57,10 @@ def evaluate_run(
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples
 
-    meter = make_meter(measuring.base, Path(tempfile.gettempdir()), [examples])
+    folder = Path(tempfile.gettempdir())
+    open_trunk(measuring, folder)
+    measuring.base.open_trunk(examples, folder)
+    meter = make_meter(measuring.base, folder, [examples])
 
     def score(space: Visitable) -> Score:
         score = evaluate(space, measuring.task, measuring.base, examples, recipe.eval.calibrate)
@@ -71,4 +74,5 @@ def evaluate_run(
     for _ in engine.play(measuring.run(log), steps):
         pass
     scores[f"after {steps:,} steps"] = score(measuring.space)
+    close_store(measuring.base)
     return scores, [f"{what} is not what the run began with: it was changed since" for what in changes]

@@ -205,12 +205,6 @@ def train(
     )
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove a run's folder if nothing was written there, because the run could not begin."""
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def find_finished(recipe: Recipe, folder: Path, show: Plain) -> Outcome | None:
     """Return the outcome of a run that is finished, and whose exports are whole; None: there is something to do."""
     path = folder / run_folder.LOG_FILE
@@ -233,6 +227,12 @@ def find_damage(recipe: Recipe, outcome: Outcome) -> str:
             aside = set_aside(place)
             return f"{damage} (kept as {aside})" if aside else damage
     return ""
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a run's folder if nothing was written there, because the run could not begin."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
@@ -285,10 +285,12 @@ def open_run(
             log.close()
         remove_empty(folder)
         raise
+    measuring.base.around_trunk = lambda: stopwatch("trunk")
     if log is not None:
         note_own_log(log.header)  # whoever asks for it by a recipe of their own, or with --trust-code, trusts its code
         return measuring, log
     check_finite(measuring)
+    measuring = auto.choose_trunk_type(measuring, folder, show)
     if parent is None:
         with stopwatch("start"):
             compute_start(measuring, folder, show)
@@ -308,7 +310,11 @@ def record_end(
     adapter: Path | None,
     steps: int,
 ) -> None:
-    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished."""
+    """Note what the run took (seconds by part; bytes predicted and measured), and that it is finished.
+
+    The cache then loses what is beyond its limit, which the run itself needs no more.
+    """
+    setup.close_store(measuring.base)
     run_folder.append_metric(folder, event="time", **stopwatch.seconds)
     if plan is not None:
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,21 @@ class Projection(Protocol):
         """Return the logits [..., C] of hidden states h [..., H] by the rows `index` [C] of the head, in float32."""
 
 
+class HeldTerm(NamedTuple):
+    """The matrices of a term of low rank at each point that is held: scale B A, A [points, r, in] and B [points, out, r]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+class LowRankTerm(Protocol):
+    """What a space adds to the output of a Linear module, by a hook of its own, which the base may compute in its place."""
+
+    def matrices(self) -> HeldTerm | None:
+        """Return the matrices at the points that are held; None: no point is held, and nothing is added."""
+
+
 class SpaceBase(Protocol):
     """A frozen model that spaces hook. Its tensors may be without data while only descriptions are asked for."""
 
@@ -29,6 +44,7 @@ class SpaceBase(Protocol):
     prompt: Tensor | None  # the virtual tokens of the points held: [points, n, E]
     past: Tensor | None  # the keys and values of the points held: [points, blocks, 2, groups, m, D]
     project: Projection
+    terms: dict[nn.Module, LowRankTerm]  # of modules to whose output a space adds a term of low rank, and nothing else
 
     def find_linears(self, layers: Layers, targets: list[str] | str) -> dict[str, nn.Linear]:
         """Return the chosen Linear modules by name, and set `cut` to the lowest of their blocks. DataError: there are none."""

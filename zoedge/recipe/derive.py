@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.parts import PART_FOLDERS, load_part
-from .recipe import WATCHDOG_KEY, Derived, part_name
+from .recipe import TRUNK_KEY, WATCHDOG_KEY, Derived, part_name
 from .sections import WatchdogOptions
 
 AUTO_WATCHDOG = WatchdogOptions(rise=1.5, rewinds=8)
@@ -40,6 +40,7 @@ def derive(
         *begin_in_closed_form(parts, auto, given),
         *fix_only_values(parts, auto),
         *count_directions(parts, auto),
+        *leave_trunk_type(parts, auto),
         *take_known_radius(parts, auto, estimator_keys),
         *take_known_rate(parts, auto, rule_keys),
         *(Derived(key, "auto", "no number is written: it is chosen before the first step") for key in sorted(auto)),
@@ -83,6 +84,13 @@ def fix_only_values(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
             parts[kind] = replace(parts[kind], **{option: value})
             auto.discard(path)
             yield Derived(path, value, f"{owners[0]}: {part_name(parts[owners[0]])} goes with no other value")
+
+
+def leave_trunk_type(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:
+    """The type of the lower blocks' products is chosen before the run, as a number that is 'auto' is."""
+    if (model := parts.get("model")) is not None and model.trunk_dtype == "auto":
+        auto.add(TRUNK_KEY)
+        yield from ()
 
 
 def count_directions(parts: dict[str, Any], auto: set[str]) -> Iterator[Derived]:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..core.types import AbstractEstimator, AbstractNoise, AbstractRule, AbstractSpace, AbstractTask
-from .sections import Data, Eval, LogOptions, Model, Output, Section, Train, without_values
+from .sections import Cache, Data, Eval, LogOptions, Model, Output, Section, Train, without_values
 from .strict_yaml import StrictDumper
 
+TRUNK_KEY = "model.trunk_dtype"  # the choice of a type is a number of the run, as those of the parts are
 WATCHDOG_KEY = "train.watchdog"  # in `Recipe.auto` if `derive` switched the watchdog on
 
 # Keys that were added after the first logs. They are left out at their default, so that the old recipes keep their digests.
@@ -25,8 +26,10 @@ ADDED_LATER: dict[str, Any] = {
     "max_memory": None,
     "closed_form": True,
     "drift": None,
+    "trunk_dtype": None,
     "on_untrainable": "stop",
 }
+SECTIONS_ADDED_LATER: tuple[Section, ...] = (Cache(),)  # likewise
 PART_OPTIONS_ADDED_LATER: dict[str, Any] = {"start": "zero"}  # likewise, of noise, estimator, rule, space and task
 
 
@@ -55,6 +58,7 @@ class Recipe:
     eval: Eval
     log: LogOptions
     output: Output
+    cache: Cache
     # dotted keys such as 'rule.lr', whose values are chosen before the run begins; until then they hold the class's number.
     # The set is not compared, because `resolved` writes a derived watchdog out, and `check` reads it back as a written one
     auto: frozenset[str] = field(default=frozenset(), compare=False)
@@ -64,7 +68,7 @@ class Recipe:
         """Return the table of all values, defaults included, that `check` reads back to the same recipe."""
         table: dict[str, Any] = {"version": 1, "name": self.name, "seed": self.seed}
         for key, value in vars(self).items():
-            if isinstance(value, Section):
+            if isinstance(value, Section) and value not in SECTIONS_ADDED_LATER:
                 table[key] = without_values(value.model_dump(), ADDED_LATER)
             elif is_dataclass(value) and not isinstance(value, type):
                 table[key] = describe_part(value)
@@ -88,8 +92,8 @@ class Recipe:
         It leaves out names, folders, how often a run is looked at, and where files lie (their contents are digested).
         """
         table = self.resolved()
-        for key in ("name", "output", "eval"):
-            del table[key]
+        for key in ("name", "output", "eval", "cache"):
+            table.pop(key, None)
         for section, keys in {
             "model": ("source", "revision", "device", "threads", "max_memory"),
             "data": tuple(Data.model_fields),

@@ -38,6 +38,19 @@ class Section(BaseModel):
 SIZE_PATTERN = re.compile(r"[0-9]+(\.[0-9]+)? ?[KMG]i?B")
 
 
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 4GB (10^9 each) or 4GiB (2^30 each), which SIZE_PATTERN matches."""
+    number, unit, binary = re.fullmatch(r"([0-9.]+) ?([KMG])(i?)B", text).groups()  # type: ignore[union-attr]
+    return int(float(number) * (1024 if binary else 1000) ** ("KMG".index(unit) + 1))
+
+
+def check_size(value: str) -> str:
+    """Return a size in bytes. ValueError: it is none."""
+    if not SIZE_PATTERN.fullmatch(value):
+        raise ValueError("a size such as 4GB or 500MB; 0GB keeps nothing")
+    return value
+
+
 def check_max_memory(value: dict[str, str] | None) -> dict[str, str] | None:
     """Return the size that each device may hold. ValueError: a device is unknown, or a size is none."""
     for device, size in (value or {}).items():
@@ -59,6 +72,13 @@ class Model(Section):
         Literal["auto", "fp32", "bf16", "fp16"],
         Doc("The number type of the computation; auto is fp32 on a CPU, and bf16 or fp16 on a GPU."),
     ] = "auto"
+    trunk_dtype: Annotated[
+        Literal["auto", "fp32", "bf16"] | None,
+        Doc(
+            "The number type of products below the first trained block, on a CPU; auto is bf16 where two short products before "
+            "the run show it to be faster. It is compute_dtype, if this is not written."
+        ),
+    ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Doc("Where the base is; auto is a GPU if there is one.")] = "auto"
     threads: Annotated[
         int | None,
@@ -287,6 +307,19 @@ class Output(Section):
     report: Annotated[bool, Doc("Whether report.html is written into the run's folder (needs matplotlib).")] = False
 
 
+class Cache(Section):
+    """What is kept between runs, so that the next one need not compute it. It changes no number of a run."""
+
+    limit: Annotated[
+        str,
+        AfterValidator(check_size),
+        Doc(
+            "How much of the disk the lower layers' outputs may take in the cache, of all runs together; the least recently "
+            "used go first, and 0GB keeps none."
+        ),
+    ] = "4GB"
+
+
 SECTIONS: dict[str, type[Section]] = {
     "model": Model,
     "data": Data,
@@ -294,6 +327,7 @@ SECTIONS: dict[str, type[Section]] = {
     "eval": Eval,
     "log": LogOptions,
     "output": Output,
+    "cache": Cache,
 }
 
 REQUIRED_KEYS = {  # and an example of each

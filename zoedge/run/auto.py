@@ -27,7 +27,7 @@ from ..core.watchdog import lowest_loss
 from ..errors import DamagedError, DivergedError, LockedError
 from ..log.header import Header
 from ..log.log import Log
-from ..recipe.recipe import WATCHDOG_KEY, Recipe
+from ..recipe.recipe import TRUNK_KEY, WATCHDOG_KEY, Recipe
 from . import folder as run_folder
 from . import identity, setup
 from .display import Plain
@@ -51,6 +51,8 @@ JUDGING_BATCHES = 16  # the batches after a trial's own, on which its end is sco
 
 SETTLING_STEPS = 8  # steps over which a trial's first and newest losses are averaged
 DIVERGENCE_RATIO = 2.0  # a trial whose newest losses are this many times its first ones has diverged
+
+LEAST_GAIN = 1.2  # how many times as fast as in fp32 a product in bf16 must be
 
 CAUTION_FACTOR = 3.0  # a short run tolerates a longer step than a long one
 
@@ -78,9 +80,28 @@ def fill_from_log(recipe: Recipe, header: Header) -> Recipe:
         logged = about.get(section) if isinstance(about, dict) else None
         if isinstance(logged, dict) and isinstance(value := logged.get(key), float):
             numbers[path] = value
+        elif path == TRUNK_KEY and isinstance(logged, dict):
+            numbers[path] = logged.get(key)
         elif path == "train.watchdog" and isinstance(logged, dict):
             numbers[path] = identity.recipe_from_header(header, header.where).train.watchdog
     return recipe.with_numbers(numbers)
+
+
+def choose_trunk_type(measuring: setup.Measuring, folder: Path, show: Plain) -> setup.Measuring:
+    """Choose the type of the lower blocks' products where the recipe leaves it open, and return the same with it."""
+    from ..scoring.models.speed import compare_types
+
+    base = measuring.base
+    if TRUNK_KEY not in measuring.recipe.auto:
+        return measuring
+    word, ratio = "fp32", None
+    if base.cut and base.device.type == "cpu":
+        ratio = compare_types(base.model.config.hidden_size)
+        word = "bf16" if ratio > LEAST_GAIN else "fp32"
+        show.say(f"trunk_dtype auto: {word} (bf16 is {ratio:.2f} times as fast as fp32 here)")
+    run_folder.append_metric(folder, event="auto", key=TRUNK_KEY, value=word, ratio=ratio)
+    base.lower_trunk(word)
+    return replace(measuring, recipe=measuring.recipe.with_numbers({TRUNK_KEY: word}))
 
 
 def resolve_numbers(measuring: setup.Measuring, folder: Path, say: Callable[[str], None]) -> setup.Measuring:

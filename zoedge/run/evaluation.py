@@ -19,18 +19,21 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """Adds up the seconds that the parts of a run take, by the name of the part."""
+    """Adds up the seconds that the parts of a run take, by the name of the part. A part within a part counts as itself."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._inner = 0.0  # of the part that is going on: the seconds of the parts within it
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        began = time.monotonic()
+        began, outside, self._inner = time.monotonic(), self._inner, 0.0
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - began
+            passed = time.monotonic() - began
+            self.seconds[part] = self.seconds.get(part, 0.0) + passed - self._inner
+            self._inner = outside + passed
 
     def each(self, part: str, items: Iterator[Any]) -> Iterator[Any]:
         """Yield the items, and time how long each takes to make, but not what is done with it."""

@@ -121,7 +121,7 @@ def recipe_changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, An
     """Yield (dotted key, old value, new value) of what two resolved recipes differ in, names and folders left out."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            if path + key not in ("name", "output", "eval"):
+            if path + key not in ("name", "output", "eval", "cache"):
                 inner = isinstance(old.get(key), dict) and isinstance(new.get(key), dict)
                 yield from recipe_changes(old.get(key), new.get(key), f"{path}{key}." if inner else path + key)
     elif old != new:

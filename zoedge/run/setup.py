@@ -16,6 +16,7 @@ from ..errors import LockedError
 from ..log.header import Header
 from ..log.log import Log
 from ..recipe.recipe import Recipe, dump_recipe
+from ..recipe.sections import parse_size
 from ..scoring.sources.file_digests import file_sha256
 from ..scoring.texts import Datasets, load_datasets
 from .display import Plain
@@ -24,10 +25,12 @@ from .identity import recipe_digest
 from .replay import build_replay_run, copy_values, rounding_bits
 from .trained import Trained, attach_space
 from .trust import note_own_log
+from .visits import list_visited_sequences
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
     from ..scoring.models.base import Base
+    from ..scoring.models.trunk_store import TrunkStore
     from ..scoring.tasks._training import AbstractTraining
     from .branch import Parent
     from .workers import Workers
@@ -109,33 +112,15 @@ class Measuring(Trained):
 
 def describe_environment(base: Base) -> dict[str, Any]:
     """Return what the bits of a forward pass may depend on, by name. The log's SESSION record holds its digest."""
-    import platform
-
-    import bitsandbytes
-    import torch
-    import transformers
-
     from ..methods.noise import _fused
-    from ..scoring.sources import resolve as sources  # noqa: F401 - offline first
+    from ..scoring.models import environment
 
-    device = torch.cuda.get_device_name(0) if base.device.type == "cuda" else platform.processor() or platform.machine()
     own = {"kernel": _fused.triton_version()} if base.device.type == "cuda" else {}
     if base.inputs["quantization"] != "none":  # another library may give other codes
         own["codes"] = hashlib.sha256(
             "".join(map(file_sha256, sorted(base.path.glob("*.safetensors")))).encode()
         ).hexdigest()
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "bitsandbytes": bitsandbytes.__version__,
-        "device": f"{base.device.type} {device}",
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "compute": str(base.dtype),
-        "linear": "train mode, others eval, dropout 0",
-        "attention": base.model.config._attn_implementation,
-        **own,
-    }
+    return {**environment.describe_environment(base), **own}
 
 
 # -- opening
@@ -163,14 +148,48 @@ def begin_run(measuring: Measuring, folder: Path, parent: Parent | None = None) 
 
 
 def cache_trunk(measuring: Measuring, folder: Path, show: Plain) -> None:
-    """Compute the lower layers' outputs once, on all threads; the steps then take as many threads as the recipe says."""
-    texts, threads = measuring.texts, measuring.recipe.train.threads
-    for which, examples in {"train": texts.train, "valid": texts.valid, "test": texts.test}.items():
+    """Let the lower layers' outputs be computed once, on all threads; the steps take as many threads as the recipe says.
+
+    Those of held-out rows, which are all scored, are computed now, and those of training rows as they are read.
+    """
+    base, recipe, texts = measuring.base, measuring.recipe, measuring.texts
+    open_trunk(measuring, folder)
+    for which, examples in {"valid": texts.valid, "test": texts.test}.items():
         if examples is not None:
-            show.track(
-                measuring.base.cache_trunk(examples, folder), len(examples.tokens), f"lower layers, once ({which})"
-            )
-    if threads:
+            show.track(base.cache_trunk(examples, folder), len(examples.tokens), f"lower layers, once ({which})")
+    if recipe.train.threads:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(recipe.train.threads)
+
+
+def open_trunk(measuring: Measuring, folder: Path) -> None:
+    """Let the lower layers' outputs of training rows be kept as they are read, and in the cache, with those of other sets."""
+    base, recipe, train = measuring.base, measuring.recipe, measuring.texts.train
+    if base.store is None:
+        base.store = make_store(recipe)
+    base.open_trunk(train, folder, list_visited_sequences(recipe, train) if base.cut else None)
+
+
+def make_store(recipe: Recipe) -> TrunkStore | None:
+    """Return where a recipe keeps lower layers' outputs between runs; None: it keeps none."""
+    from ..scoring.models.trunk_store import TrunkStore
+
+    limit = parse_size(recipe.cache.limit)
+    return TrunkStore(limit, recipe.model.source) if limit else None
+
+
+def close_store(base: Base) -> None:
+    """Remove from the cache what is beyond its limit, also of what this process has opened: it needs that no more."""
+    if base.store is not None:
+        base.store.trim(base.store.limit, spare_own=False)
+
+
+def fill_trunk(measuring: Measuring, rows: list[int], folder: Path, show: Plain) -> None:
+    """Compute the lower layers' outputs of some training rows now, because they are all read next, and show the progress."""
+    examples = measuring.texts.train
+    if (cache := measuring.base.open_trunk(examples, folder)) is not None:
+        numbers = [row * examples.sequences_each + j for row in rows for j in range(examples.sequences_each)]
+        blocks = {cache.block_of[number] for number in numbers}
+        total = sum(len(cache.blocks[block].numbers) for block in blocks)
+        show.track(cache.fill(numbers), total, "lower layers, once (train)")

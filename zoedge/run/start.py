@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.oracle import count_evaluations
 from ..core.types import Leaf
 from ..errors import DataError, make_printable
 from ..methods.spaces._frozen import FrozenTerm
@@ -35,18 +34,17 @@ from ..scoring.probe.features import (
 from ..scoring.probe.fit import MIN_ROWS, MIN_ROWS_OF_A_LABEL, Design, Fit, choose_fit, name_candidate, whiten
 from ..scoring.probe.tail import Tail
 from ..scoring.tasks._training import pack_batches
-from .basis import align_space
+from .basis import BASIS_ROWS, align_space
 from .display import Plain
 from .folder import append_metric
-from .setup import Measuring, cache_trunk
+from .setup import Measuring, cache_trunk, fill_trunk
+from .visits import MAX_START_ROWS, count_compared_rows
 
 if TYPE_CHECKING:
     from ..scoring.models.base import Base
     from ..scoring.tasks._examples import Examples
 
-MAX_START_ROWS = 2048  # training rows that a start is fitted to at most; 1,900 still gain on six labels
 MAX_FEATURES = 256  # 512 take minutes to fit to six labels, and gain nothing on two
-COMPARED_SHARE, COMPARED_ROWS = 0.05, 128  # what a run without a start spends on knowing it
 # of what the term does to unscored positions. On films .05 gives .850 and + .131 nats of ordinary text, .03 .853 and + .197
 DRIFT_WEIGHT = 0.05
 SHARES = (1.0, 0.5, 0.25, 0.0)  # of the fitted term, of which the exact loss chooses
@@ -97,9 +95,14 @@ def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
     if not measuring.recipe.space.wants_start:
         return
     cache_trunk(measuring, folder, show)
+    examples, has_labels = measuring.texts.train, measuring.recipe.task.labels
     if isinstance(measuring.space, AlignedSpace):
+        fill_trunk(measuring, choose_rows(examples, BASIS_ROWS), folder, show)
         align_space(measuring, measuring.space, folder, show)
         return
+    choose = choose_rows if has_labels else choose_examples
+    if not has_labels or has_token_options(measuring):  # else the right options are read as a set of their own
+        fill_trunk(measuring, choose(examples, MAX_START_ROWS), folder, show)
     try:
         with show.phase("fitting the closed-form start"):
             start = fit_start(measuring)
@@ -143,11 +146,9 @@ def has_token_options(measuring: Measuring) -> bool:
 def compare_start(measuring: Measuring) -> Start | None:
     """Return the closed-form start that stands beside a run without one; None: its task or its rows have none.
 
-    It takes at most COMPARED_SHARE of the run's passes, or COMPARED_ROWS.
+    It takes at most COMPARED_SHARE of the run's passes, or COMPARED_ROWS (visits.py).
     """
-    recipe, examples = measuring.recipe, measuring.texts.train
-    passes = count_evaluations(recipe.estimator, recipe.train.steps)[1] * recipe.train.steps * recipe.train.batch
-    rows = min(MAX_START_ROWS, max(COMPARED_ROWS, int(COMPARED_SHARE * passes)))
+    rows, examples = count_compared_rows(measuring.recipe), measuring.texts.train
     if not has_token_options(measuring) or len({examples.labels[i] for i in choose_rows(examples, rows)}) < 2:
         return None
     return fit_start(measuring, rows)

@@ -104,6 +104,7 @@ def attach_space(recipe: Recipe, begun: Header | None = None) -> tuple[Base, Spa
     base = load_base(recipe.model if begun is None else fill_compute_type(recipe.model, begun))
     check_head(part_name(recipe.task), recipe.task.head, base.facts)
     space = recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
+    base.lower_trunk(recipe.model.trunk_dtype)
     if begun is not None:
         take_logged_start(space, begun)
     return base, space

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from ...scoring.models.base import Base
 
-# Copies, so that nothing heavy is imported; tests compare the first three with their owners.
+# Copies, so that nothing heavy is imported; tests compare the first four with their owners.
 HEAD_COLUMNS = 8192  # columns of the head in one chunk of logits: scoring/models/base.py
 FORWARD_TOKENS = 2048  # token rows of a forward pass over held-out rows: scoring/tasks/_training.py
 PIECE_ELEMENTS = 1 << 19  # elements of the pieces in which `space: full` moves: methods/spaces/full.py
+KEPT_BYTES = 1 << 28  # of dequantised weights that are kept: scoring/models/quantised.py
 QUANTISED_BLOCK = 64  # weights that share a scale in 4 bits: bitsandbytes
 
 MAX_LAYERS = 1000  # building a model of more takes too long

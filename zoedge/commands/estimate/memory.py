@@ -93,6 +93,8 @@ def memory_by_moment(shape: ModelShape, work: Workload) -> dict[str, dict[str, i
     moments = {"loading": held | {"loader": loading_bytes(shape, work)}}
     if work.trunk:
         moments["lower layers"] = trained | {"activations": block_bytes(shape, work, work.trunk, True)}
+    if work.kept_weights:
+        trained = trained | {"kept weights": work.kept_weights}
     for name, f, whole in (("step", work.step, work.full_blocks > 0), ("look", work.evaluation, work.full_blocks > 0)):
         if f is not None:
             final = 2 * f.loss_rows * shape.hidden_width * 4

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def disk_bytes(plan: Plan) -> dict[str, int]:
     """Return {file: bytes} of what a run downloads or makes once in the cache, and of what it leaves in its folder.
 
-    The lower layers and the base's predictions are gone with the process.
+    The base's predictions are gone with the process. The lower layers' outputs stay in the cache, up to its limit.
     """
     from ...scoring.drift import MAX_TOKENS
 
@@ -80,7 +80,7 @@ def estimate_seconds(plan: Plan) -> dict[str, float]:
     seconds = {"step": step, "steps": step * recipe.train.steps}
     rows = [sum(example_token_rows(examples)) for examples in list_datasets(plan.datasets)]
     if work.trunk:
-        seconds["lower layers"] = sum(rows) * block * (shape.layers - work.full_blocks - 1) * wide_product
+        seconds["lower layers"] = work.trunk_tokens * block * (shape.layers - work.full_blocks - 1) * wide_product
     if rows[1:]:
         scored = rows[1] * (recipe.train.steps // recipe.eval.every) + 2 * rows[-1]
         whole = forward(FORWARD_TOKENS, FORWARD_TOKENS * loss_rows // tokens, wide_product)

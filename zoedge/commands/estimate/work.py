@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from ...core import oracle
 from ...core.types import AbstractRule, Leaf
 from ...recipe.recipe import Recipe
-from .facts import FORWARD_TOKENS, HEAD_COLUMNS, ModelShape
+from ...run.visits import list_visited_sequences
+from .facts import FORWARD_TOKENS, HEAD_COLUMNS, KEPT_BYTES, ModelShape
 
 if TYPE_CHECKING:
     from ...core.base import SpaceBase
@@ -59,7 +60,9 @@ class Workload:
     has_cached_weights: bool  # the cache has the quantised weights already
     overhead: int  # bytes that the process holds without the run
     mean_tokens: int  # token rows of a mean batch, in one copy
-    trunk_disk: int  # bytes of the lower layers' cache on the disk
+    trunk_tokens: int  # of all sequences whose lower layers' outputs the run computes
+    trunk_disk: int  # bytes of these outputs on the disk
+    kept_weights: int  # bytes of the dequantised weights that the blocks above keep
 
 
 def compute_workload(
@@ -80,12 +83,12 @@ def compute_workload(
     step, evaluation, mean_tokens = longest_forwards(recipe, shape, datasets)
     points = max(1, min(recipe.space.points_per_forward, recipe.train.rows // max(1, step.tokens), passes))
     limit = min(recipe.data.max_length, shape.context)
-    trunk, disk = None, 0
+    trunk, trunk_tokens = None, 0
     if base.cut:
-        sequences = [ids for examples in list_datasets(datasets) for ids in examples.tokens]
-        longest = max(map(len, sequences), default=limit)
+        lengths = [len(ids) for ids in list_trunk_sequences(recipe, datasets)]
+        longest = max(lengths, default=limit)
         trunk = ForwardSize(longest, max(longest, FORWARD_TOKENS // longest * longest), 0, 0)
-        disk = sum(map(len, sequences)) * shape.hidden_width * base.dtype.itemsize
+        trunk_tokens = sum(lengths)
     return Workload(
         cuda=base.device.type == "cuda",
         quantization=recipe.model.quantization,
@@ -106,8 +109,30 @@ def compute_workload(
         has_cached_weights=is_cached(recipe),
         overhead=overhead,
         mean_tokens=mean_tokens,
-        trunk_disk=disk,
+        trunk_tokens=trunk_tokens,
+        trunk_disk=trunk_tokens * shape.hidden_width * base.dtype.itemsize,
+        kept_weights=count_kept_weights(recipe, shape, base),
     )
+
+
+def count_kept_weights(recipe: Recipe, shape: ModelShape, base: SpaceBase) -> int:
+    """Return the bytes of the dequantised weights that a run keeps: of the blocks above a cached trunk, if they are few."""
+    if recipe.model.quantization == "none" or not base.cut or base.device.type != "cpu":
+        return 0
+    first = f"{shape.meta_base.facts.BLOCKS}.0."
+    block = sum(out * wide for name, out, wide in shape.linears if name.startswith(first))
+    count = (shape.layers - base.cut) * block * base.dtype.itemsize
+    return count if count <= KEPT_BYTES else 0
+
+
+def list_trunk_sequences(recipe: Recipe, datasets: Datasets | None) -> list[list[int]]:
+    """Return the sequences that a run reads: of training rows those that it visits, of held-out rows all."""
+    if datasets is None:
+        return []
+    train, *held_out = list_datasets(datasets)
+    visited = list_visited_sequences(recipe, train)
+    sequences = train.tokens if visited is None else [train.tokens[i] for i in visited]
+    return [*sequences, *(ids for examples in held_out for ids in examples.tokens)]
 
 
 def list_datasets(datasets: Datasets | None) -> list[Examples]:

@@ -34,6 +34,7 @@ MOST_LABELS = 40  # different values of a column that is taken for a label
 LONGEST_LABEL = 60  # characters
 ROWS_PER_LABEL = 3  # a label's mean number of rows, at least
 ROWS_LOOKED_AT = 2000
+FILLED_SHARE = 0.95  # of the rows that have a text in a column of texts
 
 
 @dataclass
@@ -87,8 +88,7 @@ def guess_task(rows: Sequence[Row], source: str, label: str | None = None) -> Gu
     if found and texts:
         labels = count_labels(rows, found)
         reason = f"{found} has {len(labels)} different values in {len(rows):,} rows"
-        without = {found: ""} if any(not value_as_text(row.fields.get(found)).strip() for row in rows) else {}
-        return Guess("classify", reason, texts, found, labels, options={"without": without} if without else {})
+        return Guess("classify", reason, texts, found, labels, options=leave_out_gaps(rows, [*texts, found]))
     return guess_texts(rows, texts, source)
 
 
@@ -121,11 +121,17 @@ def guess_texts(rows: Sequence[Row], texts: list[str], source: str) -> Guess:
             '{"text": "My invoice is wrong.", "label": "billing"}.'
         )
     if len(texts) == 1:
-        return Guess("lm", "there is one column of texts, and no label", texts)
+        return Guess("lm", "there is one column of texts, and no label", texts, options=leave_out_gaps(rows, texts))
     question = guess_key(texts, QUESTION_NAMES)
     answer = guess_key([key for key in texts if key != question], ANSWER_NAMES)
-    fields = {"prompt": question, "completion": answer}
-    return Guess("chat", f"{question} is a question, and {answer} its answer", options={"fields": fields})
+    options = {"fields": {"prompt": question, "completion": answer}, **leave_out_gaps(rows, [question, answer])}
+    return Guess("chat", f"{question} is a question, and {answer} its answer", options=options)
+
+
+def leave_out_gaps(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+    """Return the setting of `data` that leaves out rows in which one of these columns is empty; {}: there are none."""
+    gaps = [key for key in columns if any(not value_as_text(row.fields.get(key)).strip() for row in rows)]
+    return {"without": dict.fromkeys(gaps, "")} if gaps else {}
 
 
 # -- columns
@@ -164,13 +170,14 @@ def count_labels(rows: Sequence[Row], key: str) -> list[str]:
 
 
 def find_texts(rows: Sequence[Row], columns: list[str]) -> list[str]:
-    """Return the columns with a text in every row that are read as language: no numbers, no names of rows."""
+    """Return the columns with a text in nearly every row that are read as language: no numbers, no names of rows."""
     texts = []
     for key in columns:
         values = [row.fields.get(key) for row in rows]
-        if all(isinstance(value, str) and value.strip() for value in values):
+        filled = [value for value in values if isinstance(value, str) and value.strip()]
+        if len(filled) >= FILLED_SHARE * len(rows) and all(isinstance(value, (str, type(None))) for value in values):
             texts.append(key)
-    read = [key for key in texts if any(" " in str(row.fields[key]).strip() for row in rows)]
+    read = [key for key in texts if any(" " in str(row.fields.get(key) or "").strip() for row in rows)]
     return read or [key for key in texts if not re.fullmatch(r"(?i).*\bid|uuid|url|hash|date", key)]
 
 

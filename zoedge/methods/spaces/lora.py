@@ -40,7 +40,7 @@ from annotated_doc import Doc
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...core.base import SpaceBase
+from ...core.base import HeldTerm, SpaceBase
 from ...core.exact import bits16
 from ...core.types import INIT_STREAM, AbstractNoise, AbstractSpace, Key, Leaf, Natural, Part, Positive
 from ._frozen import FrozenTerm
@@ -98,7 +98,9 @@ class Lora(AbstractSpace):
     def attach(self, base: SpaceBase, seed: int, noise: AbstractNoise) -> LoraSpace:
         """Make the space over a base, whose chosen Linear modules it hooks."""
         held = self.blank(self.describe(base), seed, noise, base.device)
-        held.hook(base.find_linears(self.layers, self.targets), base.dtype, base.model.get_submodule)
+        sites = base.find_linears(self.layers, self.targets)
+        held.hook(sites, base.dtype, base.model.get_submodule)
+        base.terms.update({module: HeldLowRank(held, name) for name, module in sites.items()})
         return held
 
     def elements(self, description: Any) -> int:
@@ -155,7 +157,7 @@ class LoraSpace(MasterSpace):
     def __init__(self, options: Lora, shapes: Sequence[Any], seed: int, noise: AbstractNoise, device: torch.device):
         self.options = options
         self.shapes = {str(name): (int(out), int(wide)) for name, out, wide in shapes}
-        self.rank, self.scale, self._shares_a = options.rank, options.alpha / options.rank, options.train == "b"
+        self.rank, self.scale, self.shares_a = options.rank, options.alpha / options.rank, options.train == "b"
         moving: list[tuple[str, tuple[int, ...]]] = []
         fixed: list[tuple[str, tuple[int, ...]]] = []
         for name, (out, wide) in self.shapes.items():
@@ -268,26 +270,39 @@ class LoraSpace(MasterSpace):
         """
         self._dtype, self._still, self._find_module = dtype, self.fixed.to(dtype), find_module
         for name, module in sites.items():
-            module.register_forward_hook(self._term(name))
+            module.register_forward_hook(HeldLowRank(self, name))
 
-    def _term(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        """Return a forward hook that adds a module's low-rank term at every point to the base's output."""
-        places = {part.name: part for part in (*self._fixed.parts, *self._leaves[0].parts)}
-        a, b = places[f"{name}.lora_A"], places[f"{name}.lora_B"]
+    def held_matrix(self, part: Part, stays: bool) -> Tensor | None:
+        """Return a matrix at every point that is held, [points, *shape], a view; None: no point is held.
 
-        def matrices(held: Tensor, part: Part) -> Tensor:  # [points, *shape], a view
-            return held[:, part.offset : part.offset + math.prod(part.shape)].view(-1, *part.shape)
+        stays: it is none of the trained ones, and the same at all points.
+        """
+        if self._points is None:
+            return None
+        held = self._still.expand(len(self._points), -1) if stays else self._points
+        return held[:, part.offset : part.offset + math.prod(part.shape)].view(-1, *part.shape)
 
-        def add_term(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            if self._points is None:
-                return y
-            copies, x = len(self._points), args[0]
-            x = x.reshape(copies, -1, x.shape[-1])
-            down = matrices(self._still.expand(copies, -1) if self._shares_a else self._points, a)
-            up = matrices(self._points, b)
-            low = torch.bmm(x, down.transpose(1, 2))
-            # in place: y is the base product, fresh and contiguous, rows grouped by point
-            y.view(copies, -1, y.shape[-1]).baddbmm_(low, up.transpose(1, 2), alpha=self.scale)
+
+class HeldLowRank:
+    """The low-rank term of one module at the points that a space holds, and the forward hook that adds it."""
+
+    def __init__(self, space: LoraSpace, name: str):
+        """Take a space and the full name of one of its modules."""
+        places = {part.name: part for part in (*space._fixed.parts, *space._leaves[0].parts)}
+        self.space, self.a, self.b = space, places[f"{name}.lora_A"], places[f"{name}.lora_B"]
+
+    def matrices(self) -> HeldTerm | None:
+        """Return A, B and the scale at every point that is held; None: no point is held."""
+        space = self.space
+        a, b = space.held_matrix(self.a, space.shares_a), space.held_matrix(self.b, False)
+        return None if a is None or b is None else HeldTerm(a, b, space.scale)
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """Add the term to the base's output, whose rows are grouped by point."""
+        if (term := self.matrices()) is None:
             return y
-
-        return add_term
+        copies, x = len(term.a), args[0]
+        low = torch.bmm(x.reshape(copies, -1, x.shape[-1]), term.a.transpose(1, 2))
+        # in place: y is the base product, fresh and contiguous
+        y.view(copies, -1, y.shape[-1]).baddbmm_(low, term.b.transpose(1, 2), alpha=term.scale)
+        return y

@@ -11,9 +11,8 @@ hidden states, E that of the embeddings, n the virtual tokens in `prompt` and m 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,14 +20,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...core.base import Projection
+from ...core.base import LowRankTerm, Projection
 from ...errors import DataError, suggest_nearest
-from .decode import generate_answers, generate_text
+from .decode import continue_text, generate_answers
 from .dual import differentiate, without_gradients
-from .past import PastKeyValues
-from .quantised import QUANTISED_BLOCK, LinearScales
+from .layers import select_layers
+from .past import PastKeyValues, choose_token_ids
+from .points import PointProducts, has_no_other_hooks, is_cheaper
+from .quantised import QUANTISED_BLOCK, LinearScales, keep_weights, lower_products, read_weight
 from .trunk import TrunkCache
-from .vocabulary import check_token_ids
+from .trunk_blocks import partition_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..tasks._branches import OptionTree
     from ..tasks._examples import Batch, Examples
     from .families import FamilyFacts
+    from .trunk_store import TrunkStore
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,10 +56,8 @@ class Base:
 
     Attributes:
         facts: the module of the model's family.
-        dtype: the type of the forward.
-        device: where it runs.
-        digest: the SHA-256 that identifies the checkpoint and its quantisation.
-        path: the folder that was loaded.
+        dtype, device: the type of the forward, and where it runs.
+        digest, path: the SHA-256 that identifies the checkpoint and its quantisation, and the folder that was loaded.
         inputs: what else decides the forward, as a log's header has it: the other files, the type, the quantisation.
         cut: no block below this one sees a trained tensor.
         kept: the output of the blocks below `cut`, by the id of the set of examples.
@@ -66,6 +66,9 @@ class Base:
         past: their keys and values while points are held, [copies, blocks, 2, groups, m, D]; they stand before the prompt.
         project: how the forward computes logits. A space that moves the head puts its own function here.
         quantization: of a model without data, what its weights would be quantised to; else None.
+        terms: what spaces add to the output of modules, where it is a term of low rank and nothing else.
+        trunk_dtype: the type of the products in the blocks below `cut`; None: `dtype`.
+        store, around_trunk: where their output is kept between runs (None: it is not), and a context for its computation.
     """
 
     model: PreTrainedModel
@@ -83,6 +86,10 @@ class Base:
     past: Tensor | None = None
     project: Projection = compute_logits
     quantization: str | None = None
+    store: TrunkStore | None = None
+    trunk_dtype: torch.dtype | None = None
+    terms: dict[nn.Module, LowRankTerm] = field(default_factory=dict)
+    around_trunk: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -156,6 +163,12 @@ class Base:
             self.kept.clear()  # these outputs are of another block
         self.cut = block
 
+    def lower_trunk(self, word: str | None) -> None:
+        """Let the products of the blocks below `cut` be computed in this type, by its word, on a CPU; None: as all others."""
+        if word in DTYPES and DTYPES[word] != self.dtype and self.device.type == "cpu":
+            self.trunk_dtype = DTYPES[word]
+            lower_products(self.blocks[: self.cut], self.trunk_dtype)
+
     # -- virtual tokens
 
     def reserve_positions(self, tokens: int) -> None:
@@ -179,15 +192,7 @@ class Base:
 
         Random ids are a hash of the seed. DataError: the text has more tokens than `count`, or none.
         """
-        if not text:
-            drawn = (hashlib.sha256(f"{seed} {i}".encode()).digest()[:8] for i in range(count))
-            size = min(len(self.tokenizer), self.model.config.vocab_size)
-            return torch.tensor([int.from_bytes(word, "little") % size for word in drawn])
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        if not 0 < len(ids) <= count:
-            raise DataError(f"space.text: {len(ids)} tokens, where 1 to space.tokens ({count}) are wanted.")
-        check_token_ids(ids, self.tokenizer, self.model.config.vocab_size, "space.text")
-        return torch.tensor((ids * count)[:count])
+        return choose_token_ids(self.tokenizer, self.model.config.vocab_size, count, text, seed)
 
     @torch.inference_mode()
     def embed_tokens(self, ids: Tensor) -> Tensor:
@@ -235,10 +240,7 @@ class Base:
         return {name: m.in_features if self.quantization == "int8" else QUANTISED_BLOCK for name, m in sites.items()}
 
     def find_vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
-        """Return the norms and biases of some blocks, and the norms after the last block, by name.
-
-        The head's bias and what belongs to the embeddings are not among them.
-        """
+        """Return the norms and biases of some blocks and the norms after the last one, by name; none of head and embeddings."""
         chosen = tuple(f"{self.facts.BLOCKS}.{i}." for i in select_layers(layers, len(self.blocks)))
         head_bias = self.facts.head(self.model).bias
         vectors = {}
@@ -259,22 +261,27 @@ class Base:
     def hidden_states(self, batch: Batch, copies: int) -> Tensor:
         """Return what the head reads at the scored rows, [copies * S, R, H], copy by copy.
 
-        The batch is padded on the right, so that causal attention needs no mask. Where options share their beginning, the
-        forward runs over its tree, which has the same tokens in fewer rows.
+        The batch is padded on the right, so that causal attention needs no mask. Options that share their beginning are a tree.
         """
         cache, tree = self.kept.get(id(batch.examples.whole or batch.examples)), batch.branches
         lengths = torch.tensor([len(batch.examples.tokens[i]) for i in batch.index])
         form = tree or batch
+        rows = form.rows.to(self.device)
         if self.cut == 0:
             h = self.embed_inputs(form.ids, copies, tree)
         elif cache is None:
-            h = self.trunk(form.ids, lengths, tree).repeat(copies, 1, 1)
+            h = self.trunk(form.ids, lengths, tree)
         else:
             h = cache.read(batch.index, batch.ids.shape[1])
             if tree is not None:
                 h = h.flatten(0, 1)[tree.at.to(self.device)]
+            elif (products := self.share_points(copies, rows.shape[1], h.shape[1])) is not None:
+                context = self.facts.context(self.model, h, self.places(h.shape[1], 1, None))
+                h = self.facts.last_of_points(self.blocks[-1], h, rows, products, **context)
+                return self.facts.final(self.model, h)
+        if self.cut > 0:
             h = h.repeat(copies, 1, 1)
-        rows = form.rows.to(self.device).repeat(copies, 1)
+        rows = rows.repeat(copies, 1)
         if self.prompt is not None:
             rows = rows + self.prompt.shape[1]
         context = self.context(h, lengths, copies, tree)
@@ -288,6 +295,15 @@ class Base:
         # of a tree, h is [copies * G, K * R, H] for G examples with at most K options each
         by_option = h.view(copies, -1, batch.rows.shape[1], h.shape[-1])
         return by_option[:, tree.pick.to(self.device)].flatten(0, 1)
+
+    def share_points(self, copies: int, rows: int, length: int) -> PointProducts | None:
+        """Return what computes the last block of all points at once where `rows` are read; None: it cannot, or costs more."""
+        shared = [self.blocks[-1].get_submodule(name) for name in self.facts.SHARED]
+        sizes = rows, length, self.model.config.num_attention_heads, *self.keys_shape()[1:]
+        possible = self.cut == len(self.blocks) - 1 and self.device.type == "cpu"
+        if not (possible and has_no_other_hooks(shared, self.terms) and is_cheaper(*sizes)):
+            return None
+        return PointProducts(copies, self.terms, lambda module: read_weight(module, self.dtype))
 
     @torch.inference_mode()
     def trunk(self, ids: Tensor, lengths: Tensor, tree: OptionTree | None = None) -> Tensor:
@@ -361,10 +377,7 @@ class Base:
         return self.project(self.facts.head(self.model), h, columns.to(self.device))
 
     def iterate_logits(self, h: Tensor, columns: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the logits over the whole vocabulary, `columns` of it at a time: the first token, and logits [..., <= columns].
-
-        h: hidden states [..., H]. The logits are in float32.
-        """
+        """Yield the logits of h [..., H], `columns` of the vocabulary at a time: the first token, logits [..., <= columns]."""
         head = self.facts.head(self.model)
         for start in range(0, head.weight.shape[0], columns):
             yield start, self.project(head, h, slice(start, start + columns))
@@ -405,45 +418,33 @@ class Base:
             DataError: prompt and new tokens do not fit into the context, or the model fills masks.
         """
         self.require_causal()
-        ids = self.tokenizer(prompt, add_special_tokens=special).input_ids
-        if len(ids) + tokens > self.context_length:
-            raise DataError(f"{len(ids)} prompt tokens and {tokens} new ones do not fit {self.context_length}.")
-        return generate_text(self, ids, tokens, end)
+        return continue_text(self, self.context_length, prompt, tokens, special, end)
 
     def generate_answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
-        """Return the first line of the greedy continuation of each tokenised prompt, [copies][prompts].
-
-        tokens: how many new tokens there may be.
-        """
+        """Return the first line of at most `tokens` greedy tokens after each tokenised prompt, [copies][prompts]."""
         return generate_answers(self, prompts, copies, tokens)
 
-    def cache_trunk(self, examples: Examples, folder: Path) -> Iterator[int]:
-        """Store the output of the blocks below `cut` for a whole set, in a file in `folder`, and yield the progress.
+    def open_trunk(self, examples: Examples, folder: Path, planned: Collection[int] | None = None) -> TrunkCache | None:
+        """Return the cache of what the blocks below `cut` make of a set's sequences; a forward fills it as it reads them.
 
-        Each yielded number is how many more sequences are done. Which sequences share a forward depends on the data alone, so
-        that the stored bits do not depend on the run's history. Nothing happens where `cut` is 0 or the set is stored already.
+        Args:
+            folder: where its file is if it is not kept.
+            planned: the numbers of the sequences that will be read; None: all.
+
+        None is returned where `cut` is 0.
         """
-        if self.cut == 0 or id(examples.whole or examples) in self.kept:
-            return
-        trunk = TrunkCache(examples, self.model.config.hidden_size, self.dtype, self.device, folder)
-        for chunk, ids in trunk.iterate_chunks():
-            trunk.write(chunk, self.trunk(ids, torch.tensor([len(examples.tokens[i]) for i in chunk])))
-            yield len(chunk)
-        self.kept[id(examples)] = trunk
+        if self.cut == 0:
+            return None
+        whole = examples.whole or examples
+        if id(whole) not in self.kept:
+            if self.device.type == "cpu":
+                keep_weights(self.blocks[self.cut :], self.dtype)
+            self.kept[id(whole)] = TrunkCache(
+                whole, partition_sequences(list(map(len, whole.tokens)), planned), self, folder
+            )
+        return self.kept[id(whole)]
 
-
-def select_layers(layers: list[int] | str, count: int) -> list[int]:
-    """Return a recipe's space.layers as sorted numbers of blocks. DataError: the model of `count` blocks has no such ones.
-
-    layers: "all", "last k", or a list of numbers such as [4, 5].
-    """
-    if layers == "all":
-        return list(range(count))
-    if isinstance(layers, str):
-        word, _, number = layers.partition(" ")
-        if word != "last" or not number.isdigit() or not 1 <= int(number) <= count:
-            raise DataError(f"space.layers: '{layers}' is not all, 'last 1' .. 'last {count}', or a list of numbers.")
-        return list(range(count - int(number), count))
-    if not layers or min(layers) < 0 or max(layers) >= count or len(set(layers)) != len(layers):
-        raise DataError(f"space.layers: {layers} must be different numbers in 0..{count - 1}.")
-    return sorted(layers)
+    def cache_trunk(self, examples: Examples, folder: Path) -> Iterator[int]:
+        """Fill the cache of a whole set, and yield how many more sequences are done. StorageError: the disk is full."""
+        if (cache := self.open_trunk(examples, folder)) is not None:
+            yield from cache.fill()

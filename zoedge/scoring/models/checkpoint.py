@@ -126,6 +126,29 @@ def check_files(folder: Path) -> None:
     check_weights(folder, config)
 
 
+def check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Raise DataError if a configuration asks for code from elsewhere, or says a size that no model has.
+
+    transformers takes the name of a kernel on the hub for some keys, in nested tables too, and imports what it downloads.
+    """
+    tables = [config]
+    while tables:
+        table = tables.pop()
+        tables += [value for value in table.values() if isinstance(value, dict)]
+        for key, allowed in CODE_KEYS.items():
+            if key in table and table[key] not in allowed:
+                known = ", ".join(str(value) for value in allowed if value is not None)
+                raise DataError(
+                    f"model.source: {folder}/config.json: {key}: {make_printable(repr(table[key]))} may load code from "
+                    f"elsewhere, and zoedge loads none. Remove the key{f', or choose {known}' if known else ''}."
+                )
+        for key in SIZE_KEYS:
+            if isinstance(table.get(key), int) and table[key] < 1:
+                raise DataError(
+                    f"model.source: {folder}/config.json says {key}: {table[key]}, which must be at least 1."
+                )
+
+
 def describe_folder(folder: Path) -> str:
     """Return what a folder without a model has instead, and what to do with it, as sentences; "": nothing known."""
     names = sorted(p.name for p in folder.iterdir())
@@ -155,29 +178,6 @@ def check_quantisation(folder: Path, config: dict[str, Any]) -> None:
             f"model.source: {folder} was quantised by {make_printable(str(method))}, whose weights are not read. Name the "
             "16-bit model that it was made from, and model.quantization: nf4 | int8 quantises it here."
         )
-
-
-def check_config(folder: Path, config: dict[str, Any]) -> None:
-    """Raise DataError if a configuration asks for code from elsewhere, or says a size that no model has.
-
-    transformers takes the name of a kernel on the hub for some keys, in nested tables too, and imports what it downloads.
-    """
-    tables = [config]
-    while tables:
-        table = tables.pop()
-        tables += [value for value in table.values() if isinstance(value, dict)]
-        for key, allowed in CODE_KEYS.items():
-            if key in table and table[key] not in allowed:
-                known = ", ".join(str(value) for value in allowed if value is not None)
-                raise DataError(
-                    f"model.source: {folder}/config.json: {key}: {make_printable(repr(table[key]))} may load code from "
-                    f"elsewhere, and zoedge loads none. Remove the key{f', or choose {known}' if known else ''}."
-                )
-        for key in SIZE_KEYS:
-            if isinstance(table.get(key), int) and table[key] < 1:
-                raise DataError(
-                    f"model.source: {folder}/config.json says {key}: {table[key]}, which must be at least 1."
-                )
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> None:

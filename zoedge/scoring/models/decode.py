@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...errors import DataError
 from .vocabulary import check_token_ids
 
 if TYPE_CHECKING:
@@ -87,6 +88,15 @@ def generate_greedy(
         )
     finally:
         base.model.generation_config = own
+
+
+@torch.inference_mode()
+def continue_text(base: SpaceBase, context: int, prompt: str, tokens: int, special: bool, end: str) -> str:
+    """Return the greedy continuation of a prompt, as `Base.generate` does. context: the most tokens of a sequence."""
+    ids = base.tokenizer(prompt, add_special_tokens=special).input_ids
+    if len(ids) + tokens > context:
+        raise DataError(f"{len(ids)} prompt tokens and {tokens} new ones do not fit {context}.")
+    return generate_text(base, ids, tokens, end)
 
 
 @torch.inference_mode()

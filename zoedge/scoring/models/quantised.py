@@ -6,6 +6,7 @@ In 4 bits, each block of 64 weights has a scale (absmax), which is itself stored
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
 from typing import Any
 
@@ -74,6 +75,67 @@ def make_linear_deterministic(module: nn.Module, dtype: torch.dtype) -> None:
         module.forward = Int8Forward(module)  # type: ignore[method-assign]
 
 
+KEPT_BYTES = (
+    1 << 28
+)  # of dequantised weights at most, of the blocks above a cached trunk: one of 1B parameters has 243 MB
+
+
+class KeptForward:
+    """The forward of a quantised Linear that keeps its weight, dequantised at its first call, [out, in].
+
+    Where a space lends the module other scales, the forward is the module's own.
+    """
+
+    def __init__(self, module: nn.Linear, dtype: torch.dtype):
+        self.module, self.dtype, self.own = module, dtype, module.forward
+        self.scales = LinearScales(module).own
+        self.kept: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if LinearScales(self.module).own is not self.scales:
+            return self.own(x)
+        bias = self.module.bias
+        return nn.functional.linear(x, self.weight(), None if bias is None else bias.to(self.dtype))
+
+    def weight(self) -> Tensor:
+        """Return the weight."""
+        if self.kept is None:
+            self.kept = dequantise_weight(self.module, self.dtype)
+        return self.kept
+
+
+def keep_weights(blocks: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Let the quantised Linear modules of some blocks keep their weights in `dtype`, if these are KEPT_BYTES at most."""
+    linears = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear) and LinearScales.has(m)]
+    if sum(m.in_features * m.out_features for m in linears) * dtype.itemsize <= KEPT_BYTES:
+        for module in linears:
+            if not isinstance(module.forward, KeptForward):
+                module.forward = KeptForward(module, dtype)  # type: ignore[method-assign,assignment]
+
+
+class LowerForward:
+    """The forward of a Linear module, quantised or not, computed in `dtype`; it takes and gives what it did."""
+
+    def __init__(self, module: nn.Linear, dtype: torch.dtype):
+        make_linear_deterministic(module, dtype)  # which gives an int8 module its forward
+        self.own, self.dtype = module.forward, dtype
+        if not LinearScales.has(module):
+            for parameter in (module.weight, module.bias):
+                if parameter is not None:
+                    parameter.data = parameter.data.to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.own(x.to(self.dtype)).to(x.dtype)
+
+
+def lower_products(blocks: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Let the Linear modules of some blocks compute their products in `dtype`; all else stays in the type that it has."""
+    for block in blocks:
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                module.forward = LowerForward(module, dtype)  # type: ignore[method-assign,assignment]
+
+
 class Int8Forward:
     """The forward of an int8 Linear on every device, y = x (CB * SCB / 127)'.
 
@@ -89,6 +151,12 @@ class Int8Forward:
     def bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """Return the module's bias [out] in this type; None: it has none."""
         return None if self.module.bias is None else self.module.bias.to(dtype)
+
+
+def read_weight(module: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """Return the weight of a Linear as its forward uses it, [out, in], which may be a kept one."""
+    forward = module.forward
+    return forward.weight() if isinstance(forward, KeptForward) else dequantise_weight(module, dtype)
 
 
 def dequantise_weight(module: nn.Linear, dtype: torch.dtype = torch.float32) -> torch.Tensor:

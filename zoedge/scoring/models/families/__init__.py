@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from ..past import PastKeyValues
+    from ..points import PointProducts
 
 
 class FamilyFacts(Protocol):
@@ -29,6 +30,9 @@ class FamilyFacts(Protocol):
     UNUSED: tuple[str, ...]  # beginnings of the names of tensors that a checkpoint may hold and the model does not use
     WRITE: str  # the name, inside a block, of the Linear whose output is added to the hidden states last
     WRITES: tuple[str, ...]  # of all Linears there whose output is added to the hidden states, in order
+    SHARED: tuple[
+        str, ...
+    ]  # of the norm and the Linears there that `last_of_points` computes for all points; (): it cannot
 
     def longest(self, config: PreTrainedConfig) -> int:
         """Return how many tokens a sequence may have."""
@@ -49,6 +53,11 @@ class FamilyFacts(Protocol):
 
     def last(self, block: nn.Module, h: Tensor, rows: Tensor, **context: Any) -> Tensor:
         """Return the output of the last block at the rows [S, R] alone, [S, R, H]: queries are computed only there."""
+
+    def last_of_points(
+        self, block: nn.Module, h: Tensor, rows: Tensor, products: PointProducts, **context: Any
+    ) -> Tensor:
+        """Return the same of C points that share the block's input h [S, T, H], [C * S, R, H]. Attention must be causal."""
 
     def final(self, model: PreTrainedModel, h: Tensor) -> Tensor:
         """Return what the head reads, [..., H], from the output of the last block."""

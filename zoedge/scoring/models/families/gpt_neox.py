@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BLOCKS",
     "HEAD",
+    "SHARED",
     "WRITE",
     "WRITES",
     "context",
@@ -32,6 +33,7 @@ BLOCKS, HEAD = "gpt_neox.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
 WRITE = "mlp.dense_4h_to_h"
 WRITES = ("attention.dense", WRITE)
+SHARED: tuple[str, ...] = ()
 
 
 def embed(model: GPTNeoXForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:

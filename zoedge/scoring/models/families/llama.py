@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaForCausalLM
 
     from ..past import PastKeyValues
+    from ..points import PointProducts
 
 __all__ = [
     "BLOCKS",
     "HEAD",
+    "SHARED",
     "WRITE",
     "WRITES",
     "context",
@@ -29,6 +31,7 @@ __all__ = [
     "head",
     "head_input",
     "last",
+    "last_of_points",
     "longest",
     "read_norm",
 ]
@@ -36,6 +39,7 @@ BLOCKS, HEAD = "model.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
 WRITE = "mlp.down_proj"
 WRITES = ("self_attn.o_proj", WRITE)
+SHARED = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def embed(model: LlamaForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
@@ -71,12 +75,37 @@ def last(
     return h + block.mlp(block.post_attention_layernorm(h))
 
 
+def last_of_points(
+    block: LlamaDecoderLayer,
+    h: Tensor,
+    rows: Tensor,
+    products: PointProducts,
+    position_embeddings: tuple[Tensor, Tensor],
+    **_: object,
+) -> Tensor:
+    """Return the last block's output at the rows [S, R] of C points that share its input h [S, T, H], [C * S, R, H]."""
+    attention, x = block.self_attn, block.input_layernorm(h)
+    cos, sin = position_embeddings
+    k = norm_heads(attention, "k", products.project(attention.k_proj, x))
+    k, _ = apply_rotary_pos_emb(k, k, cos, sin)
+    q = norm_heads(attention, "q", products.project(attention.q_proj, gather_rows(x, rows)))
+    q, _ = apply_rotary_pos_emb(q, q, *(products.gather(w.expand(len(rows), -1, -1), rows) for w in (cos, sin)))
+    heads = products.attend(q, k, x, rows, attention.scaling, attention.v_proj)
+    h = products.gather(h, rows) + attention.o_proj(heads)
+    return h + block.mlp(block.post_attention_layernorm(h))
+
+
 def project_heads(attention: LlamaAttention, which: str, x: Tensor) -> Tensor:
-    """Return the heads of a projection of x [S, T, H], [S, heads, T, D]. Qwen3 also norms each head's q and k.
+    """Return the heads of a projection of x [S, T, H], [S, heads, T, D].
 
     which: the projection's name, q, k or v.
     """
-    heads = split_heads(getattr(attention, f"{which}_proj")(x), attention.head_dim)
+    return norm_heads(attention, which, getattr(attention, f"{which}_proj")(x))
+
+
+def norm_heads(attention: LlamaAttention, which: str, y: Tensor) -> Tensor:
+    """Return a projection [S, T, heads D] by heads, [S, heads, T, D]. Qwen3 also norms each head's q and k."""
+    heads = split_heads(y, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
     return heads if norm is None else norm(heads)
 

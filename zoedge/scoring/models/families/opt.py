@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from transformers.models.opt.modeling_opt import OPTDecoderLayer, OPTForCausalLM
 
     from ..past import PastKeyValues
+    from ..points import PointProducts
 
 __all__ = [
     "BLOCKS",
     "HEAD",
+    "SHARED",
     "WRITE",
     "WRITES",
     "context",
@@ -27,6 +29,7 @@ __all__ = [
     "head",
     "head_input",
     "last",
+    "last_of_points",
     "longest",
     "read_norm",
 ]
@@ -34,6 +37,7 @@ BLOCKS, HEAD = "model.decoder.layers", "CausalLM"
 UNUSED: tuple[str, ...] = ()
 WRITE = "fc2"
 WRITES = ("self_attn.out_proj", WRITE)
+SHARED = ("self_attn_layer_norm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def embed(model: OPTForCausalLM, ids: Tensor, places: Tensor, ahead: Tensor | None = None) -> Tensor:
@@ -65,7 +69,22 @@ def last(
     k, v = (split_heads(project(x), attention.head_dim) for project in (attention.k_proj, attention.v_proj))
     q = split_heads(attention.q_proj(gather_rows(x, rows)), attention.head_dim)
     heads = attend_at_rows(q, k, v, rows, attention.scaling, attention_mask, past_key_values, attention.layer_idx)
-    h = gather_rows(h, rows) + attention.out_proj(heads)
+    return finish(block, gather_rows(h, rows) + attention.out_proj(heads))
+
+
+def last_of_points(block: OPTDecoderLayer, h: Tensor, rows: Tensor, products: PointProducts, **_: object) -> Tensor:
+    """Return the last block's output at the rows [S, R] of C points that share its input h [S, T, H], [C * S, R, H]."""
+    attention = block.self_attn
+    x = block.self_attn_layer_norm(h) if block.do_layer_norm_before else h
+    k = split_heads(products.project(attention.k_proj, x), attention.head_dim)
+    q = split_heads(products.project(attention.q_proj, gather_rows(x, rows)), attention.head_dim)
+    heads = products.attend(q, k, x, rows, attention.scaling, attention.v_proj)
+    return finish(block, products.gather(h, rows) + attention.out_proj(heads))
+
+
+def finish(block: OPTDecoderLayer, h: Tensor) -> Tensor:
+    """Return a block's output from its input with the attention's output added, [S, R, H]."""
+    before = block.do_layer_norm_before
     h = h if before else block.self_attn_layer_norm(h)
     x = block.final_layer_norm(h) if before else h
     h = h + block.fc2(block.activation_fn(block.fc1(x)))

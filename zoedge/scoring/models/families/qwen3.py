@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from ._rows import longest
-from .llama import BLOCKS, HEAD, UNUSED, WRITE, WRITES, context, embed, final, head, head_input, last, read_norm
+from .llama import (
+    BLOCKS,
+    HEAD,
+    SHARED,
+    UNUSED,
+    WRITE,
+    WRITES,
+    context,
+    embed,
+    final,
+    head,
+    head_input,
+    last,
+    last_of_points,
+    read_norm,
+)
 
 __all__ = [
     "BLOCKS",
     "HEAD",
+    "SHARED",
     "UNUSED",
     "WRITE",
     "WRITES",
@@ -17,6 +33,7 @@ __all__ = [
     "head",
     "head_input",
     "last",
+    "last_of_points",
     "longest",
     "read_norm",
 ]

@@ -23,6 +23,7 @@ BLOCKS, HEAD = "roberta.encoder.layer", "MaskedLM"
 UNUSED = ("roberta.pooler.", "roberta.embeddings.position_ids")
 WRITE = "output.dense"
 WRITES = ("attention.output.dense", WRITE)
+SHARED: tuple[str, ...] = ()
 
 
 def longest(config: PreTrainedConfig) -> int:
