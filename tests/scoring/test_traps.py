@@ -44,7 +44,7 @@ def test_the_page_names_tests_that_exist() -> None:
 
 def raw_of(base: Base, folder: Path, quantization: str) -> Base:
     """The same quantised weights as transformers gives them, in evaluation mode: the path not taken."""
-    stored, _ = loading.prepare_folder(Model(source=str(folder), quantization=quantization))
+    _, stored, _ = loading.prepare_folder(Model(source=str(folder), quantization=quantization))
     model = loading.from_pretrained(stored, base.device, "auto").eval()
     return Base(model, base.tokenizer, base.facts, base.dtype, base.device, base.digest, folder)
 

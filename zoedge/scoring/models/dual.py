@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .quantised import LinearScales, dequantise_weight
+from .quantised import Int8Forward, dequantise_weight
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -38,13 +38,15 @@ def differentiate(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """Make the operations of the model, and all others in the context, compute tangents.
 
     The context gives a function that splits a dual [...] into its values and tangents, [..., 2]. Attention is computed by
-    operations that have a derivative, which the fused one has not, and so are the products of 4-bit modules.
+    operations that have a derivative, which the fused one has not, and Linear modules by one product.
     """
-    quantised = [module for module in model.modules() if isinstance(module, nn.Linear) and LinearScales.has(module)]
+    # accelerate's forward of a module whose weight lies elsewhere fetches it first, and stays
+    own_kinds = Int8Forward, type(None)
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and isinstance(vars(m).get("forward"), own_kinds)]
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-        own = [(module, vars(module).get("forward")) for module in quantised]
-        for module in quantised:
-            setattr(module, "forward", DequantisedForward(module))  # noqa: B010 - mypy takes it for a method
+        own = [(module, vars(module).get("forward")) for module in linears]
+        for module in linears:
+            setattr(module, "forward", StackedForward(module))  # noqa: B010 - mypy takes it for a method
         try:
             yield split_dual
         finally:
@@ -55,16 +57,27 @@ def differentiate(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
                     setattr(module, "forward", forward)  # noqa: B010
 
 
-class DequantisedForward:
-    """The forward of a quantised Linear on dual tensors: its weight is dequantised, and multiplied as any other."""
+class StackedForward:
+    """The forward of a Linear on dual tensors: one product for values and tangents, with a weight that is dequantised once.
+
+    torch's own two products take 1.5 to 1.7 times as long on a CPU.
+    """
 
     def __init__(self, module: nn.Linear):
         self.module = module
 
     def __call__(self, x: Tensor) -> Tensor:
         bias: Any = self.module.bias
+        bias = None if bias is None else bias.to(x.dtype)
         weight = dequantise_weight(self.module, x.dtype)
-        return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        value, tangent = forward_ad.unpack_dual(x)
+        if tangent is None:
+            return nn.functional.linear(x, weight, bias)
+        values, tangents = nn.functional.linear(torch.cat([value, tangent]), weight).chunk(2)
+        if bias is not None:
+            values += bias
+        dual: Tensor = forward_ad.make_dual(values, tangents)
+        return dual
 
 
 def split_dual(dual: Tensor) -> Tensor:
