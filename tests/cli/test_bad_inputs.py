@@ -174,7 +174,7 @@ CASES: dict[str, Case] = {
     "a pipe for weights": Case(GO, pipe("model/model.safetensors"), 3, "is not a regular file. Use a complete"),
     "quantised already": Case(
         [*GO.split(), "model.quantization=nf4"], config(quantization_config={"quant_method": "gptq", "bits": 4}), 3,
-        "quantised already. Name the 16-bit model, or set quantization: none",
+        "was quantised by gptq, whose weights are not read. Name the 16-bit model that it was made from",
     ),
     "no chat template": Case(
         GO, lambda folder: (recipe(TASK, CHAT)(folder), put("rows.jsonl", ROWS.replace(b"text", b"prompt").replace(b"label", b"completion"))(folder)),

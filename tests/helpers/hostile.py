@@ -59,7 +59,8 @@ MAKERS = (
 def guard(folder: Path, deeds: int) -> None:
     """From here on, for good: what is forbidden is noted and raises."""
     own = tuple(str(p) + os.sep for p in (folder.resolve(), Path(os.environ["ZOEDGE_CACHE"]).resolve()))
-    draft = os.path.join(os.path.realpath(tempfile.gettempdir()), "tmp")  # of TemporaryDirectory
+    nameless = os.path.realpath(tempfile.gettempdir())  # which TemporaryFile opens for a file without a name
+    draft = os.path.join(nameless, "tmp")  # of TemporaryDirectory
 
     def inside(path: Any, roots: tuple[str, ...], itself: bool = False) -> bool:
         """itself: what the name stands for is not followed if it is a link."""
@@ -68,7 +69,7 @@ def guard(folder: Path, deeds: int) -> None:
         name = os.path.abspath(os.fsdecode(path))
         whole = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
         whole = whole if itself else os.path.realpath(name)
-        return (whole + os.sep).startswith(roots) or whole.startswith(draft)
+        return (whole + os.sep).startswith(roots) or whole.startswith(draft) or whole == nameless
 
     def forbidden(event: str, args: tuple[Any, ...]) -> bool:
         if event.startswith(ALWAYS):

@@ -218,7 +218,7 @@ def test_the_first_likely_mistake_word_by_word(said: Said) -> None:
         ("output: {export: [peft, gguf]}", "output.export.1: 'gguf' is not 'peft' or 'merged'."),
         ("output: {export: peft}", "output.export: 'peft' is not a list - write [peft]."),
         ("output: {dir: null}", "output.dir: null is not a text."),
-        ("task: {options: {Good: 5, bad: x}}", "task.options.Good: 5 is not a text."),
+        ("task: {options: {Good: 5, bad: x}}", 'task.options.Good: 5 is not a text - write "5" in quotes'),
         ("task: {options: {good: x}}", "task.options: at least two, all different."),
         ("task: {prompt: 'It was'}", "task.prompt: write fields as {text}; at least one."),
         ("task: {prompt: '{text!r}'}", "task.prompt: write fields as {text}; at least one."),

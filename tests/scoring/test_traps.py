@@ -515,7 +515,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         configured(max_position_embeddings=0),
         "says max_position_embeddings: 0, which must be at least 1",
     ),
-    "quantised already": (configured(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised already"),
+    "quantised already": (configured(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by gptq"),
     "no tokenizer": (lambda folder: [p.unlink() for p in folder.glob("token*")], "tokenizer"),
 }
 

@@ -389,7 +389,7 @@ CASES: dict[str, Case] = {
     "a template that swells a little each time": Case(GO, templated("{{ 'x' * 10**7 }}" + QUESTION), 3, "was ended"),
     "a template that reaches for Python": Case(GO, templated("{{ ''.__class__.__mro__[1].__subclasses__() }}"), 3, "is unsafe"),
     "a template that reaches for globals": Case(GO, templated("{{ cycler.__init__.__globals__.os.system('x') }}"), 3, "unsafe"),
-    "a template that formats": Case(GO, templated("{{ '{0.__class__}'.format(messages) }}"), 3, "no token of an answer|unsafe"),
+    "a template that formats": Case(GO, templated("{{ '{0.__class__}'.format(messages) }}"), 3, "no token of an answer|unsafe|leaves out the user message"),
     "a template that reads a file": Case(GO, templated("{% include '/etc/passwd' %}"), 3, "the chat template: "),
     "a template that imports": Case(GO, templated("{% import 'os' as os %}"), 3, "the chat template: "),
     "a template of 10,000 brackets": Case(GO, templated("{{ " + "(" * 10_000), 3, "the chat template: "),

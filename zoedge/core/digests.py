@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from typing import Any
 
 from .exact import bits16
@@ -48,3 +49,17 @@ def host_bytes(array: Any) -> memoryview:
             array = array.view(int16)
         array = array.numpy()
     return memoryview(array).cast("B")
+
+
+def checksum(tensor: Any) -> int:
+    """Return a checksum of a tensor's bits: CRC-32 on a CPU, else sums of the bits, of which each row counts differently."""
+    import torch
+
+    flat = tensor.contiguous().view(-1)
+    if tensor.device.type == "cpu":
+        return zlib.crc32(flat.view(torch.uint8).numpy().data)
+    bits = flat.view(torch.int32 if tensor.element_size() == 4 else torch.int16).view(
+        len(tensor) if tensor.dim() else 1, -1
+    )
+    rows = bits.sum(1, dtype=torch.int64)
+    return int((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.digests import checksum
 from ...core.types import Leaf, Part, Space
 from ...errors import UsageError, make_printable
 
@@ -100,18 +100,6 @@ def explain_change(name: str) -> str:
         f"{make_printable(name)} was changed, or moved, by something else than this optimiser: the log could not replay "
         "that. Make the optimiser anew, after such changes and with another log."
     )
-
-
-def checksum(tensor: Tensor) -> int:
-    """Return a checksum of a tensor's bits: CRC-32 on a CPU, else sums of the bits, of which each row counts differently."""
-    flat = tensor.contiguous().view(-1)
-    if tensor.device.type == "cpu":
-        return zlib.crc32(flat.view(torch.uint8).numpy().data)
-    bits = flat.view(torch.int32 if tensor.element_size() == 4 else torch.int16).view(
-        len(tensor) if tensor.dim() else 1, -1
-    )
-    rows = bits.sum(1, dtype=torch.int64)
-    return int((rows * torch.arange(1, len(rows) + 1, device=rows.device)).sum())
 
 
 def check_disjoint(named: Sequence[tuple[str, Tensor]]) -> None:
