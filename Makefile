@@ -1,7 +1,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo env test torture soak mutate gpu lint fix docs assets bench bench-gpu race scale fuzz clean
+.PHONY: help demo env test torture soak mutate gpu lint fix docs assets bench bench-gpu race memory scale fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -64,6 +64,10 @@ bench-gpu: env  ## a step at the sizes of 7B and 13B on a CUDA device: time, pea
 
 race: env  ## forward passes and seconds to an accuracy, first-order LoRA beside them: half an hour
 	$(PY) benchmarks/race.py
+	$(PY) benchmarks/report.py
+
+memory: env  ## peak memory and time of a step beside first-order LoRA, by blocks, tokens and rows: most of an hour
+	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/report.py
 
 scale: env  ## workers that share a step, and a model larger than its memory: docs/benchmarks.md

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import memory
 import parts
 import race
 import scale
@@ -16,15 +17,15 @@ from _measure import HERE
 
 SECTIONS: dict[str, tuple[str, Any, str]] = {  # title, module, what of the JSON its `text` shows
     "step": ("A training step", step, "cells"), "parts": ("Its parts", parts, "rows"),
-    "race": ("What an accuracy costs", race, "runs"), "scale": ("More devices, and less memory", scale, "cells"),
-    "gpu": ("On a GPU", gpu, "rows"),
+    "race": ("What an accuracy costs", race, "sets"), "scale": ("More devices, and less memory", scale, "cells"),
+    "memory": ("The same memory, first order beside it", memory, "cells"), "gpu": ("On a GPU", gpu, "rows"),
 }  # fmt: skip
 HEAD = """# Benchmarks
 
-Made by `make bench`, `make race`, `make scale` and `make bench-gpu` from what they measured. A ratio is taken inside each
-round of interleaved repetitions; the table has the median, the least and the largest. max/min is of one item's own
-repetitions, so it is how noisy the machine was: where it is above 1.1, times say little, and ratios more. A target that is
-missed stays in the table; what forbids it is in lab-notes.md."""
+Made by `make bench`, `make race`, `make memory`, `make scale` and `make bench-gpu` from what they measured. A ratio is
+taken inside each round of interleaved repetitions; the table has the median, the least and the largest. max/min is of one
+item's own repetitions, so it is how noisy the machine was: where it is above 1.1, times say little, and ratios more. A
+target that is missed stays in the table; what forbids it is in lab-notes.md."""
 UNTESTED = """## On a GPU
 
 Untested: no GPU was available. Nothing on this page has been measured on CUDA, and no test of the mark `gpu` has run.

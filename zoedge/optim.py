@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from .core.types import AbstractEstimator, AbstractNoise, AbstractRule
 from .errors import DataError, DivergedError, IdentityError, UsageError, ZoedgeError, make_printable
 from .log.header import Header
 from .log.log import Log
-from .methods.spaces._parameters import ParameterSpace, dtype_name
+from .methods.spaces._parameters import ParameterSpace, dtype_name, explain_change
 from .recipe.parts import incompatible_parts, parse_options
 from .recipe.recipe import part_name
 from .run import identity as run_identity
@@ -131,7 +132,7 @@ class ZerothOrder(torch.optim.Optimizer):
         steps: int | None = None,
         log: str | os.PathLike[str] | None = "run.zlog",
         hash_every: int = 100,
-        sync_every: int = 1,
+        sync_every: int = 64,
     ):
         self._journal: MemoryLog | Log | None = None
         check_whole_numbers(seed, steps, hash_every, sync_every)
@@ -155,6 +156,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._journal = MemoryLog() if log is None else open_or_create(Path(log), header)
         self._run = self._replay(seed, steps or UNBOUNDED_STEPS)
         self._versions = self._read_versions()
+        self._space.watch()
 
     def _replay(self, seed: int, steps: int) -> run.Run:
         """Bring the parameters to the end of the log, and return the run that goes on from there."""
@@ -172,8 +174,6 @@ class ZerothOrder(torch.optim.Optimizer):
     def _log(self) -> MemoryLog | Log:
         assert self._journal is not None
         return self._journal
-
-    # -- one step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
@@ -217,6 +217,7 @@ class ZerothOrder(torch.optim.Optimizer):
             self._task.closure = None
             self._broken = len(self._log) > before  # a record is in the log: broken until it is known to be applied
         self._broken = False
+        self._space.watch()
         return math.fsum(record.losses) / max(1, len(record.losses))
 
     def _check_ready(self) -> None:
@@ -229,17 +230,11 @@ class ZerothOrder(torch.optim.Optimizer):
             raise UsageError(f"{self._journal.path}: finished, or closed. Make the optimiser again to go on.")
         for name, now in self._read_versions().items():
             if now != self._versions[name]:
-                raise UsageError(
-                    f"{make_printable(name)} was changed, or moved, by something else than this optimiser: the "
-                    "log could not replay "
-                    "that. Make the optimiser anew, after such changes and with another log."
-                )
+                raise UsageError(explain_change(name))
 
     def _read_versions(self) -> dict[str, tuple[int, int]]:
         """Return what changes when others write to a parameter or move it; our own writes do not raise torch's count."""
         return {name: (p._version, p.data_ptr()) for name, p in self._space.parameters.items()}
-
-    # -- the log
 
     @property
     def steps(self) -> int:
@@ -254,21 +249,26 @@ class ZerothOrder(torch.optim.Optimizer):
     def finish(self) -> str | None:
         """Write the digest of the final state into the log, close it, and return its fingerprint. No step can follow."""
         self._check_ready()
+        self._space.check_watched()
         if isinstance(self._journal, Log):
             self._journal.finish(digests.digest(self._space))
         self.close()
         return self.fingerprint
 
     def close(self) -> None:
-        """Write the log to the disk and release its lock."""
+        """Write the log to the disk and release its lock. UsageError: something else has changed a parameter meanwhile."""
         if isinstance(self._journal, Log):
+            goes_on = self._journal.writable and not self._broken
             self._journal.close()
+            if goes_on:
+                self._space.check_watched()
 
     def __enter__(self) -> ZerothOrder:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        with suppress(UsageError) if kind else nullcontext():  # the block's own error is the one to show
+            self.close()
 
     # -- what torch asks of an optimiser
 

@@ -109,7 +109,7 @@ CASES: dict[str, Case] = {
     "no equals sign": Case([*GO.split(), "rule.lr"], nothing, 2, r"'rule\.lr' is not key=value, such as rule\.lr=1e-3"),
     "an override that is no YAML": Case([*GO.split(), "train.steps=[1"], nothing, 2, r"Quotes make it a text: train\.steps="),
     "an override into a number": Case([*GO.split(), "seed.a=1"], recipe("", "seed: 1"), 2, "seed is not a table of keys"),
-    "no such recipe": Case("finetune quickstartt", nothing, 2, "No recipe .* did you mean 'quickstart'"),
+    "no such recipe": Case("finetune quickstartt", nothing, 2, "No recipe 'quickstartt': no such file, and not a shipped one. Did you mean quickstart"),
     "a folder for a recipe": Case("finetune model", nothing, 2, "No recipe 'model': no such file"),
     "a log for a recipe": Case(f"finetune {LOG}", nothing, 2, r"run\.zlog:1: not UTF-8 text"),
     "a recipe's name of 5,000 letters": Case(["finetune", LONG], nothing, 2, "File name too long"),

@@ -160,7 +160,7 @@ def test_a_log_that_is_a_symlink_is_neither_read_nor_removed(folder: Path, zoedg
 
 
 def test_an_empty_folder_and_none(tmp_path: Path, zoedge: Callable[..., Any]) -> None:
-    assert zoedge("runs", "ls", "--dir", tmp_path).out == f"no runs in {tmp_path}\n"
+    assert zoedge("runs", "ls", "--dir", tmp_path).out.startswith(f"There are no runs in {tmp_path}. ")
     done = zoedge("runs", "ls", "--dir", tmp_path / "x")
     assert done.code == 2 and done.err.endswith("/x: no such folder. Name the one that runs are in: --dir\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -237,7 +238,14 @@ def test_a_point_that_does_not_fit_is_told_and_tried_again(
 def test_points_are_printed_and_nothing_is_run(here: Path, inside: list[list[str]], zoedge: Callable[..., Any]) -> None:
     (here / "s.yaml").write_text("rule.lr: [1e-2, 2e-2]\n")
     done = zoedge("sweep", "my.yaml", "s.yaml", "--dry-run")
-    assert (done.code, done.out, inside) == (0, "lr-0.01\nlr-0.02\n", []) and not (here / "runs").exists()
+    *names, cost = done.out.splitlines()
+    assert (done.code, names, inside) == (0, ["lr-0.01", "lr-0.02"], []) and not (here / "runs").exists()
+    assert cost.startswith("2 points, 0 of them finished; 64 forward passes of a row, about 0:")
+    plan = json.loads(zoedge("sweep", "my.yaml", "s.yaml", "--dry-run", "--json").out)
+    assert plan["runs"][1] == {"name": "lr-0.02", "rule.lr": 0.02}
+    assert (plan["points"], plan["passes"], plan["why"]) == (2, 64, "") and plan["seconds"] > 0
+    missing = zoedge("sweep", "my.yaml", "s.yaml", "data.train=nowhere.jsonl", "--dry-run")
+    assert missing.code == 0 and "no time is predicted: data.train: no file 'nowhere.jsonl'" in missing.out
 
 
 def test_a_signal_is_passed_on_once_and_nothing_more_is_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -454,10 +454,19 @@ def test_a_finished_log_takes_no_step() -> None:
             optimizer.step(lambda: 1.0)
 
 
+def flip_a_bit(module: nn.Module) -> None:
+    """Change the lowest bit of one element of the first weight, which moves no version count of torch."""
+    weight = module[0].weight.detach().numpy()  # type: ignore[index]
+    weight.view("<u4")[1, 1] ^= 1
+
+
 def changes() -> Iterator[tuple[str, Callable[[nn.Module], Any]]]:
     yield "loaded", lambda m: m.load_state_dict(mlp(seed=9).state_dict())
     yield "clamped", lambda m: torch.no_grad()(lambda: m[0].weight.clamp_(-0.1, 0.1))()
     yield "moved", lambda m: m.half()
+    yield "through data", lambda m: m[0].weight.data.clamp_(-0.1, 0.1)
+    yield "one bit through numpy", flip_a_bit
+    yield "swapped", lambda m: m[0].weight.data.copy_(m[0].weight.data.flip(0))
 
 
 @pytest.mark.parametrize("what,change", changes())
@@ -468,6 +477,84 @@ def test_what_another_changes_is_noticed(what: str, change: Callable[[nn.Module]
     change(module)
     with pytest.raises(UsageError, match=r"0\.weight was changed, or moved, by something else"):
         optimizer.step(lambda: 1.0)
+
+
+HIDDEN = [case for case in changes() if case[0] in ("through data", "one bit through numpy", "swapped")]
+
+
+@pytest.mark.parametrize("what,change", HIDDEN)
+@pytest.mark.parametrize("end", ["step", "finish", "close", "with", "closure"])
+def test_what_torch_does_not_count_is_noticed_everywhere(
+    what: str, change: Callable[[nn.Module], Any], end: str
+) -> None:
+    """And the log holds the steps before the change alone."""
+    module = mlp()
+    optimizer = trained(4, module)
+    known = module[0].weight.detach().clone()
+    with pytest.raises(UsageError, match=r"0\.weight was changed, or moved, by something else"):
+        if end == "closure":
+            alias = nn.Sequential(nn.Linear(1, 1))
+            alias[0].weight.data = module[0].weight.data
+            optimizer.step(lambda: (change(alias), 1.0)[1])
+        elif end == "with":
+            with optimizer:
+                change(module)
+        else:
+            change(module)
+            optimizer.step(lambda: 1.0) if end == "step" else vars(type(optimizer))[end](optimizer)
+    optimizer._log.close()  # type: ignore[union-attr]
+    state = zoedge.replay("run.zlog", base=mlp().state_dict())
+    assert state.steps == 4 and torch.equal(state.tensors["0.weight"], known)
+
+
+def test_an_error_of_the_block_is_not_hidden_by_a_change() -> None:
+    module = mlp()
+    with pytest.raises(KeyError, match="mine"), trained(4, module):
+        module[0].weight.data.zero_()
+        raise KeyError("mine")
+
+
+def test_a_16_bit_parameter_is_watched_too() -> None:
+    """Its master is ours: what is written to it would be lost at the next step."""
+    module = mlp().bfloat16()
+    optimizer = ZerothOrder(module.named_parameters(), lr=1e-2, log=None)
+    optimizer.step(lambda: 1.0)
+    module[0].weight.data.zero_()
+    with pytest.raises(UsageError, match=r"0\.weight was changed"):
+        optimizer.step(lambda: 1.0)
+
+
+def shared_tensors() -> Iterator[tuple[str, list[torch.Tensor], str]]:
+    flat = torch.arange(24.0)
+    yield "a part", [flat, flat[2:6]], "0.0 and 0.1"
+    yield "the same", [flat, flat], "0.0 and 0.1"
+    yield "an overlap", [flat[:10], flat[9:]], "0.0 and 0.1"
+    yield "a transpose", [flat.view(4, 6), flat.view(4, 6).T], "0.0 and 0.1"
+    yield "a column", [flat.view(4, 6)[:, 1], torch.ones(3), flat[7:8]], "0.0 and 0.2"
+    yield "another type", [flat[:4], flat.view(torch.bfloat16)[6:12]], "0.0 and 0.1"
+    yield "expanded", [torch.ones(1).expand(4)], "0.0 and 0.0"
+    yield "unfolded", [flat.unfold(0, 4, 2)], "0.0 and 0.0"
+    yield "a view of a frozen one is nothing", [flat[:4], flat[4:8]], ""
+    yield "columns of one matrix", [flat.view(4, 6)[:, 1], flat.view(4, 6)[:, 2]], ""
+    yield "halves", [flat[::2], flat[1::2]], ""
+    yield "a transpose alone", [flat.view(4, 6).T], ""
+
+
+@pytest.mark.parametrize("what,tensors,names", shared_tensors())
+def test_parameters_that_share_memory_are_refused(what: str, tensors: list[torch.Tensor], names: str) -> None:
+    parameters = [nn.Parameter(t) for t in tensors]
+    if names:
+        with pytest.raises(UsageError, match=rf"^{names} share memory: a step would move it twice"):
+            ZerothOrder(parameters, lr=1e-2)
+        assert not Path("run.zlog").exists()
+        return
+    before = {f"0.{i}": p.data.clone() for i, p in enumerate(parameters)}
+    with ZerothOrder(parameters, lr=1e-2) as optimizer:
+        for _ in range(3):
+            optimizer.step(lambda: float(sum(p.sum() for p in parameters)))
+        optimizer.finish()
+    state = zoedge.replay("run.zlog", base=before)
+    assert all(torch.equal(state.tensors[f"0.{i}"], p.data) for i, p in enumerate(parameters))
 
 
 def test_an_interrupted_step_is_not_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE))
 import _measure  # noqa: E402
 import _plain  # noqa: E402
 import gpu  # noqa: E402
+import memory  # noqa: E402
 import parts  # noqa: E402
 import race  # noqa: E402
 import report  # noqa: E402
@@ -122,7 +123,7 @@ def test_first_order_races_on_the_same_logits(args: Namespace, recipe_file: Path
     found = race.run(model, race.FIRST, 0, args)
     assert [point[0] for point in found["curve"]] == [12, 24, 36] and found["peak"] > 0
     assert bench.space.value.abs().sum() > 0 and any(v.any() for k, v in bench.space.tensors() if k.endswith("lora_B"))
-    assert "| first-order " in race.text({race.FIRST: {"0": found}})
+    assert "| first-order " in race.text({"films": {race.FIRST: {"0": found}}})
     assert race.reached([[[8, 1.0, 0.7]], [[8, 2.0, 0.5]]], 0.6, 0) == "8 (1 of 2)"
 
 
@@ -139,7 +140,23 @@ def test_fits_race_on_the_same_rows(
         found = race.run(model, name, 0, args)
         assert [point[0] for point in found["curve"]] == [20, 50], "the recipe has 50 training rows"
         assert all(0 < point[4] < 5 and 0.3 <= point[2] <= 1 for point in found["curve"]) and found["peak"] > 0
-        assert f"| {name} " in race.text({name: {"0": found}})
+        assert f"| {name} " in race.text({"films": {name: {"0": found}}})
+
+
+@pytest.mark.parametrize(("name", "first"), [(race.START, 50), (race.ALIGNED, 256)])
+def test_a_space_of_its_own_races_and_leaves_the_models_alone(
+    args: Namespace, recipe_file: Path, tmp_path: Path, name: str, first: int
+) -> None:
+    from zoedge.lab._model import SharedModel
+    from zoedge.recipe.reading import read_recipe
+
+    model, args.steps = SharedModel(read_recipe(str(recipe_file)), tmp_path), 2
+    kept = model.measuring.space
+    found = race.run(model, name, 0, args)
+    assert [point[0] for point in found["curve"]] == [first + 160, first + 320], (
+        "one pass over the rows, five points of 32 a step"
+    )
+    assert model.measuring.space is kept and not found["diverged"]
 
 
 def test_the_page() -> None:
@@ -149,7 +166,7 @@ def test_the_page() -> None:
     page = report.page(
         {
             "parts": {"machine": machine, "model": "m", "rows": rows},
-            "race": {"machine": machine, "settings": {"model": "m"}, "runs": {"mezo": {"0": curve}}},
+            "race": {"machine": machine, "settings": {"model": "m"}, "sets": {"films": {"mezo": {"0": curve}}}},
         }
     )
     assert "| >= 1000 | yes |" in page and "| mezo  " in page and machine["torch"] in page
@@ -204,7 +221,42 @@ def test_random_numbers_lie_where_the_weights_do() -> None:
     assert found[0].device.type == "meta" and found[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["step", "parts", "race", "gpu", "report"])
+@pytest.mark.parametrize("name", ["step", "parts", "race", "memory", "gpu", "report"])
 def test_help(name: str) -> None:
     command = [sys.executable, str(HERE / f"{name}.py"), "--help"]
     assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_backward_pass_by_blocks_has_the_gradients_of_a_whole_one(args: Namespace, tmp_path: Path) -> None:
+    """The strictest rival of the memory benchmark computes what plain backpropagation computes."""
+    cell = memory.Cell("1", 9, 2)
+    base = load_base(memory.make_recipe(args, cell, tmp_path).model)
+    model = memory.add_adapters(base, cell.depth)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+    rows = memory.make_examples(base, cell)
+    ids, labels = torch.tensor([tokens[:9] for tokens in rows.tokens]), torch.tensor(rows.labels)
+    head = base.facts.head(base.model).weight[rows.targets[0]].float()
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def loss(h: Any) -> Any:
+        return torch.nn.functional.cross_entropy(torch.nn.functional.linear(h.float(), head), labels[:1])
+
+    loss(base.model.base_model(input_ids=ids[:1], use_cache=False).last_hidden_state[:, -1]).backward()
+    whole = [p.grad.clone() for p in trained if p.grad is not None]
+    model.zero_grad()
+    memory.backward_by_blocks(base, cell, ids[:1], loss, tmp_path)
+    found = [p.grad for p in trained if p.grad is not None]
+    assert len(whole) == len(found) == len(trained) > 0
+    for a, b in zip(whole, found):
+        assert float((a - b).norm()) < 0.02 * float(a.norm()), "its states are kept in bf16, of 8 bits"
+    assert max(float(a.abs().max()) for a in whole) > 1e-3
+
+
+def test_memory_is_measured_of_every_kind(args: Namespace) -> None:
+    cell = memory.Cell("1", 9, 1)
+    found = {kind: memory.measure(args, cell, kind) for kind in ("zoedge", "plain", "block")}
+    assert all(one is not None and one["MiB"] > 1 and one["seconds"] > 0 for one in found.values())
+    assert "1 blocks, 1 x 9" in memory.text([{**cell._asdict(), "kinds": found}])

@@ -29,8 +29,11 @@ from zoedge.errors import DamagedError, ReplayError, StorageError
 from zoedge.log.header import DIGEST_FIELDS, Header
 from zoedge.log.log import Log
 from zoedge.log.packed import PackedLog, decode_planes, encode_planes, pack_log
+from zoedge.log.records import Records
+from zoedge.log.slots import END, HASH, NOTE, SESSION, STEP, encode_slot
 from zoedge.recipe.check import check
 from zoedge.run import identity, replay
+from zoedge.run.folder import open_any_log
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 PAGE = (ROOT / "docs" / "log-format.md").read_text(encoding="utf-8")
@@ -125,9 +128,36 @@ def test_packed_raw_and_the_page_replay_to_the_same_bits(
 def test_the_pages_program_compares_states(tmp_path: Path, page: dict[str, Any]) -> None:
     trained(tmp_path / "run.zlog")
     log = Log.open(tmp_path / "run.zlog")
-    log.state.records[1] = log[1]._replace(g=(log[1].g[0] * 2,))
+    records = list(log)
+    records[1] = records[1]._replace(g=(records[1].g[0] * 2,))
+    log.state.records = Records()
+    for r in records:
+        log.state.records.extend(encode_slot(log.header.slot_size, STEP, r.seq, r.step, r), log.header.slot_size - 16)
     with pytest.raises(ValueError, match="the state after step 2 is another"):
         page["replay"](pack_log(log))
+
+
+@pytest.mark.parametrize("name, words", [("HASH", "no state hash after step 3, where"), ("END", "a NOTE that no run")])
+@pytest.mark.parametrize("kind", [NOTE, SESSION])
+def test_a_state_that_was_made_into_another_slot(tmp_path: Path, name: str, words: str, kind: int) -> None:
+    """With every digest right: each command that opens a log refuses it, not `verify` alone."""
+    trained(tmp_path / "run.zlog")
+    raw, slot = (tmp_path / "run.zlog").read_bytes(), {"HASH": HASH, "END": END}[name]
+    head = Log.open(tmp_path / "run.zlog").header.length
+    places = [at for at in range(head, len(raw), 64) if raw[at] == slot]
+    place = places[2 if name == "HASH" else 0]  # the rewind drops the first two
+    (tmp_path / "run.zlog").write_bytes(forge(raw, place, bytes([kind]), head))
+    log = Log.open(tmp_path / "run.zlog")
+    if (name, kind) == ("END", SESSION):  # as if it had been stopped and resumed elsewhere: not finished
+        assert open_any_log(str(tmp_path / "run.zlog")).state.end is None
+        return
+    with pytest.raises(DamagedError, match=words) as e:
+        open_any_log(str(tmp_path / "run.zlog"))
+    assert e.value.exit_code == 5
+    if name == "HASH":
+        (tmp_path / "run.zpack").write_bytes(pack_log(log))
+        with pytest.raises(DamagedError, match=words):
+            open_any_log(str(tmp_path / "run.zpack"))
 
 
 def dumps() -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from helpers.commands import Done
 from helpers.faults import OPS, SEED, Fast, Tally, disk, header, put, sizes, states, step, write
 
 from zoedge.errors import DamagedError, LockedError, StorageError, UsageError
+from zoedge.log import repair as repair_module
 from zoedge.log.log import Log
 from zoedge.log.repair import find_wrong_byte, repair
 
@@ -38,6 +40,21 @@ def test_it_says_what_it_did_and_keeps_what_was(damaged: tuple[Path, bytes, byte
         for op in OPS[5:]:
             op(log)
     assert path.read_bytes() == raw
+
+
+def test_the_copy_is_made_in_pieces(damaged: tuple[Path, bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read gives 2 GiB at most (here: 37 bytes), and a copy that is not whole stops everything."""
+    path, raw, bad = damaged
+    pread, most = os.pread, len(bad) - 1
+    with monkeypatch.context() as patch:
+        patch.setattr(repair_module, "PIECE_SIZE", 1000)
+        patch.setattr(os, "pread", lambda fd, n, at: pread(fd, min(n, max(0, most - at)) if n == 1000 else n, at))
+        with pytest.raises(StorageError, match=f"1,{most - 1000} of its 1,{len(bad) - 1000} bytes were copied"):
+            repair(path)
+        assert path.read_bytes() == bad
+        patch.setattr(os, "pread", lambda fd, n, at: pread(fd, 37 if n == 1000 else n, at))
+        assert "3 steps survive" in repair(path)[-1]
+    assert path.with_suffix(".damaged-2").read_bytes() == bad and path.read_bytes() == raw[:1344]
 
 
 def test_a_copy_is_never_overwritten(damaged: tuple[Path, bytes, bytes]) -> None:

@@ -405,7 +405,37 @@ WATCHDOG = {"clip": 10.0, "factor": 3.0, "patience": 50, "rewinds": 8, "rise": 1
     ],
 )
 def test_what_a_recipe_leaves_open_is_filled_in(said: Said, text: str, wanted: dict[str, Any]) -> None:
-    assert derived(said, text) == wanted
+    assert derived(said, text if "space" in text else f"{text}\nspace: lora") == wanted
+
+
+BEGINS = {
+    "space.start": "probe", "train.steps": 250, "train.batch": 32, "estimator": "gauss_newton",
+    "rule": {"lr": 0.1, "schedule": "linear"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", BEGINS),
+        ("task: {name: choose}", BEGINS),
+        ("train: {steps: 9, batch: 3}", {k: v for k, v in BEGINS.items() if not k.startswith("train")}),
+        ("task: {name: classify, objective: accuracy}", {"space.start": "probe", "rule.lr": "auto"}),
+        ("task: {name: lm}", {"space.start": None, "estimator": None, "rule.lr": "auto"}),
+        ("task: {name: generate, objective: 'rewards:length'}", {"space.start": None, "rule.lr": "auto"}),
+        ("space: lora", {"space.start": None, "estimator": None, "train.steps": None, "rule.lr": "auto"}),
+        *((text, {"space.start": "probe", "estimator": None, "train.steps": 250, "train.batch": None})
+          for text in ("noise: normal", "estimator: two_sided", "rule: sgd")),
+    ],
+)  # fmt: skip
+def test_a_recipe_without_a_space_begins_in_closed_form(said: Said, text: str, wanted: dict[str, Any]) -> None:
+    found = derived(said, text)
+    assert {key: found.get(key) for key in wanted} == wanted
+    checked = reading.read_recipe("my.yaml")
+    assert checked.space.start == (wanted["space.start"] or "zero")  # type: ignore[attr-defined]
+    again = recipe.dump_recipe(checked)
+    Path("my.yaml").write_text(again, encoding="utf-8")
+    assert reading.read_recipe("my.yaml") == checked, "what a run's folder holds is the same recipe"
 
 
 def test_null_is_the_default(said: Said) -> None:
@@ -477,7 +507,9 @@ def test_shipped_recipes_by_name() -> None:
     assert reading.list_shipped()
     for path in reading.list_shipped():
         assert reading.find_recipe(path.stem) == reading.find_recipe(path.name) == path
-    with pytest.raises(UsageError, match=r"No recipe 'quickstrat': no such file, .* - did you mean 'quickstart'\?"):
+    with pytest.raises(
+        UsageError, match=r"No recipe 'quickstrat': no such file, and not a shipped one\. Did you mean quickstart"
+    ):
         reading.find_recipe("quickstrat")
 
 

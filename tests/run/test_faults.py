@@ -365,7 +365,9 @@ def test_a_tokenizer_that_changed_is_told(recipe_file: Path, tmp_path: Path, lla
         table["model"]["vocab"][words[0]],
     )
     file.write_text(json.dumps(table))
-    with pytest.raises(IdentityError, match=r"changed: the tokenizer \(sha256 \w{8}\.\. -> \w{8}\.\.\)\. "):
+    with pytest.raises(
+        IdentityError, match=r"changed: the tokenizer \(sha256 \w{8}\.\. -> \w{8}\.\.\), tokenizer.json of "
+    ):
         whole_run(read_recipe(str(recipe_file), [source]), tmp_path / "run", make_display("quiet"))
 
 

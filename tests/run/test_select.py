@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from zoedge.commands.finetune import train
+from zoedge.errors import DamagedError
 from zoedge.log.log import Log
 from zoedge.recipe.reading import read_recipe
 from zoedge.run import evaluate
@@ -117,11 +118,60 @@ def test_what_a_kill_lost_is_looked_at_again(tune: Callable[..., Outcome]) -> No
     path.write_text("\n".join(line for line in whole if line != lost) + "\n")
     best = tune("run", "eval.select=best")
     found = noted(first.folder, "valid")
-    assert [x["step"] for x in found] == [4, 12, 16, 20, 0, 8, 24] and found[-2] == json.loads(lost)
+    # the checksum of the next look shows that one is missing
+    assert [x["step"] for x in found] == [4, 16, 20, 0, 8, 12, 24]
+    assert found[-3] | {"sum": 0} == json.loads(lost) | {"sum": 0}
     losses = run_folder.validation_losses(first.folder, Log.open(first.folder / run_folder.LOG_FILE))
     assert losses[best.at] == min(losses.values()) and best.at == min(losses, key=losses.__getitem__)
     assert (first.folder / run_folder.LOG_FILE).read_bytes() == log
     assert (tune("run").at, tune("run").after) == (24, first.after)
+
+
+EDITS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "a loss": lambda looks: looks[2].update(loss=1e-4),
+    "a step": lambda looks: looks[2].update(step=16),
+    "a loss and the checksum of another line": lambda looks: looks[2].update(loss=1e-4, sum=looks[1]["sum"]),
+    "a loss, its checksum gone": lambda looks: (looks[2].update(loss=1e-4), looks[2].pop("sum")),
+    "a look that was added": lambda looks: looks.append(looks[2] | {"loss": 1e-4}),
+    "a look that was removed": lambda looks: looks.pop(2),
+    "the last look removed": lambda looks: looks.pop(),
+    "two looks swapped": lambda looks: looks.insert(1, looks.pop(2)),
+    "another run's look": lambda looks: looks[2].update(sum="0123456789abcdef"),
+}
+
+
+def test_a_look_that_was_edited_chooses_nothing(
+    tune: Callable[..., Outcome], zoedge: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Every command that delivers refuses, with exit code 5; a resumed run looks again and ends as it had."""
+    folder = tune("run", "eval.select=best").folder
+    path, adapter = folder / run_folder.METRICS_FILE, (folder / "adapter" / WEIGHTS).read_bytes()
+    whole, lines = path.read_bytes(), run_folder.read_metrics(folder)
+    log = Log.open(folder / run_folder.LOG_FILE)
+    before, at = run_folder.validation_looks(folder, log), run_folder.resolve_step(log, None)
+    done = zoedge("verify", folder)
+    assert f"delivers step {at}, " in done.out and "(7 looks, checksums right)" in done.out, done.out
+    for what, edit in EDITS.items():
+        looks = [dict(x) for x in lines if x["event"] == "valid"]
+        edit(looks)
+        rest = [x for x in lines if x["event"] != "valid"]
+        path.write_text("".join(json.dumps(x) + "\n" for x in [*rest[:-1], *looks, rest[-1]]))
+        with pytest.raises(DamagedError, match=r"the looks choose the step that is delivered\. Name a"):
+            run_folder.resolve_step(log, None)
+        assert run_folder.resolve_step(log, "last") == 24 and run_folder.resolve_step(log, "8") == 8, what
+        run_folder.mend_looks(folder, log)
+        again = run_folder.validation_looks(folder, log)
+        assert again.items() <= before.items() and len(again) >= 4 and run_folder.mend_looks(folder, log) == 0, what
+    path.write_bytes(whole.replace(b'"step": 8, "seq"', b'"step": 9, "seq"'))
+    for command in (["verify"], ["replay", "-o", tmp_path / "r"], ["pack", "-o", tmp_path / "p.zoe"]):
+        done = zoedge(command[0], folder, *command[1:])
+        assert done.code == 5 and "the look after step 9" in done.err, done.out
+    assert tune("run", "eval.select=best").at == at and (folder / "adapter" / WEIGHTS).read_bytes() == adapter
+    assert run_folder.validation_looks(folder, log) == before
+    path.write_text(
+        "".join(json.dumps({k: v for k, v in x.items() if k not in ("sum", "looks")}) + "\n" for x in lines)
+    )
+    assert run_folder.resolve_step(log, None) == at, "a run of an earlier version has no checksums"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +211,7 @@ def test_a_log_that_nothing_was_noted_of_is_read_to_its_end(
     alone.write_bytes((folder / run_folder.LOG_FILE).read_bytes())
     done = zoedge("replay", alone)
     assert done.code == 0 and "24 steps" in done.out, done.out
-    kept = [line for line in run_folder.read_metrics(folder) if line["event"] != "valid" or line["step"] == 0]
+    kept = [x for x in run_folder.read_metrics(folder) if x["event"] not in ("valid", "finished") or x.get("step") == 0]
     (folder / run_folder.METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in kept))
     with Log.open(folder / run_folder.LOG_FILE) as log:
         assert run_folder.resolve_step(log, None) == 24 and run_folder.resolve_step(log, "best") == 0

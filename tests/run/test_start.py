@@ -275,9 +275,15 @@ def test_a_few_answers_take_a_bias_off(recipe_file: Path, zoedge: Callable[..., 
     assert line["features"] == 1 and line["tried"] == {}
 
 
-def test_options_of_several_tokens_have_no_start_yet(recipe_file: Path) -> None:
-    with pytest.raises(DataError, match="fitted to options that are one token each"):
-        finetune(str(recipe_file), *STARTED, 'task.options={negative: " dull", positive: " great fun bright"}')
+def test_options_of_several_tokens_are_fitted_as_answers(recipe_file: Path) -> None:
+    """Their first token may be the same, so that the second one alone tells the labels apart."""
+    words = 'task.options={negative: " was dull", positive: " was fun"}'
+    outcome = finetune(str(recipe_file), words, *STARTED, "train.steps=1", "rule.lr=1e-9")
+    assert outcome is not None
+    (line,) = noted(outcome.folder, "start")
+    assert line["passes"] == 50 and line["features"] >= 1
+    (before,), (after,) = noted(outcome.folder, "before"), noted(outcome.folder, "after")
+    assert after["loss"] < before["loss"] - 0.02 and after["accuracy"] >= before["accuracy"]
 
 
 # -- what has no start
@@ -295,12 +301,6 @@ def test_other_spaces_and_several_have_none(recipe_file: Path) -> None:
         read_recipe(str(recipe_file), ["space={name: prompt, start: probe}"])
     with pytest.raises(UsageError, match="goes with no other space"):
         read_recipe(str(recipe_file), ["space={name: several, of: {lora: {start: probe}, prompt: {tokens: 2}}}"])
-
-
-def test_options_of_several_tokens_have_none(recipe_file: Path) -> None:
-    options = 'task.options={negative: " terrible", positive: " great fun"}'
-    with pytest.raises(DataError, match=r"one token each"):
-        finetune(str(recipe_file), *STARTED, options)
 
 
 def test_rows_of_one_label_are_refused_by_its_name(recipe_file: Path, reviews: Path, tmp_path: Path) -> None:
@@ -389,3 +389,49 @@ def test_without_validation_rows_the_last_step_is_delivered(recipe_file: Path) -
     assert read_recipe(str(recipe_file), ["eval={every: 3}"]).eval.select == "best"
     assert read_recipe(str(recipe_file), ["eval={every: 3}", "data.valid=null"]).eval.select == "last"
     assert read_recipe(str(recipe_file), ["eval.select=last"]).eval.select == "last"
+
+
+NO_METHOD = """version: 1
+name: short
+model: {{source: "{model}"}}
+data: {{train: "{rows}", test: {{split: 20}}, max_length: 64}}
+task: {{name: classify, prompt: "{{text}} It was", options: {{negative: " terrible", positive: " great"}}}}
+train: {{steps: 3, batch: 4}}
+output: {{dir: "{out}"}}
+"""
+
+
+def write_short(folder: Path, llama: Path, rows: Path) -> Path:
+    path = folder / "short.yaml"
+    path.write_text(NO_METHOD.format(model=llama, rows=rows, out=folder / "runs"), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_without_a_method_begins_so(
+    tmp_path: Path, llama: Path, reviews: Path, zoedge: Callable[..., Done]
+) -> None:
+    done = zoedge("finetune", write_short(tmp_path, llama, reviews), "--plain")
+    assert done.code == 0 and "closed-form start from one pass over 60 rows" in done.out + done.err, done.err
+    with Log.open(tmp_path / "runs" / "short" / "run.zlog") as log:
+        assert "start" in log.header.about["space"] and len(log[0].g) == 4, "Gauss-Newton's four directions"
+    assert zoedge("verify", tmp_path / "runs" / "short", "--replay").code == 0
+
+
+def test_where_none_can_be_fitted_it_begins_without(
+    tmp_path: Path, llama: Path, reviews: Path, zoedge: Callable[..., Done]
+) -> None:
+    rows = tmp_path / "one.jsonl"
+    lines = reviews.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows.write_text("".join(line for line in lines if "positive" in line), encoding="utf-8")
+    path = write_short(tmp_path, llama, rows)
+    done = zoedge("finetune", path, "--plain")
+    said = done.out + done.err
+    assert done.code == 0 and "no closed-form start, which the recipe does not ask for either." in said, said
+    run = tmp_path / "runs" / "short"
+    with Log.open(run / "run.zlog") as log:
+        assert "start" not in log.header.about["space"]
+    assert zoedge("verify", run, "--replay").code == 0
+    end = (run / "run.zlog").read_bytes()
+    assert zoedge("finetune", path, "--plain").code == 0 and (run / "run.zlog").read_bytes() == end
+    asked = zoedge("finetune", path, "space.start=probe", "--run-dir", tmp_path / "asked")
+    assert asked.code != 0 and "space.start: probe" in asked.err

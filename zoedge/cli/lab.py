@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import app
+from .completing import complete_experiments
 
 lab_app = typer.Typer(no_args_is_help=True, help="The papers' small experiments, run by the same engine.")
 app.add_typer(lab_app, name="lab")
@@ -24,13 +25,13 @@ def ls() -> None:
 
 @lab_app.command("run")
 def run(
-    name: Annotated[str, typer.Argument(help="a name of `zoedge lab ls`")],
+    name: Annotated[str, typer.Argument(help="It is a name of `zoedge lab ls`.", autocompletion=complete_experiments)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="an option of the experiment, such as steps=1000", metavar="[KEY=VALUE]..."),
+        typer.Argument(help="Each sets an option of the experiment, such as steps=1000.", metavar="[KEY=VALUE]..."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="of zoedge's noise", min=0, max=2**32 - 1)] = 0,
-    out: Annotated[Path, typer.Option(help="where NAME.json and NAME.svg go")] = Path("runs/lab"),
+    seed: Annotated[int, typer.Option(help="The noise is drawn by this number.", min=0, max=2**32 - 1)] = 0,
+    out: Annotated[Path, typer.Option(help="NAME.json and NAME.svg go into this folder.")] = Path("runs/lab"),
 ) -> None:
     """Run an experiment, write its numbers (JSON) and a plot (SVG), and say whether the paper's finding was reproduced."""
     from ..commands import lab

@@ -11,10 +11,22 @@ import typer
 from ..errors import make_printable
 from . import app
 from .arguments import AT_HELP, BaseOption, DeviceOption, RawLogArgument, RunArgument
+from .completing import complete_recipes, complete_values
 
 log_app = typer.Typer(no_args_is_help=True, help="Look into a run's log.")
 app.add_typer(log_app, name="log")
-AtStepOption = Annotated[str | None, typer.Option("--at", "--to-step", help=AT_HELP)]
+AtStepOption = Annotated[
+    str | None, typer.Option("--at", "--to-step", help=AT_HELP, autocompletion=complete_values("last", "best"))
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(help="Compare base, data and batches with this recipe too.", autocompletion=complete_recipes),
+]
+ReplayOption = Annotated[bool, typer.Option("--replay", help="Replay the log and compare every state that it has.")]
+AdapterOption = Annotated[Path | None, typer.Option(help="Compare this exported adapter bit for bit.")]
+AdapterStepOption = Annotated[
+    str | None, typer.Option(help=f"With --adapter: {AT_HELP}", autocompletion=complete_values("last", "best"))
+]
 
 
 def open_log(run: str) -> Any:
@@ -28,7 +40,7 @@ def open_log(run: str) -> Any:
 def replay(
     run: RunArgument,
     at: AtStepOption = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("rebuilt"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Write the adapter into this folder.")] = Path("rebuilt"),
     device: DeviceOption = "cpu",
     base: BaseOption = None,
 ) -> None:
@@ -45,20 +57,23 @@ def replay(
 @app.command()
 def verify(
     run: RunArgument,
-    against: Annotated[str | None, typer.Option(help="a recipe: compare base, data and batches too")] = None,
-    replay: Annotated[bool, typer.Option("--replay", help="replay and compare every logged state")] = False,
-    adapter: Annotated[Path | None, typer.Option(help="an exported adapter: compare it bit for bit")] = None,
-    at: Annotated[str | None, typer.Option(help=f"of --adapter: {AT_HELP}")] = None,
+    against: AgainstOption = None,
+    replay: ReplayOption = False,
+    adapter: AdapterOption = None,
+    at: AdapterStepOption = None,
     base: BaseOption = None,
 ) -> None:
     """Prove that a log is whole, and that it gives what it says."""
     from ..commands import verify as commands_verify
     from ..log.log import Log
     from ..recipe.reading import read_recipe
+    from ..run.folder import describe_delivery
 
     journal = open_log(run)
     packed = [f"{len(journal):,} steps, packed: its digest is right", f"fingerprint {journal.fingerprint}"]
     print_level("1 log", commands_verify.check_integrity(journal) if isinstance(journal, Log) else packed)
+    if delivery := describe_delivery(journal):
+        print_level("", [delivery])
     if against:
         print_level("2 inputs", commands_verify.check_inputs(journal, read_recipe(against)))
     if replay or adapter:
@@ -92,8 +107,10 @@ def print_level(level: str, lines: list[str]) -> None:
 @log_app.command("show")
 def show(
     run: RunArgument,
-    last: Annotated[int, typer.Option("-n", min=0, help="how many of the last steps")] = 10,
-    json: Annotated[bool, typer.Option("--json", help="the header and every step, one JSON object a line")] = False,
+    last: Annotated[int, typer.Option("-n", min=0, help="So many of the last steps are printed.")] = 10,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the header and every step, one JSON object a line.")
+    ] = False,
 ) -> None:
     """Print a log's header and its last steps."""
     from ..commands.log import summarise_log
@@ -110,8 +127,8 @@ def show(
     for name in ("recipe", "base", "tokenizer", "data", "manifest", "initial", "selftest"):
         typer.echo(f"{name:12} sha256 {vars(journal.header)[name].hex()[:16]}..")
     typer.echo(f"\n{'step':>7} {'seq':>7} {'lr':>10} {'g':>12}  losses")
-    for record in list(journal)[-last:] if last else []:
-        typer.echo(format_record(record))
+    for step in range(max(0, len(journal) - last), len(journal)):
+        typer.echo(format_record(journal[step]))
 
 
 def format_record(record: Any) -> str:
@@ -124,9 +141,12 @@ def format_record(record: Any) -> str:
 @log_app.command("export")
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", help="the file")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Write this file.")],
     packed: Annotated[
-        bool, typer.Option("--packed", help="a few bytes a step, replays to the same bits; default: CSV")
+        bool,
+        typer.Option(
+            "--packed", help="Write a few bytes a step, which replay to the same bits. Without it, write CSV."
+        ),
     ] = False,
 ) -> None:
     """Write a copy of a log for sharing (--packed) or for a spreadsheet (CSV)."""

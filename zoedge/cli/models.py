@@ -9,6 +9,7 @@ import typer
 
 from . import app
 from .arguments import AtOption, RunArgument
+from .completing import complete_values
 
 if TYPE_CHECKING:
     from ..run.trained import Trained
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 @app.command()
 def generate(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option("-p", "--prompt")],
-    tokens: Annotated[int, typer.Option(min=1, help="at most so many new tokens")] = 40,
-    free: Annotated[bool, typer.Option("--free", help="free text, also from a run that learnt to choose")] = False,
-    compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer beside it")] = False,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The model reads this text.")],
+    tokens: Annotated[int, typer.Option(min=1, help="It answers with at most so many new tokens.")] = 40,
+    free: Annotated[
+        bool, typer.Option("--free", help="Print free text, also from a run that learnt to choose.")
+    ] = False,
+    compare_base: Annotated[bool, typer.Option("--compare-base", help="Print the base's answer beside it.")] = False,
     at: AtOption = None,
 ) -> None:
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
@@ -40,8 +43,8 @@ def generate(
 @app.command()
 def chat(
     run: RunArgument,
-    tokens: Annotated[int, typer.Option(min=1, help="at most so many new tokens an answer")] = 200,
-    compare_base: Annotated[bool, typer.Option("--compare-base", help="the base's answer before it")] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="An answer has at most so many new tokens.")] = 200,
+    compare_base: Annotated[bool, typer.Option("--compare-base", help="Print the base's answer before it.")] = False,
     at: AtOption = None,
 ) -> None:
     """Answer each line of standard input (greedy), until it ends or says /quit. A line is a user's turn in the chat
@@ -95,9 +98,11 @@ def print_answers(trained: Trained, answer: Callable[[], str], compare_base: boo
 
 @app.command()
 def quantize(
-    model: Annotated[str, typer.Argument(help="a folder, a packaged model, or a hub id")],
-    to: Annotated[str, typer.Option(help="nf4 | fp4 | int8")] = "nf4",
-    double_quant: bool = True,
+    model: Annotated[str, typer.Argument(help="It is a folder, a packaged model, or a hub id.")],
+    to: Annotated[
+        str, typer.Option(help="Quantise to nf4, fp4 or int8.", autocompletion=complete_values("nf4", "fp4", "int8"))
+    ] = "nf4",
+    double_quant: Annotated[bool, typer.Option(help="Quantise the scales of a 4-bit base too.")] = True,
 ) -> None:
     """Make the pre-quantised cache of a model, so that the first run starts at once."""
     from ..commands.quantize import quantize_model

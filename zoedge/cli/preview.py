@@ -22,9 +22,9 @@ BAR_EIGHTHS = "▏▎▍▌▋▊▉█"
 def preview(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    count: Annotated[int, typer.Option("-n", min=0, max=1000, help="how many rows")] = 3,
-    plain: Annotated[bool, typer.Option("--plain", help="[brackets] around scored tokens instead of colours")] = False,
-    json: Annotated[bool, typer.Option("--json", help="one JSON object, with every token's number")] = False,
+    count: Annotated[int, typer.Option("-n", min=0, max=1000, help="So many rows are shown.")] = 3,
+    plain: Annotated[bool, typer.Option("--plain", help="Put scored tokens in [brackets] instead of colours.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object, with every token's number.")] = False,
 ) -> None:
     """Show rows as training will see them: text, scored tokens, lengths, what is cut. Loads no weights."""
     from ..commands.preview import build_preview

@@ -11,17 +11,31 @@ from . import app
 from .completing import complete_recipes
 
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that come with zoedge.")
-RecipeName = Annotated[str, typer.Argument(autocompletion=complete_recipes)]
+RecipeName = Annotated[
+    str, typer.Argument(help="It is a name of `zoedge recipes ls`.", autocompletion=complete_recipes)
+]
 app.add_typer(recipes_app, name="recipes")
 
 
-@recipes_app.command("ls")
-def ls() -> None:
-    """List the shipped recipes, each with its first comment."""
-    from ..commands.recipes import list_recipes
+WordsArgument = Annotated[list[str] | None, typer.Argument(help="List only recipes that these words stand in.")]
 
-    for name, comment in list_recipes():
-        typer.echo(f"{name:24} {comment}".rstrip())
+
+@recipes_app.command("ls")
+def ls(words: WordsArgument = None) -> None:
+    """List the shipped recipes in groups, those to begin with first; with words, search them."""
+    from ..commands.recipes import group_recipes
+    from ..errors import UsageError, make_printable
+
+    groups = group_recipes(words or [])
+    if not any(groups.values()):
+        asked = make_printable(" ".join(words or []))
+        raise UsageError(f"No shipped recipe has '{asked}'. `zoedge recipes ls` lists all of them.")
+    for group, recipes in groups.items():
+        if recipes:
+            typer.echo(f"{group}:")
+            for recipe in recipes:
+                typer.echo(f"  {recipe.name:20} {recipe.needs:24} {recipe.comment}".rstrip())
+    typer.echo("packaged: model and rows come from the package index. Times are of 2 cores of a shared machine.")
 
 
 @recipes_app.command("show")
@@ -33,7 +47,9 @@ def show(name: RecipeName) -> None:
 
 
 @recipes_app.command("cp")
-def cp(name: RecipeName, to: Annotated[Path, typer.Argument(help="a file or a folder")] = Path(".")) -> None:
+def cp(
+    name: RecipeName, to: Annotated[Path, typer.Argument(help="Write this file, or into this folder.")] = Path(".")
+) -> None:
     """Copy a shipped recipe, to change it."""
     from ..commands.recipes import copy_recipe
 

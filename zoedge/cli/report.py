@@ -15,10 +15,13 @@ from .completing import complete_runs
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(help="runs' folders or names; two or more give a comparison", autocompletion=complete_runs),
+        typer.Argument(
+            help="They are runs' folders or names. Two or more give a comparison.", autocompletion=complete_runs
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="the file; default: report.html in the run's folder, or here")
+        Path | None,
+        typer.Option("-o", "--out", help="Write this file. Without it, report.html in the run's folder, or here."),
     ] = None,
 ) -> None:
     """Write one HTML file of a run, or of several beside one another, that opens anywhere and offline."""

@@ -16,25 +16,28 @@ from .arguments import JsonOption, RunsArgument
 
 runs_app = typer.Typer(no_args_is_help=True, help="The runs that there are: list them, remove some.")
 app.add_typer(runs_app, name="runs")
+DEFAULT_FOLDER = Path("runs")
 TABLE_HEAD = ("run", "model", "task", "state", "steps", "score", "age", "size", "fingerprint")
 NUMBER_COLUMNS = {4, 6, 7}
 
 
 @runs_app.command("ls")
 def ls(
-    folder: Annotated[Path, typer.Option("--dir", help="where the runs are")] = Path("runs"),
+    folder: Annotated[Path, typer.Option("--dir", help="The runs lie in this folder.")] = DEFAULT_FOLDER,
     json: JsonOption = False,
 ) -> None:
     """List every run with its state, steps and last score, the newest first."""
     from ..commands.runs import list_runs
     from ..errors import make_printable
 
-    entries = list_runs(folder)
+    entries = (
+        [] if folder == DEFAULT_FOLDER and not folder.exists() else list_runs(folder)
+    )  # nothing was trained here yet
     if json:
         for entry in entries:
             typer.echo(json_.dumps(asdict(entry)))
     elif not entries:
-        typer.echo(f"no runs in {folder}")
+        typer.echo(f"There are no runs in {folder}. `zoedge finetune RECIPE` makes one.")
     else:
         for line in format_table([TABLE_HEAD, *map(table_row, entries)]):
             typer.echo(line)
@@ -80,7 +83,7 @@ def order_columns(score: object) -> dict[str, str]:
 @runs_app.command("rm")
 def rm(
     run: RunsArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove runs' folders, with their logs: what a run has learnt is gone."""
     from ..commands.report.words import format_bytes

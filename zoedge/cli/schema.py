@@ -9,12 +9,17 @@ import typer
 
 from . import app
 from .arguments import OverridesArgument, RecipeArgument
+from .completing import complete_keys
 
 
 @app.command()
 def schema(
-    field: Annotated[str | None, typer.Option(help="one key in words, such as rule.lr")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="the file; default: print it")] = None,
+    field: Annotated[
+        str | None, typer.Option(help="Explain this key in words, such as rule.lr.", autocompletion=complete_keys)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write this file. Without it, the schema is printed.")
+    ] = None,
 ) -> None:
     """Print the JSON schema of a recipe, for editors.
 

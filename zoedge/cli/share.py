@@ -9,12 +9,13 @@ import typer
 
 from . import app
 from .arguments import AtOption, BaseOption, DeviceOption, RawLogArgument
+from .completing import complete_shared
 
 
 @app.command()
 def pack(
     run: RawLogArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", help="the file, such as film.zoe")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Write this file, such as film.zoe.")],
     at: AtOption = None,
     base: BaseOption = None,
 ) -> None:
@@ -35,10 +36,10 @@ def pack(
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Argument(help="a .zoe that `zoedge pack` made")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="the adapter's folder")] = Path("applied"),
+    file: Annotated[Path, typer.Argument(help="It is a .zoe that `zoedge pack` made.", autocompletion=complete_shared)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Write the adapter into this folder.")] = Path("applied"),
     base: Annotated[
-        str | None, typer.Option(help="the base: a folder, a packaged model or a hub id; default: as the recipe says")
+        str | None, typer.Option(help="The base: a folder, a packaged model or a hub id. Without it, the recipe says.")
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:

@@ -9,15 +9,29 @@ import typer
 
 from . import app
 from .arguments import JsonOption, OverridesArgument, PlainOption, QuietOption, RecipeArgument, RunFolderArgument
+from .completing import complete_parents, complete_values
 
-ResumeOption = Annotated[str, typer.Option(help="auto: go on where the run's log ends; never: refuse an existing run")]
-FromOption = Annotated[
-    str | None, typer.Option("--from", help="RUN@STEP: begin with another run's first steps (a number, last or best)")
+ResumeOption = Annotated[
+    str,
+    typer.Option(
+        help="With auto, an existing run goes on where its log ends; with never, it is refused.",
+        autocompletion=complete_values("auto", "never"),
+    ),
 ]
-RunDirOption = Annotated[Path | None, typer.Option(help="the run's folder instead of output.dir/name")]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Begin with another run's first steps: RUN@STEP, where STEP is a number, last or best.",
+        autocompletion=complete_parents,
+    ),
+]
+RunDirOption = Annotated[Path | None, typer.Option(help="The run lies in this folder, instead of output.dir/name.")]
 DryRunOption = Annotated[
     bool,
-    typer.Option("--dry-run", help="check the recipe, print it with all defaults and what follows from them, and stop"),
+    typer.Option(
+        "--dry-run", help="Check the recipe, print it with all defaults and what follows from them, and stop."
+    ),
 ]
 
 
@@ -50,6 +64,7 @@ def finetune(
     checked = read_recipe(recipe, overrides)
     if dry_run:
         typer.echo(dump_recipe(checked) + dump_derived(checked), nl=False)
+        typer.echo(f"Rows, reward and model were not read: `zoedge validate {recipe}` checks them.", err=True)
         return
     begin = parse_parent(parent) if parent and not is_follower() else None
     run_training(checked, run_dir or run_folder(checked), resume == "auto", choose_display(quiet, plain, json), begin)

@@ -9,7 +9,7 @@ from ..core import engine
 from ..errors import DataError
 from ..run.evaluate import EmptySpace, Score, Visitable, add_drift, evaluate, make_meter
 from ..run.folder import open_any_log, resolve_step
-from ..run.identity import check_same_base, recipe_from_header
+from ..run.identity import check_same_base, held_out_differences, recipe_from_header
 from ..run.setup import Measuring, close_store, open_trunk
 from ..run.start import WithTerm, compare_start
 from ..scoring.rows.sets import in_content_order, load_rows
@@ -17,7 +17,7 @@ from ..scoring.rows.sets import in_content_order, load_rows
 
 def evaluate_run(
     run: str, data: str | None = None, limit: int | None = None, at: str | None = None
-) -> dict[str, Score]:
+) -> tuple[dict[str, Score], list[str]]:
     """Score the base alone and the trained model on the same rows.
 
     Args:
@@ -28,6 +28,7 @@ def evaluate_run(
 
     Returns:
         The score by name: "zero-shot"; of a task with options of one token, the closed-form start; and "after N steps".
+        Sentences on what of the run's own rows is not what it began with.
 
     Raises:
         DataError: the run has no rows to score, or there is something wrong with them.
@@ -37,7 +38,9 @@ def evaluate_run(
     steps = resolve_step(log, at)
     recipe = recipe_from_header(log.header, run)
     measuring = Measuring.build(recipe, log.header)
-    check_same_base(log.header, measuring.header(), run)
+    here = measuring.header()
+    check_same_base(log.header, here, run)
+    changes = [] if data else held_out_differences(log.header, here)
     examples = measuring.texts.test or measuring.texts.valid
     if data:
         rows, _ = load_rows(data, "data", recipe.data)
@@ -65,4 +68,4 @@ def evaluate_run(
         pass
     scores[f"after {steps:,} steps"] = score(measuring.space)
     close_store(measuring.base)
-    return scores
+    return scores, [f"{what} is not what the run began with: it was changed since" for what in changes]

@@ -14,7 +14,7 @@ from ..core import digests
 from ..errors import UsageError, make_printable
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from ..run import auto, branch, replay, setup, signals, trackers
+from ..run import auto, branch, setup, signals, trackers
 from ..run import folder as run_folder
 from ..run import train as run_train
 from ..run.auto import search_auto
@@ -230,12 +230,17 @@ def open_run(
     from ..run.start import compute_start  # here: it imports torch
 
     path = folder / run_folder.LOG_FILE
-    with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
-        measuring = setup.Measuring.build(recipe, None if parent is None else parent.log.header)
+    log = Log.resume(path) if path.exists() else None
+    known = log or (None if parent is None else parent.log)
+    try:
+        with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
+            measuring = setup.Measuring.build(recipe, None if known is None else known.header)
+    except BaseException:
+        if log is not None:
+            log.close()
+        raise
     measuring.base.around_trunk = lambda: stopwatch("trunk")
-    if path.exists():
-        log = Log.resume(path)
-        replay.take_logged_start(measuring.space, log.header)
+    if log is not None:
         return measuring, log
     measuring = auto.choose_trunk_type(measuring, folder, show)
     if parent is None:
@@ -265,9 +270,7 @@ def record_end(
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)
         run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
     options = {"select": measuring.recipe.eval.select, "drift": measuring.recipe.eval.drift}
-    run_folder.append_metric(
-        folder, event="finished", seconds=seconds, adapter=adapter and str(adapter), at=steps, **options
-    )
+    run_folder.append_end(folder, seconds=seconds, adapter=adapter and str(adapter), at=steps, **options)
 
 
 def write_page(recipe: Recipe, path: Path, show: Plain) -> None:
@@ -284,6 +287,7 @@ def write_exports(measuring: setup.Measuring, log: Log, folder: Path, show: Plai
     """
     from .export import merged, peft
 
+    log.confirm()  # another program may have put another run's folder in the place of this one
     recipe, adapter = measuring.recipe, None
     if "peft" in recipe.output.export:
         with show.phase("writing the adapter"):

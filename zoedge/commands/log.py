@@ -15,6 +15,8 @@ from ..log.log import Log
 from ..log.packed import AnyLog, pack_log
 from ..run.folder import open_any_log
 
+PIECE_SIZE = 1 << 20  # characters of CSV that are written at a time
+
 
 def summarise_log(log: AnyLog) -> dict[str, Any]:
     """Return what a log's header and its length say."""
@@ -36,26 +38,30 @@ def export_log(run: str, out: Path, packed: bool) -> tuple[int, int]:
     log = open_any_log(run)
     if out.exists() or out.is_symlink():  # a link to nothing would be replaced
         raise UsageError(f"{out} is there already; name another file.")
+    data: bytes | Iterator[bytes]
     if not packed:
-        data = format_csv(log).encode()
+        data = iterate_csv(log)
     elif isinstance(log, Log):
         data = pack_log(log)
     else:
         raise UsageError(f"{run} is packed already.")
     write_durably(out, data)
-    return len(data), len(log)
+    return out.stat().st_size, len(log)
 
 
-def format_csv(log: AnyLog) -> str:
-    """Return a log's steps as CSV."""
-
-    text = io.StringIO()
+def iterate_csv(log: AnyLog) -> Iterator[bytes]:
+    """Yield a log's steps as CSV, so many lines at a time that memory stays bounded."""
+    text = io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(["step", "seq", "lr", "decay", "flags", "g", "losses"])
     for r in log:
         g, losses = " ".join(map(repr, r.g)), " ".join(map(repr, r.losses))
         rows.writerow([r.step, r.seq, r.lr, r.decay, r.flags, g, losses])
-    return text.getvalue()
+        if text.tell() > PIECE_SIZE:
+            yield text.getvalue().encode()
+            text.seek(0)
+            text.truncate()
+    yield text.getvalue().encode()
 
 
 def iterate_differences(a: AnyLog, b: AnyLog) -> Iterator[tuple[Record, Record]]:

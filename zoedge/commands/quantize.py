@@ -24,5 +24,5 @@ def quantize_model(source: str, scheme: str, double_quant: bool = True) -> tuple
     if scheme not in ("nf4", "fp4", "int8"):
         raise UsageError(f"--to: '{scheme}' is not nf4, fp4 or int8.")
     table = {"source": source, "quantization": scheme, "double_quant": double_quant}
-    folder, _ = prepare_folder(Model.model_validate(table))
+    _, folder, _ = prepare_folder(Model.model_validate(table))
     return folder, sum(path.stat().st_size for path in folder.iterdir())

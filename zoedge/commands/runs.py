@@ -62,6 +62,7 @@ def summarize_run(path: Path, name: str) -> RunSummary:
     summary = RunSummary(name, "damaged", path.lstat().st_mtime, count_bytes(path.parent))
     try:
         with Log.open(path) as log:
+            identity.check_states_known(log)
             recipe = identity.recipe_from_header(log.header, str(path))
             summary.steps, summary.of, summary.fingerprint = len(log), recipe.train.steps, log.fingerprint
             summary.model, summary.task = recipe.model.source, type(recipe.task).__name__.lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from ..core import digests, engine
 from ..core import run as core_run
 from ..core.exact import round_stochastic
 from ..core.types import Leaf, Record, Space
-from ..errors import DamagedError, IdentityError, ReplayError, make_printable
+from ..errors import IdentityError, ReplayError, make_printable
 from ..log.log import Log
 from ..log.packed import AnyLog
 from ..recipe.recipe import Recipe
 from ..run import auto, identity, replay, setup
 from ..run.folder import resolve_step
+from ..scoring.sources.file_digests import without_memos
 
 
 def check_integrity(log: Log) -> list[str]:
@@ -27,10 +29,8 @@ def check_integrity(log: Log) -> list[str]:
 
     Opening the log has checked the chain and every slot. This checks that a state hash stands wherever one must.
     """
-    every, state = log.header.hash_every, log.state
-    missing = [s for s in range(every, len(log) + 1, every) if s not in state.hashes]
-    if missing and not (missing == [len(log)] and state.end is None):
-        raise DamagedError(f"{log.path}: no state hash after step {missing[0]}, where there must be one.")
+    identity.check_states_known(log)
+    state = log.state
     sentences = [
         f"{len(log):,} steps in {log.seq:,} slots, {log.size:,} bytes: every slot and link is intact",
         f"fingerprint {log.fingerprint}",
@@ -52,20 +52,30 @@ def check_integrity(log: Log) -> list[str]:
 def check_inputs(log: Log, recipe: Recipe) -> list[str]:
     """Prove level 2, the inputs: base, tokenizer, data, recipe, tensors, arithmetic, and the batch of each step.
 
-    All of them are made anew from `recipe`. IdentityError names what differs.
+    All of them are made anew from `recipe`, and no digest is taken from a memo. IdentityError names what differs.
     """
-    measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header), log.header)
-    if differences := identity.identity_differences(log.header, measuring.header()):
+    with without_memos():
+        measuring = setup.Measuring.build(auto.fill_from_log(recipe, log.header), log.header)
+    here = measuring.header()
+    if differences := identity.identity_differences(log.header, here) + identity.held_out_differences(log.header, here):
         raise IdentityError(f"{log.path} is not a log of this recipe: {', '.join(differences)}.")
     parents = identity.parent_from_header(log.header)["step"]  # whose data may be others
-    for record in list(log)[parents:] if isinstance(log, Log) else ():  # a packed log has no batch checks
+    for record in islice(log, parents, None) if isinstance(log, Log) else ():  # a packed log has no batch checks
         if (check := measuring.task.batch(record.step).check) != record.check:
             raise IdentityError(
                 f"{log.path}: step {record.step} was measured on another batch (crc {record.check:08x}, here {check:08x})."
             )
     return [
-        f"base, tokenizer, data, recipe, tensors, arithmetic and {len(log) - parents:,} batches are the ones it was made with"
+        f"base, tokenizer, data, recipe, tensors, arithmetic and {len(log) - parents:,} batches are the ones it was made with",
+        *name_unknown_inputs(log),
     ]
+
+
+def name_unknown_inputs(log: Log) -> list[str]:
+    """Return a sentence on what a log of an older version has no digests of; none if it has them all."""
+    if identity.logged_inputs(log.header):
+        return []
+    return ["its header is older than digests of the tokenizer's files, generation_config.json and held-out rows"]
 
 
 def check_states(log: AnyLog, device: str = "cpu", base: str | None = None) -> tuple[core_run.Run, list[str]]:
@@ -136,13 +146,13 @@ class UncheckedLog:
     """The records of a log without its hashes, so that replay goes on past a state that differs."""
 
     def __init__(self, log: AnyLog):
-        self.records = list(log)
+        self.log = log
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.log)
 
     def __getitem__(self, step: int) -> Record:
-        return self.records[step]
+        return self.log[step]
 
     def seal(self, step: int, digest: Callable[[], bytes]) -> None:
         """Do nothing: the states are compared elsewhere."""

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import signal
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +153,13 @@ def write_all(fd: int, data: bytes, middle: str) -> None:
             half = 0
 
 
-def publish_file(path: Path, data: bytes, replace: bool = True, ready: Callable[[int], None] = lambda fd: None) -> int:
+def publish_file(
+    path: Path, data: bytes | Iterable[bytes], replace: bool = True, ready: Callable[[int], None] = lambda fd: None
+) -> int:
     """Write all of `data` at `path`, durably, or nothing, and return the open descriptor.
 
     Args:
+        data: bytes, or pieces of them.
         replace: whether a file that is there is replaced; if not, FileExistsError.
         ready: called with the descriptor before anything is written.
     """
@@ -164,7 +167,8 @@ def publish_file(path: Path, data: bytes, replace: bool = True, ready: Callable[
     fd = disk.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         ready(fd)
-        write_all(fd, data, "file.mid")
+        for piece in (data,) if isinstance(data, bytes) else data:
+            write_all(fd, piece, "file.mid")
         disk.sync(fd)
         if replace:
             disk.rename(temporary, path)
@@ -207,8 +211,8 @@ def write_new_text(path: Path, text: str) -> None:
         raise UsageError(f"{path}: cannot write: {e.strerror}.") from None
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write all of `data` at `path`, or leave there what was there before. StorageError: the disk refuses."""
+def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write all of `data`, bytes or pieces of them, at `path`, or leave there what was there before. StorageError: it fails."""
     try:
         os.close(publish_file(path, data))
     except OSError as e:

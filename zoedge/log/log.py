@@ -35,8 +35,9 @@ Slot i, at header_len + i * slot_size:
 g, lr and decay are authoritative. g and lr have at most 16 significant bits, and are 0 or at least 2**-100; decay is
 any float32 in (0, 1] (it multiplies in a kernel of its own: a short significand would gain nothing, and 16 bits cannot
 tell 1 - 5e-6 from 1). A HASH of step s is the state after s steps; a REWIND to step s drops the effective steps >= s
-and the states after them; END holds the final state. With sync_every 1 a slot is
-durable before it is applied; else the newest sync_every slots can be lost.
+and the states after them; END holds the final state. With sync_every 1 a step is durable before it is applied. Else a
+power cut can lose the steps that were appended in the second after the last sync, at most sync_every of them. A kill
+loses none: each slot is handed to the kernel before it is applied. All slots but STEPs are synced at once.
 
 Reading trusts nothing: there is no length field to allocate by, every slot is checked against the chain. A tail is
 *torn* (an unfinished write; cut off, kept aside as .torn) only if the file ends inside a slot, or the first slot off the
@@ -46,21 +47,21 @@ smaller) is zero. Anything else that fails is *damage*, refused with slot, byte 
 
 from __future__ import annotations
 
-import fcntl
 import os
-import platform
-import re
 import struct
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ..core import storage
 from ..core.storage import open_file, reach_failpoint
 from ..core.types import Record
-from ..errors import DamagedError, LockedError, StorageError
+from ..errors import DamagedError, StorageError
 from .header import BLOCK_LIMIT, MINOR, Header
+from .lock import note_holder, remove_note, take_lock
+from .records import CHAIN_SIZE
 from .slots import (
     END,
     HASH,
@@ -73,6 +74,12 @@ from .slots import (
     check_state_hash,
     decode_slot,
     encode_slot,
+)
+
+BLOCK_SIZE = 1 << 18  # bytes that are read and checked at a time: 4,096 small slots
+
+SYNC_SECONDS = (
+    1.0  # steps wait at most so long for a sync, and at most sync_every of them; all other slots are synced at once
 )
 
 SECTOR_SIZE = 512  # what a disk writes whole or not at all; only slots of 1024 bytes straddle two
@@ -99,6 +106,8 @@ class Log:
         self.wrong = ""  # what is wrong with slot `seq`, if it is damaged
         self._chain = b""
         self._unsynced = 0
+        self._synced_at = time.monotonic()
+        self._file = (0, 0)  # device and inode of the file that is locked
 
     # -- opening
 
@@ -109,7 +118,7 @@ class Log:
         log = cls(path, header, -1, True)
         try:
             # it is locked before it is published: nobody sees it unlocked, or in part
-            log._fd = storage.publish_file(path, raw, replace=False, ready=log._lock)
+            log._fd = storage.publish_file(path, raw, replace=False, ready=partial(take_lock, path))
         except FileExistsError:
             raise
         except OSError as e:
@@ -144,7 +153,7 @@ class Log:
             if log.writable:
                 if header.minor > MINOR:
                     raise DamagedError(f"{path}: written by a newer zoedge; this one can read it, not extend it.")
-                log._lock(fd)
+                take_lock(path, fd)
             log._chain = head[480:496]
             log.read()
             if log.wrong and not inspect:
@@ -168,26 +177,29 @@ class Log:
 
     def read(self) -> None:
         """Read the slots that follow those already read, up to the file's end or to damage, which `wrong` then names."""
-        size, offset, end = self.header.slot_size, self.size, os.fstat(self._fd).st_size
+        from .scan import count_linked, fold_slots  # here: it imports numpy, which `zoedge --help` does not need
+
+        size, end = self.header.slot_size, os.fstat(self._fd).st_size
         self.wrong = ""
-        with os.fdopen(os.dup(self._fd), "rb") as file:
-            file.seek(offset)
-            # `end` is fixed: another process may be writing this run
-            while end - offset >= size and len(raw := file.read(size)) == size:
-                value, wrong = chain_value(self._chain, raw[:-16]), ""
-                if value != raw[-16:]:
-                    if is_unfinished(raw) and -(-(end - offset) // size) <= self.header.sync_every:
-                        break
-                    wrong = "its chain value does not match"
-                else:
-                    slot, wrong = decode_slot(raw, self.header.directions)
-                    wrong = wrong or ("" if slot.seq == self.seq else f"it says it is slot {slot.seq}")
-                    wrong = wrong or self.state.fold(slot)
-                if wrong:
-                    self.wrong = wrong
-                    break
-                self._chain, self.seq, offset = value, self.seq + 1, offset + size
-        self.torn = end - offset
+        # `end` is fixed: another process may be writing this run
+        while not self.wrong and (whole := min(BLOCK_SIZE, end - self.size) // size):
+            block = os.pread(self._fd, whole * size, self.size)
+            block = block[: len(block) // size * size]
+            if not block:
+                break  # another program has cut the file short meanwhile
+            linked = count_linked(self._chain, block, size)
+            taken, self.wrong = fold_slots(self.state, block[: linked * size], size, self.header.directions, self.seq)
+            if taken:
+                self._chain, self.seq = block[: taken * size][-CHAIN_SIZE:], self.seq + taken
+            if not self.wrong and linked * size < len(block):
+                if not self._is_torn(block[linked * size :][:size], end):
+                    self.wrong = "its chain value does not match"
+                break
+        self.torn = end - self.size
+
+    def _is_torn(self, raw: bytes, end: int) -> bool:
+        """Return whether the next slot, which is off the chain, is an unfinished write. end: the size of the file."""
+        return is_unfinished(raw) and -(-(end - self.size) // self.header.slot_size) <= self.header.sync_every
 
     def _mend(self) -> None:
         """Cut a torn tail off, and sync the rest: a killed process may have left it in the kernel's cache."""
@@ -203,35 +215,12 @@ class Log:
         storage.disk.sync(self._fd)
         os.lseek(self._fd, self.size, os.SEEK_SET)
 
-    def _lock(self, fd: int) -> None:
-        """Take the lock of the log. LockedError: another process has it."""
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(
-                f"{self.path}: another zoedge process{self._holder()} is writing this run. Wait for it, or stop it."
-            ) from None
-
     def _hold(self) -> None:
-        """Write beside the log which process has it. The lock itself is the kernel's: the file is for a message alone."""
+        """Note that this process has the log, and which file that is."""
         _locked_logs.add(self)
-        with suppress(OSError):
-            fd = storage.Disk().open(self._lockfile, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            with os.fdopen(fd, "w") as file:
-                file.write(f"{os.getpid()} {platform.node()} {read_boot_id()}\n")
-
-    def _holder(self) -> str:
-        """Return, for a message, which process the lock file names; '' if it cannot be told."""
-        with suppress(OSError, ValueError, StorageError), os.fdopen(open_file(self._lockfile), "rb") as file:
-            owner = re.fullmatch(r"([0-9]{1,9}) ([\w.-]{1,255})(?: ([\w-]{1,64}))?\n", file.read(400).decode())
-            # after a reboot of this machine, the pid in an old lock file is meaningless
-            if owner and not (owner[2] == platform.node() and owner[3] and owner[3] != read_boot_id()):
-                return f" (pid {owner[1]} on {owner[2]})"
-        return ""
-
-    @property
-    def _lockfile(self) -> Path:
-        return self.path.with_suffix(".lock")
+        own = os.fstat(self._fd)
+        self._file = (own.st_dev, own.st_ino)
+        note_holder(self.path)
 
     # -- reading
 
@@ -331,6 +320,11 @@ class Log:
         if wrong := wrong or self.state.refuse(slot):
             raise ValueError(f"refusing to log slot {self.seq}: {wrong}")
         value = chain_value(self._chain, body)
+        self._unsynced += 1
+        waited = time.monotonic() - self._synced_at
+        syncs = kind != STEP or self._unsynced >= self.header.sync_every or waited >= SYNC_SECONDS
+        if syncs:
+            self._check_place()
         self.writable = False  # whatever interrupts from here on, Ctrl-C too, leaves a tail that nothing may follow
         try:
             reach_failpoint("append.before")
@@ -341,8 +335,7 @@ class Log:
                 f"{self.path}: the log could not be written at step {step}: {e.strerror}. What was synced is safe; "
                 "free space (or mend the disk) and `zoedge resume`."
             ) from e
-        self._unsynced += 1
-        if self._unsynced >= self.header.sync_every or kind == END:
+        if syncs:
             self.sync()
         self.state.fold(slot)
         self._chain, self.seq, self.writable = value, self.seq + 1, True
@@ -360,19 +353,75 @@ class Log:
                 f"{self.path}: the log could not be synced: {e.strerror}. What was synced before is safe; mend the "
                 "disk and `zoedge resume`."
             ) from e
-        self._unsynced, self.writable = 0, writable
+        self._unsynced, self._synced_at, self.writable = 0, time.monotonic(), writable
+
+    def secure(self) -> None:
+        """Make all that was appended durable, and prove that the file at the log's path is still this one.
+
+        What depends on the log, such as a look or an export, comes after this. StorageError: the disk refuses, or another
+        program has moved, replaced or overwritten the file.
+        """
+        self._check_place()
+        if self._unsynced:
+            self.sync()
+
+    def confirm(self) -> None:
+        """Read the whole file again as others will. StorageError: it is not what this run has written."""
+        self._check_place()
+        try:
+            same = Log.open(self.path).fingerprint == self.fingerprint
+        except DamagedError as e:
+            raise StorageError(f"{e} It was whole when it was written.") from None
+        if not same:
+            raise self._refuse_place("is another one")
+
+    def _check_place(self) -> None:
+        """Raise StorageError, and write nothing more, unless the file at the path is the one that is locked, as it was left.
+
+        The lock does not help against a program that does not ask for it, such as `mv` or `cp`.
+        """
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+            same = (there.st_dev, there.st_ino) == self._file
+            what = "" if same else "is another one"
+            if same and there.st_size != self.size:
+                what = f"has {there.st_size:,} bytes, where this run has written {self.size:,}"
+            elif same and self._read_tail() != self._chain:
+                what = "ends in bytes that this run has not written"
+        except OSError as e:
+            what = f"cannot be read any more ({e.strerror})"
+        if what:
+            raise self._refuse_place(what)
+
+    def _refuse_place(self, what: str) -> StorageError:
+        """Write nothing more, and return the error that says why."""
+        self.writable = False
+        return StorageError(
+            f"{self.path}: the file there {what}: another program has moved, replaced or overwritten the log of this run, "
+            "after which nothing is written or exported. If it was moved, it is whole there: `zoedge verify` it."
+        )
+
+    def _read_tail(self) -> bytes:
+        """Return the last chain value, or a new log's first, as it stands in the file at the path."""
+        at = self.size - CHAIN_SIZE if self.seq else 480
+        if self._fd >= 0:
+            return os.pread(self._fd, CHAIN_SIZE, at)
+        fd = open_file(self.path)
+        try:
+            return os.pread(fd, CHAIN_SIZE, at)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Sync what is not synced yet, and free the lock."""
         if self._fd >= 0:
             try:
                 if self.writable and self._unsynced:
-                    self.sync()
+                    self.secure()
             finally:
                 if self in _locked_logs:
                     _locked_logs.remove(self)
-                    with suppress(OSError):
-                        self._lockfile.unlink()
+                    remove_note(self.path)
                 self.writable = False
                 fd, self._fd = self._fd, -1
                 os.close(fd)
@@ -382,13 +431,6 @@ class Log:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def read_boot_id() -> str:
-    """Return an id of this machine's present start; '-' where it has none. After a reboot a pid is another process's."""
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return "-"
 
 
 _locked_logs: weakref.WeakSet[Log] = weakref.WeakSet()

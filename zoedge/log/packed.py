@@ -42,10 +42,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.storage import open_file
-from ..core.types import Record
+from ..core.types import SKIPPED, Record
 from ..errors import DamagedError, ReplayError, StorageError
 from .header import BLOCK_LIMIT, Header
 from .log import Log
+from .scan import are_decays, are_weights
 from .slots import check_state_hash, find_record_fault
 
 MAGIC = b"\x89ZPK\r\n\x1a\n"
@@ -66,35 +67,30 @@ def decode_planes(raw: bytes, width: int) -> Any:
     return (np.cumsum(whole.view("<u4")[:, 0], dtype="u8") & (256**width - 1)).astype("<u4")
 
 
-def float_bits(values: Any) -> Any:
-    """Return the bit patterns of float32 values as uint32."""
-    return np.asarray(values, "<f4").view("<u4")
-
-
 def pack_log(log: Log) -> bytes:
     """Return the bytes of a packed log."""
-    records, known = list(log), sorted(log.state.hashes.items())
+    known = sorted(log.state.hashes.items())
     header = log.header.encode()
+    steps, weights = collect_columns(log)
     body = b"".join(
         (
             header,
-            encode_planes([r.seq for r in records], 4),
-            encode_planes(float_bits([r.lr for r in records]) >> 8, 3),
-            encode_planes(float_bits([r.decay for r in records]), 4),
-            bytes(r.flags for r in records),
-            bytes(len(r.g) for r in records),
+            encode_planes(steps[:, 1], 4),
+            encode_planes(steps[:, 5] >> 8, 3),
+            encode_planes(steps[:, 4], 4),
+            (steps[:, 0] >> 8).astype("u1").tobytes(),
+            (steps[:, 0] >> 16).astype("u1").tobytes(),
             encode_planes([step for step, _ in known], 4),
             *(digest for _, digest in known),
         )
     )
-    weights = float_bits([g for r in records for g in r.g])
     stream = zlib.compress(body, 9)
     fixed = _HEADER_STRUCT.pack(
         MAGIC,
         MAJOR,
         MINOR,
         len(header),
-        len(records),
+        len(steps),
         len(weights),
         log.next_seq,
         len(known),
@@ -107,12 +103,23 @@ def pack_log(log: Log) -> bytes:
     return raw + hashlib.sha256(raw).digest()
 
 
+def collect_columns(log: Log) -> tuple[Any, Any]:
+    """Return the first six words of each step's slot, [steps, 6] uint32, and the bits of all g, step by step, uint32."""
+    heads, weights = [np.zeros((0, 6), "<u4")], [np.zeros(0, "<u4")]
+    for words in log.state.records.blocks():
+        g = words[:, 6 : 6 + 3 * log.header.directions : 3]
+        heads.append(words[:, :6])
+        weights.append(g[np.arange(g.shape[1]) < (words[:, :1] >> 16 & 0xFF)])
+    return np.concatenate(heads), np.concatenate(weights)
+
+
 class KnownStates(NamedTuple):
     """The states that a packed log knows: the first 24 bytes of their SHA-256, by number of steps; and the final one."""
 
     hashes: dict[int, bytes]
     end: bytes | None
     rewinds: int = 0  # steps that a rewind dropped are not packed
+    notes: dict[bytes, int] = {}  # nor are notes
 
 
 class PackedLog:
@@ -167,8 +174,16 @@ class PackedLog:
         require(after == sorted(set(after)) and (h == 0 or after[-1] <= n), "its known states do not rise")
         require(not ended or (h and after[-1] == n), "its final state is not known")
         self.state = KnownStates(dict(zip(after, digests)), digests[-1] if ended else None)
-        for record in self:
-            require(not (wrong := find_record_fault(record, self.header.directions)), f"step {record.step}: {wrong}")
+        for step in self._find_odd_steps(directions):
+            require(not (wrong := find_record_fault(self[step], self.header.directions)), f"step {step}: {wrong}")
+
+    def _find_odd_steps(self, directions: Any) -> list[int]:
+        """Return the steps whose numbers may be wrong: all others are right. directions: of each step."""
+        flags = np.frombuffer(self._flags, "u1")
+        ok = (directions >= 1) & (directions <= self.header.directions) & (flags & (SKIPPED | 0xF8) == 0)
+        ok &= are_decays(self._decay.view("<u4")) & are_weights(self._lr.view("<u4"))
+        odd = np.repeat(np.arange(len(self)), directions)[~are_weights(self._g.view("<u4"))]
+        return sorted({*np.flatnonzero(~ok).tolist(), *odd.tolist()})
 
     @classmethod
     def open(cls, path: Path) -> PackedLog:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ..core import storage
 from ..errors import DamagedError, StorageError, UsageError
 from .log import Log
 from .slots import chain_value
+
+PIECE_SIZE = 1 << 22  # bytes that are copied at a time
 
 
 def repair(path: Path) -> list[str]:
@@ -47,7 +50,7 @@ def repair_in_place(log: Log, path: Path) -> list[str]:
     A crash on the way leaves the log no more damaged than it was.
     """
     fd, size, sentences = log._fd, log.header.slot_size, []
-    kept = save_damaged_copy(path, os.pread(fd, os.fstat(fd).st_size, 0))
+    kept = save_damaged_copy(path, fd)
     while log.wrong and (mended := find_wrong_byte(bytes.fromhex(log.fingerprint), os.pread(fd, size, log.size))):
         at, slot = mended
         os.lseek(fd, log.size, os.SEEK_SET)
@@ -64,16 +67,33 @@ def repair_in_place(log: Log, path: Path) -> list[str]:
     return [*sentences, f"{len(log):,} steps survive. As it was: {kept}."]
 
 
-def save_damaged_copy(path: Path, raw: bytes) -> Path:
-    """Write a copy beside `path`, under a name that nothing has yet, and return its path."""
+def save_damaged_copy(path: Path, fd: int) -> Path:
+    """Write a copy of the open file beside `path`, under a name that nothing has yet, and return its path.
+
+    StorageError: the copy has not as many bytes as the file, so that nothing may be cut.
+    """
     for number in count(1):
         kept = path.with_suffix(f".damaged-{number}")
         try:
-            os.close(storage.publish_file(kept, raw, replace=False))
+            os.close(storage.publish_file(kept, read_pieces(fd), replace=False))
             break
         except FileExistsError:
             continue
+    size, copied = os.fstat(fd).st_size, os.stat(kept).st_size
+    if size != copied:
+        raise StorageError(
+            f"{path}: {copied:,} of its {size:,} bytes were copied to {kept}: another program is writing it. Nothing was "
+            "changed; stop that program, and repair again."
+        )
     return kept
+
+
+def read_pieces(fd: int) -> Iterator[bytes]:
+    """Yield the bytes of a file, from its start, in pieces: one read gives 2 GiB at most."""
+    at = 0
+    while piece := os.pread(fd, PIECE_SIZE, at):
+        yield piece
+        at += len(piece)
 
 
 def find_wrong_byte(previous: bytes, raw: bytes) -> tuple[int, bytes] | None:

@@ -12,10 +12,9 @@ from typing import NamedTuple
 from ..core.exact import bits16
 from ..core.types import SKIPPED, Record
 from ..errors import ReplayError
+from .records import CHAIN_SIZE, SLOT_STRUCT, Records, decode_record
 
 STEP, HASH, SESSION, REWIND, END, NOTE = range(1, 7)
-
-_SLOT_STRUCT = struct.Struct("<BBBBIIIff")
 
 FLOAT32_LIMIT = 2.0**128 - 2.0**103  # what rounds to infinity in float32
 
@@ -28,18 +27,20 @@ class Slot(NamedTuple):
     step: int
     record: Record | None  # of a STEP alone
     digest: bytes  # 24 bytes, of the other kinds
+    body: bytes = b""  # its bytes without the chain value
 
 
 @dataclass
 class LogState:
     """The log's slots folded into what they mean: an effective record a step, and what is known of the state."""
 
-    records: list[Record] = field(default_factory=list)
+    records: Records = field(default_factory=Records)
     hashes: dict[int, bytes] = field(default_factory=dict)  # state after so many steps; END's is one of them
     session: bytes = b""  # digest of the newest environment
     sessions: int = 0
     rewinds: int = 0
     end: bytes | None = None
+    notes: dict[bytes, int] = field(default_factory=dict)  # how many NOTEs have a digest
 
     def refuse(self, slot: Slot) -> str:
         """Return what is wrong with `slot` as the next one; '' if nothing is."""
@@ -59,17 +60,18 @@ class LogState:
         if wrong := self.refuse(slot):
             return wrong
         if slot.kind == STEP:
-            assert slot.record is not None
-            self.records.append(slot.record)
+            self.records.extend(slot.body, len(slot.body))
         elif slot.kind == SESSION:
             self.session, self.sessions = slot.digest, self.sessions + 1
         elif slot.kind == REWIND:
-            del self.records[slot.step :]
+            self.records.cut(slot.step)
             self.hashes = {s: d for s, d in self.hashes.items() if s <= slot.step}
             self.rewinds += 1
         elif slot.kind in (HASH, END):
             self.hashes[slot.step] = slot.digest
             self.end = slot.digest if slot.kind == END else None
+        elif slot.kind == NOTE:
+            self.notes[slot.digest] = self.notes.get(slot.digest, 0) + 1
         return ""
 
 
@@ -79,10 +81,10 @@ def encode_slot(size: int, kind: int, seq: int, step: int, record: Record | None
     Losses beyond float32 become infinite, as by a cast.
     """
     if record is None:
-        head = _SLOT_STRUCT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
+        head = SLOT_STRUCT.pack(kind, 0, 0, 0, seq, step, 0, 0.0, 0.0)
         return (head + digest[:24]).ljust(size - 16, b"\0")
     n, m = len(record.g), len(record.losses)
-    head = _SLOT_STRUCT.pack(kind, record.flags, n, m, seq, step, record.check, record.decay, record.lr)
+    head = SLOT_STRUCT.pack(kind, record.flags, n, m, seq, step, record.check, record.decay, record.lr)
     triples = [0.0] * (3 * max(n, -(-m // 2)))
     triples[: 3 * n : 3] = record.g
     for i, loss in enumerate(record.losses):
@@ -105,18 +107,17 @@ def find_record_fault(record: Record, k: int) -> str:
 
 def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
     """Return the slot in these bytes, whose chain value is checked elsewhere, and what is wrong with it, or ''."""
-    kind, flags, n, m, seq, step, check, decay, lr = _SLOT_STRUCT.unpack_from(raw)
+    kind, _, n, m, seq, step, *_ = SLOT_STRUCT.unpack_from(raw)
+    body = raw[:-CHAIN_SIZE]
     if kind not in (STEP, HASH, SESSION, REWIND, END, NOTE):
         return Slot(kind, seq, step, None, b""), f"unknown kind {kind}"
     if kind != STEP:
         wrong = any(raw[1:4]) or any(raw[12:24]) or any(raw[48:-16]) or (kind == REWIND and any(raw[24:48]))
-        return Slot(kind, seq, step, None, raw[24:48]), "padding is not zero" if wrong else ""
+        return Slot(kind, seq, step, None, raw[24:48], body), "padding is not zero" if wrong else ""
     count = max(n, -(-m // 2))
     if count > k:
         return Slot(kind, seq, step, None, b""), f"{n} directions and {m} losses do not fit {k}"
-    words = struct.unpack_from(f"<{3 * count}f", raw, 24)
-    losses = [words[3 * (i // 2) + 1 + i % 2] for i in range(m)]
-    record = Record(step, seq, lr, words[0 : 3 * n : 3], tuple(losses), flags, check, decay)
+    record = decode_record(body)
     wrong = find_record_fault(record, k)
     absent = [
         *range(24 + 12 * n, 24 + 12 * count, 12),
@@ -124,7 +125,7 @@ def decode_slot(raw: bytes, k: int) -> tuple[Slot, str]:
     ]
     if any(raw[24 + 12 * count : -16]) or any(any(raw[at : at + 4]) for at in absent):  # bytes, not values: -0.0 is one
         wrong = wrong or "padding is not zero"
-    return Slot(kind, seq, step, record, b""), wrong
+    return Slot(kind, seq, step, record, b"", body), wrong
 
 
 def chain_value(previous: bytes, body: bytes) -> bytes:

@@ -63,7 +63,7 @@ def check(table: dict[str, Any], marks: Positions, where: str, wrong: Collection
     check_top_level(draft, table)
     build_sections(draft)
     build_parts(draft)
-    derived = derive(draft.parts, draft.auto, draft.options["rule"], draft.options["estimator"])
+    derived = derive(draft.parts, draft.auto, draft.given, draft.options["rule"], draft.options["estimator"])
     for rule in PAIR_RULES:
         for path, what in rule(draft.parts):
             draft.faults.report(path, what)

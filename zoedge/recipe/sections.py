@@ -276,7 +276,15 @@ TrackerName = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanla
 class LogOptions(Section):
     """The log of a run, and who else is told."""
 
-    sync_every: Annotated[int, Ge(1), Le(4096), Doc("The steps between two syncs to the disk.")] = 1
+    sync_every: Annotated[
+        int,
+        Ge(1),
+        Le(4096),
+        Doc(
+            "The most steps between two syncs to the disk; one second is the most time. A power cut can lose what was not "
+            "synced, a kill loses nothing. 1 syncs every step before it is applied."
+        ),
+    ] = 64
     hash_every: Annotated[int, Ge(1), Lt(2**32), Doc("The steps between two hashes of the state.")] = 100
     trackers: Annotated[list[TrackerName], Doc("Who else is told of losses and scores (accelerate's trackers).")] = []
 

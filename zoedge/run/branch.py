@@ -117,7 +117,7 @@ def encode_branch(parent: Parent, header: Header, state: bytes) -> bytes:
     """Return the bytes of a log that has the parent's steps, and after them the digest `state`."""
     raw = header.encode()
     out, link, known = [raw], raw[480:496], parent.log.state.hashes
-    origin = hashlib.sha256(encode_canonical(parent.about())).digest()
+    origin = identity.note_digest(parent.about())
 
     def put(kind: int, step: int, record: Record | None = None, digest: bytes = b"") -> None:
         nonlocal link

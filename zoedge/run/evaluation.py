@@ -70,21 +70,27 @@ class Evaluator:
         self.took, self.follow = took or Stopwatch(), follow
         self.last = measuring.texts.test if measuring.texts.test is not None else measuring.texts.valid
         self.rows = "test" if measuring.texts.test is not None else "validation"
+        sets = (measuring.texts.valid, measuring.texts.test)
+        self.digests = {id(x): x.digest().hex()[:32] for x in sets if x is not None}
         self.meter: DriftMeter | None = None
         if self.last is not None:
             with self.took("drift"):
-                sets = (measuring.texts.valid, measuring.texts.test)
                 self.meter = evaluate.make_meter(measuring.base, self.folder, sets)
 
     def look(self, space: Visitable, examples: Examples, **fields: Any) -> Score:
         """Score some examples, and write the score with some fields to metrics.jsonl."""
+        self.log.secure()  # a look is never ahead of what is durable
         b = self.measuring
         with self.took("scoring"):
             score = evaluate.evaluate(space, b.task, b.base, examples, b.recipe.eval.calibrate)
         if self.meter is not None:
             with self.took("drift"):  # a look leaves the ordinary text out: it takes three times as long as the drift
                 score = evaluate.add_drift(score, space, self.meter, examples, fields["event"] != "valid")
-        folder.append_metric(self.folder, **fields, **asdict(score))
+        noted = fields | {"rows_sha256": self.digests[id(examples)]} | asdict(score)
+        if fields["event"] == "valid":
+            folder.append_look(self.folder, self.log, **noted)
+        else:
+            folder.append_metric(self.folder, **noted)
         if self.follow is not None and fields["event"] != "closed_form":  # it is no step of the run
             on_test = fields["event"] != "valid" and self.rows == "test"
             self.follow.score(fields["step"], "test" if on_test else "valid", score)
@@ -106,7 +112,7 @@ class Evaluator:
         """Return the zero-shot score of the base alone, which a resumed run reads from metrics.jsonl."""
         if self.last is None or not self.measuring.recipe.eval.at_start:
             return None
-        for line in folder.read_metrics(self.folder):
+        for line in folder.lines_of_rows(folder.read_metrics(self.folder), self.digests[id(self.last)]):
             if line.get("event") == "before":
                 return Score.of(line)
         score = self.look(evaluate.EmptySpace(), self.last, event="before", step=0)
@@ -126,7 +132,7 @@ class Evaluator:
         if self.last is None or not b.recipe.eval.closed_form:
             return None
         lines = folder.read_metrics(self.folder)
-        for line in lines:
+        for line in folder.lines_of_rows(lines, self.digests[id(self.last)]):
             if line.get("event") == "closed_form":
                 with suppress(KeyError, TypeError, ValueError):
                     return ClosedForm.of(line)
@@ -172,7 +178,9 @@ class Evaluator:
         """Return whether a kill prevented an evaluation that is still needed of a step that is already logged."""
         options = self.measuring.recipe.eval
         wanted = (options.select == "best" or step == last) and self.due(step)
-        look = folder.validation_looks(self.folder, self.log).get(step) if wanted else None
+        valid = self.measuring.texts.valid
+        rows = self.digests[id(valid)] if valid is not None else None
+        look = folder.validation_looks(self.folder, self.log, rows).get(step) if wanted else None
         return wanted and (look is None or (options.drift is not None and look.drift is None))
 
     def at(self, step: int) -> None:
@@ -187,6 +195,7 @@ class Evaluator:
         """Estimate the trace of the Hessian after `step` steps, if the recipe asks for it there."""
         b, options = self.measuring, self.measuring.recipe.eval.curvature
         if options is not None and (step % options.every == 0 or step == b.recipe.train.steps):
+            self.log.secure()
             trace = curvature.estimate_trace(b.space, b.task, b.base, b.texts.train, options, b.recipe.seed, step)
             folder.append_metric(
                 self.folder, event="curvature", step=step, estimator=options.estimator, **asdict(trace)

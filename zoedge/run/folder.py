@@ -2,26 +2,28 @@
 
 runs/NAME/   run.zlog       the only checkpoint
              recipe.yaml    every setting, defaults included
-             metrics.jsonl  for people and plots: training never reads it; the step `best` is chosen by it
+             metrics.jsonl  for people and plots: training never reads it; the step `best` is chosen by its looks, each of
+                            which has a checksum
              adapter/       the export
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import storage
 from ..core.storage import open_file
 from ..core.types import Record
-from ..errors import StorageError, UsageError, make_printable, suggest_nearest
+from ..errors import DamagedError, StorageError, UsageError, make_printable, suggest_nearest
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from .identity import is_optimizer_log, recipe_from_header
+from .identity import check_states_known, is_optimizer_log, recipe_from_header
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
@@ -46,7 +48,9 @@ def open_any_log(run: str) -> AnyLog:
             magic = file.read(len(MAGIC))
         except OSError as e:
             raise StorageError(f"{path}: cannot read the log: {e.strerror}.") from e
-    return {PACKED: PackedLog, MAGIC: SharedLog}.get(magic, Log).open(path)
+    log: AnyLog = {PACKED: PackedLog, MAGIC: SharedLog}.get(magic, Log).open(path)
+    check_states_known(log)
+    return log
 
 
 # -- folders
@@ -133,6 +137,73 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 # -- which step
 
 
+def append_look(folder: Path, log: AnyLog, **fields: Any) -> None:
+    """Append a look at the validation rows to metrics.jsonl, with a checksum, because such lines choose the delivered step."""
+    sums = [line["sum"] for line in read_metrics(folder) if line.get("event") == "valid" and "sum" in line]
+    value = sum_look(log, sums[-1] if sums else "", json.loads(json.dumps(fields)))
+    append_metric(folder, **fields, sum=value)
+
+
+def append_end(folder: Path, **fields: Any) -> None:
+    """Append to metrics.jsonl that the run is finished, with the checksum of its newest look."""
+    sums = [line["sum"] for line in read_metrics(folder) if line.get("event") == "valid" and "sum" in line]
+    append_metric(folder, event="finished", **fields, **({"looks": sums[-1]} if sums else {}))
+
+
+def sum_look(log: AnyLog, previous: str, fields: Mapping[str, Any]) -> str:
+    """Return the checksum of a look's line: of the run, the checksum of the look before, and the line's other fields."""
+    run = (log.header.run_id or log.header.identity()).hex()
+    text = json.dumps([run, previous, {key: value for key, value in fields.items() if key != "sum"}], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def judge_looks(lines: Sequence[dict[str, Any]], log: AnyLog) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield the lines of metrics.jsonl, and whether each is as it was written: looks, and the run's end, have checksums.
+
+    A look that was removed shows in the next one, or in the end. Runs of earlier versions have no checksums.
+    """
+    previous = ""
+    for line in lines:
+        right = True
+        if line.get("event") == "finished":
+            right = line.get("looks", previous) == previous
+        elif line.get("event") == "valid":
+            own = str(line.get("sum", ""))
+            right = own == (sum_look(log, previous, line) if own else previous)
+            previous = own
+        yield line, right
+
+
+def check_looks(folder: Path, log: AnyLog) -> list[dict[str, Any]]:
+    """Return the lines of the looks in metrics.jsonl. DamagedError: one was changed, added or removed by somebody else."""
+    looks = []
+    for line, right in judge_looks(read_metrics(folder), log):
+        if not right:
+            step = make_printable(str(line.get("step", line.get("at"))))
+            raise DamagedError(
+                f"{folder / METRICS_FILE}: the look after step {step}, or the one before it, is not as it was written: its "
+                "checksum does not match, and the looks choose the step that is delivered. Name a step yourself (--at last, or "
+                "a number), or `zoedge resume` the run, which looks again."
+            )
+        if line.get("event") == "valid":
+            looks.append(line)
+    return looks
+
+
+def mend_looks(folder: Path, log: AnyLog) -> int:
+    """Drop from metrics.jsonl what is not as it was written, so that a resumed run looks again; return how many lines."""
+    judged = list(judge_looks(read_metrics(folder), log))
+    kept, previous = [line for line, right in judged if right], ""
+    if len(kept) < len(judged):
+        for line in kept:
+            if line.get("event") == "valid" and "sum" in line:
+                line["sum"] = previous = sum_look(log, previous, line)
+            elif line.get("event") == "finished":
+                line["looks"] = previous
+        storage.write_durably(folder / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    return len(judged) - len(kept)
+
+
 class Look(NamedTuple):
     """What was measured on the validation rows at a step.
 
@@ -149,20 +220,44 @@ class Look(NamedTuple):
         return self.drift is not None and self.drift <= limit
 
 
-def validation_looks(folder: Path, log: AnyLog) -> dict[int, Look]:
+def validation_looks(folder: Path, log: AnyLog, rows: str | None = None) -> dict[int, Look]:
     """Return what each look at the validation rows measured, by step, as metrics.jsonl has it; the latest counts.
 
     An evaluation notes the slot of its step's record, so that those of steps that a rewind dropped do not count.
+
+    rows: the digest of the rows whose looks count, as they note it; None: the rows of the newest look.
+    DamagedError: one of them is not as it was written.
     """
     looks: dict[int, Look] = {}
-    for line in read_metrics(folder):
+    lines = check_looks(folder, log)
+    for line in lines_of_rows(lines, rows or newest_rows(lines)):
         step, loss = line.get("step"), line.get("loss")
-        if line.get("event") != "valid" or not isinstance(step, int) or not isinstance(loss, float):
+        if not isinstance(step, int) or not isinstance(loss, float):
             continue
         if 0 <= step <= len(log) and math.isfinite(loss) and (step == 0 or is_current(line, log[step - 1])):
             drift = line.get("drift")
             looks[step] = Look(loss, drift if isinstance(drift, float) and math.isfinite(drift) else None)
     return dict(sorted(looks.items()))
+
+
+def newest_rows(lines: Sequence[dict[str, Any]]) -> str | None:
+    """Return the digest of the rows of the newest look at validation rows; None: no look notes any."""
+    noted = [str(line["rows_sha256"]) for line in lines if line.get("event") == "valid" and "rows_sha256" in line]
+    return noted[-1] if noted else None
+
+
+def lines_of_rows(lines: Iterable[dict[str, Any]], rows: str | None) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl without those that were measured on other rows than these, by their digest.
+
+    A line of an older version notes no digest, and stays.
+    """
+    return [line for line in lines if rows is None or line.get("rows_sha256") in (None, rows)]
+
+
+def count_former_looks(folder: Path) -> int:
+    """Return how many looks were at other validation rows than the newest one was."""
+    lines = [line for line in read_metrics(folder) if line.get("event") == "valid"]
+    return len(lines) - len(lines_of_rows(lines, newest_rows(lines)))
 
 
 def is_current(line: dict[str, Any], record: Record) -> bool:
@@ -209,6 +304,7 @@ def resolve_step(log: AnyLog, at: str | None, options: Eval | None = None) -> in
 
     Raises:
         UsageError: the log has no such step, or no validation loss is noted, or under eval.drift no drift.
+        DamagedError: the looks that choose it are not as they were written.
     """
     steps, shared = len(log), log.delivers
     if at is None and shared is not None:
@@ -234,3 +330,17 @@ def resolve_step(log: AnyLog, at: str | None, options: Eval | None = None) -> in
     if at.isdecimal() and len(at) < 12 and int(at) <= steps:
         return int(at)
     raise UsageError(f"--at {make_printable(at)}: not last, best or a number of steps; the log has {steps:,}.")
+
+
+def describe_delivery(log: AnyLog) -> str:
+    """Return which step a log delivers, and why, as a sentence without its full stop; '' if it is an optimiser's log.
+
+    DamagedError: the looks that choose it are not as they were written.
+    """
+    if is_optimizer_log(log.header):
+        return ""
+    step, options = resolve_step(log, None), recipe_from_header(log.header, str(log.path)).eval
+    looks = validation_looks(log.path.parent, log) if log.delivers is None else {}
+    if step in looks and options.select == "best":
+        return f"delivers step {step:,}, {explain_choice(looks, step, options.drift)} ({len(looks)} looks, checksums right)"
+    return f"delivers step {step:,}" + (", the last" if step == len(log) else "")

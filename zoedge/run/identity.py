@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +13,7 @@ from ..core.digests import digest, selftest
 from ..core.parts import find_word_by_id
 from ..core.types import AbstractNoise, AbstractRule, Space
 from ..errors import DamagedError, IdentityError, UsageError, make_printable
-from ..log.header import DIGEST_FIELDS, Header
+from ..log.header import DIGEST_FIELDS, MINOR, Header
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
 
@@ -62,7 +63,49 @@ def identity_differences(log: Header, now: Header) -> list[str]:
         a, b = vars(log)[name], vars(now)[name]
         if a != b:
             differences.append(f"{words[name]} (sha256 {a[:4].hex()}.. -> {b[:4].hex()}..)")
-    return differences
+    return differences + (input_differences(log, inputs) if (inputs := logged_inputs(now)) else [])
+
+
+def input_differences(log: Header, now: dict[str, Any]) -> list[str]:
+    """Return which files, and what type or quantisation of the base are others than the log's header says.
+
+    now: `Base.inputs`. A log that was written before headers had them differs in nothing.
+    """
+    old = logged_inputs(log)
+    files, known = (table if isinstance(table, dict) else {} for table in (now.get("files"), old.get("files")))
+    found = [
+        f"{name} of the base ({format_change(known.get(name), files.get(name))})"
+        for name in (sorted(known.keys() | files.keys()) if old else ())
+        if known.get(name) != files.get(name)
+    ]
+    for key, words in (("compute", "the type of the forward"), ("quantization", "the base's quantisation")):
+        if key in old and old[key] != now.get(key):
+            found.append(f"{words} ({old[key]} -> {now.get(key)})")
+    return [make_printable(text, 200) for text in found]
+
+
+def held_out_differences(log: Header, now: Header) -> list[str]:
+    """Return which of the validation and test rows are others than those that the log was begun with."""
+    old, new = logged_inputs(log), logged_inputs(now)
+    if not old:
+        return []
+    return [
+        make_printable(f"data.{which} content ({format_change(old.get(which), new.get(which))})", 200)
+        for which in ("valid", "test")
+        if old.get(which) != new.get(which)
+    ]
+
+
+def logged_inputs(header: Header) -> dict[str, Any]:
+    """Return what a header says of the inputs besides its digests; nothing if it is older than that, or says nonsense."""
+    inputs = header.about.get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def format_change(old: object, new: object) -> str:
+    """Return two digests in hexadecimal as "sha256 a.. -> b..", where None is absent."""
+    before, after = ("absent" if x is None else f"{str(x)[:8]}.." for x in (old, new))
+    return f"sha256 {before} -> {after}"
 
 
 def describe_changes(old: Any, new: Any) -> list[str]:
@@ -97,11 +140,8 @@ def refuse_resume(run: Path, differences: list[str]) -> NoReturn:
 
 def check_same_base(log: Header, now: Header, run: str) -> None:
     """Raise IdentityError unless base, tokenizer, trained tensors and arithmetic are those of the log. The data may differ."""
-    off = [
-        w
-        for w in identity_differences(log, now)
-        if w.startswith(("the base", "the tokenizer", "the trained", "their", "this dev"))
-    ]
+    same_rows = replace(now, recipe=log.recipe, data=log.data)
+    off = identity_differences(log, same_rows)
     if off:
         raise IdentityError(f"{run} does not belong to what is here now: {', '.join(off)}.")
 
@@ -132,6 +172,27 @@ def parent_from_header(header: Header) -> dict[str, Any]:
         case {"fingerprint": str(), "step": int(step), **more} if step >= 0 and not more:
             return dict(parent)
     raise DamagedError(f"{header.where}: what the header says of a parent run cannot be read.")
+
+
+def note_digest(parent: dict[str, Any]) -> bytes:
+    """Return the digest that the NOTEs of a branch have, which stand where its parent has other slots."""
+    return hashlib.sha256(encode_canonical(parent)).digest()
+
+
+def check_states_known(log: AnyLog) -> None:
+    """Raise DamagedError unless the log knows every state that a run logs, and has no slot that no run writes.
+
+    The chain alone does not show that a HASH or END was made into a NOTE by a program that has made the chain right again.
+    """
+    every, state = log.header.hash_every, log.state
+    missing = [s for s in range(every, len(log) + 1, every) if s not in state.hashes]
+    if missing and not (missing == [len(log)] and state.end is None):
+        raise DamagedError(f"{log.path}: no state hash after step {missing[0]}, where there must be one.")
+    if not state.notes or log.header.minor > MINOR:
+        return
+    parent = parent_from_header(log.header)
+    if state.notes.keys() - ({note_digest(parent)[:24]} if parent["step"] else set()):
+        raise DamagedError(f"{log.path}: it has a NOTE that no run writes: an END or a HASH was changed into it.")
 
 
 def check_part_ids(log: AnyLog, noise: AbstractNoise, rule: AbstractRule) -> None:

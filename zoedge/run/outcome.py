@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import DamagedError
 from ..log.log import Log
 from ..recipe.recipe import Recipe
 from ..recipe.sections import Eval
@@ -102,5 +103,10 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
                 better=find_better_step(folder, at, log, recipe.eval.drift),
                 chosen=explain_delivery(folder, at, log, recipe.eval),
             )
-        except (KeyError, TypeError, ValueError):  # somebody has edited metrics.jsonl: the run is evaluated again
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            DamagedError,
+        ):  # somebody has edited metrics.jsonl: the run is evaluated again
             return None

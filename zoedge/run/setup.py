@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from ..log.header import Header
 from ..log.log import Log
 from ..recipe.recipe import Recipe, dump_recipe
 from ..recipe.sections import parse_size
+from ..scoring.sources.file_digests import file_sha256
 from ..scoring.texts import Datasets, load_datasets
 from .display import Plain
 from .folder import LOG_FILE, RECIPE_FILE
@@ -60,7 +62,9 @@ class Measuring(Trained):
         """Return the header of a log that begins here."""
         recipe, state = self.recipe, self.digests()
         return Header(
-            block=encode_canonical({"recipe": recipe.resolved(), "space": self.space.describe()}),
+            block=encode_canonical(
+                {"recipe": recipe.resolved(), "space": self.space.describe(), "inputs": self.describe_inputs()}
+            ),
             directions=slot_capacity(recipe.estimator, recipe.train.steps),
             noise=recipe.noise.scheme,
             rule=recipe.rule.rule,
@@ -76,6 +80,12 @@ class Measuring(Trained):
             initial=state.initial,
             selftest=state.selftest,
         )
+
+    def describe_inputs(self) -> dict[str, Any]:
+        """Return what of the base and of the held-out rows the header's digests leave out, by name."""
+        sets = {"valid": self.texts.valid, "test": self.texts.test}
+        rows = {which: examples.digest().hex()[:32] for which, examples in sets.items() if examples is not None}
+        return {**self.base.inputs, **rows}
 
     def run(self, log: AnyLog, workers: Workers | None = None) -> Run:
         """Return the run that the engine plays: it goes on where `log` ends. workers: who share its steps."""
@@ -104,6 +114,10 @@ def describe_environment(base: Base) -> dict[str, Any]:
     from ..scoring.models import environment
 
     own = {"kernel": _fused.triton_version()} if base.device.type == "cuda" else {}
+    if base.inputs["quantization"] != "none":  # another library may give other codes
+        own["codes"] = hashlib.sha256(
+            "".join(map(file_sha256, sorted(base.path.glob("*.safetensors")))).encode()
+        ).hexdigest()
     return {**environment.describe_environment(base), **own}
 
 

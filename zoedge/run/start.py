@@ -42,6 +42,7 @@ from .visits import MAX_START_ROWS, count_compared_rows
 
 if TYPE_CHECKING:
     from ..scoring.models.base import Base
+    from ..scoring.tasks._examples import Examples
 
 MAX_FEATURES = 128
 # of what the term does to unscored positions. On films .05 gives .850 and + .131 nats of ordinary text, .03 .853 and + .197
@@ -87,7 +88,10 @@ class Start(NamedTuple):
 
 
 def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
-    """Compute the start that the space's options ask for, put it into the space, and note what it was chosen by."""
+    """Compute the start that the space's options ask for, put it into the space, and note what it was chosen by.
+
+    DataError: the recipe asks for one, and these rows have none. If only `derive` asks, the run begins without it.
+    """
     if not measuring.recipe.space.wants_start:
         return
     cache_trunk(measuring, folder, show)
@@ -96,10 +100,17 @@ def compute_start(measuring: Measuring, folder: Path, show: Plain) -> None:
         fill_trunk(measuring, choose_rows(examples, BASIS_ROWS), folder, show)
         align_space(measuring, measuring.space, folder, show)
         return
-    choose = choose_rows if has_labels else choose_examples
-    fill_trunk(measuring, choose(examples, MAX_START_ROWS), folder, show)
-    with show.phase("fitting the closed-form start"):
-        start = fit_start(measuring)
+    try:
+        if not has_labels or has_token_options(measuring):  # else another set is read, of the right options alone
+            choose = choose_rows if has_labels else choose_examples
+            fill_trunk(measuring, choose(examples, MAX_START_ROWS), folder, show)
+        with show.phase("fitting the closed-form start"):
+            start = fit_start(measuring)
+    except DataError as e:
+        if all(one.path != "space.start" for one in measuring.recipe.derived):
+            raise
+        show.say(f"no closed-form start, which the recipe does not ask for either. {e}")
+        return
     if len(start.a):
         measuring.space.freeze_term(start.module, start.a, start.b)
     show.say(start.sentence())
@@ -146,16 +157,13 @@ def compare_start(measuring: Measuring) -> Start | None:
 def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
     """Return the closed-form start of a run, fitted to `rows` training rows at most.
 
-    DataError: they have labels, but no options of one token each, or one label alone.
+    Options of several tokens are fitted as answers are: the right option's tokens, over the whole vocabulary.
+
+    DataError: the rows have one label alone.
     """
     examples = measuring.texts.train
     if not measuring.recipe.task.labels:
-        return fit_answer_start(measuring, rows)
-    if not has_token_options(measuring):
-        raise DataError(
-            "space.start: probe is fitted to options that are one token each after every prompt, and these are not. "
-            "Choose such words in task.options, or leave start out."
-        )
+        return fit_answer_start(measuring, examples, rows)
     chosen = choose_rows(examples, rows)
     labels = {examples.labels[i] for i in chosen}
     if len(labels) < 2:
@@ -164,6 +172,8 @@ def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
             f"space.start: probe: all {len(chosen):,} training rows have the label {name}, so that nothing tells the labels "
             "apart. Add rows of another label."
         )
+    if not has_token_options(measuring):
+        return fit_answer_start(measuring, examples.right_options(), rows)
     sizes = [len(examples.tokens[i]) for i in chosen]
     batches = ([chosen[i] for i in places] for places in pack_batches(sizes))
     features = collect_features(measuring.base, examples, chosen, batches)
@@ -171,9 +181,9 @@ def fit_start(measuring: Measuring, rows: int = MAX_START_ROWS) -> Start:
     return fit_features(features, logits, write_module(measuring.base)[0])
 
 
-def fit_answer_start(measuring: Measuring, rows: int) -> Start:
-    """Return the start that is fitted to the right answers' tokens of `rows` training rows at most, over all tokens."""
-    base, examples = measuring.base, measuring.texts.train
+def fit_answer_start(measuring: Measuring, examples: Examples, rows: int) -> Start:
+    """Return the start that is fitted to the right answers' tokens of `rows` examples at most, over all tokens."""
+    base = measuring.base
     chosen = choose_examples(examples, rows)
     sizes = [len(examples.tokens[i]) for i in chosen]
     features = collect_answers(base, examples, chosen, [[chosen[i] for i in places] for places in pack_batches(sizes)])

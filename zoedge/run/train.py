@@ -13,6 +13,7 @@ from ..core.canonical import encode_canonical
 from ..core.types import SKIPPED
 from ..log.log import Log
 from ..recipe.recipe import Recipe, part_name
+from ..scoring.sources.file_digests import MEMO_SECONDS, oldest_memo
 from . import auto, identity, replay, setup, trackers
 from . import folder as run_folder
 from .display import Plain
@@ -33,7 +34,17 @@ def begin_session(
     IdentityError: base, tokenizer, data, recipe or arithmetic are not those of the log.
     """
     folder = log.path.parent
-    identity.check_same_run(log.header, measuring.header(), folder)
+    here = measuring.header()
+    identity.check_same_run(log.header, here, folder)
+    for what in identity.held_out_differences(log.header, here):
+        show.warn(
+            f"{what} is not what the run began with: its losses there before and after the change are not compared"
+        )
+    identity.check_states_known(log)
+    if dropped := run_folder.mend_looks(folder, log):
+        show.warn(
+            f"{folder / run_folder.METRICS_FILE}: {dropped} lines were not as the run had written them; it looks again"
+        )
     record_session(measuring, log, show)
     if workers:
         workers.share(log.path.read_bytes())
@@ -78,6 +89,8 @@ def choose_delivery(recipe: Recipe, log: Log, show: Plain) -> tuple[int, str]:
     options, folder = recipe.eval, log.path.parent
     steps = run_folder.resolve_step(log, options.select, options)
     chosen = explain_delivery(folder, steps, log, options)
+    if options.select == "best" and (others := run_folder.count_former_looks(folder)):
+        show.warn(f"{others:,} looks at former validation rows are left out: losses of two sets are not compared")
     look = run_folder.validation_looks(folder, log).get(steps)
     if options.drift is not None and look is not None and not look.is_within(options.drift):
         show.warn(f"step {steps:,} is delivered, {chosen}")
@@ -152,6 +165,11 @@ def introduce_run(measuring: setup.Measuring, log: Log, show: Plain) -> None:
                 show.warn(f"{number:,} {which} rows {what}")
     if len(log):
         show.say(f"resuming: replaying {len(log):,} logged steps, then going on")
+        if (age := oldest_memo(measuring.base.path.iterdir())) is not None:
+            show.say(
+                f"the digests of the base's files were computed {age / 3600:.1f} hours ago; after "
+                f"{MEMO_SECONDS / 3600:.0f} hours, or with `zoedge verify --against`, they are computed again"
+            )
     cache_trunk(measuring, log.path.parent, show)
     smooth, name = objective_name(recipe) == "loss", recipe.estimator.radius_option  # other goals are steps
     if smooth and name and (wrong := auto.diagnose_radius(measuring, name)):

@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import engine
+from ..core.canonical import encode_canonical
 from ..core.digests import selftest
 from ..core.run import Run
 from ..core.types import Space
 from ..recipe.recipe import Recipe, part_name
+from ..recipe.sections import Model
 from . import folder
-from .identity import check_same_base, identity_differences, initial_digest, manifest_digest, recipe_from_header
+from .identity import (
+    check_same_base,
+    identity_differences,
+    initial_digest,
+    input_differences,
+    logged_inputs,
+    manifest_digest,
+    recipe_from_header,
+)
 from .replay import initial_noise, rounding_bits, take_logged_start
 
 if TYPE_CHECKING:
@@ -69,6 +79,11 @@ class Trained:
             selftest=selftest(self.recipe.noise, self.recipe.rule, first[:1].float().new_zeros(1024)),
         )
 
+    def header_here(self, begun: Header) -> Header:
+        """Return the header of a log as it would be if it were begun here, with its own recipe and rows."""
+        block = encode_canonical({**begun.about, "inputs": {**logged_inputs(begun), **self.base.inputs}})
+        return replace(begun, block=block, **self.digests()._asdict())
+
     def play(self, log: AnyLog, steps: int) -> None:
         """Move the space, which stands at its start, along a log's first `steps` records."""
         recipe = self.recipe
@@ -81,18 +96,27 @@ class Trained:
 def attach_space(recipe: Recipe, begun: Header | None = None) -> tuple[Base, Space]:
     """Load a recipe's base and attach its space at its start. DataError: the base, or a space that does not go with it.
 
-    begun: the header of a log, whose start the space takes.
+    begun: the header of a log, whose start the space takes, and whose type of the forward stands for `auto`.
     """
     from ..scoring.models.families import check_head
     from ..scoring.models.loading import load_base
 
-    base = load_base(recipe.model)
+    base = load_base(recipe.model if begun is None else fill_compute_type(recipe.model, begun))
     check_head(part_name(recipe.task), recipe.task.head, base.facts)
     space = recipe.space.attach(base, recipe.seed, initial_noise(recipe.noise))
     base.lower_trunk(recipe.model.trunk_dtype)
     if begun is not None:
         take_logged_start(space, begun)
     return base, space
+
+
+def fill_compute_type(model: Model, begun: Header) -> Model:
+    """Return a model section in which `compute_dtype: auto` is what it was where a log began.
+
+    A run that goes on, and whatever is compared with it, computes in the same type on every device.
+    """
+    known = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(str(logged_inputs(begun).get("compute")))
+    return model.model_copy(update={"compute_dtype": known}) if known and model.compute_dtype == "auto" else model
 
 
 def load_trained(run: str, at: str | None = None) -> tuple[Trained, AnyLog, int]:
@@ -113,7 +137,7 @@ def load_trained(run: str, at: str | None = None) -> tuple[Trained, AnyLog, int]
     steps = folder.resolve_step(log, at)
     recipe = recipe_from_header(log.header, run)
     trained = Trained(recipe, *attach_space(recipe, log.header))
-    check_same_base(log.header, replace(log.header, **trained.digests()._asdict()), run)
+    check_same_base(log.header, trained.header_here(log.header), run)
     trained.play(log, steps)
     return trained, log, steps
 
@@ -128,7 +152,7 @@ def find_base_folder(log: AnyLog, source: str | None = None) -> tuple[Path, list
     Returns:
         The folder, and what in it differs from what the log says, a phrase each.
     """
-    from ..scoring.models.checkpoint import base_identity, check_files, tokenizer_digest
+    from ..scoring.models.checkpoint import base_identity, check_files, other_digests, tokenizer_digest
     from ..scoring.models.loading import load_tokenizer
     from ..scoring.sources.resolve import resolve_model
 
@@ -141,4 +165,5 @@ def find_base_folder(log: AnyLog, source: str | None = None) -> tuple[Path, list
     if differences := identity_differences(log.header, present):
         return base_folder, differences
     present = replace(present, tokenizer=tokenizer_digest(load_tokenizer(base_folder)))
-    return base_folder, identity_differences(log.header, present)
+    files = {**logged_inputs(log.header), "files": other_digests(base_folder)}
+    return base_folder, identity_differences(log.header, present) + input_differences(log.header, files)

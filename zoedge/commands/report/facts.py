@@ -134,7 +134,11 @@ def add_metrics(facts: RunFacts, journal: Log | PackedLog) -> None:
     """Add what metrics.jsonl says of the run. A later line of the same step replaces an earlier one."""
     valid: dict[int, Score] = {}
     samples: dict[int, list[Any]] = {}
-    for line in folder.read_metrics(journal.path.parent):
+    lines = folder.read_metrics(journal.path.parent)
+    rows = folder.newest_rows(lines)
+    for line in lines:
+        if line.get("event") == "valid" and not folder.lines_of_rows([line], rows):
+            continue
         score, step = parse_score(line), line.get("step")
         if not isinstance(step, int) or not 0 <= step <= len(journal):
             step = None

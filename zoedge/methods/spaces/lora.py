@@ -14,17 +14,17 @@ k and the ridge are chosen by 5-fold cross-validation. Under 16 rows, or 2 of a 
 linear probe (Alain and Bengio, arXiv 1610.01644) on whitened activations (as EVA, arXiv 2410.07170), written as LoRA: it
 needs forward passes alone, but reads hidden states. The log's header holds it, so that replay needs no data for it.
 
-For `chat`, `generate` and `choose` the right answers' tokens are fitted, over the whole vocabulary. At every scored token the
-logits are head norm(h), h [H] what the last norm reads. e is the gradient of the loss at h, and F = mean e e' for tokens
-drawn from the model's own p, two for each scored one, plus .1 of its mean eigenvalue (the Fisher matrix, by sampling). With
-phi = A m, B = F^-1/2 V, V the first 16 right singular vectors (or as many as there are different right tokens) of mean phi e'
-F^-1/2, each column scaled to b'F b = 1. R minimises the mean CE of head norm(h + B R phi) + .1 |R|^2 / 2 + the drift, here
-with the weight 1, by Gauss-Newton steps damped as Levenberg's and Marquardt's: with s the size by which the norm divides, q =
-ds/dphi and G = s dlogits/dphi at fixed s, the logits move by (G - f q') / s, so that the matrix needs the covariance of G and
-f under p alone. Where rows times vocabulary are above 2^24, the right tokens, the 2,048 likeliest ones and 2,500 others that
-stand for the rest are the vocabulary. Nothing, the bias row, or 8, 16 or 32 features (at most half the examples) are chosen
-by cross-validation over whole examples; under 16 examples the bias row alone is fitted. Plain `lm` has no start: nearly all
-it would learn is how often words occur.
+For `chat`, `generate`, `choose` and options of several tokens the right answers' tokens are fitted, over the whole
+vocabulary. At every scored token the logits are head norm(h), h [H] what the last norm reads. e is the gradient of the loss
+at h, and F = mean e e' for tokens drawn from the model's own p, two for each scored one, plus .1 of its mean eigenvalue (the
+Fisher matrix, by sampling). With phi = A m, B = F^-1/2 V, V the first 16 right singular vectors (or as many as there are
+different right tokens) of mean phi e' F^-1/2, each column scaled to b'F b = 1. R minimises the mean CE of head norm(h + B R
+phi) + .1 |R|^2 / 2 + the drift, here with the weight 1, by Gauss-Newton steps damped as Levenberg's and Marquardt's: with s
+the size by which the norm divides, q = ds/dphi and G = s dlogits/dphi at fixed s, the logits move by (G - f q') / s, so that
+the matrix needs the covariance of G and f under p alone. Where rows times vocabulary are above 2^24, the right tokens, the
+2,048 likeliest ones and 2,500 others that stand for the rest are the vocabulary. Nothing, the bias row, or 8, 16 or 32
+features (at most half the examples) are chosen by cross-validation over whole examples; under 16 examples the bias row alone
+is fitted. Plain `lm` has no start: nearly all it would learn is how often words occur.
 """
 
 from __future__ import annotations

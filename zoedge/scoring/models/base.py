@@ -59,6 +59,7 @@ class Base:
         device: where it runs.
         digest: the SHA-256 that identifies the checkpoint and its quantisation.
         path: the folder that was loaded.
+        inputs: what else decides the forward, as a log's header has it: the other files, the type, the quantisation.
         cut: no block below this one sees a trained tensor.
         kept: the output of the blocks below `cut`, by the id of the set of examples.
         ahead: the number of positions that are reserved for virtual tokens.
@@ -79,6 +80,7 @@ class Base:
     device: torch.device
     digest: bytes
     path: Path
+    inputs: dict[str, Any] = field(default_factory=dict)
     cut: int = 0
     kept: dict[int, TrunkCache] = field(default_factory=dict)
     ahead: int = 0
@@ -424,13 +426,9 @@ class Base:
         return generate_answers(self, self.tokenizer, prompts, copies, tokens)
 
     def open_trunk(self, examples: Examples, folder: Path, planned: Collection[int] | None = None) -> TrunkCache | None:
-        """Return the cache of what the blocks below `cut` make of a set's sequences; a forward fills it as it reads them.
+        """Return the cache of what the blocks below `cut` make of a set's sequences, which forwards fill; None: `cut` is 0.
 
-        Args:
-            folder: where its file is if it is not kept.
-            planned: the numbers of the sequences that will be read; None: all.
-
-        None is returned where `cut` is 0.
+        folder: where its file is if it is not kept. planned: the numbers of the sequences that will be read; None: all.
         """
         if self.cut == 0:
             return None

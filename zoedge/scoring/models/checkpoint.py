@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from ...core.canonical import encode_canonical
 from ...errors import DataError, ZoedgeError, make_printable
 from ...recipe.sections import Model
-from ..sources.cache import file_sha256
+from ..sources.file_digests import file_sha256
 from .families import load_family
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ HEADER_LIMIT = 8 << 20  # bytes of config.json, and of the header of a safetenso
 TENSOR_LIMIT = 100_000  # tensors in a safetensors file: 300,000 empty ones took the library 7 s
 LAYER_LIMIT = 1000  # layers that config.json may name, unless the weights have more tensors than that
 
+# the other files of a model folder that transformers reads: they decide tokens, generation, and which tensor is in which shard
+OTHER_FILES = re.compile(
+    r"(tokenizer|special_tokens_map|added_tokens|vocab|merges|spiece|sentencepiece|chat_template|generation_config"
+    r"|model\.safetensors\.index).*\.(json|txt|model|jinja)"
+)
+
 # how files begin that torch.save, pickle, HDF5 and gzip write
 PICKLE_PREFIXES = (b"PK", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5", b"\x89HDF", b"\x1f\x8b")
 
@@ -37,6 +44,13 @@ def base_identity(folder: Path, spec: Model) -> bytes:
     manifest = [[p.name, p.stat().st_size, file_sha256(p)] for p in files]
     scheme = [spec.quantization, spec.double_quant and spec.quantization in ("nf4", "fp4")]
     return hashlib.sha256(encode_canonical([manifest, scheme])).digest()
+
+
+def other_digests(folder: Path) -> dict[str, str]:
+    """Return half the SHA-256, in hexadecimal, of each file of a model folder that `base_identity` leaves out, by its name."""
+    files = [path for path in folder.iterdir() if OTHER_FILES.fullmatch(path.name)]
+    files += (folder / "additional_chat_templates").glob("*.jinja")
+    return {path.relative_to(folder).as_posix(): file_sha256(path)[:32] for path in sorted(files)}
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> bytes:

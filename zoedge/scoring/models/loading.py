@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,12 @@ from torch import nn
 
 from ...core.canonical import encode_canonical
 from ...errors import DataError, make_printable
-from ..sources.cache import cache_folder, create_once, file_sha256
+from ..sources.cache import DraftFolder, cache_folder
+from ..sources.create import create_once
+from ..sources.file_digests import file_sha256
 from ..sources.resolve import resolve_model
 from .base import DTYPES, Base
-from .checkpoint import base_identity, check_files, translate_errors
+from .checkpoint import base_identity, check_files, other_digests, translate_errors
 from .families import FamilyFacts, load_family
 from .quantised import make_linear_deterministic
 
@@ -75,20 +76,28 @@ def load_base(spec: Model) -> Base:
     dtype = resolve_dtype(spec, device)
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    folder, digest = prepare_folder(spec)
+    source, folder, digest = prepare_folder(spec)
     places = make_device_map(folder, spec.max_memory, device, dtype) if spec.max_memory is not None else None
     model = from_pretrained(folder, device, dtype if spec.quantization == "none" else "auto", places=places)
     make_deterministic(model, dtype)
     release_memory()
-    return Base(model, load_tokenizer(folder), load_family(model.config), dtype, device, digest, folder)
+    inputs = describe_inputs(source, spec, dtype)
+    return Base(model, load_tokenizer(folder), load_family(model.config), dtype, device, digest, folder, inputs)
 
 
-def prepare_folder(spec: Model) -> tuple[Path, bytes]:
-    """Return the folder to load, which is the source's own or its quantised copy in the cache, and the base's digest."""
-    folder = resolve_model(spec.source, spec.revision)
-    check_files(folder)
-    digest = base_identity(folder, spec)
-    return (folder if spec.quantization == "none" else quantised_folder(folder, spec, digest)), digest
+def prepare_folder(spec: Model) -> tuple[Path, Path, bytes]:
+    """Return the source's folder, the folder to load (the same, or its quantised copy in the cache), and the base's digest."""
+    source = resolve_model(spec.source, spec.revision)
+    check_files(source)
+    digest = base_identity(source, spec)
+    return source, source if spec.quantization == "none" else quantised_folder(source, spec, digest), digest
+
+
+def describe_inputs(source: Path, spec: Model, dtype: torch.dtype) -> dict[str, Any]:
+    """Return `Base.inputs` of a base in a source's folder, whose forward is computed in `dtype`."""
+    double = ", double quantisation" if spec.double_quant and spec.quantization in ("nf4", "fp4") else ""
+    compute = str(dtype).removeprefix("torch.")
+    return {"files": other_digests(source), "compute": compute, "quantization": f"{spec.quantization}{double}"}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -195,7 +204,7 @@ def from_pretrained(
     model_class, facts = auto_class(folder)
     spare = None
     if places is not None:  # where accelerate writes what it cannot read from the checkpoint as it is
-        spare = tempfile.TemporaryDirectory(dir=cache_folder("offload"))
+        spare = DraftFolder(cache_folder("offload"))
         options["offload_folder"] = spare.name
     with translate_errors(folder):
         # without trust_remote_code, an unknown class with an auto_map makes transformers ask on the terminal, and wait

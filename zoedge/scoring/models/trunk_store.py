@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ...core.canonical import encode_canonical
-from ..sources.cache import cache_folder, file_sha256, print_progress
+from ..sources.cache import cache_folder, print_progress
+from ..sources.file_digests import file_sha256
 from .environment import Computation, describe_environment
 from .trunk_blocks import TrunkBlock
 from .trunk_file import MAGIC, PAGE, BlockFile

