@@ -38,7 +38,7 @@ REACHED = 0.60, 0.65, 0.70, 0.75, 0.80, 0.83, 0.85, 0.90, 0.93
 LOOKS = 20
 SPACE = {  # of the recipes that write none: as two-sided
     "space": "{name: lora, rank: 8, alpha: 16, targets: all, layers: last 1}", "noise": "rademacher",
-    "train": "{steps: 6000, batch: 16, threads: 1}", "data.max_length": "128",
+    "train": "{steps: 6000, batch: 16, threads: 1}",
 }  # fmt: skip
 ROWS = {"films": "two-sided", "products": "first-products", "topics": "first-topics", "trec": "first-questions"}
 STEPS, LR = 300, 1e-3  # of first-order: docs/lab-notes.md has it at 0.86 after as many steps

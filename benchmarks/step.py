@@ -110,7 +110,9 @@ def examples(base: Any, cell: Cell) -> Any:
         from zoedge.recipe.reading import read_recipe
         from zoedge.scoring import texts
 
-        return texts.load_datasets(read_recipe("two-sided", []), base.tokenizer, 128).train.head(16 * cell.batch)
+        return texts.load_datasets(
+            read_recipe("two-sided", []), base.tokenizer, 128, base.model.config.vocab_size
+        ).train.head(16 * cell.batch)
     made, seeded = Examples(1), torch.Generator().manual_seed(0)
     words = [base.tokenizer(word, add_special_tokens=False).input_ids[-1] for word in CLASSES]
     for i in range(4 * cell.batch):

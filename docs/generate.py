@@ -60,6 +60,8 @@ CLI = """# Commands
 
 Made by `make docs` from what `--help` says of every command; a test holds it up to date.
 
+- `init`: writes a commented recipe for your rows, and shows how the model will read them
+  ([data.md](data.md#from-rows-to-a-recipe)).
 - `validate`, `preview`: check recipe, rows, tokenizer and model without weights; show rows as training sees them, with
   the tokens that are scored.
 - `estimate`: predicts memory by part, disk and time without reading a weight ([estimate.md](estimate.md)).
@@ -104,7 +106,7 @@ line, shows the traceback of a mistake. `pip install -e '.[report,eval,lab]'` in
 | 5 | a damaged log or export |
 | 6 | another process is using the run |
 | 7 | training diverged |
-| 8 | replay arrives at a different state than the log says, or a worker computes different bits |
+| 8 | replay arrives at a different state than the log says, a worker computes different bits, or an export is another model |
 | 70 | a bug in zoedge |
 | 74 | the disk refused a write, or a worker was lost |
 | 130, 143 | stopped by Ctrl-C (SIGINT) or SIGTERM |

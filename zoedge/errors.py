@@ -5,7 +5,20 @@ Any other exception is a bug of ours.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+
+# what libraries say where memory or the number of threads is limited (ulimit -v, -u, a container)
+MEMORY_TEXTS = (
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't start new thread",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+    "not enough memory",
+)
 
 MAX_FAULTS_SHOWN = 20  # faults of a list that are printed
 
@@ -74,7 +87,9 @@ def is_out_of_memory(e: BaseException) -> bool:
     Names are compared, because torch may not be loaded, and its CPU allocator has no class of error.
     """
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
-    return named or any(text in str(e) for text in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED"))
+    if isinstance(e, OSError):
+        return e.errno == errno.ENOMEM
+    return named or any(text in str(e) for text in MEMORY_TEXTS)
 
 
 def suggest_nearest(word: str, choices: object) -> str:

@@ -315,9 +315,10 @@ def check_parts(parts: dict[str, Any], steps: int | None) -> None:
     """Raise UsageError if the parts do not go together, or depend on the length of a run that has none."""
     for key, where, allowed, found in incompatible_parts(parts):
         raise UsageError(f"{key}: {part_name(parts[key])} goes only with {where}: {allowed}, not {found}.")
-    if parts["estimator"].per_example:
-        what = f"estimator: {part_name(parts['estimator'])} reads the losses of single examples"
-        raise UsageError(f"{what}, and a closure returns one number. Take two_sided or fzoo.")
+    if (estimator := parts["estimator"]).per_example or estimator.differentiates:
+        reads = "reads the losses of single examples" if estimator.per_example else "differentiates a recipe's model"
+        what = f"estimator: {part_name(estimator)} {reads}, and a closure returns one number"
+        raise UsageError(f"{what}. Take two_sided or fzoo.")
     if steps is not None:
         return
     for key in ("rule", "estimator"):

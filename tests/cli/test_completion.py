@@ -84,6 +84,15 @@ def folder(tmp_path: Path) -> Path:
         ("zoedge pack fi", ["first"]),
         ("zoedge runs rm first se", ["second"]),
         ("zoedge report se", ["second"]),
+        ("zoedge eval fi", ["first"]),
+        ("zoedge export first --to g", ["gguf-lora"]),
+        ("zoedge export first --dtype f", ["fp16", "fp32"]),
+        ("zoedge replay first --at b", ["best"]),
+        ("zoedge finetune quickstart --from se", ["second@best", "second@last"]),
+        ("zoedge schema --field rule.lr", ["rule.lr"]),
+        ("zoedge init no", ["notes.txt"]),
+        ("zoedge lab run flat_s", ["flat_svm"]),
+        ("zoedge import-config --from l", ["llama-factory", "litgpt"]),
     ],
 )
 def test_what_is_offered(line: str, wanted: list[str], folder: Path) -> None:

@@ -112,9 +112,8 @@ def test_rows_are_no_recipe(name: str, tmp_path: Path, zoedge: Zoedge) -> None:
     (tmp_path / name).write_text("x\n")
     for command in ("finetune", "validate", "preview", "estimate"):
         done = zoedge(command, name)
-        assert done.code == 2 and done.err.startswith(
-            f"zoedge: {name}: these are rows, and a recipe is a YAML file that names "
-        )
+        sentence = f"zoedge: {name}: these are rows, and a recipe is a YAML file that names rows. "
+        assert (done.code, done.err) == (2, f"{sentence}`zoedge init {name}` writes one.\n")
     (tmp_path / name).unlink()
     assert f"No recipe '{name}': no such file" in zoedge("finetune", name).err
 

@@ -14,7 +14,7 @@ import torch
 from zoedge.commands.export import check
 from zoedge.commands.export import gguf as export_gguf
 from zoedge.core import digests, engine
-from zoedge.errors import DamagedError, DataError, DivergedError, ReplayError, StorageError, UsageError
+from zoedge.errors import DamagedError, DivergedError, ReplayError, StorageError, UsageError
 from zoedge.log.log import Log
 from zoedge.recipe.reading import read_recipe
 from zoedge.run import folder as run_folder
@@ -108,7 +108,7 @@ def test_a_fresh_process_finds_the_trained_weights(made: Callable[..., Made], tm
     b = dict(one.bench.space.tensors())["model.layers.1.self_attn.k_proj.lora_B"].numpy()
     at = raw.index(turned(b, 2).tobytes())
     path.write_bytes(raw[:at] + b.tobytes() + raw[at + b.nbytes :])
-    with pytest.raises(DataError, match="differ from the trained ones"):
+    with pytest.raises(ReplayError, match="differ from the trained ones"):
         check.check_gguf(path, one.bench)
     path.write_bytes(raw.replace(b"blk.2.attn_q.weight.lora_a", b"blk.0.attn_q.weight.lora_a"))
     with pytest.raises(DamagedError, match="not the tensors that were trained"):

@@ -331,6 +331,10 @@ def test_prompts_of_a_configuration_s_own(tmp_path: Path) -> None:
     found = imported(AXOLOTL, datasets=[{"path": "rows.jsonl", "type": own}])
     assert found.table["task"] == {"name": "generate", "prompt": "<Be {{brief}}.>\n{instruction}:", "answer": "output"}
     assert found.table["data"]["fields"] == {"instruction": "q", "output": "a"}
+    write_rows(tmp_path / "rows.jsonl", [{"q": "a", "a": "b", "context": ""}])
+    unread = imported(AXOLOTL, datasets=[{"path": "rows.jsonl", "type": {**own, "field_input": "context"}}])
+    assert unread.table["data"]["fields"] == {"instruction": "q", "output": "a"}  # the prompt has no {input}
+    assert losses(unread, "datasets.0.type.field_input") == "the prompt does not have it"
     hub = imported(AXOLOTL, datasets=[{"path": "org/qa", "type": own}])
     assert hub.table["task"]["prompt"] == "<Be {{brief}}.>\n{instruction} of {input}:"
     assert "rows without an input are refused" in changes(hub, "datasets.0.type.no_input_format")

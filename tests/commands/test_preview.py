@@ -60,7 +60,7 @@ def test_what_is_shown_is_what_is_scored(case: str, tmp_path: Path, llama: Path,
     recipe = read_recipe(str(written(case, tmp_path, model)))
     found = build_preview(recipe, 6)
     tokenizer = load_tokenizer(model)
-    texts = scoring_texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, 90)
+    texts = scoring_texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, 90, len(tokenizer))
     task = recipe.task.make_training(texts.train, recipe.seed, recipe.train.batch)
     examples, per = texts.train, texts.train.sequences_each
     order = [i for step in (0, 1) for i in texts.train.plan(4, 3, step)][:6]

@@ -169,6 +169,15 @@ def test_a_sweep_runs_what_is_not_finished_and_goes_on_after_one_that_diverges(
     assert len(inside) == 2, "nothing was run twice"
     (here / "s.yaml").write_text("rule.lr: [1e-2, 2e-2]\ntrain.steps: [12]\n")
     assert zoedge("sweep", "my.yaml", "s.yaml").code == 0 and len(inside) == 3, "one more value, one more run"
+    done = zoedge("sweep", "my.yaml", "s.yaml", "--json")
+    results = [json.loads(line) for line in done.out.splitlines()]
+    assert {result["name"] for result in results} == {"lr-0.01_steps-12", "lr-0.02_steps-12"}
+    assert (
+        results[0]["state"] == "finished"
+        and results[0]["values"]["train.steps"] == 12
+        and results[0]["valid"]["loss"] > 0
+    )
+    assert "finished before" in done.err
 
 
 def test_a_point_is_trained_to_the_bits_that_it_has_alone(here: Path, inside: Any, zoedge: Callable[..., Any]) -> None:

@@ -28,7 +28,7 @@ CONTRACTS = {
 }
 PARTS = [(kind, word) for kind, folder in PART_FOLDERS.items() for word in list_words(folder)]
 # what other files ask of one class alone, which they name
-OWN = {"classify": {"render", "render_rows"}, "chat": {"source"}}
+OWN = {"classify": {"render", "render_rows"}, "chat": {"beginning", "render_question", "render_rows", "source"}}
 # (file, attribute) -> whose it is, and why it may be missing
 FOREIGN = {
     ("commands/estimate/facts.py", "dtype"): "a model's config.json may lack it",

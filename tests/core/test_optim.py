@@ -95,9 +95,11 @@ def partners(kind: str, word: str) -> dict[str, Any]:
 def test_an_estimator_of_single_examples_is_refused() -> None:
     with pytest.raises(UsageError, match="gauss_newton reads the losses of single examples, and a closure returns one"):
         ZerothOrder(mlp().named_parameters(), estimator="gauss_newton", steps=8, log=None)
+    with pytest.raises(UsageError, match="forward differentiates a recipe's model, and a closure returns one number"):
+        ZerothOrder(mlp().named_parameters(), estimator="forward", steps=8, log=None)
 
 
-@pytest.mark.parametrize("kind,word", [pair for pair in WORDS if pair != ("estimator", "gauss_newton")])
+@pytest.mark.parametrize("kind,word", [pair for pair in WORDS if pair[1] not in ("gauss_newton", "forward")])
 def test_every_word_and_object_trains_and_replays(kind: str, word: str) -> None:
     chosen = partners(kind, word)
     logs = []

@@ -29,7 +29,7 @@ EXPECTED = HERE / "expected.json"
 WORDS = "<unk> <s> </s> a film was it great terrible dull bright good bad It".split()
 WIDTH = 32
 LORA = {"name": "lora", "rank": 2, "targets": ["q_proj", "v_proj"]}
-# name: (space, storage or quantisation, noise, estimator, rule, rewinds); 9 noises, 11 estimators, 6 rules, 7 spaces
+# name: (space, storage or quantisation, noise, estimator, rule, rewinds); 9 noises, 12 estimators, 6 rules, 7 spaces
 CELLS: dict[str, tuple[Any, ...]] = {
     "lora": (LORA, "none", "rademacher", {"name": "two_sided", "queries": 2}, "sgd", True),
     "lora-b": (LORA | {"train": "b"}, "nf4", "normal", "curved", "hizoo", False),
@@ -45,6 +45,7 @@ CELLS: dict[str, tuple[Any, ...]] = {
     "full-fp16": ("full", "fp16", "normal", "two_sided", "adam", False),
     "coordinate": (LORA, "none", "coordinate", "stp", "sgd", False),
     "gauss-newton": (LORA, "none", "rademacher", "gauss_newton", "sgd", True),
+    "forward": (LORA, "none", "normal", {"name": "forward", "queries": 2}, "sgd", True),
     "aligned": ({"name": "aligned", "k": 3, "layers": "last 1"}, "none", "normal", "two_sided", "sgd", False),
     "start": (LORA | {"start": "probe"}, "none", "rademacher", "two_sided", "sgd", False),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from zoedge.commands.verify import NumpySpace
 from zoedge.core import digests, engine, parts
@@ -22,6 +23,7 @@ from zoedge.core.parts import load_part
 from zoedge.core.types import Leaf, Part, Record
 from zoedge.log.header import Header
 from zoedge.log.log import Log
+from zoedge.scoring.models.dual import differentiate
 
 STEPS = 8  # of a run; a state is logged after every fourth
 
@@ -64,6 +66,23 @@ class Plain:
         yield
         self.points = []
 
+    @contextmanager
+    def visit_duals(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        value = torch.cat([leaf.value for leaf in self._leaves])
+        for make in deltas:
+            found = [make(leaf) for leaf in self._leaves]
+            tangent = torch.cat([torch.zeros_like(x.value) if d is None else d for x, d in zip(self._leaves, found)])
+            self.points.append(forward_ad.make_dual(value, tangent))
+        yield
+        self.points = []
+
+
+class Duals:
+    """A model of nothing, whose operations have derivatives beside their values."""
+
+    def differentiate(self) -> Any:
+        return differentiate(torch.nn.Identity())
+
 
 class Bowl:
     """A batch is a shift; the loss of an example is a bowl around it, slightly bent."""
@@ -84,7 +103,9 @@ class Bowl:
 
     def score(self, model: Any, batch: Any, copies: int) -> Tensor:
         points = torch.stack(self.space.points).double()
-        self.asked += list(points)
+        for point in points:
+            value, tangent = forward_ad.unpack_dual(point)
+            self.asked.append(value if tangent is None else value + tangent)
         shift = 0.05 * math.sin(self.step)
         bowl = ((points - shift) ** 2).sum(1)
         return torch.stack([bowl, bowl + points.sum(1) / 7], dim=1)
@@ -96,7 +117,7 @@ def run_of(triple: tuple[str, str, str], log: Any, steps: int = STEPS) -> core_r
     made = load_part("rule", rule)(lr=2.0**-7, schedule="cosine", weight_decay=0.01)
     task = Bowl(space)
     return core_run.Run(
-        11, steps, log, space, load_part("noise", noise)(), made, load_part("estimator", estimator)(), task
+        11, steps, log, space, load_part("noise", noise)(), made, load_part("estimator", estimator)(), task, Duals()
     )  # type: ignore[arg-type]
 
 
@@ -172,6 +193,10 @@ class Slope:
 
     def outputs(self, points: Any) -> None:
         return None
+
+    def slopes(self, queries: int) -> list[float]:
+        self.asked += 2 * queries
+        return list(self.slope[:queries])
 
     def dot(self, a: int, b: int) -> float:
         return float(a == b)

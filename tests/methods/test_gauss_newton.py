@@ -13,7 +13,8 @@ from helpers.commands import Done
 from helpers.recipes import tiny_recipe
 
 from zoedge.core import oracle as core_oracle
-from zoedge.core.types import Outputs, Point
+from zoedge.core.tasks import Outputs
+from zoedge.core.types import Point
 from zoedge.errors import UsageError
 from zoedge.log.log import Log
 from zoedge.methods.estimators.gauss_newton import GaussNewton

@@ -115,6 +115,7 @@ PASSES: list[tuple[str, dict[str, Any], int]] = [  # ALGORITHMS 0.1: forward pas
     ("s2p", {"option": 4, "trial": "sign", "rho": 0.1}, 2), ("as2p", {}, 2), ("conservative", {}, 5),
     ("fzoo", {"queries": 8}, 9), ("dap", {"first": 1, "second": 1}, 3), ("dap", {"first": 3, "second": 5}, 9),
     ("curved", {}, 3), ("gauss_newton", {}, 5), ("gauss_newton", {"queries": 16}, 17),
+    ("forward", {}, 2), ("forward", {"queries": 3}, 6),  # a value and its tangent cost two
 ]  # fmt: skip
 
 
@@ -123,6 +124,6 @@ def test_forward_passes_are_the_tables(estimator: str, options: dict[str, Any], 
     check_passes(estimator, options, passes)
 
 
-@pytest.mark.parametrize("estimator", ["two_sided", "one_sided", "curved", "conservative"])
+@pytest.mark.parametrize("estimator", ["two_sided", "one_sided", "curved", "conservative", "forward"])
 def test_differences_are_the_slope_on_a_linear_function(estimator: str) -> None:
     check_slope(estimator)

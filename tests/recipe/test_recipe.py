@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -589,3 +590,28 @@ def test_the_identity_leaves_out_only_what_cannot_change_numbers() -> None:
         "data.train", "data.valid.split", "data.test.split", "data.fields", "data.without", "data.limit", "data.per_class",
         "data.max_length", "data.on_overflow", "data.skip_bad_lines",  # the header has the tokenised data's digest
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence", "right"),
+    [
+        ("data.valid=0.1", "0.1 is not a text or a table of keys - write {split: 0.1}", "data.valid={split: 0.1}"),
+        ("data.test=200", "200 is not a text or a table of keys - write {split: 200}", "data.test={split: 200}"),
+        ("name=123", '123 is not a text - write "123" in quotes (in a shell: \'"123"\')', 'name="123"'),
+        ("name=true", 'true is not a text - write "true" in quotes', 'name="true"'),
+        ("space.targets=all-linear", "'all-linear' is not a list or 'all' - write all", "space.targets=all"),
+        ("model.quantization=4bit", "or 'none' - write nf4", "model.quantization=nf4"),
+        ("model.quantization=8-bit", "or 'none' - write int8", "model.quantization=int8"),
+        ("model.compute_dtype=float32", "or 'fp16' - write fp32", "model.compute_dtype=fp32"),
+        ("model.compute_dtype=bfloat16", "or 'fp16' - write bf16", "model.compute_dtype=bf16"),
+        ("model.device=gpu", "or 'cuda' - write cuda", "model.device=cuda"),
+        ("train.steps=500_000", "'500_000' is not a whole number - write 500000", "train.steps=500000"),
+        ("train.steps=500,000", "'500,000' is not a whole number - write 500000", "train.steps=500000"),
+        ("rule.lr=1_000.5", "'1_000.5' is not a number or 'auto' - write 1000.5", "rule.lr=1000.5"),
+    ],
+)
+def test_a_value_that_is_nearly_right_is_told_right(override: str, sentence: str, right: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"{override.partition('=')[0]}: ")) as e:
+        reading.read_recipe("two-sided", [override])
+    assert sentence in str(e.value)
+    reading.read_recipe("two-sided", [right])

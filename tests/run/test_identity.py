@@ -231,3 +231,30 @@ def test_lines_of_older_versions_note_no_rows_and_count(tmp_path: Path) -> None:
         {"event": "valid", "step": 16, "rows_sha256": "b"},
     ]
     assert run_folder.newest_rows(mixed) == "b" and run_folder.lines_of_rows(mixed, "b") == [*lines, mixed[3]]
+
+
+# -- recipe.yaml
+
+EDITS: dict[str, tuple[Callable[[str], str], str]] = {
+    "a number": (lambda s: s.replace("lr: 0.01", "lr: 0.5"), "was edited (rule.lr 0.01 -> 0.5)"),
+    "a look": (lambda s: s.replace("every: 4", "every: 2"), "was edited (eval)"),
+    "a key that is none": (lambda s: s + "nothing: 1\n", "cannot be read as a recipe any more ("),
+    "no YAML": (lambda s: "[" + s, "cannot be read as a recipe any more ("),
+    "a comment": (lambda s: "# mine\n" + s, ""),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_recipe_of_a_run_is_said(zoedge: Any, place: Path, edit: str) -> None:
+    """By verify, resume and finetune, of an unfinished run and of a finished one; nothing follows it."""
+    folder, (change, says) = stop_early(place), EDITS[edit]
+    text = (folder / "recipe.yaml").read_text()
+    assert change(text) != text
+    (folder / "recipe.yaml").write_text(change(text))
+    sentence = ": the recipe in the log is the one that counts"
+    for command in (["verify", folder], ["resume", folder, "--plain"], ["finetune", "tiny.yaml", "--plain"]):
+        done = zoedge(*command)
+        assert done.code == 0 and (f"recipe.yaml {says}" in done.out and sentence in done.out) == bool(says), done
+    assert "finished already" in done.out
+    with Log.open(folder / "run.zlog") as log:
+        assert {record.lr for record in log} != {0.5} and len(log) == 4

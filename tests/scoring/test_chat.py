@@ -28,6 +28,17 @@ def own(tokenizer: Any, template: str | None) -> Any:
     return found
 
 
+def beginning(tokenizer: Any) -> Any:
+    """The tokenizer as LLaMA's is: it puts <s> first."""
+    from copy import deepcopy
+
+    from tokenizers.processors import TemplateProcessing
+
+    found = deepcopy(tokenizer)
+    found.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return found
+
+
 # -- rows
 
 
@@ -60,7 +71,7 @@ def test_four_kinds_of_rows(fields: dict[str, Any], wanted: list[dict[str, str]]
         ({"messages": ["hi"]}, 'field "messages": not a list of {role, content}.'),
         ({"messages": []}, "no answer of the assistant's."),
         ({"messages": [turn("user", "hi")]}, "no answer of the assistant's."),
-        ({"messages": [turn("human", "hi")]}, 'messages, turn 1: role "human" is not one of system, user, assistant.'),
+        ({"messages": [turn("human", "hi")]}, 'messages, turn 1: role "human" is not one of system, user, assistant, dev'),
         ({"messages": [turn("user", "hi"), {"content": "x"}]}, 'messages, turn 2: role "None" is not one of'),
         ({"messages": [turn("user", "hi"), {"role": "user", "content": 3}]}, "messages, turn 2: content is missing, empty"),
         ({"messages": [turn("user", "hi"), turn("assistant", " ")]}, "messages, turn 2: content is missing, empty"),
@@ -86,7 +97,7 @@ def test_all_bad_rows_are_told_together(tokenizer: Any) -> None:
 
 EXACT = {
     "chatml": (
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<s><|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
         "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|>\n",
         ["Hello<|im_end|>", "Ciao<|im_end|>"],
     ),
@@ -105,14 +116,20 @@ def test_every_template_is_here() -> None:
 @pytest.mark.parametrize("name", EXACT)
 def test_the_exact_text_and_the_answers_in_it(name: str, tokenizer: Any) -> None:
     source = (TEMPLATE_FOLDER / f"{name}.jinja").read_text()
-    (found,) = render_chats(source, [TALK], WORDS)
+    (found,) = render_chats(source, [TALK], WORDS)[0]["texts"]
     assert (found["text"], [found["text"][a:b] for a, b in found["answers"]]) == EXACT[name]
     from transformers.utils.chat_template_utils import render_jinja_template  # the template means the same to others
 
     assert render_jinja_template([TALK], chat_template=source, bos_token="<s>", eos_token="</s>")[0] == [EXACT[name][0]]
-    examples, _ = Chat(name).encode([Row("f:1", {"messages": TALK})], tokenizer, 400, "error")
-    ids = [*examples.tokens[0], examples.targets[0][-1]]
     whole, answers = EXACT[name]
+    for own, begin in (
+        (tokenizer, ""),
+        (beginning(tokenizer), "<s>"),
+    ):  # what the tokenizer puts first is what it begins with
+        examples, _ = Chat(name).encode([Row("f:1", {"messages": TALK})], own, 400, "error")
+        ids = [*examples.tokens[0], examples.targets[0][-1]]
+        assert tokenizer.decode(ids) == (begin + whole.replace("<s>", "")).rstrip("\n") or name == "llama2"
+    whole = whole.replace("</s><s>", "</s>") if not begin else whole
     assert tokenizer.decode(ids) == whole.rstrip("\n") and [ids[r + 1] for r in examples.rows[0]] == examples.targets[0]
     assert tokenizer.decode(examples.targets[0]) == "".join(answers)
     assert ids == tokenizer(whole.rstrip("\n"), add_special_tokens=False).input_ids
@@ -131,8 +148,13 @@ def test_a_token_on_both_sides_of_an_answers_start_is_scored(tokenizer: Any) -> 
 def test_the_tokenizers_own_template_and_its_absence(tokenizer: Any) -> None:
     rows = [Row("f:1", {"messages": TALK})]
     source = (TEMPLATE_FOLDER / "chatml.jinja").read_text()
-    named = Chat("chatml").encode(rows, tokenizer, 400, "error")[0]
+    named = Chat("chatml").encode(rows, beginning(tokenizer), 400, "error")[0]
     assert Chat().encode(rows, own(tokenizer, source), 400, "error")[0].digest() == named.digest()
+    several = own(tokenizer, {"default": source, "tool_use": "{{ 1 }}"})  # as Hermes has them
+    assert Chat().encode(rows, several, 400, "error")[0].digest() == named.digest()
+    assert Chat().source(several, with_tools=True) == "{{ 1 }}"
+    with pytest.raises(DataError, match=r"chat templates of the names rag, and none is called default\. Write the one"):
+        Chat().encode(rows, own(tokenizer, {"rag": source}), 400, "error")
     with pytest.raises(DataError, match=r"^task.format: the tokenizer has no chat template of its own\. Set chatml,"):
         Chat().encode(rows, own(tokenizer, None), 400, "error")
 
@@ -143,7 +165,7 @@ def test_marks_of_generation_are_read_over() -> None:
         "{% else %}{{ m.content }}:{% endif %}{% endfor %}"
     )
     assert render_chats(template, [TALK], WORDS) == [
-        {"text": "Be kind.:Hi:HelloBye:Ciao", "answers": [[12, 17], [21, 25]]}
+        {"texts": [{"text": "Be kind.:Hi:HelloBye:Ciao", "answers": [[12, 17], [21, 25]]}]}
     ]
 
 
@@ -159,12 +181,24 @@ def test_marks_of_generation_are_read_over() -> None:
         ("{{ nothing.here }}", "'nothing' is undefined"),
         ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
         (
-            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
-            "with add_generation_prompt it must write exactly what it writes before an answer",
+            "{% for m in messages %}{{ m.content if loop.last else '' }}{% endfor %}",
+            "it leaves out the system message of turn 1. Take it out of the row, or set task.format to a template that "
+            "writes it",
         ),
         (
-            "{% for m in messages %}{{ m.content if loop.last else '' }}{% endfor %}",
-            "with add_generation_prompt it must write exactly what it writes before an answer",
+            "{% for m in messages %}{{ m.content if m.role != 'user' else '' }}{% endfor %}",
+            "it leaves out the user message of turn 2. Take it out of the row, or set task.format to a template that "
+            "writes it",
+        ),
+        (
+            "{% for m in messages %}{{ m.content[:4] if m.role == 'assistant' else m.content }}{% endfor %}",
+            "it leaves out the content of turn 3, or a part of it, which would not be trained on. Take it out of the row, or "
+            "set task.format to a template that writes it",
+        ),
+        (
+            "{% for m in messages %}{{ m.content | reverse if m.role == 'assistant' else m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}?{% endif %}",
+            "where an answer begins cannot be found. Set task.format: chatml, or end rows after their first answer",
         ),
     ],
 )  # fmt: skip

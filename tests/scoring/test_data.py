@@ -142,7 +142,9 @@ def test_what_is_no_file_of_rows(lines: Callable[..., str], tmp_path: Path) -> N
     assert "a JSON array" in lines("\ufeff  [" + "1," * (1 << 20) + "1]")
     for name, what in [("a.md", "'.md'"), ("a", "'no ending'"), ("a.jsonl.gz", "'.gz'")]:
         (tmp_path / name).write_text(OK)
-        with pytest.raises(DataError, match=f"^{name}: {what} is not read. Use .jsonl, .json, .csv, .parquet, .txt.$"):
+        with pytest.raises(
+            DataError, match=f"^{name}: {what} is not read. Use .jsonl, .json, .csv, .tsv, .parquet, .txt, .arrow.$"
+        ):
             read_rows(tmp_path / name, name)
     with pytest.raises(DataError, match=r"^x.jsonl: cannot be read: No such file or directory.$"):
         read_rows(tmp_path / "x.jsonl", "x.jsonl")

@@ -270,11 +270,11 @@ def test_a_function_of_the_users_is_the_reward(goals: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("my_goals:broken", r"my_goals:broken raised KeyError: 'nothing'\."),
+        ("my_goals:broken", r"my_goals:broken raised: KeyError: 'nothing'\."),
         ("my_goals:short", r"my_goals:short gave 1 rewards for 2 outputs\."),
         ("my_goals:nan", r"my_goals:nan gave nan for f:1: not a finite number\."),
         ("my_goals:words", r"my_goals:words gave '1' for f:1: not a finite number\."),
-        ("my_goals:none", r"my_goals:none raised TypeError: 'NoneType' object is not iterable\."),
+        ("my_goals:none", r"my_goals:none raised: TypeError: 'NoneType' object is not iterable\."),
         ("my_goals:number", r"the module my_goals has no function 'number'\."),
         ("my_goals:absent", r"the module my_goals has no function 'absent'\."),
         ("no_such_goals:f", r"there is no no_such_goals\.py in .*, where no_such_goals is looked for\."),
@@ -381,7 +381,7 @@ def test_filters_follow_one_another_and_say_what_they_do_not_take() -> None:
 @pytest.mark.parametrize(
     ("task", "row", "sentence"),
     [
-        ("choose", {"label": 3}, 'f:1: "3" (label) is not a candidate: x, y, z.'),
+        ("choose", {"label": 4}, 'f:1: "4" (label) is not a candidate: x, y, z.'),
         ("choose", {"label": "w"}, 'f:1: "w" (label) is not a candidate: x, y, z.'),
         ("choose", {"label": None}, 'f:1: field "label": null.'),
         ("choose", {"label": ["x", "w"]}, 'f:1: "w" (label) is not a candidate: x, y, z.'),
@@ -407,8 +407,6 @@ def test_the_right_one_by_number_or_text(tokenizer: Any) -> None:
     for label, wanted in ((2, 2), ("2", 2), ("y", 1), (["z", "x"], 2)):
         row = {"text": "a film", "a": "x", "b": "y", "c": "z", "label": label}
         assert made.encode([Row("f:1", row)], tokenizer, 90, "error")[0].labels == [wanted]
-    row = {"text": "a film", "a": "2", "b": "1", "c": "0", "label": "2"}  # a candidate's text comes before a number
-    assert made.encode([Row("f:1", row)], tokenizer, 90, "error")[0].labels == [0]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -424,7 +422,7 @@ def test_rows_that_are_too_long(task: str, tokenizer: Any) -> None:
     whole, _ = made.encode(rows, tokenizer, 900, "error")
     cut, counts = made.encode(rows, tokenizer, 30, "truncate")
     assert counts == {"truncated": 1, "dropped": 0} and cut.tokens[:3] == whole.tokens[:3]
-    first = int(task == "chat")  # its template writes <s>
+    first = 0
     after, before = cut.tokens[3], whole.tokens[3]
     assert after == before[:first] + before[len(before) - len(after) + first :] and len(after) <= 30
     assert len(after) == 30 or task in ("generate", "choose")  # which leave room for what is longer

@@ -486,9 +486,53 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         configured(use_bidirectional_attention=True),
         r"attends in both directions \(use_bidirectional_attention\)",
     ),
+    "a kernel for attention": (
+        configured(_attn_implementation="kernels-community/flash-attn"),
+        "_attn_implementation: 'kernels-community/flash-attn' may load code from elsewhere, and zoedge loads none. Remove",
+    ),
+    "a kernel under its other name": (
+        configured(attn_implementation="evil/x:f"),
+        "attn_implementation: 'evil/x:f' may load",
+    ),
+    "a kernel in a nested table": (
+        configured(text_config={"a": {"_attn_implementation_internal": "a/b@v1"}}),
+        "_attn_implementation_internal: 'a/b@v1' may load code",
+    ),
+    "kernels by layer": (configured(attn_implementation={"": "a/b"}), "may load code from elsewhere"),
+    "a kernel for experts": (configured(_experts_implementation="a/b"), "_experts_implementation: 'a/b' may load"),
+    "kernels switched on": (configured(use_kernels=True), "use_kernels: True may load code"),
+    "a quantiser with kernels": (
+        configured(quantization_config={"quant_method": "mxfp4"}),
+        "quant_method: 'mxfp4' may load",
+    ),
+    "weights of another name": (
+        configured(transformers_weights="x/y.safetensors"),
+        "transformers_weights: 'x/y.safete",
+    ),
+    "no layers": (configured(num_hidden_layers=0), "says num_hidden_layers: 0, which must be at least 1"),
+    "minus one layer": (configured(num_hidden_layers=-1), "says num_hidden_layers: -1, which must be at least 1"),
+    "no positions": (
+        configured(max_position_embeddings=0),
+        "says max_position_embeddings: 0, which must be at least 1",
+    ),
     "quantised already": (configured(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised already"),
     "no tokenizer": (lambda folder: [p.unlink() for p in folder.glob("token*")], "tokenizer"),
 }
+
+
+@pytest.mark.parametrize("value", ["sdpa", "eager", None])
+def test_an_attention_that_transformers_has_is_no_code(llama: Path, tmp_path: Path, value: str | None) -> None:
+    shutil.copytree(llama, tmp_path / "model")
+    configured(_attn_implementation=value)(tmp_path / "model")
+    assert load(tmp_path / "model", "none").model.config._attn_implementation == (value or "sdpa")
+
+
+@pytest.mark.parametrize("value", [5, -1, 10**12])
+def test_a_dropout_that_is_none_is_0_like_every_other(opt: Path, tmp_path: Path, value: int) -> None:
+    shutil.copytree(opt, tmp_path / "model")
+    configured(dropout=value)(tmp_path / "model")
+    base = load(tmp_path / "model", "none")
+    assert {m.dropout for m in base.model.modules() if "dropout" in vars(m)} == {0.0}
 
 
 @pytest.mark.parametrize("fault", BROKEN)

@@ -314,7 +314,12 @@ CASES: dict[str, Case] = {
         REPLAY, block(lambda t: t["space"].update(shapes=[["../../x", *s[1:]] for s in t["space"]["shapes"]])), 4, "trained tensors are not"
     ),
     "a noise of the future": Case(REPLAY, forge(24, b"\x63"), 2, "knows no noise with id 99"),
-    "a command for a goal": Case("eval tiny", setting("task", objective="os:system"), 3, r"there is no os\.py in"),
+    "a command for a goal": Case(
+        "eval tiny", setting("task", objective="os:system"), 2, r"rewards by os:system, a Python file .*add --trust-code"
+    ),
+    "a command for a goal, trusted": Case(
+        "eval tiny --trust-code", setting("task", objective="os:system"), 3, r"there is no os\.py in"
+    ),
     "a model outside": Case("eval tiny", setting("model", source="../../../../etc"), 3, "no config.json|no folder"),
     "a data file outside": Case("eval tiny", setting("data", train="/etc/passwd"), 3, "'no ending' is not read"),
     "a hub's model": Case("eval tiny", setting("model", source="a/b"), 3, "offline, and not in the hub's cache"),

@@ -6,6 +6,7 @@ So `zoedge --help` answers without torch.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 import typer
 
-from ..errors import ZoedgeError, format_error, is_out_of_memory
+from ..errors import ZoedgeError, format_error, is_out_of_memory, make_printable
 from .examples import EXAMPLES, FIRST_HOUR, add_examples, list_commands
 from .hints import suggest_override
 
@@ -77,6 +78,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on standard error: a file's name may be no text
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # half-written files are taken away
     try:
         if code := app(standalone_mode=False, prog_name="zoedge"):  # typer.Exit's code comes back as a value
@@ -113,18 +116,25 @@ def describe_error(error: Exception) -> tuple[str, int]:
     """Return the sentence of an error, and the exit code."""
     if isinstance(error, ZoedgeError):
         return format_error(error), error.exit_code
+    if is_out_of_memory(error):
+        what = "no thread can be started, or memory ended" if "thread" in str(error) else "memory ended"
+        advice = (
+            "Is the input what it should be? Less of it at a time, a smaller model, or more memory (ulimit -v, -u)."
+        )
+        return f"{what}. {advice}", 3
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        name = make_printable(error.object, 200)
+        return f"'{name}' is not UTF-8, and a recipe or a log could not hold it. Rename the file or folder.", 2
     if isinstance(error, OSError):
         where = f"{str(error.filename)[:200]}: " if error.filename is not None else ""
         code = 2 if error.errno == errno.ENAMETOOLONG else 74
         return f"{format_error(where)}{error.strerror or format_error(error)}.", code
-    if is_out_of_memory(error):
-        advice = "Is the input what it should be? Less of it at a time, a smaller model, or more memory."
-        return f"memory ended. {advice}", 3
     what = format_error(error).strip() or type(error).__name__
     return f"{type(error).__name__}: {what}\nThis is a bug. `--debug` shows where; please report it.", 70
 
 
 from . import (  # noqa: E402, F401, I001 - the order of --help
+    init,
     training,
     preview,
     estimate,

@@ -46,3 +46,9 @@ DeviceOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 PlainOption = Annotated[bool, typer.Option("--plain", help="Print lines instead of the live panel.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors alone.")]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="Run the Python reward that the log names, although another machine began the log."
+    ),
+]

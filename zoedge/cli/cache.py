@@ -40,9 +40,9 @@ def ls(json: JsonOption = False) -> None:
 @cache_app.command("rm")
 def rm(
     name: Annotated[
-        list[str], typer.Argument(help="Names, as `zoedge cache ls` shows them, or a kind, such as trunk.")
+        list[str], typer.Argument(help="The names, as `zoedge cache ls` shows them, or a kind, such as trunk.")
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="It does not ask first.")] = False,
 ) -> None:
     """Remove something from the cache. It is made again, or fetched again, when a run needs it."""
     from ..commands.cache import find_entries, remove_entry

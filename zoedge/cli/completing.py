@@ -38,6 +38,14 @@ def complete_shared(incomplete: str) -> Iterator[str]:
     yield from complete_paths(incomplete, (".zoe",))
 
 
+def complete_rows(incomplete: str) -> Iterator[str]:
+    """Yield packaged texts, files of rows in the folder that is being typed, and folders."""
+    from ..scoring.sources.catalog import PACKAGED_TEXTS
+
+    yield from (name for name in PACKAGED_TEXTS if name.startswith(incomplete))
+    yield from complete_paths(incomplete, (".jsonl", ".json", ".csv", ".parquet", ".txt"))
+
+
 def complete_experiments(incomplete: str) -> Iterator[str]:
     """Yield the lab's experiments, each of which is a file."""
     files = sorted((Path(__file__).parents[1] / "lab").glob("[!_]*.py"))

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..core.canonical import null_nonfinite
 from . import app
-from .arguments import AtOption
+from .arguments import AtOption, TrustOption
 from .completing import complete_runs
 
 RunOrAdapterArgument = Annotated[
@@ -46,13 +47,14 @@ def evaluate(
     include: IncludeOption = None,
     compare_base: CompareOption = False,
     base: AdapterBaseOption = None,
+    trust_code: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
     """What a run's task measures on labelled rows (accuracy raw and calibrated, F1, loss), with zero-shot beside it; with
     --tasks, what lm-eval measures on its own."""
     check_options(tasks, data, include, base, compare_base)
     if tasks is None:
-        print_scores(run, data, limit, at, json)
+        print_scores(run, data, limit, at, trust_code, json)
         return
     from ..commands import lm_eval
 
@@ -72,18 +74,18 @@ def check_options(
         raise UsageError("--compare-base goes with --tasks: without it, zero-shot stands beside the result anyway.")
 
 
-def print_scores(run: str, data: str | None, limit: int | None, at: str | None, json: bool) -> None:
+def print_scores(run: str, data: str | None, limit: int | None, at: str | None, trust_code: bool, json: bool) -> None:
     """Print what the run's own task measures."""
     from dataclasses import asdict
 
     from ..commands.eval import evaluate_run
     from ..run.evaluate import format_scores
 
-    scores, changes = evaluate_run(run, data, limit, at)
+    scores, changes = evaluate_run(run, data, limit, at, trust_code)
     for sentence in changes:
         typer.echo(f"warning: {sentence}", err=True)
     if json:
-        typer.echo(json_.dumps({name: asdict(score) for name, score in scores.items()}))
+        typer.echo(json_.dumps(null_nonfinite({name: asdict(score) for name, score in scores.items()})))
         return
     typer.echo("\n".join(format_scores(scores, "rows")))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-FIRST_HOUR = ("preview", "finetune", "eval", "generate", "report")  # the commands that a bare `zoedge` shows first
+FIRST_HOUR = ("init", "preview", "finetune", "eval", "generate")  # the commands that a bare `zoedge` shows first
 
 EXAMPLES = {
+    "init": "zoedge init mails.csv -o mails.yaml --look",
     "finetune": "zoedge finetune first-film train.steps=500",
     "resume": "zoedge resume runs/first-film",
     "preview": "zoedge preview first-film -n 5",
@@ -27,10 +28,10 @@ EXAMPLES = {
     "schema": "zoedge schema --field rule.lr",
     "validate": "zoedge validate first-film rule.lr=1e-3",
     "import-config": "zoedge import-config qlora.yml -o mine.yaml",
+    "cache ls": "zoedge cache ls",
+    "cache rm": "zoedge cache rm trunk --yes",
     "runs ls": "zoedge runs ls --json",
     "runs rm": "zoedge runs rm runs/first-film --yes",
-    "cache ls": "zoedge cache ls --json",
-    "cache rm": "zoedge cache rm trunk --yes",
     "log show": "zoedge log show runs/first-film -n 20",
     "log export": "zoedge log export runs/first-film -o steps.csv",
     "log diff": "zoedge log diff runs/first-film runs/other",

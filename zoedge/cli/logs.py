@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.canonical import null_nonfinite
 from ..errors import make_printable
 from . import app
 from .arguments import AT_HELP, BaseOption, DeviceOption, RawLogArgument, RunArgument
@@ -120,7 +121,7 @@ def show(
     if json:
         typer.echo(json_.dumps({**summary, **journal.header.about}))
         for record in journal:
-            typer.echo(json_.dumps(record._asdict()))
+            typer.echo(json_.dumps(null_nonfinite(record._asdict())))
         return
     for key, value in summary.items():
         typer.echo(f"{key:12} {value}")

@@ -28,14 +28,16 @@ def generate(
 ) -> None:
     """What the tuned model says next (greedy). A run that learnt to choose among options chooses among them: its loss
     read no other token, so that free text (--free) may have drifted."""
+    from ..commands.chat import find_end
     from ..commands.generate import choose_option
     from ..run.trained import load_trained
 
     trained, *_ = load_trained(run, at)
     choose = bool(trained.recipe.task.labels) and not free
+    end = "" if choose else find_end(trained)
     print_answers(
         trained,
-        lambda: choose_option(trained, prompt) if choose else trained.base.generate(prompt, tokens),
+        lambda: choose_option(trained, prompt) if choose else trained.base.generate(prompt, tokens, end=end),
         compare_base,
     )
 
@@ -63,8 +65,8 @@ def chat(
         if not text:
             continue
         try:
-            prompt, plain = build_prompt(trained, text)
-            print_answers(trained, lambda: trained.base.generate(prompt, tokens, special=plain).strip(), compare_base)
+            prompt, special, end = build_prompt(trained, text)
+            print_answers(trained, lambda: trained.base.generate(prompt, tokens, special, end).strip(), compare_base)
         except DataError as e:
             print(f"zoedge: {e}", file=sys.stderr)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.canonical import null_nonfinite
 from . import app
 from .arguments import JsonOption, RunsArgument
 
@@ -35,7 +36,7 @@ def ls(
     )  # nothing was trained here yet
     if json:
         for entry in entries:
-            typer.echo(json_.dumps(asdict(entry)))
+            typer.echo(json_.dumps(null_nonfinite(asdict(entry))))
     elif not entries:
         typer.echo(f"There are no runs in {folder}. `zoedge finetune RECIPE` makes one.")
     else:

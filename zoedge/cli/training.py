@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from . import app
-from .arguments import JsonOption, OverridesArgument, PlainOption, QuietOption, RecipeArgument, RunFolderArgument
+from .arguments import (
+    JsonOption,
+    OverridesArgument,
+    PlainOption,
+    QuietOption,
+    RecipeArgument,
+    RunFolderArgument,
+    TrustOption,
+)
 from .completing import complete_parents, complete_values
 
 ResumeOption = Annotated[
@@ -73,6 +81,7 @@ def finetune(
 @app.command()
 def resume(
     run: RunFolderArgument,
+    trust_code: TrustOption = False,
     quiet: QuietOption = False,
     plain: PlainOption = False,
     json: JsonOption = False,
@@ -83,8 +92,8 @@ def resume(
     from ..run.workers import is_follower
 
     if is_follower():
-        return follow()
-    recipe, folder = find_run(run)
+        return follow(trust_code=trust_code)
+    recipe, folder = find_run(run, trust_code)
     run_training(recipe, folder, True, choose_display(quiet, plain, json))
 
 

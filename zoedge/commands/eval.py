@@ -12,11 +12,13 @@ from ..run.folder import open_any_log, resolve_step
 from ..run.identity import check_same_base, held_out_differences, recipe_from_header
 from ..run.setup import Measuring, close_store, open_trunk
 from ..run.start import WithTerm, compare_start
+from ..run.trust import check_code
 from ..scoring.rows.sets import in_content_order, load_rows
+from ..scoring.texts import encode_rows
 
 
 def evaluate_run(
-    run: str, data: str | None = None, limit: int | None = None, at: str | None = None
+    run: str, data: str | None = None, limit: int | None = None, at: str | None = None, trust_code: bool = False
 ) -> tuple[dict[str, Score], list[str]]:
     """Score the base alone and the trained model on the same rows.
 
@@ -25,6 +27,7 @@ def evaluate_run(
         data: a file or packaged text; None: the run's test rows, else its validation rows.
         limit: at most so many rows; None: all.
         at: after how many steps: a number, last or best; None: as the run's eval.select says.
+        trust_code: whether a reward function may run although another machine began the log.
 
     Returns:
         The score by name: "zero-shot"; of a task with options of one token, the closed-form start; and "after N steps".
@@ -37,6 +40,7 @@ def evaluate_run(
     log = open_any_log(run)
     steps = resolve_step(log, at)
     recipe = recipe_from_header(log.header, run)
+    check_code(recipe, log.header, run, trust_code)
     measuring = Measuring.build(recipe, log.header)
     here = measuring.header()
     check_same_base(log.header, here, run)
@@ -45,7 +49,10 @@ def evaluate_run(
     if data:
         rows, _ = load_rows(data, "data", recipe.data)
         ordered = in_content_order(rows, recipe.task.fields())
-        examples, _ = recipe.task.encode(ordered, measuring.base.tokenizer, measuring.limit, recipe.data.on_overflow)
+        base = measuring.base
+        examples, _ = encode_rows(
+            recipe.task, ordered, base.tokenizer, measuring.limit, recipe.data, base.model.config.vocab_size
+        )
     if examples is None:
         raise DataError(f"{run} has no test rows: name some with --data FILE.")
     examples = examples.head(limit) if limit else examples

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from ..core import digests
 from ..errors import UsageError, make_printable
 from ..log.log import Log
 from ..recipe.recipe import Recipe
-from ..run import auto, branch, setup, signals, trackers
+from ..run import auto, branch, identity, setup, signals, trackers
 from ..run import folder as run_folder
 from ..run import train as run_train
 from ..run.auto import search_auto
 from ..run.branch import Parent
 from ..run.display import Plain
 from ..run.evaluation import Evaluator, Stopwatch
-from ..run.outcome import Outcome, find_better_step, load_outcome
+from ..run.outcome import Outcome, digest_row_files, find_better_step, load_outcome
+from ..run.trust import note_own_log
 from ..run.workers import Workers
 from . import report
 from .estimate import fit, machine
@@ -37,6 +38,7 @@ def finetune(
 ) -> Outcome | None:
     """Train as a recipe says, or go on where the run's log ends, and return when the run is finished.
 
+    Calls from several threads of a process are taken one after another, because the libraries that they use are the process's.
     Of several processes that a launcher has started, the first returns the outcome, the others None.
 
     Args:
@@ -67,10 +69,12 @@ def finetune(
         return None
     show = display_of(display) if isinstance(display, str) else display
     folder = Path(run_dir) if run_dir else run_folder(checked)
+    workers = connect_workers(checked) if is_launched() else None
+    from ..scoring.models.libraries import LIBRARY_LOCK  # here: it imports torch
+
     try:
-        return train(
-            checked, folder, show, resume == "auto", parent, connect_workers(checked) if is_launched() else None
-        )
+        with LIBRARY_LOCK:
+            return train(checked, folder, show, resume == "auto", parent, workers)
     finally:
         show.close()
 
@@ -88,14 +92,19 @@ def connect_workers(recipe: Recipe | None) -> Workers:
     return Workers(recipe.train.timeout if recipe else None, cuda)
 
 
-def follow(recipe: Recipe | None = None) -> None:
-    """Take a share of the steps of worker 0's run, until it ends. recipe: None: as worker 0's log says."""
+def follow(recipe: Recipe | None = None, trust_code: bool = False) -> None:
+    """Take a share of the steps of worker 0's run, until it ends.
+
+    Args:
+        recipe: None: as worker 0's log says.
+        trust_code: whether a reward function that only worker 0's log names may run.
+    """
     from tempfile import TemporaryDirectory
 
     from ..run import follow as run_follow
 
     with TemporaryDirectory(prefix="zoedge-") as folder:
-        run_follow.follow_leader(recipe, Path(folder), connect_workers(recipe))
+        run_follow.follow_leader(recipe, Path(folder), connect_workers(recipe), trust_code)
 
 
 def load_recipe(recipe: Any, overrides: tuple[Any, ...] = ()) -> Recipe:
@@ -160,9 +169,8 @@ def train(
     """
     path = folder / run_folder.LOG_FILE
     check_request(recipe, folder, resume)
-    recipe = recall_numbers(recipe, folder, parent)
-    if path.exists() and (outcome := load_outcome(recipe, folder, path)):
-        show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
+    recipe = recall_numbers(recipe, folder, parent, show)
+    if (outcome := find_finished(recipe, folder, show)) is not None:
         if workers:
             workers.share(b"")
         return outcome
@@ -197,6 +205,36 @@ def train(
     )
 
 
+def find_finished(recipe: Recipe, folder: Path, show: Plain) -> Outcome | None:
+    """Return the outcome of a run that is finished, and whose exports are whole; None: there is something to do."""
+    path = folder / run_folder.LOG_FILE
+    outcome = load_outcome(recipe, folder, path) if path.exists() else None
+    if outcome is not None and (damage := find_damage(recipe, outcome)):
+        show.warn(f"{folder}: this run is finished, but {damage}: it is delivered again")
+        return None
+    if outcome is not None:
+        show.say(f"{folder}: this run is finished already. For another, change the recipe's name or seed.")
+    return outcome
+
+
+def find_damage(recipe: Recipe, outcome: Outcome) -> str:
+    """Return which export of a finished run is gone or damaged; '': none. What is no export any more is set aside."""
+    from .export.whole import find_export_damage, set_aside
+
+    for kind, name in (("peft", run_folder.ADAPTER_FOLDER), ("merged", "merged")):
+        place = outcome.folder / name
+        if kind in recipe.output.export and (damage := find_export_damage(place, outcome.fingerprint, outcome.at)):
+            aside = set_aside(place)
+            return f"{damage} (kept as {aside})" if aside else damage
+    return ""
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a run's folder if nothing was written there, because the run could not begin."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse, before anything slow begins, what cannot be delivered at the end.
 
@@ -209,13 +247,18 @@ def check_request(recipe: Recipe, folder: Path, resume: bool) -> None:
         raise UsageError(f"{folder} holds a run already. Go on with `zoedge resume {folder}`, or choose another name.")
 
 
-def recall_numbers(recipe: Recipe, folder: Path, parent: Parent | None) -> Recipe:
-    """Return the recipe with the `auto` numbers that this run, or else its parent, has begun with."""
+def recall_numbers(recipe: Recipe, folder: Path, parent: Parent | None, show: Plain) -> Recipe:
+    """Return the recipe with the `auto` numbers that this run, or else its parent, has begun with.
+
+    The recipe counts that is in the log: that the one beside it has been edited is said.
+    """
     path = folder / run_folder.LOG_FILE
     if path.exists():
         with Log.open(path) as log:
             if parent is not None:
                 branch.check_same_parent(log.header, parent, folder)
+            if edit := identity.find_recipe_edit(log.header, folder / run_folder.RECIPE_FILE):
+                show.warn(edit)
             return auto.fill_from_log(recipe, log.header)
     return recipe if parent is None else auto.fill_from_log(recipe, parent.log.header)
 
@@ -227,7 +270,8 @@ def open_run(
 
     Before a new one begins, its start is computed, and the numbers that are `auto` are found.
     """
-    from ..run.start import compute_start  # here: it imports torch
+    from ..run.finite import check_finite  # here: these import torch
+    from ..run.start import compute_start
 
     path = folder / run_folder.LOG_FILE
     log = Log.resume(path) if path.exists() else None
@@ -235,20 +279,26 @@ def open_run(
     try:
         with show.phase(f"loading {recipe.model.source} ({recipe.model.quantization})"), stopwatch("load"):
             measuring = setup.Measuring.build(recipe, None if known is None else known.header)
+            measuring.task.load_reward()
     except BaseException:
         if log is not None:
             log.close()
+        remove_empty(folder)
         raise
     measuring.base.around_trunk = lambda: stopwatch("trunk")
     if log is not None:
+        note_own_log(log.header)  # whoever asks for it by a recipe of their own, or with --trust-code, trusts its code
         return measuring, log
+    check_finite(measuring)
     measuring = auto.choose_trunk_type(measuring, folder, show)
     if parent is None:
         with stopwatch("start"):
             compute_start(measuring, folder, show)
     if recipe.auto:
         measuring = search_auto(measuring, folder, show)
-    return measuring, setup.begin_run(measuring, folder, parent)
+    log = setup.begin_run(measuring, folder, parent)
+    run_folder.append_place(folder)
+    return measuring, log
 
 
 def record_end(
@@ -270,7 +320,8 @@ def record_end(
         predicted, measured = fit.predict_parts(plan, measuring.texts), machine.read_run_peak(measuring.base)
         run_folder.append_metric(folder, event="memory", predicted=predicted, measured=measured)
     options = {"select": measuring.recipe.eval.select, "drift": measuring.recipe.eval.drift}
-    run_folder.append_end(folder, seconds=seconds, adapter=adapter and str(adapter), at=steps, **options)
+    files = digest_row_files(measuring.recipe)
+    run_folder.append_end(folder, seconds=seconds, adapter=adapter and str(adapter), at=steps, files=files, **options)
 
 
 def write_page(recipe: Recipe, path: Path, show: Plain) -> None:

@@ -8,6 +8,7 @@ from ..run.trained import Trained
 from ..scoring.rows.row import Row
 from ..scoring.tasks.classify import Classify
 from ..scoring.tasks.mlm import Mlm
+from ..scoring.texts import encode_rows
 
 
 def choose_option(trained: Trained, prompt: str) -> str:
@@ -19,7 +20,8 @@ def choose_option(trained: Trained, prompt: str) -> str:
     if isinstance(task, Classify):
         task = replace(task, objective="loss")  # a reward function of the user's may not be here
     row = Row("the prompt", {"prompt": prompt, "label": next(iter(task.options))})
-    examples, _ = task.encode([row], trained.base.tokenizer, trained.limit, "error")
+    base, data = trained.base, trained.recipe.data.model_copy(update={"on_overflow": "error", "on_untrainable": "stop"})
+    examples, _ = encode_rows(task, [row], base.tokenizer, trained.limit, data, base.model.config.vocab_size)
     outputs = task.make_training(examples, 0, 1).outputs(trained.base, examples.collate([0]), 1)
     shares = outputs[0, 0].softmax(-1).tolist()
     ranked = sorted(zip(shares, task.options.values()), reverse=True)

@@ -134,11 +134,9 @@ class LmEvalModel(TemplateLM):
             if new >= self.base.context_length:
                 raise DataError(f"A task wants {new} new tokens, in a context of {self.base.context_length}.")
             ids = torch.tensor([self.tok_encode(context)[-(self.base.context_length - new) :]])
-            stops = {"stop_strings": until, "tokenizer": self.tokenizer} if until else {}
+            stops: dict[str, Any] = {"stop_strings": until, "tokenizer": self.tokenizer} if until else {}
             with torch.inference_mode():
-                out = generate_greedy(
-                    self.base, ids, torch.ones_like(ids), 1, max_new_tokens=new, pad_token_id=self.eot_token_id, **stops
-                )
+                out = generate_greedy(self.base, ids, torch.ones_like(ids), 1, tokens=new, **stops)
             text: Any = self.tokenizer.decode(out[0], skip_special_tokens=True)
             for stop in until:
                 text = text.partition(stop)[0]

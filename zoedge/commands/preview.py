@@ -96,6 +96,7 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
     from ..scoring.models.families import check_head
     from ..scoring.models.loading import load_config, load_tokenizer
     from ..scoring.sources.resolve import resolve_model
+    from ..scoring.tasks._encode import leading_tokens
 
     folder = resolve_model(recipe.model.source, recipe.model.revision)
     check_files(folder)
@@ -103,14 +104,15 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
     config, facts = load_config(folder)
     check_head(part_name(recipe.task), recipe.task.head, facts)
     limit = min(recipe.data.max_length, int(facts.longest(config)) - recipe.space.virtual_tokens)
-    datasets = texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, limit)
+    datasets = texts.load_datasets(recipe.data, recipe.task, recipe.seed, tokenizer, limit, config.vocab_size)
     train = datasets.train
     task = recipe.task.make_training(train, recipe.seed, recipe.train.batch)
     rows: list[PreviewRow] = []
     for step in range(-(-count // recipe.train.batch)):
         rows += decode_rows(task.batch(step), recipe.task, tokenizer)
     labels = Counter(recipe.task.labels[i] for i in train.labels) if recipe.task.labels else {}
-    special, unknown = set(tokenizer.all_special_ids), tokenizer.unk_token_id
+    unknown = tokenizer.unk_token_id
+    openers = {tokenizer.bos_token_id, *leading_tokens(tokenizer)}  # what a text begins with
     if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):  # as in GPT-2, where it marks no unknown word
         unknown = None
     sets = {"train": train, "valid": datasets.valid, "test": datasets.test}
@@ -122,7 +124,7 @@ def build_preview(recipe: Recipe, count: int) -> Preview:
         counts=datasets.counts,
         lengths=[len(ids) for ids in train.tokens],
         scored=sum(map(len, train.rows)),
-        double=sum(ids[0] in special and ids[:2] == [ids[0]] * 2 for ids in train.tokens[:: train.sequences_each]),
+        double=sum(ids[0] in openers and ids[:2] == [ids[0]] * 2 for ids in train.tokens[:: train.sequences_each]),
         unscored=sum(not places for places in train.rows[:: train.sequences_each]),
         unknown=sum(ids.count(unknown) for ids in train.tokens),
         labels=dict(labels),

@@ -24,7 +24,7 @@ def validate_recipe(name: str, overrides: list[str] | None = None) -> str:
     recipe = read_recipe(name, overrides)
     faults: list[ZoedgeError] = []
     summary: list[str] = []
-    tokenizer, limit = None, recipe.data.max_length
+    tokenizer, limit, vocabulary = None, recipe.data.max_length, 0
     try:
         folder, config = read_model_config(recipe)
         if folder is None:
@@ -32,11 +32,11 @@ def validate_recipe(name: str, overrides: list[str] | None = None) -> str:
         else:
             base = meta_model(recipe, folder)
             summary.append(f"{config.get('model_type')}, {len(base.blocks)} layers, {recipe.model.quantization}")
-            limit = min(limit, base.context_length)
+            limit, vocabulary = min(limit, base.context_length), base.model.config.vocab_size
             tokenizer = load_tokenizer(folder)
     except ZoedgeError as e:
         faults.append(e)
-    summary += count_rows(recipe, tokenizer, limit, faults)
+    summary += count_rows(recipe, tokenizer, limit, vocabulary, faults)
     summary.append(f"{part_name(recipe.space)}, {recipe.train.steps:,} steps of {recipe.train.batch}")
     summary.append(f"then {' and '.join(recipe.output.export)}" if recipe.output.export else "no export")
     if faults:
@@ -115,12 +115,17 @@ def meta_model(recipe: Recipe, folder: Path) -> Base:
 
 
 def count_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, limit: int, faults: list[ZoedgeError]
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, limit: int, vocabulary: int, faults: list[ZoedgeError]
 ) -> list[str]:
-    """Return how many rows each set has, or that it is not downloaded yet. What is wrong with them is added to `faults`."""
+    """Return how many rows each set has and what is to be known of them, or that it is not downloaded yet.
+
+    What is wrong with them is added to `faults`.
+
+    vocabulary: how many tokens the model's table has; it is read only if there is a tokenizer.
+    """
     from ..scoring.rows.fields import without_rows
     from ..scoring.rows.sets import load_rows, load_sets
-    from ..scoring.texts import load_datasets
+    from ..scoring.texts import load_datasets, readable_fields
 
     data = recipe.data
     missing: list[str] = []
@@ -139,16 +144,20 @@ def count_rows(
         return missing
     try:
         if tokenizer is None:
-            main, parts, _ = load_sets(data, recipe.task.fields())
+            task = recipe.task
+            main, parts, _ = load_sets(data, task.fields(), task.content, readable_fields(task))
             sizes = {"train": len(main), **{which: len(rows) for which, rows in parts.items()}}
         else:
-            sets = load_datasets(data, recipe.task, recipe.seed, tokenizer, limit)
+            sets = load_datasets(data, recipe.task, recipe.seed, tokenizer, limit, vocabulary)
             pairs = (("train", sets.train), ("valid", sets.valid), ("test", sets.test))
             sizes = {which: len(examples) for which, examples in pairs if examples is not None}
+            missing += [
+                f"{n:,} {which} rows {what}" for which, counts in sets.counts.items() for what, n in counts.items() if n
+            ]
     except ZoedgeError as e:
         faults.append(e)
         return missing
-    return [*missing, ", ".join(f"{count:,} {which} rows" for which, count in sizes.items())]
+    return [", ".join(f"{count:,} {which} rows" for which, count in sizes.items()), *missing]
 
 
 def find_row_sources(recipe: Recipe, faults: list[ZoedgeError]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ..log.log import Log
 from ..log.packed import AnyLog
 from ..recipe.recipe import Recipe
 from ..run import auto, identity, replay, setup
-from ..run.folder import resolve_step
+from ..run.folder import RECIPE_FILE, resolve_step
 from ..scoring.sources.file_digests import without_memos
 
 
@@ -43,6 +43,8 @@ def check_integrity(log: Log) -> list[str]:
         sentences.append(
             f"a branch: its first {parent['step']:,} steps are those of {make_printable(parent['fingerprint'])}"
         )
+    if edit := identity.find_recipe_edit(log.header, log.path.parent / RECIPE_FILE):
+        sentences.append(edit)
     sentences.append(
         "finished" if state.end is not None else "incomplete: no END record (stopped, or cut at a record's boundary)"
     )

@@ -37,6 +37,7 @@ class SpaceBase(Protocol):
     """A frozen model that spaces hook. Its tensors may be without data while only descriptions are asked for."""
 
     model: Any  # of transformers
+    tokenizer: Any  # likewise
     dtype: torch.dtype  # of the forward
     device: torch.device
     cut: int  # the first block that anything trained changes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -33,3 +34,12 @@ def decode_canonical(block: bytes) -> Any:
         return [rich(x) for x in v] if isinstance(v, list) else v
 
     return rich(json.loads(block.decode()))
+
+
+def null_nonfinite(value: Any) -> Any:
+    """Return a value with None for every number in it that is not finite, because JSON has no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: null_nonfinite(inner) for key, inner in value.items()}
+    return [null_nonfinite(inner) for inner in value] if isinstance(value, (list, tuple)) else value

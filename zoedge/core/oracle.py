@@ -13,7 +13,7 @@ from typing import Any, cast
 from ..errors import DataError, is_out_of_memory
 from .exact import mean
 from .run import Run
-from .tasks import Batch, OptionTask, TrainingTask
+from .tasks import Batch, OptionTask, Outputs, TrainingTask
 from .types import (
     CLIPPED,
     MICRO_BATCHED,
@@ -21,7 +21,6 @@ from .types import (
     AbstractRule,
     Key,
     Leaf,
-    Outputs,
     Perturbation,
     Point,
 )
@@ -81,13 +80,24 @@ class StepOracle:
         self.asked += [mean([cross_entropy(row, label) for row, label in zip(rows, labels)]) for rows in logits]
         return Outputs(logits, labels)
 
+    def slopes(self, queries: int) -> list[float]:
+        """Return the derivative of the batch's mean loss along each query's direction."""
+        pairs = self._examples([((1.0, q),) for q in range(queries)], None, 2)
+        self.asked.append(mean([value for value, _ in pairs[0]]))
+        return [
+            mean([slope for _, slope in row]) if all(map(math.isfinite, chain(*row))) else math.nan for row in pairs
+        ]
+
     @property
     def _task(self) -> TrainingTask:
         assert self.run.task is not None
         return self.run.task
 
-    def _examples(self, points: Sequence[Point], measure: Measure, width: int) -> list[list[list[float]]]:
-        """Return `width` numbers of each example at each point. measure: the method of the task that gives them."""
+    def _examples(self, points: Sequence[Point], measure: Measure | None, width: int) -> list[list[list[float]]]:
+        """Return `width` numbers of each example at each point.
+
+        measure: the method of the task that gives them; None: the loss at theta, and its derivative along the point's shift.
+        """
         if (workers := self.run.workers) is None:
             return self._scored(points, self.batch, measure)
 
@@ -103,9 +113,9 @@ class StepOracle:
         batch = self.batch if whole else self.batch.slice_examples(rows.start, rows.stop)
         return self._scored(points, batch, self._task.score)
 
-    def _scored(self, points: Sequence[Point], batch: Batch, measure: Measure) -> list[Any]:
+    def _scored(self, points: Sequence[Point], batch: Batch, measure: Measure | None) -> list[Any]:
         """Return what `measure` says at each point, an item an example, with as many points in a pass as memory holds."""
-        tokens = max(1, batch.tokens)
+        tokens = max(1, batch.tokens) * (1 if measure else 2)  # a tangent needs as much room as a point
         held = max(1, min(self.run.space.width, self.run.rows // tokens))
         found: list[Any] = []
         while left := points[len(found) :][:held]:
@@ -129,12 +139,17 @@ class StepOracle:
             self.run.most = len(some) * tokens / parts / 2
         return found
 
-    def _forward(self, points: Sequence[Point], batch: Batch, parts: int, measure: Measure) -> list[Any]:
+    def _forward(self, points: Sequence[Point], batch: Batch, parts: int, measure: Measure | None) -> list[Any]:
         """Return what `measure` says at each point, an item an example, by one pass for each of `parts` parts."""
         size = math.ceil(len(batch) / parts) if parts > 1 else 0
         pieces = [batch.slice_examples(i, i + size) for i in range(0, len(batch), size)] if size else [batch]
-        with self.run.space.visit([self._shift(point) for point in points]):
-            scores = [measure(self.run.model, piece, len(points)).tolist() for piece in pieces]
+        model, space, shifts = self.run.model, self.run.space, [self._shift(point) for point in points]
+        if measure is None:
+            with model.differentiate() as split, space.visit_duals(shifts):
+                scores = [split(self._task.score(model, piece, len(points))).tolist() for piece in pieces]
+        else:
+            with space.visit(shifts):
+                scores = [measure(model, piece, len(points)).tolist() for piece in pieces]
         return [list(chain(*row)) for row in zip(*scores)]
 
     def dot(self, a: int, b: int) -> float:
@@ -210,6 +225,10 @@ def count_evaluations(estimator: AbstractEstimator, steps: int) -> tuple[int, in
 
         def outputs(self, points: Sequence[Point]) -> None:
             return None
+
+        def slopes(self, queries: int) -> list[float]:
+            self.asked += 2 * queries  # a value and its tangent cost two forward passes
+            return [0.0] * queries
 
     zeros: Any = Zeros()
     zeros.steps = steps

@@ -329,3 +329,12 @@ def open_file(path: Path, mode: int = os.O_RDONLY) -> int:
         os.close(fd)
         raise StorageError(f"{path}: cannot open the log: not a regular file.")
     return fd
+
+
+def read_piece(path: Path, at: int, size: int) -> bytes:
+    """Return `size` bytes of a regular file from `at` on, or fewer at its end. StorageError: as of `open_file`."""
+    fd = open_file(path)
+    try:
+        return os.pread(fd, size, at)
+    finally:
+        os.close(fd)

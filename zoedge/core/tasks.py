@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+
+class Outputs(NamedTuple):
+    """What a task with options says of a batch of B examples.
+
+    logits: of each of C options, [points][B][C], up to a constant for each example. labels: the right options, [B].
+    """
+
+    logits: list[list[list[float]]]
+    labels: list[int]
 
 
 class Batch(Protocol):

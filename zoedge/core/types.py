@@ -11,7 +11,6 @@ A recipe names a noise, an estimator, a rule, a space and a task. Each is a froz
 its kind: its fields are its options, and its class variables say what it can do. Whatever the rest of the package reads
 of a part is declared here, with its default; core/base.py and core/tasks.py declare what a running model and a running
 task offer. methods/__init__.py shows how known algorithms are put together.
-
 The module imports no torch. Arrays are duck-typed: the same noise and rule run on torch tensors and on `verify`'s numpy arrays.
 """
 
@@ -35,12 +34,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .base import SpaceBase
+    from .tasks import Outputs
 
 # Record.flags: a loss was not finite; g was clipped; the batch was cut into parts after memory had run out
 SKIPPED, CLIPPED, MICRO_BATCHED = 1, 2, 4
 
 Positive = Annotated[float, Gt(0)]
-
 Natural = Annotated[int, Ge(1)]
 
 # Key.stream: steps' directions, initial values, ..., bits of stochastic rounding; they never overlap
@@ -118,9 +117,7 @@ class Direction(NamedTuple):
 
 
 Point = Sequence[tuple[float, int]]  # theta + sum c * z[query]; () is theta itself
-
 RuleSlots = dict[str, Any]
-
 # "kind" -> words, or "kind.option" -> values: the parts and options that a part makes sense with
 OnlyWith = Mapping[str, tuple[Any, ...]]
 
@@ -171,16 +168,6 @@ class AbstractNoise(ABC):
         return 1.0
 
 
-class Outputs(NamedTuple):
-    """What a task with options says of a batch of B examples.
-
-    logits: of each of C options, [points][B][C], up to a constant for each example. labels: the right options, [B].
-    """
-
-    logits: list[list[list[float]]]
-    labels: list[int]
-
-
 class Oracle(Protocol):
     """What an estimator may ask for during one step. All answers are Python floats."""
 
@@ -196,6 +183,9 @@ class Oracle(Protocol):
 
     def outputs(self, points: Sequence[Point]) -> Outputs | None:
         """Return the options' logits at each point; None: the task has no options. The mean losses are logged."""
+
+    def slopes(self, queries: int) -> list[float]:
+        """Return the derivative of the batch's mean loss along each query's direction. The mean loss at theta is logged."""
 
     def dot(self, a: int, b: int) -> float:
         """Return the inner product of the directions of two queries, over everything that is trained."""
@@ -217,6 +207,7 @@ class AbstractEstimator(ABC):
     slope: ClassVar[bool] = False  # g is the derivative along z, so that lr * g is a step down a slope
     bound: ClassVar[bool] = False  # it reads `past`, and must have measured those records itself
     per_example: ClassVar[bool] = False  # it asks for the losses of single examples: a goal that is one number has none
+    differentiates: ClassVar[bool] = False  # it asks for slopes, which only spaces that are `differentiable` have
     known_lr: ClassVar[float | None] = None  # the lr that suits it whatever the model is: `auto` takes it
     radius_option: ClassVar[str] = "eps"  # the option that says how far from theta it measures; "": it has none
 
@@ -310,6 +301,10 @@ class Space(ABC):
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> AbstractContextManager[None]:
         """Hold the points theta + delta in the model while the context is open; afterwards it has the bits of before."""
 
+    def visit_duals(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> AbstractContextManager[None]:
+        """Hold theta with each delta as its tangent (scoring/models/dual.py). Only if its options are `differentiable`."""
+        raise NotImplementedError(f"{type(self).__name__} has no tangents")
+
     @abstractmethod
     def add(self, leaf: Leaf, delta: Tensor, decay: float, bits: Callable[[Leaf], Tensor] | None = None) -> None:
         """Set the leaf to leaf * decay + delta, in that order, rounding after each operation.
@@ -358,6 +353,7 @@ class AbstractSpace(ABC):
     adapter: ClassVar[bool] = True  # PEFT has a format for it
     merges: ClassVar[bool] = True  # it changes weights, so that a plain model can hold the result
     own_start: ClassVar[bool] = False  # its first values are the base's own: replay must load the base
+    differentiable: ClassVar[bool] = False  # it has `visit_duals`
     starts_at_base: ClassVar[bool] = False  # what it computes before the first step changes no output of the base
     known_steps: ClassVar[Mapping[str, tuple[float, float]]] = {}  # for "loss", "goal": eps, lr times elements
 
@@ -438,6 +434,10 @@ class AbstractTask(ABC):
     @abstractmethod
     def fields(self) -> list[str]:
         """Return the fields of a row that its text is made of."""
+
+    @abstractmethod
+    def content(self, row: Any) -> str:
+        """Return what a row asks the model, the same text for rows that ask the same. DataError: the row is not valid."""
 
     @abstractmethod
     def encode(

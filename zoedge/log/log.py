@@ -56,7 +56,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core import storage
-from ..core.storage import open_file, reach_failpoint
+from ..core.storage import open_file, reach_failpoint, read_piece
 from ..core.types import Record
 from ..errors import DamagedError, StorageError
 from .header import BLOCK_LIMIT, MINOR, Header
@@ -223,6 +223,11 @@ class Log:
         note_holder(self.path)
 
     # -- reading
+
+    def chain_at(self, slots: int) -> str:
+        """Return the chain value after so many slots, in hexadecimal, which stands for all of them. The log must be open."""
+        end = self.header.length + slots * self.header.slot_size
+        return os.pread(self._fd, CHAIN_SIZE, end - CHAIN_SIZE).hex()
 
     def __len__(self) -> int:
         return len(self.state.records)
@@ -404,13 +409,7 @@ class Log:
     def _read_tail(self) -> bytes:
         """Return the last chain value, or a new log's first, as it stands in the file at the path."""
         at = self.size - CHAIN_SIZE if self.seq else 480
-        if self._fd >= 0:
-            return os.pread(self._fd, CHAIN_SIZE, at)
-        fd = open_file(self.path)
-        try:
-            return os.pread(fd, CHAIN_SIZE, at)
-        finally:
-            os.close(fd)
+        return os.pread(self._fd, CHAIN_SIZE, at) if self._fd >= 0 else read_piece(self.path, at, CHAIN_SIZE)
 
     def close(self) -> None:
         """Sync what is not synced yet, and free the lock."""

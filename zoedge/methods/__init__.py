@@ -22,6 +22,7 @@ An algorithm is a choice of one word each, and any direction goes with any estim
     S2P, AS2P            normal               s2p, as2p                    sgd                   2402.01621
     stochastic 3 points  normal               stp                          sgd, schedule: cosine
     DAP                  sphere               dap                          sgd                   2510.19975
+    forward gradient     normal               forward                      sgd                   2202.08587
 
 What is trained is a fourth choice, the space: LoRA matrices, a soft prompt, a prefix, the scales of a quantised base, all
 weights, or several of these at once.

@@ -107,6 +107,17 @@ def aligned_space_needs_options(parts: dict[str, Any]) -> Refusals:
         )
 
 
+def slopes_need_a_differentiable_space(parts: dict[str, Any]) -> Refusals:
+    """Refuse an estimator that differentiates for a space that holds no tangents."""
+    space, estimator = parts.get("space"), parts.get("estimator")
+    if space and estimator and estimator.differentiates and not space.differentiable:
+        yield (
+            ("estimator",),
+            f"estimator: {part_name(estimator)} differentiates adapters and virtual tokens, not space: {part_name(space)} - "
+            "write estimator: two_sided",
+        )
+
+
 PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
     merged_export_needs_a_space_that_merges,
     best_step_needs_validation_rows,
@@ -117,4 +128,5 @@ PAIR_RULES: list[Callable[[dict[str, Any]], Refusals]] = [
     peft_export_needs_an_adapter,
     start_needs_answers,
     aligned_space_needs_options,
+    slopes_need_a_differentiable_space,
 ]

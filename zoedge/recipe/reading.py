@@ -30,7 +30,7 @@ def find_recipe(name: str) -> Path:
     if path.suffix.lower() in ROW_ENDINGS and path.exists():
         shown = make_printable(name)
         raise UsageError(
-            f"{shown}: these are rows, and a recipe is a YAML file that names rows. `zoedge recipes show first-film` is one."
+            f"{shown}: these are rows, and a recipe is a YAML file that names rows. `zoedge init {shown}` writes one."
         )
     if path.is_file():
         return path

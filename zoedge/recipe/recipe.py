@@ -27,6 +27,7 @@ ADDED_LATER: dict[str, Any] = {
     "closed_form": True,
     "drift": None,
     "trunk_dtype": None,
+    "on_untrainable": "stop",
 }
 SECTIONS_ADDED_LATER: tuple[Section, ...] = (Cache(),)  # likewise
 PART_OPTIONS_ADDED_LATER: dict[str, Any] = {"start": "zero"}  # likewise, of noise, estimator, rule, space and task

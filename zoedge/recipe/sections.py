@@ -130,7 +130,7 @@ class Data(Section):
     ] = None
     test: Annotated[str | Split | None, Doc("The test rows: as train, or {split: 0.1} of the training rows.")] = None
     format: Annotated[
-        Literal["auto", "messages", "sharegpt", "alpaca", "completions", "text"],
+        Literal["auto", "messages", "sharegpt", "alpaca", "completions", "segments", "text"],
         Doc(
             "What a row is. auto: its keys say it; write it where rows have the keys of two formats (task chat or lm)."
         ),
@@ -152,6 +152,13 @@ class Data(Section):
     on_overflow: Annotated[
         Literal["error", "truncate", "drop"], Doc("What becomes of rows with more tokens than max_length.")
     ] = "error"
+    on_untrainable: Annotated[
+        Literal["stop", "drop"],
+        Doc(
+            "What becomes of rows that can be read but not trained on, such as a conversation without an answer: stop "
+            "names them all, drop leaves them out, and counts them."
+        ),
+    ] = "stop"
     skip_bad_lines: Annotated[
         bool, Doc("Whether lines that cannot be read are dropped and counted, instead of refused.")
     ] = False

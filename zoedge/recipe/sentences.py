@@ -44,6 +44,27 @@ ERROR_PHRASES = {  # pydantic's kinds of error: "VALUE is not ..."
 }
 
 
+SPELLINGS = {  # other tools' words for a value, and ours
+    "float32": "fp32",
+    "float": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "4bit": "nf4",
+    "4-bit": "nf4",
+    "int4": "nf4",
+    "q4": "nf4",
+    "8bit": "int8",
+    "8-bit": "int8",
+    "q8": "int8",
+    "16bit": "none",
+    "all-linear": "all",
+    "all_linear": "all",
+    "all-linear-layers": "all",
+    "gpu": "cuda",
+}
+
+
 def format_path(path: KeyPath) -> str:
     """Return a key path as a recipe writes it, with dots."""
     return make_printable(".".join(map(str, path)))
@@ -78,7 +99,7 @@ def describe_errors(e: ValidationError, value: Any) -> Iterator[tuple[KeyPath, s
         elif MISSING_KEY in kinds:
             yield path, MISSING_KEY
         else:
-            yield path, f"{format_value(errors[0]['input'])} {describe_expected(errors)}"
+            yield path, f"{format_value(errors[0]['input'])} {describe_expected(errors)}{suggest_value(path, errors)}"
 
 
 def describe_expected(errors: list[Any]) -> str:
@@ -92,6 +113,8 @@ def describe_expected(errors: list[Any]) -> str:
         if kind == "literal_error":
             choices += re.findall(r"'([^']*)'", context["expected"])
     text = "is not " + " or ".join(dict.fromkeys(phrases))
+    if isinstance(value, str) and SPELLINGS.get(value.lower()) in choices:
+        return f"{text} - write {SPELLINGS[value.lower()]}"
     if isinstance(value, str) and (near := suggest_nearest(value, choices)):
         return text + near
     if isinstance(value, str) and ERROR_PHRASES["list_type"] in phrases:
@@ -99,6 +122,21 @@ def describe_expected(errors: list[Any]) -> str:
     if isinstance(value, float) and value.is_integer() and phrases == [ERROR_PHRASES["int_type"]]:
         return f"{text} - write {int(value)}"
     return text
+
+
+def suggest_value(path: KeyPath, errors: list[Any]) -> str:
+    """Return " - write ..." with the right spelling of a value that is nearly right, from its errors; "": none is known."""
+    value, kinds = errors[0]["input"], {error["type"] for error in errors}
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and path[-1:] in (("valid",), ("test",)) and "string_type" in kinds:
+        return f" - write {{split: {format_value(value)}}}"
+    if kinds == {"string_type"} and (is_number or isinstance(value, bool)):
+        return f' - write "{format_value(value)}" in quotes (in a shell: \'"{format_value(value)}"\')'
+    if isinstance(value, str) and kinds & {"int_type", "float_type"}:
+        digits = value.replace("_", "").replace(",", "").replace(" ", "")
+        if digits != value and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", digits):
+            return f" - write {digits}"
+    return ""
 
 
 def format_bound(value: Any) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..core.canonical import null_nonfinite
 from ..core.types import SKIPPED, Record
 from .evaluate import Score
 
@@ -159,7 +160,7 @@ class Json(Plain):
 
     def put(self, event: str, **fields: Any) -> None:
         """Print one object: the kind of event, and its fields."""
-        print(json.dumps({"event": event, **fields}), flush=True)
+        print(json.dumps(null_nonfinite({"event": event, **fields}), allow_nan=False), flush=True)
 
     def show(self, record: Record) -> None:
         """Print a step."""

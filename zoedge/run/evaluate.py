@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -49,7 +50,10 @@ class Score:
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Score:
         """Read a score from a line of metrics.jsonl, which has more fields, and may be of an older version."""
-        return cls(**{k: v for k, v in fields.items() if k in cls.__dataclass_fields__})
+        known = {k: v for k, v in fields.items() if k in cls.__dataclass_fields__}
+        if known.get("loss", 0.0) is None:  # JSON has no NaN
+            known["loss"] = math.nan
+        return cls(**known)
 
     def columns(self) -> dict[str, str]:
         """Return what was measured as a table shows it: text by name."""

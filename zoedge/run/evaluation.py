@@ -176,12 +176,26 @@ class Evaluator:
 
     def missed(self, step: int, last: int) -> bool:
         """Return whether a kill prevented an evaluation that is still needed of a step that is already logged."""
-        options = self.measuring.recipe.eval
-        wanted = (options.select == "best" or step == last) and self.due(step)
+        wanted = (self.measuring.recipe.eval.select == "best" or step == last) and self.due(step)
+        return wanted and not self._is_noted(self._looks().get(step))
+
+    def missed_any(self, until: int, last: int) -> bool:
+        """Return whether `missed` would be true of any step from 1 to `until`."""
+        options, looks = self.measuring.recipe.eval, self._looks()
+        steps = {*range(options.every, until + 1, options.every), until} if options.select == "best" else {until}
+        return any(
+            self.due(s) and not self._is_noted(looks.get(s)) for s in steps if options.select == "best" or s == last
+        )
+
+    def _looks(self) -> dict[int, folder.Look]:
+        """Return the looks that were taken at the present validation rows, by step."""
         valid = self.measuring.texts.valid
         rows = self.digests[id(valid)] if valid is not None else None
-        look = folder.validation_looks(self.folder, self.log, rows).get(step) if wanted else None
-        return wanted and (look is None or (options.drift is not None and look.drift is None))
+        return folder.validation_looks(self.folder, self.log, rows)
+
+    def _is_noted(self, look: folder.Look | None) -> bool:
+        """Return whether a look has all that chooses the delivered step."""
+        return look is not None and (self.measuring.recipe.eval.drift is None or look.drift is not None)
 
     def at(self, step: int) -> None:
         """Evaluate the validation rows after `step` steps, if that is due."""

@@ -4,6 +4,7 @@ runs/NAME/   run.zlog       the only checkpoint
              recipe.yaml    every setting, defaults included
              metrics.jsonl  for people and plots: training never reads it; the step `best` is chosen by its looks, each of
                             which has a checksum
+             run.snapshot   of a run that is not finished: a state to resume from, which may be deleted
              adapter/       the export
 """
 
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core import storage
+from ..core.canonical import null_nonfinite
 from ..core.storage import open_file
 from ..core.types import Record
 from ..errors import DamagedError, StorageError, UsageError, make_printable, suggest_nearest
 from ..log.log import Log
 from ..recipe.recipe import Recipe
+from ..scoring.sources.places import remember_place
 from .identity import check_states_known, is_optimizer_log, recipe_from_header
 
 if TYPE_CHECKING:
@@ -57,11 +60,16 @@ def open_any_log(run: str) -> AnyLog:
 
 
 def find_log(run: str) -> Path:
-    """Return the path of the log that a user means by a run's folder, a log's path, or a run's name under runs/."""
+    """Return the path of the log that a user means by a run's folder, a log's path, or a run's name under runs/.
+
+    The relative paths in its recipe are from now on looked for where the run began too.
+    """
     for path in (Path(run), Path("runs") / run) if run else ():
-        if path.is_dir() and (path / LOG_FILE).exists():
-            return path / LOG_FILE
+        path = path / LOG_FILE if path.is_dir() and (path / LOG_FILE).exists() else path
         if path.is_file():
+            for line in read_metrics(path.parent):
+                if line.get("event") == "place" and isinstance(line.get("began_in"), str):
+                    remember_place((path.parent / line["began_in"]).resolve())
             return path
     known = [path.parent.name for path in sorted(Path("runs").glob(f"*/{LOG_FILE}"))]
     way_out = suggest_nearest(run, known) or (f". Under runs/: {make_printable(', '.join(known))}." if known else ".")
@@ -107,8 +115,11 @@ def claim_folder(folder: Path) -> list[str]:
 
 
 def append_metric(folder: Path, **fields: Any) -> None:
-    """Append a line to metrics.jsonl. No state of the run is in it. StorageError: the disk refuses."""
-    path, line = folder / METRICS_FILE, (json.dumps(fields) + "\n").encode()
+    """Append a line to metrics.jsonl, in which a number that is not finite is null. No state of the run is in it.
+
+    StorageError: the disk refuses.
+    """
+    path, line = folder / METRICS_FILE, (json.dumps(null_nonfinite(fields), allow_nan=False) + "\n").encode()
     try:
         fd = storage.disk.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         with os.fdopen(fd, "rb") as file:
@@ -140,8 +151,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def append_look(folder: Path, log: AnyLog, **fields: Any) -> None:
     """Append a look at the validation rows to metrics.jsonl, with a checksum, because such lines choose the delivered step."""
     sums = [line["sum"] for line in read_metrics(folder) if line.get("event") == "valid" and "sum" in line]
-    value = sum_look(log, sums[-1] if sums else "", json.loads(json.dumps(fields)))
+    value = sum_look(log, sums[-1] if sums else "", json.loads(json.dumps(null_nonfinite(fields))))
     append_metric(folder, **fields, sum=value)
+
+
+def append_place(folder: Path) -> None:
+    """Append to metrics.jsonl where the run begins: the current folder, as seen from the run's, so that both may move."""
+    append_metric(folder, event="place", began_in=os.path.relpath(Path.cwd(), folder))
 
 
 def append_end(folder: Path, **fields: Any) -> None:

@@ -14,16 +14,18 @@ from . import folder as run_folder
 from .display import Quiet
 from .setup import cache_trunk
 from .signals import handle_signals
+from .trust import check_code
 from .workers import Workers
 
 
-def follow_leader(recipe: Recipe | None, folder: Path, workers: Workers) -> None:
+def follow_leader(recipe: Recipe | None, folder: Path, workers: Workers, trust_code: bool = False) -> None:
     """Take a share of worker 0's steps until its run ends. Worker 0 sends its log, which is replayed here.
 
     Args:
         recipe: what is trained; None: as the log says.
         folder: where the log is put.
         workers: the processes of this launch.
+        trust_code: whether a reward function that only the log names may run.
 
     Raises:
         IdentityError: the base, the data or the arithmetic here is another.
@@ -42,7 +44,9 @@ def follow_leader(recipe: Recipe | None, folder: Path, workers: Workers) -> None
                 return
             with Log.open(path) as log:
                 recipe = identity.recipe_from_header(log.header, "worker 0's log")
+                check_code(recipe, log.header, "worker 0's log", trust_code)
         measuring = setup.Measuring.build(recipe)
+        measuring.task.load_reward()
         if not path.exists() and not received():
             return
         with Log.resume(path) as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,16 @@ from ..core.canonical import encode_canonical
 from ..core.digests import digest, selftest
 from ..core.parts import find_word_by_id
 from ..core.types import AbstractNoise, AbstractRule, Space
-from ..errors import DamagedError, IdentityError, UsageError, make_printable
+from ..errors import DamagedError, IdentityError, UsageError, ZoedgeError, make_printable
 from ..log.header import DIGEST_FIELDS, MINOR, Header
 from ..recipe.check import check
 from ..recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from ..log.packed import AnyLog
+
+
+LONGER_PATTERN = re.compile(r"train\.steps ([0-9]+) -> ([0-9]+)")
 
 
 def manifest_digest(space: Space) -> bytes:
@@ -132,9 +136,13 @@ def check_same_run(log: Header, now: Header, run: Path) -> None:
 
 def refuse_resume(run: Path, differences: list[str]) -> NoReturn:
     """Raise IdentityError: the run in this folder is of something else."""
+    longer = next((found for what in differences if (found := LONGER_PATTERN.fullmatch(what))), None)
+    hint = ""
+    if longer is not None and int(longer[1]) < int(longer[2]):
+        hint = f" To go on from its end: zoedge finetune RECIPE --from {run}@{longer[1]} name=longer train.steps={longer[2]}"
     raise IdentityError(
         f"Cannot resume {run}: what was trained on changed: {', '.join(differences)}. Undo the change, or start a new run "
-        "(another name, or --run-dir)."
+        f"(another name, or --run-dir).{hint}"
     )
 
 
@@ -163,6 +171,26 @@ def recipe_from_header(header: Header, where: str) -> Recipe:
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise DamagedError(f"{where}: the header's recipe cannot be read ({type(e).__name__}).") from None
     return check(table, {}, f"{where} (its recipe)")
+
+
+def find_recipe_edit(header: Header, path: Path) -> str:
+    """Return a sentence on how a recipe beside a log differs from the one in the log's header; '': it does not, or is gone."""
+    from ..recipe.reading import read_recipe
+
+    if not path.is_file() or is_optimizer_log(header):
+        return ""
+    logged = recipe_from_header(header, header.where).resolved()
+    try:
+        table = read_recipe(str(path)).resolved()
+    except ZoedgeError as e:
+        what = f"cannot be read as a recipe any more ({make_printable(str(e).splitlines()[0], 200)})"
+    else:
+        if table == logged:
+            return ""
+        sections = [key for key in ("name", "eval", "output") if table[key] != logged[key]]
+        changes = [make_printable(f"{key} {a} -> {b}") for key, a, b in recipe_changes(logged, table)] + sections
+        what = f"was edited ({', '.join(changes[:5])})"
+    return f"{path} {what}: the recipe in the log is the one that counts"
 
 
 def parent_from_header(header: Header) -> dict[str, Any]:

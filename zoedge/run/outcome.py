@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DamagedError
+from ..errors import DamagedError, ZoedgeError
 from ..log.log import Log
 from ..recipe.recipe import Recipe
 from ..recipe.sections import Eval
@@ -66,6 +67,22 @@ def explain_delivery(folder: Path, at: int, log: Log, options: Eval) -> str:
     return run_folder.explain_choice(looks, at, limit) if at < len(log) or exceeds else ""
 
 
+def digest_row_files(recipe: Recipe) -> dict[str, str]:
+    """Return the SHA-256 of the local files of rows that a recipe names, by its key; a folder's files count as its sets."""
+    from ..scoring.sources.file_digests import file_sha256
+    from ..scoring.sources.places import locate
+    from ..scoring.sources.resolve import find_split_file
+
+    digests = {}
+    for which, source in (("train", recipe.data.train), ("valid", recipe.data.valid), ("test", recipe.data.test)):
+        with suppress(ZoedgeError, OSError):
+            named = find_split_file(recipe.data.train, which) if source is None or which == "train" else source
+            named = source if which == "train" and named is None else named
+            if isinstance(named, str) and (path := Path(locate(named)).expanduser()).is_file():
+                digests[which] = file_sha256(path)
+    return digests
+
+
 def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
     """Return the outcome of a run that this recipe has finished in `folder`; None: there is none.
 
@@ -74,6 +91,7 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
     """
     with Log.open(path) as log:
         identity.check_same_recipe(log.header, recipe, folder)
+        files = digest_row_files(recipe)
         lines = {str(line.get("event")): line for line in run_folder.read_metrics(folder)}
         if log.state.end is None or "finished" not in lines:
             return None
@@ -84,6 +102,8 @@ def load_outcome(recipe: Recipe, folder: Path, path: Path) -> Outcome | None:
             recipe.eval.drift,
         ):
             return None  # nothing is trained again: another step is delivered
+        if any(digest != lines["finished"].get("files", {}).get(key, digest) for key, digest in files.items()):
+            return None  # a file of rows has changed: the rows are read, and refused if they are not those of the log
         try:
             last = lines["finished"]
             at = int(last.get("at", len(log)))

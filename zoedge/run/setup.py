@@ -24,6 +24,7 @@ from .folder import LOG_FILE, RECIPE_FILE
 from .identity import recipe_digest
 from .replay import build_replay_run, copy_values, rounding_bits
 from .trained import Trained, attach_space
+from .trust import note_own_log
 from .visits import list_visited_sequences
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Measuring(Trained):
         """
         base, space = attach_space(recipe, begun)  # attached first: virtual tokens take their share of the context
         limit = Trained(recipe, base, space).limit
-        texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit)
+        vocabulary = base.model.config.vocab_size
+        texts = load_datasets(recipe.data, recipe.task, recipe.seed, base.tokenizer, limit, vocabulary)
         return cls(recipe, base, space, texts, recipe.task.make_training(texts.train, recipe.seed, recipe.train.batch))
 
     def header(self) -> Header:
@@ -136,11 +138,13 @@ def begin_run(measuring: Measuring, folder: Path, parent: Parent | None = None) 
         branch.begin_branch(parent, measuring.header(), measuring.recipe, folder / LOG_FILE)
     write_durably(folder / RECIPE_FILE, dump_recipe(measuring.recipe).encode())
     try:
-        return Log.create(folder / LOG_FILE, measuring.header()) if parent is None else Log.resume(folder / LOG_FILE)
+        log = Log.create(folder / LOG_FILE, measuring.header()) if parent is None else Log.resume(folder / LOG_FILE)
     except FileExistsError:
         raise LockedError(
             f"{folder / LOG_FILE}: another zoedge process has just begun this run. Wait for it, or stop it."
         ) from None
+    note_own_log(log.header)
+    return log
 
 
 def cache_trunk(measuring: Measuring, folder: Path, show: Plain) -> None:

@@ -21,6 +21,7 @@ from .evaluation import Evaluator, Stopwatch
 from .outcome import explain_delivery
 from .setup import cache_trunk
 from .signals import SignalHandler
+from .snapshot import Snapshots
 from .workers import Workers
 
 ZERO_STEP_LIMIT = 20  # after so many steps in a row without a difference, the user is warned
@@ -67,7 +68,11 @@ def train_steps(
     """
     recipe, shown_from = measuring.recipe, len(log)
     zero_steps, rewinds = 0, log.state.rewinds
-    steps = engine.play(measuring.run(log, workers), recipe.train.steps)
+    run = measuring.run(log, workers)
+    snapshots = Snapshots(run, log, show)
+    # several workers compare their states at each digest in the log: all of them replay all of it
+    start = 0 if workers else snapshots.restore(lambda step: not evaluator.missed_any(step, shown_from))
+    steps = engine.play(run, recipe.train.steps, start)
     for record in stop.between(evaluator.took.each("steps", steps)):
         zero_steps = 0 if any(record.g) or record.flags & SKIPPED else zero_steps + 1
         if log.state.rewinds > rewinds:
@@ -80,8 +85,10 @@ def train_steps(
             listeners.step(record)
             evaluator.at(record.step + 1)
             evaluator.curvature(record.step + 1)
+            snapshots.offer(record.step + 1)
         elif evaluator.missed(record.step + 1, shown_from):
             evaluator.at(record.step + 1)
+    snapshots.remove()
 
 
 def choose_delivery(recipe: Recipe, log: Log, show: Plain) -> tuple[int, str]:

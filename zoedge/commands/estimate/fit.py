@@ -271,4 +271,5 @@ def tokenise_datasets(recipe: Recipe, shape: ModelShape) -> Datasets | None:
         recipe.seed,
         load_tokenizer(shape.folder),
         min(recipe.data.max_length, shape.context - ahead),
+        shape.vocabulary,
     )

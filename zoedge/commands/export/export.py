@@ -12,7 +12,7 @@ from ...run.trained import find_base_folder, load_trained
 from ...scoring.models.loading import load_config
 from ..replay import replay
 from . import gguf, merged, peft
-from .check import check_export, check_gguf
+from .check import check_gguf, check_logits
 
 DEFAULT_NAMES = {"peft": "adapter", "merged": "merged", "gguf-lora": "adapter.gguf"}
 MERGED_TYPES = ("fp16", "fp32", "bf16")
@@ -59,6 +59,7 @@ def export_run(
         UsageError: no such run, step, kind or type; something else stands at `out`; the space has no such export.
         IdentityError: the base that the recipe names is not the log's.
         DataError: too much of the update would be lost, or the export does not load.
+        ReplayError: the check finds another model in the export than the trained one.
     """
     if kind not in DEFAULT_NAMES:
         raise UsageError(f"--to is peft, merged or gguf-lora, not '{make_printable(kind)}'.")
@@ -81,5 +82,6 @@ def export_run(
     if not check:
         return Export(path, merge, None)
     trained, *_ = load_trained(run, at)
-    difference = check_gguf(path, trained) if kind == "gguf-lora" else check_export(kind, path, trained)
-    return Export(path, merge, difference)
+    if kind == "gguf-lora":
+        return Export(path, merge, check_gguf(path, trained))
+    return Export(path, merge, check_logits(kind, path, trained, merge.dtype if merge else "fp32"))

@@ -36,6 +36,7 @@ from .folder import (
     write_marker,
 )
 from .peft import encode_tensors
+from .whole import file_sums
 
 SHARD_BYTES = 256 << 20  # bytes of a merged file; it is held twice while it is written, as tensors and as bytes
 
@@ -126,7 +127,8 @@ def write_merged(
             write_durably(draft / name, raw)
         payloads = write_shards(draft, shards, merger, size)
         names = sorted(p.name for p in draft.iterdir())
-        write_marker(draft, {**facts, "payload": payloads, "kept": merger.kept, "files": names})
+        sums = file_sums(draft, names)
+        write_marker(draft, {**facts, "payload": payloads, "kept": merger.kept, "files": names, "sha256": sums})
     return MergeResult(folder, dtype, merger.kept, size)
 
 

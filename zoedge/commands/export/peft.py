@@ -37,6 +37,7 @@ from .folder import (
     replace_folder,
     write_marker,
 )
+from .whole import file_sums
 
 # -- the adapter
 
@@ -86,6 +87,7 @@ def write_adapter(space: Space, facts: dict[str, Any], folder: Path, log: AnyLog
         for name, raw in files.items():
             write_durably(draft / name, raw)
         adapter_facts = {"space": table, "trained": description, "payload": payload, "files": list(files)}
+        adapter_facts["sha256"] = file_sums(draft, list(files))
         write_marker(draft, {**facts, **adapter_facts})
 
 

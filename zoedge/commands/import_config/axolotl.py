@@ -221,6 +221,21 @@ def convert_axolotl_format(s: ConfigConverter) -> None:
         if kind not in CHAT_TYPES or given not in (kind, "chat_template.default"):
             how = "the chat template writes the turns, not axolotl's prompt of that type; the keys of a row say its format"
             s.change("datasets.0.type", given or "(not set)", how)
+    drop_unread_fields(s)
+
+
+def drop_unread_fields(s: ConfigConverter) -> None:
+    """Leave out the names of fields that the prompt of `generate` does not have, such as an input that no row has."""
+    task, data = s.read("task"), s.out.table["data"]
+    if not isinstance(task, dict) or task["name"] != "generate" or "fields" not in data:
+        return
+    for name in [name for name in data["fields"] if name != "output" and f"{{{name}" not in task["prompt"]]:
+        key = f"datasets.0.type.field_{name}"
+        key = key if key in s.given else f"datasets.0.field_{name}"
+        s.out.carried = [entry for entry in s.out.carried if entry[0] != key]
+        s.out.lost.append((key, data["fields"].pop(name), "the prompt does not have it"))
+    if not data["fields"]:
+        del data["fields"]
 
 
 def convert_axolotl_fields(s: ConfigConverter) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ...core.types import Leaf, Part, Space
 
@@ -42,6 +44,7 @@ class MasterSpace(Space):
         self._leaves = (Leaf(name, 0, self.value, parts, elements),)
         self._dtype = torch.float32
         self._buffer = torch.empty(0, 0)
+        self._makes_duals = False
 
     def leaves(self) -> Sequence[Leaf]:
         """Return the one leaf, which is the whole master."""
@@ -56,8 +59,10 @@ class MasterSpace(Space):
     def points(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Tensor:
         """Return start + value + delta for each delta, [points, elements] in the forward's type.
 
-        The next call overwrites it.
+        The next call overwrites it. In `visit_duals`, it is start + value for each, with the deltas as its tangents.
         """
+        if self._makes_duals:
+            return self._duals(deltas)
         if len(self._buffer) < len(deltas):
             self._buffer = torch.empty(len(deltas), len(self.value), dtype=self._dtype, device=self.value.device)
         points = self._buffer[: len(deltas)]
@@ -66,3 +71,21 @@ class MasterSpace(Space):
             delta, value = make(leaf), leaf.value if self.start is None else self.start + leaf.value
             point.copy_(value) if delta is None else torch.add(value, delta, out=point)
         return points
+
+    def _duals(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Tensor:
+        (leaf,) = self._leaves
+        value = leaf.value if self.start is None else self.start + leaf.value
+        found = [make(leaf) for make in deltas]
+        tangents = torch.stack([torch.zeros_like(value) if delta is None else delta for delta in found])
+        dual: Tensor = forward_ad.make_dual(value.to(self._dtype).repeat(len(found), 1), tangents.to(self._dtype))  # type: ignore[no-untyped-call]
+        return dual
+
+    @contextmanager
+    def visit_duals(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        """Hold theta, once for each delta, with the delta as its tangent."""
+        self._makes_duals = True
+        try:
+            with self.visit(deltas):
+                yield
+        finally:
+            self._makes_duals = False

@@ -51,6 +51,7 @@ class Aligned(AbstractSpace):
     """The space of what moves the options' logits, by what the modules know of a text."""
 
     title: ClassVar[str] = "aligned LoRA adapter"
+    differentiable: ClassVar[bool] = True
     key: ClassVar[str] = "base_model.model.{}.weight"  # PEFT's, of our name
     auto: ClassVar[tuple[str, ...]] = ("rank",)
     starts_at_base: ClassVar[bool] = True

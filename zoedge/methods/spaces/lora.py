@@ -55,6 +55,7 @@ class Lora(AbstractSpace):
     """The space of low-rank terms, one for each adapted matrix."""
 
     title: ClassVar[str] = "LoRA adapter"
+    differentiable: ClassVar[bool] = True
     key: ClassVar[str] = "base_model.model.{}.weight"  # PEFT's, of our name
 
     rank: Annotated[Natural, Doc("The rank of the term that is added to each matrix.")] = 8

@@ -28,6 +28,7 @@ class Prefix(AbstractSpace):
     """
 
     title: ClassVar[str] = "prefix"
+    differentiable: ClassVar[bool] = True
     key: ClassVar[str] = "{}"
     merges: ClassVar[bool] = False
 

@@ -25,6 +25,7 @@ class Prompt(AbstractSpace):
     """The space of virtual tokens before a text. Weight decay draws the prompt to its start, not to zero."""
 
     title: ClassVar[str] = "soft prompt"
+    differentiable: ClassVar[bool] = True
     key: ClassVar[str] = "{}"
     merges: ClassVar[bool] = False
 

@@ -50,6 +50,7 @@ class Several(AbstractSpace):
             "title": " with ".join(one.title or word for word, one in spaces.items()),
             "adapter": all(one.adapter for one in spaces.values()),
             "merges": all(one.merges for one in spaces.values()),
+            "differentiable": all(one.differentiable for one in spaces.values()),
         }
         for name, value in {"of": options, **traits}.items():  # its traits are what its spaces say
             object.__setattr__(self, name, value)
@@ -156,6 +157,19 @@ class SeveralSpace(Space):
     @contextmanager
     def visit(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
         """Hold the points in every member while the context is open."""
+        with self._visit_members(deltas, lambda member, own: member.visit(own)):
+            yield
+
+    @contextmanager
+    def visit_duals(self, deltas: Sequence[Callable[[Leaf], Tensor | None]]) -> Iterator[None]:
+        """Hold theta with its tangents in every member while the context is open."""
+        with self._visit_members(deltas, lambda member, own: member.visit_duals(own)):
+            yield
+
+    @contextmanager
+    def _visit_members(
+        self, deltas: Sequence[Callable[[Leaf], Tensor | None]], visit: Callable[[Any, Any], Any]
+    ) -> Iterator[None]:
         own_leaves = {leaf.name: leaf for leaf in self._leaves}
 
         def moved(delta: Callable[[Leaf], Tensor | None]) -> Callable[[Leaf], Tensor | None]:
@@ -164,5 +178,5 @@ class SeveralSpace(Space):
         member_deltas = [moved(delta) for delta in deltas]
         with ExitStack() as stack:
             for member in self.members.values():
-                stack.enter_context(member.visit(member_deltas))
+                stack.enter_context(visit(member, member_deltas))
             yield

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...core.base import LowRankTerm, Projection
 from ...errors import DataError, suggest_nearest
 from .decode import continue_text, generate_answers
+from .dual import differentiate, without_gradients
 from .layers import select_layers
 from .past import PastKeyValues, choose_token_ids
 from .points import PointProducts, has_no_other_hooks, is_cheaper
@@ -55,10 +56,8 @@ class Base:
 
     Attributes:
         facts: the module of the model's family.
-        dtype: the type of the forward.
-        device: where it runs.
-        digest: the SHA-256 that identifies the checkpoint and its quantisation.
-        path: the folder that was loaded.
+        dtype, device: the type of the forward, and where it runs.
+        digest, path: the SHA-256 that identifies the checkpoint and its quantisation, and the folder that was loaded.
         inputs: what else decides the forward, as a log's header has it: the other files, the type, the quantisation.
         cut: no block below this one sees a trained tensor.
         kept: the output of the blocks below `cut`, by the id of the set of examples.
@@ -69,8 +68,7 @@ class Base:
         quantization: of a model without data, what its weights would be quantised to; else None.
         terms: what spaces add to the output of modules, where it is a term of low rank and nothing else.
         trunk_dtype: the type of the products in the blocks below `cut`; None: `dtype`.
-        store: where their output is kept between runs; None: it is not.
-        around_trunk: returns a context that is open while the blocks below `cut` are computed for a cache.
+        store, around_trunk: where their output is kept between runs (None: it is not), and a context for its computation.
     """
 
     model: PreTrainedModel
@@ -242,10 +240,7 @@ class Base:
         return {name: m.in_features if self.quantization == "int8" else QUANTISED_BLOCK for name, m in sites.items()}
 
     def find_vectors(self, layers: list[int] | str) -> dict[str, nn.Parameter]:
-        """Return the norms and biases of some blocks, and the norms after the last block, by name.
-
-        The head's bias and what belongs to the embeddings are not among them.
-        """
+        """Return the norms and biases of some blocks and the norms after the last one, by name; none of head and embeddings."""
         chosen = tuple(f"{self.facts.BLOCKS}.{i}." for i in select_layers(layers, len(self.blocks)))
         head_bias = self.facts.head(self.model).bias
         vectors = {}
@@ -258,7 +253,11 @@ class Base:
 
     # -- the forward
 
-    @torch.inference_mode()
+    def differentiate(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
+        """Make the forward compute derivatives along the tangents that a space holds (dual.py); gives what splits a loss."""
+        return differentiate(self.model)
+
+    @without_gradients
     def hidden_states(self, batch: Batch, copies: int) -> Tensor:
         """Return what the head reads at the scored rows, [copies * S, R, H], copy by copy.
 
@@ -372,19 +371,18 @@ class Base:
         same_option = owner == owner[..., past:].mT
         return ((is_shared | same_option) & not_later).repeat(copies, 1, 1)[:, None]
 
-    @torch.inference_mode()
+    @without_gradients
     def logits(self, h: Tensor, columns: Tensor) -> Tensor:
         """Return logits [..., C], in float32, of hidden states h [..., H] for the tokens `columns` [C] of the vocabulary."""
         return self.project(self.facts.head(self.model), h, columns.to(self.device))
 
-    @torch.inference_mode()
     def iterate_logits(self, h: Tensor, columns: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the logits of h [..., H], `columns` of the vocabulary at a time: the first token, logits [..., <= columns]."""
         head = self.facts.head(self.model)
         for start in range(0, head.weight.shape[0], columns):
             yield start, self.project(head, h, slice(start, start + columns))
 
-    @torch.inference_mode()
+    @without_gradients
     def log_likelihood(self, h: Tensor, targets: Tensor, columns: int | None = None) -> Tensor:
         """Return the log-probability of the target tokens [...] over the whole vocabulary, [...] in float32.
 
@@ -392,7 +390,8 @@ class Base:
         """
         targets = targets.to(self.device)
         normaliser: Tensor | None = None
-        target_logits = torch.empty(h.shape[:-1], device=self.device)
+        # of a target beyond the table nothing is written
+        target_logits = torch.full(h.shape[:-1], torch.nan, device=self.device)
         for start, logits in self.iterate_logits(h, columns or HEAD_COLUMNS):
             inside = (targets >= start) & (targets < start + logits.shape[-1])
             places = (targets[inside] - start)[:, None]
@@ -407,23 +406,23 @@ class Base:
         if self.facts.HEAD != "CausalLM":
             raise DataError(f"{type(self.model).__name__} fills masks: it has no continuation.")
 
-    @torch.inference_mode()
-    def generate(self, prompt: str, tokens: int, special: bool = True) -> str:
+    def generate(self, prompt: str, tokens: int, special: bool = True, end: str = "") -> str:
         """Return the greedy continuation of a prompt, without the prompt.
 
         Args:
             tokens: how many new tokens there may be.
             special: put the tokenizer's special tokens around the prompt. A chat template has written them already.
+            end: the text before which the continuation ends, as training ended an answer; "": only the model's own end.
 
         Raises:
             DataError: prompt and new tokens do not fit into the context, or the model fills masks.
         """
         self.require_causal()
-        return continue_text(self, self.tokenizer, self.context_length, prompt, tokens, special)
+        return continue_text(self, self.context_length, prompt, tokens, special, end)
 
     def generate_answers(self, prompts: list[list[int]], copies: int, tokens: int) -> list[list[str]]:
         """Return the first line of at most `tokens` greedy tokens after each tokenised prompt, [copies][prompts]."""
-        return generate_answers(self, self.tokenizer, prompts, copies, tokens)
+        return generate_answers(self, prompts, copies, tokens)
 
     def open_trunk(self, examples: Examples, folder: Path, planned: Collection[int] | None = None) -> TrunkCache | None:
         """Return the cache of what the blocks below `cut` make of a set's sequences, which forwards fill; None: `cut` is 0.

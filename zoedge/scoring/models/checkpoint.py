@@ -11,22 +11,49 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ...core.canonical import encode_canonical
-from ...errors import DataError, ZoedgeError, make_printable
+from ...errors import DataError, ZoedgeError, is_out_of_memory, make_printable
 from ...recipe.sections import Model
 from ..sources.file_digests import file_sha256
+from ..sources.pickles import explain_conversion
+from ..sources.pointers import check_pointer
 from .families import load_family
+from .libraries import LIBRARY_LOCK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WEIGHT_SUFFIXES = (".safetensors",)
+ADAPTER_FILE = "adapter_config.json"  # PEFT's
 
 HEADER_LIMIT = 8 << 20  # bytes of config.json, and of the header of a safetensors file
 TENSOR_LIMIT = 100_000  # tensors in a safetensors file: 300,000 empty ones took the library 7 s
 LAYER_LIMIT = 1000  # layers that config.json may name, unless the weights have more tensors than that
+
+# what a configuration may say where transformers would otherwise load code, such as a kernel from the hub
+ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+EXPERTS = (None, "eager", "grouped_mm", "batched_mm")
+CODE_KEYS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("attn_implementation", "_attn_implementation", "_attn_implementation_internal"), ATTENTIONS),
+    **dict.fromkeys(("experts_implementation", "_experts_implementation", "_experts_implementation_internal"), EXPERTS),
+    "quant_method": (None, "bitsandbytes", "gptq", "awq"),
+    "use_kernels": (None, False),
+    "kernel_config": (None,),
+    "custom_generate": (None,),
+    "transformers_weights": (None,),
+}
+SIZE_KEYS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "vocab_size",
+    "intermediate_size",
+    "ffn_dim",
+    "word_embed_proj_dim",
+    "head_dim",
+)
 
 # the other files of a model folder that transformers reads: they decide tokens, generation, and which tensor is in which shard
 OTHER_FILES = re.compile(
@@ -67,10 +94,17 @@ def check_files(folder: Path) -> None:
     weights.
     """
     if not (folder / "config.json").exists():
-        raise DataError(f"model.source: {folder} has no config.json: not a model folder.")
+        raise DataError(f"model.source: {folder} has no config.json: not a model folder.{describe_folder(folder)}")
     for path in folder.iterdir():  # reading a pipe would wait, and /dev/zero never ends
-        if path.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja") and not path.is_file():
-            raise DataError(f"model.source: {path} is not a regular file. Use a complete checkpoint.")
+        if path.suffix in (*WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja"):
+            if not path.is_file():
+                raise DataError(f"model.source: {path} is not a regular file. Use a complete checkpoint.")
+            check_pointer(path, f"model.source: {path}")
+    if (folder / ADAPTER_FILE).exists():  # transformers would apply it to the weights without a word
+        raise DataError(
+            f"model.source: {folder} holds an adapter ({ADAPTER_FILE}) beside the model. Take the adapter's files out, or "
+            "merge it into the model first (peft's merge_and_unload) and name the merged model."
+        )
     try:
         with (folder / "config.json").open("rb") as file:
             raw = file.read(HEADER_LIMIT + 1)
@@ -85,11 +119,65 @@ def check_files(folder: Path) -> None:
             f"model.source: {folder} was saved as {make_printable(architectures)}, whose head is of one task's classes. "
             "zoedge scores words with the language model's own head: name the pretrained checkpoint."
         )
+    check_config(folder, config)
+    check_quantisation(folder, config)
     if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
-        pickles = [p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5")]
-        hint = f" It has {pickles[0]}, a pickle, which can run code and is never loaded." if pickles else ""
-        raise DataError(f"model.source: {folder} has no .safetensors weights.{hint}")
+        raise DataError(f"model.source: {folder} has no .safetensors weights.{describe_folder(folder)}")
     check_weights(folder, config)
+
+
+def check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Raise DataError if a configuration asks for code from elsewhere, or says a size that no model has.
+
+    transformers takes the name of a kernel on the hub for some keys, in nested tables too, and imports what it downloads.
+    """
+    tables = [config]
+    while tables:
+        table = tables.pop()
+        tables += [value for value in table.values() if isinstance(value, dict)]
+        for key, allowed in CODE_KEYS.items():
+            if key in table and table[key] not in allowed:
+                known = ", ".join(str(value) for value in allowed if value is not None)
+                raise DataError(
+                    f"model.source: {folder}/config.json: {key}: {make_printable(repr(table[key]))} may load code from "
+                    f"elsewhere, and zoedge loads none. Remove the key{f', or choose {known}' if known else ''}."
+                )
+        for key in SIZE_KEYS:
+            if isinstance(table.get(key), int) and table[key] < 1:
+                raise DataError(
+                    f"model.source: {folder}/config.json says {key}: {table[key]}, which must be at least 1."
+                )
+
+
+def describe_folder(folder: Path) -> str:
+    """Return what a folder without a model has instead, and what to do with it, as sentences; "": nothing known."""
+    names = sorted(p.name for p in folder.iterdir())
+    if ADAPTER_FILE in names:
+        return " It is an adapter: name its base (base_model_name_or_path in that file), or the model that it was merged into."
+    if files := [name for name in names if name.lower().endswith(".gguf")]:
+        return f" It has GGUF files. Name one: model.source: {make_printable(str(folder / files[0]))}"
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5"))]
+    if not pickles:
+        return ""
+    return f" It has {make_printable(pickles[0])}, a pickle, which can run code and is never loaded here. " + (
+        explain_conversion(str(folder))
+    )
+
+
+def check_quantisation(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse weights that were quantised by another tool than bitsandbytes. config: the content of config.json.
+
+    DataError: they were. The message says what to name instead.
+    """
+    quantised = config.get("quantization_config")
+    method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else "bitsandbytes"
+    if isinstance(config.get("quantization"), dict):  # mlx-lm writes this key, and transformers ignores it
+        method = "mlx"
+    if method != "bitsandbytes":
+        raise DataError(
+            f"model.source: {folder} was quantised by {make_printable(str(method))}, whose weights are not read. Name the "
+            "16-bit model that it was made from, and model.quantization: nf4 | int8 quantises it here."
+        )
 
 
 def check_weights(folder: Path, config: dict[str, Any]) -> None:
@@ -161,11 +249,17 @@ def parse_header(raw: bytes, size: int) -> tuple[dict[str, Any], int]:
 
 @contextmanager
 def translate_errors(folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise over a model's files into a DataError of one sentence. Out of memory stays as it is."""
+    """Turn what the libraries raise over a model's files into a DataError of one sentence. Out of memory stays as it is.
+
+    The lock of the libraries is held meanwhile.
+    """
     try:
-        yield
-    except (torch.OutOfMemoryError, ZoedgeError):
+        with LIBRARY_LOCK:
+            yield
+    except ZoedgeError:
         raise
     except Exception as e:  # tokenizers raises a bare Exception, and transformers a TypeError for an odd config.json
+        if is_out_of_memory(e):
+            raise
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise DataError(f"model.source: {folder}: {make_printable(first, 300)}") from e

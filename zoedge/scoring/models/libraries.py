@@ -1,12 +1,17 @@
-"""This module imports bitsandbytes without torch's compiler, which zoedge never uses."""
+"""This module imports bitsandbytes without torch's compiler, which zoedge never uses, and has the lock of the libraries."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
+
+# transformers and accelerate exchange functions of torch and of their classes while they load, and put back what they have
+# found: of two threads, the second would put back what the first had exchanged, for good
+LIBRARY_LOCK = threading.RLock()
 
 
 @lru_cache

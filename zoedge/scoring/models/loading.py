@@ -19,13 +19,14 @@ from torch import nn
 
 from ...core.canonical import encode_canonical
 from ...errors import DataError, make_printable
-from ..sources.cache import DraftFolder, cache_folder
+from ..sources.cache import DraftFolder, cache_folder, require_model_files
 from ..sources.create import create_once
 from ..sources.file_digests import file_sha256
 from ..sources.resolve import resolve_model
 from .base import DTYPES, Base
 from .checkpoint import base_identity, check_files, other_digests, translate_errors
 from .families import FamilyFacts, load_family
+from .libraries import LIBRARY_LOCK
 from .quantised import make_linear_deterministic
 
 if TYPE_CHECKING:
@@ -101,14 +102,45 @@ def describe_inputs(source: Path, spec: Model, dtype: torch.dtype) -> dict[str, 
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model folder. DataError: it cannot be read, or is not a fast one."""
-    from transformers import AutoTokenizer
+    """Return the tokenizer of a model folder.
+
+    DataError: it cannot be read, is not a fast one, or is not what its tokenizer.json says.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     with translate_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise DataError(f"{folder}: no fast tokenizer (tokenizer.json). Convert it with transformers first.")
-    return tokenizer
+    with translate_errors(folder):
+        if is_as_written(tokenizer, folder):
+            return tokenizer
+        # transformers builds the tokenizers of some families anew, whatever tokenizer.json says
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        if is_as_written(tokenizer, folder):
+            return tokenizer
+    raise DataError(
+        f"model.source: {folder}: transformers builds another tokenizer than tokenizer.json describes: the two make other "
+        "tokens of the same text. Load it with transformers, save it again, and train on what was saved."
+    )
+
+
+# upper case, spaces, line breaks, digits, accents, other scripts: what normalisers and splitting rules treat apart
+PROBE_TEXT = "The fox's 1234 naïve  cafés —\n\n\tÜber: don't, I'll; 漢字 и ひらがな 🙂 <b>x</b> A_B"
+
+
+def is_as_written(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Return whether a tokenizer makes the tokens of a probe text that its tokenizer.json makes, where there is one."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return True  # made from a sentencepiece model
+    own = Tokenizer.from_file(str(file))
+    own.no_padding()
+    own.no_truncation()
+    ids = tokenizer(PROBE_TEXT, add_special_tokens=False).input_ids
+    return bool(tokenizer.convert_ids_to_tokens(ids) == own.encode(PROBE_TEXT, add_special_tokens=False).tokens)
 
 
 def auto_class(folder: Path) -> tuple[Any, FamilyFacts]:
@@ -147,7 +179,7 @@ def make_device_map(
     from accelerate.utils import convert_file_size_to_int
 
     model_class, facts = auto_class(folder)
-    with init_empty_weights():
+    with LIBRARY_LOCK, init_empty_weights():
         model = model_class.from_config(load_config(folder)[0])
     model.tie_weights()
     first: int | str = 0 if device.type == "cuda" else "cpu"
@@ -274,6 +306,7 @@ def quantised_folder(folder: Path, spec: Model, digest: bytes) -> Path:
         model.save_pretrained(draft)
         del model
         load_tokenizer(folder).save_pretrained(draft)
+        require_model_files(draft)
         (draft / "zoedge.json").write_text(json.dumps({"base": digest.hex(), "source": spec.source}))
         release_memory()
 
@@ -294,7 +327,7 @@ def make_deterministic(model: PreTrainedModel, dtype: torch.dtype) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):  # OPT has no nn.Dropout
-            if isinstance(getattr(module, name, None), float):
+            if isinstance(getattr(module, name, None), (int, float)):
                 setattr(module, name, 0.0)
         make_linear_deterministic(module, dtype)
     for p in model.parameters():

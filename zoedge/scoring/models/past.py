@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError
+from .vocabulary import check_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,4 +45,5 @@ def choose_token_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, count:
     ids = tokenizer(text, add_special_tokens=False).input_ids
     if not 0 < len(ids) <= count:
         raise DataError(f"space.text: {len(ids)} tokens, where 1 to space.tokens ({count}) are wanted.")
+    check_token_ids(ids, tokenizer, vocabulary, "space.text")
     return torch.tensor((ids * count)[:count])

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-FEATURE_COUNTS = (4, 8, 16, 32, 64, 128)
+FEATURE_COUNTS = (4, 8, 16, 32, 64, 128, 256)
 SAFE_FEATURES = 16  # preferred wherever its loss is within one standard error of the best
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 FIRST_RIDGE = 0.03  # the one by which the number of features is chosen
 BIAS_RIDGE = 1e-4  # of the feature that is 1 on average: a label's bias is no overfitting
 FOLDS = 5

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, make_printable, suggest_nearest
+from ..sources.pointers import check_pointer
 from .files import join_parts, parse_json_object, read_rows
 from .row import Row
 
@@ -25,7 +26,7 @@ SHAREGPT_TAGS = {  # our role -> the key in `tags` that names it, and its defaul
     "assistant": ("assistant_tag", "gpt"),
     "system": ("system_tag", "system"),
     "tool": ("observation_tag", "observation"),
-    "function": ("function_tag", "function_call"),
+    "function_call": ("function_tag", "function_call"),
 }
 REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "cloud_file_name", "script_url")
 UNSUPPORTED_COLUMNS = ("images", "videos", "audios", "chosen", "rejected", "kto_tag")  # zoedge trains on none of these
@@ -34,7 +35,10 @@ UNSUPPORTED_COLUMNS = ("images", "videos", "audios", "chosen", "rejected", "kto_
 def find_data_folder(source: str) -> Path | None:
     """Return the folder that a source names, if it has a dataset_info.json; else None."""
     folder = Path(os.path.expanduser(source.partition(":")[0]))
-    return folder if (folder / INFO_FILE).is_file() else None
+    is_saved = (folder / "state.json").is_file() or (
+        folder / "dataset_dict.json"
+    ).is_file()  # by datasets' save_to_disk
+    return folder if (folder / INFO_FILE).is_file() and not is_saved else None
 
 
 def load_data_sets(source: str, folder: Path, skip_bad: bool = False) -> tuple[list[Row], list[str]]:
@@ -66,6 +70,7 @@ def load_data_sets(source: str, folder: Path, skip_bad: bool = False) -> tuple[l
 
 def read_dataset_info(path: Path, name: str) -> dict[str, Any]:
     """Return the content of dataset_info.json. name: what messages call it. DataError: it is no JSON object, or too large."""
+    check_pointer(path, name)
     with path.open("rb") as file:
         raw = file.read(INFO_LIMIT + 1)
     table = parse_json_object(raw) if len(raw) <= INFO_LIMIT else "larger than 1 MiB"
@@ -151,7 +156,7 @@ def rename_turns(row: Row, columns: dict[str, str], tags: dict[str, str], is_ope
         for turn in chat:
             speaker = turn.get(role_key)
             role = roles.get(speaker, speaker) if isinstance(speaker, str) else speaker
-            messages.append({"role": role, "content": turn.get(content_key)})
+            messages.append({**turn, "role": role, "content": turn.get(content_key)})
         chat = messages
     more: dict[str, Any] = {ours: row.fields.get(columns[ours]) for ours in ("system", "tools") if ours in columns}
     return Row(row.where, {"messages": chat, **more})

@@ -9,6 +9,17 @@ from ...errors import DataError, make_printable, suggest_nearest
 from .row import Row, describe_keys, file_of_rows, value_as_text
 
 
+def check_names(fields: dict[str, str], reads: set[str]) -> None:
+    """Raise DataError if data.fields, {new name: name in the file}, has a new name that is none of the fields in `reads`."""
+    for new in fields:
+        if new not in reads:
+            known = ", ".join(sorted(map(make_printable, reads)))
+            raise DataError(
+                f"data.fields.{make_printable(new)}: nothing reads a field of this name{suggest_nearest(new, reads) or '.'} "
+                f"The name that the task reads stands first, and the file's after it. The task reads: {known}."
+            )
+
+
 def rename_fields(rows: list[Row], fields: dict[str, str]) -> list[Row]:
     """Return rows with the fields of data.fields, {new name: name in the file}, besides their own.
 
@@ -73,11 +84,21 @@ def require_fields(
             f"{file_of_rows(rows)}: its rows are plain text, without {make_printable(absent[0])} "
             f"({owners[absent[0]]}). Set task: lm."
         )
+    if file_of_rows(rows).endswith((".csv", ".tsv")) and any(looks_like_data(key) for key in key_counts):
+        raise DataError(
+            f"{file_of_rows(rows)}: no row has {missing}. {describe_keys(rows)[1]}. Its first line names the columns. If it "
+            f"is a row, put the names above it: sed '1i {','.join(map(make_printable, owners))}' OLD.csv > NEW.csv"
+        )
     guesses = guess_fields(rows, absent, label, [key for key in key_counts if key not in owners])
     suggestion = ", ".join(f"{make_printable(field)}: {make_printable(guesses[field])}" for field in absent)
     raise DataError(
         f"{file_of_rows(rows)}: no row has {missing}. {describe_keys(rows)[1]}. Add data.fields: {{{suggestion}}}."
     )
+
+
+def looks_like_data(name: str) -> bool:
+    """Return whether a column's name looks like a text or a number of a row: names have no three words, and are no numbers."""
+    return len(name.split()) > 2 or len(name) > 60 or name.replace(".", "", 1).lstrip("-").isdecimal()
 
 
 def guess_fields(rows: list[Row], absent: list[str], label: str, keys: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""This module reads rows from .jsonl, .json, .csv, .parquet and .txt files, strictly, and with the line number of every fault.
+"""This module reads rows from .jsonl, .json, .csv, .tsv, .parquet and .txt files, strictly, with the line of every fault.
 
 JSON has a reader of its own here, because those of the libraries turn a missing label into None, keep NaN, make 2 of "2", give
 no line number, and answer an empty file with StopIteration. CSV is read by the standard library in strict mode, Parquet by
@@ -7,18 +7,19 @@ pyarrow.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ...errors import MAX_FAULTS_SHOWN, DataError, format_faults, make_printable
+from ..sources.pointers import check_pointer
 from .row import Row
+from .tables import LINE_LIMIT, find_invalid_utf8, read_csv_rows, read_tsv_rows
 
-LINE_LIMIT = 1 << 20  # bytes of a line
+ONE_OBJECT_LIMIT = 64 << 20  # bytes of a .json file that is looked at as one object
 DEPTH_LIMIT = 16  # levels of nested lists and objects in a row
 
 
@@ -33,6 +34,11 @@ def read_rows(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row],
     Raises:
         DataError: a line is not valid (all are named together), the file cannot be read, or it has no rows.
     """
+    if "*" in path.name and not path.exists():
+        files = sorted(file for file in path.parent.glob(path.name) if file.is_file())
+        if not files:
+            raise DataError(f"{name}: no file has such a name.")
+        return join_parts([read_rows(file, str(Path(name).with_name(file.name)), skip_bad) for file in files])
     if path.is_dir():
         parts = [read_rows(file, f"{name}/{file.name}", skip_bad) for file in find_split_files(path, name)]
         return join_parts(parts)
@@ -43,6 +49,7 @@ def read_rows(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row],
     rows: list[Row] = []
     faults: list[str] = []
     try:
+        check_pointer(path, name)
         for item in READERS[path.suffix.lower()](path, name):
             if isinstance(item, Row):
                 rows.append(item)
@@ -58,6 +65,8 @@ def read_rows(path: Path, name: str, skip_bad: bool = False) -> tuple[list[Row],
         raise DataError(f"{format_faults(faults)}{separator}({count}; {way_out})")
     if not rows:
         raise DataError(f"{name}: no rows: the file is empty.")
+    if len(rows) == 1 and path.suffix.lower() == ".jsonl":
+        check_table(rows[0].fields, name)
     return rows, faults
 
 
@@ -73,9 +82,17 @@ def find_split_files(folder: Path, name: str) -> list[Path]:
     are those whose name without a shard's number is the split's, else those with the split as a word of their name, else those
     with the split as a word of their folder's name. DataError: there is no such file, or the files are of several sets.
     """
-    files = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in HUB_SUFFIXES and f.is_file())
+    files = sorted(
+        f.relative_to(folder)
+        for f in folder.rglob("*")
+        if f.suffix in HUB_SUFFIXES and f.is_file() and f.name not in SAVED_NOTES and not f.name.startswith("cache-")
+    )
     without_shard = {f: re.sub(r"[-_.]?\d+(-of-\d+.*)?$", "", f.stem) for f in files}
     *config, split = (name.partition(":")[2] or "train").split("/")
+    if (
+        folder / SAVED_NOTES[1]
+    ).is_file() and ":" not in name:  # one split that datasets has saved, whatever it is called
+        return [folder / f for f in files if f.suffix == ".arrow"]
     of_config = [f for f in files if set(config) <= set(f.parts)]
     chosen = (
         [f for f in of_config if without_shard[f] == split]
@@ -87,7 +104,7 @@ def find_split_files(folder: Path, name: str) -> list[Path]:
         shown = ", ".join(make_printable(str(f)) for f in files[:MAX_FAULTS_SHOWN])
         raise DataError(
             f"{name}: no file of the split '{make_printable(split)}'. "
-            f"It has: {shown or 'no .jsonl, .csv or .parquet file'}. Name one: ORG/SET:SPLIT."
+            f"It has: {shown or 'no file of rows'}. Name one: ORG/SET:SPLIT."
         )
     sets = sorted({(f.parent / without_shard[f]).as_posix() for f in chosen})
     if len(sets) > 1:
@@ -128,6 +145,8 @@ def read_json_lines(path: Path, name: str) -> Iterator[Row | str]:
             yield f"{where}: longer than 1 MiB"
         elif raw.strip():
             value = parse_json_object(raw.rstrip(b"\r\n"))
+            if i == 0 and isinstance(value, str) and raw.strip() in (b"{", b"{ "):
+                raise DataError(f"{where}: an object over several lines. Write each on one: jq -c . OLD > NEW.jsonl")
             yield Row(where, value) if isinstance(value, dict) else f"{where}: {value}"
 
 
@@ -140,7 +159,12 @@ def read_json_array(path: Path, name: str) -> Iterator[Row | str]:
     with path.open("rb") as file:
         first = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not first.startswith(b"["):
-        yield from read_json_lines(path, name)
+        one = read_one_object(path)
+        if one is None:
+            yield from read_json_lines(path, name)
+        else:
+            check_one_object(one, name)
+            yield Row(f"{name}:1", one)
         return
     raw = path.read_bytes()
     try:
@@ -177,6 +201,44 @@ def read_json_array(path: Path, name: str) -> Iterator[Row | str]:
         raise DataError(f"{name}:{line}: not valid JSON: expected ',' or ']' after item {number}.")
     if skip_whitespace(text, at + 1) < len(text):
         raise DataError(f"{name}:{line}: not valid JSON: something follows the array.")
+
+
+def read_one_object(path: Path) -> dict[str, Any] | None:
+    """Return the object that a whole .json file is, over several lines perhaps; None: it is no single one, or large."""
+    if path.stat().st_size > ONE_OBJECT_LIMIT:
+        return None
+    value = parse_json_object(path.read_bytes().removeprefix(b"\xef\xbb\xbf").strip())
+    return value if isinstance(value, dict) else None
+
+
+def check_table(value: dict[str, Any], name: str) -> None:
+    """Raise DataError if an object is a table by columns, of lists or as pandas writes it. name: its file's."""
+    columns = list(value.values())
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
+    are_lists = len(columns) > 1 and len(lengths) == 1 and -1 not in lengths
+    are_cells = are_lists and not any(isinstance(cell, (dict, list)) for column in columns for cell in column)
+    are_numbered = all(isinstance(column, dict) and column and all(map(str.isdecimal, column)) for column in columns)
+    if are_cells or (columns and are_numbered):
+        raise DataError(
+            f"{name}: one object of columns ({', '.join(map(make_printable, list(value)[:8]))}), not rows. Write an array, or "
+            "one object a line; with pandas: df.to_json(FILE, orient='records', lines=True)."
+        )
+
+
+def check_one_object(value: dict[str, Any], name: str) -> None:
+    """Refuse the one object of a .json file if it holds rows, and is none itself.
+
+    DataError: it is a table by columns, or has its rows in a key. The message says how to write them.
+    """
+    check_table(value, name)
+    if value.keys() & {"messages", "conversations", "prompt", "instruction", "question", "segments"}:
+        return
+    for key, rows in value.items():
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            raise DataError(
+                f"{name}: one object, whose rows are in its key {make_printable(key)}. Write them alone: "
+                f"jq -c '.{make_printable(key)}[]' OLD.json > NEW.jsonl"
+            )
 
 
 ITEM_SCANNER = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=len)  # it only finds where an item ends
@@ -264,50 +326,6 @@ def is_too_deep(value: object, left: int = DEPTH_LIMIT) -> bool:
     return left < 0 or any(is_too_deep(v, left - 1) for v in inner)
 
 
-def read_csv_rows(path: Path, name: str) -> Iterator[Row | str]:
-    """Yield for each record of a CSV file with a header its row, or a sentence about what is wrong with it.
-
-    DataError: the header names a column twice, or the file is not valid UTF-8 or CSV.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(read_csv_lines(file, name), strict=True)
-            header = reader.fieldnames or []
-            if len(set(header)) != len(header):
-                raise DataError(f"{name}:1: a column's name stands twice.")
-            for fields in reader:
-                where = f"{name}:{reader.line_num}"
-                if None in fields or None in fields.values():  # so the library marks too many and too few values
-                    yield f"{where}: not {len(header)} columns, as in the header"
-                else:
-                    yield Row(where, fields)
-    except UnicodeDecodeError as e:
-        raise DataError(f"{name}:{find_invalid_utf8(path)}: not UTF-8 ({e.reason}).") from None
-    except csv.Error as e:  # after a lost quote, no later record is certain, so that none can be skipped
-        raise DataError(f"{name}:{reader.line_num + 1}: not valid CSV: {e}. Mend the line.") from None
-
-
-def read_csv_lines(file: TextIO, name: str) -> Iterator[str]:
-    """Yield the lines of a text. DataError: one is too long; csv itself limits a field, after it has read the line."""
-    number = 0
-    while line := file.readline(LINE_LIMIT + 1):
-        number += 1
-        if len(line) > LINE_LIMIT:
-            raise DataError(f"{name}:{number}: longer than 1 MiB.")
-        yield line
-
-
-def find_invalid_utf8(path: Path) -> int:
-    """Return the number of the first line that is not UTF-8, which the decoder's error does not know."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                raw.decode()
-            except UnicodeDecodeError:
-                return number
-    return 0
-
-
 def read_parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
     """Yield the rows of a Parquet file. DataError: it cannot be read."""
     import pyarrow
@@ -315,7 +333,9 @@ def read_parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
 
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        file = pyarrow.parquet.ParquetFile(path)
+        check_columns(file.schema_arrow.names, name)
+        for batch in file.iter_batches():
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(f"{name}:{number}", fields)
@@ -323,12 +343,46 @@ def read_parquet_rows(path: Path, name: str) -> Iterator[Row | str]:
         raise DataError(f"{name}: not a readable Parquet file: {make_printable(str(e))}") from None
 
 
-READERS = {
+def read_arrow_rows(path: Path, name: str) -> Iterator[Row | str]:
+    """Yield the rows of an Arrow file or stream, as the library datasets saves them. DataError: it cannot be read."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            try:
+                batches = iter(pyarrow.ipc.open_stream(file))
+            except pyarrow.ArrowInvalid:
+                opened = pyarrow.ipc.open_file(file)
+                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+            number = 0
+            for batch in batches:
+                check_columns(batch.schema.names, name)
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{name}:{number}", fields)
+    except (pyarrow.ArrowException, OSError, ValueError) as e:
+        raise DataError(f"{name}: not a readable Arrow file: {make_printable(str(e))}") from None
+
+
+def check_columns(names: list[str], name: str) -> None:
+    """Raise DataError if a column's name stands twice, of which one would be lost."""
+    if twice := next((column for column in names if names.count(column) > 1), None):
+        raise DataError(f"{name}: the column '{make_printable(twice)}' stands twice.")
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Row | str]]] = {
     ".jsonl": read_json_lines,
     ".json": read_json_array,
     ".csv": read_csv_rows,
+    ".tsv": read_tsv_rows,
     ".parquet": read_parquet_rows,
     ".txt": read_text_lines,
+    ".arrow": read_arrow_rows,
 }
 
+SAVED_NOTES = (
+    "dataset_info.json",
+    "state.json",
+    "dataset_dict.json",
+)  # what datasets' save_to_disk writes besides rows
 HUB_SUFFIXES = set(READERS) - {".txt"}  # in a data set's repository on the hub, a .txt file is no data

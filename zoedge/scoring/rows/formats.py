@@ -1,7 +1,7 @@
-"""This module has the formats of rows in other tools' data: conversations in four formats, and plain text.
+"""This module has the formats of rows in other tools' data: conversations in five formats, and plain text.
 
 The keys of each row decide its format, never the first row alone. Where rows have the keys of two formats, the recipe's
-data.format decides.
+data.format decides. Every part of a row that is a part of a conversation is used, or the row is refused with its line.
 """
 
 from __future__ import annotations
@@ -10,34 +10,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import DataError, make_printable
-from .row import Row, describe_keys, file_of_rows, raise_faults, read_field_text
+from .row import Row, describe_keys, file_of_rows, raise_faults, read_field_text, value_as_text
+from .turns import REASONING_KEYS, TRAIN, Message, check_media, is_absent, make_message, parse_tools, parse_turns
 
 FORMAT_KEYS = {  # data.format -> the fields that a row of this format must have
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "completions": ("prompt", "completion"),
+    "segments": ("segments",),
     "text": ("text",),
 }
-CHAT_FORMATS = tuple(FORMAT_KEYS)[:4]
+CHAT_FORMATS = tuple(FORMAT_KEYS)[:5]
+SHARED_KEYS = ("system", "system_prompt", "history", "tools")
 OPTIONAL_KEYS = {  # data.format -> the fields that it may have besides
-    "messages": ("system", "tools"),
-    "sharegpt": ("system", "tools"),
-    "alpaca": ("input", "system", "history", "tools"),
-    "completions": (),
+    "messages": SHARED_KEYS,
+    "sharegpt": SHARED_KEYS,
+    "alpaca": ("input", *SHARED_KEYS, *REASONING_KEYS[:2]),
+    "completions": (*SHARED_KEYS, *REASONING_KEYS[:2]),
+    "segments": (),
 }
-OPENAI_ROLES = {role: role for role in ("system", "user", "assistant")}
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")  # roles of a conversation with tools
+CHAT_FIELDS = tuple(dict.fromkeys(key for kind in CHAT_FORMATS for key in (*FORMAT_KEYS[kind], *OPTIONAL_KEYS[kind])))
 # likely names of fields that hold questions and answers, the likeliest first
 QUESTION_NAMES = ("question", "query", "instruction", "input", "user", "prompt", "source")
 ANSWER_NAMES = ("answer", "response", "output", "reply", "completion", "target", "assistant")
-Message = dict[str, str]
-
-
-def make_message(role: str, text: str) -> Message:
-    """Return a message as chat templates take it. role: system, user or assistant."""
-    return {"role": role, "content": text}
 
 
 # -- which format
@@ -70,11 +66,11 @@ def select_format(rows: list[Row], kind: str) -> list[Row]:
     """
     if kind not in OPTIONAL_KEYS:
         return rows
-    faults = []
+    faults: dict[str, DataError] = {}
     for row in rows:
         if absent := [key for key in FORMAT_KEYS[kind] if key not in row.fields]:
             has = ", ".join(map(make_printable, row.fields))
-            faults.append(DataError(f"{row.where}: not {kind}: no {absent[0]} (data.format). It has: {has}."))
+            faults[row.where] = DataError(f"{row.where}: not {kind}: no {absent[0]} (data.format). It has: {has}.")
     raise_faults(faults)
     known = (*FORMAT_KEYS[kind], *OPTIONAL_KEYS[kind])
     return [Row(row.where, {key: row.fields[key] for key in known if key in row.fields}) for row in rows]
@@ -82,16 +78,22 @@ def select_format(rows: list[Row], kind: str) -> list[Row]:
 
 def rows_to_chats(rows: list[Row]) -> list[list[Message]]:
     """Return each row as messages. DataError names every row that is no valid conversation, with its line."""
-    if not any(matching_formats(row) for row in rows):
+    if not any(has_all_keys(row, kind) for row in rows for kind in CHAT_FORMATS):
         raise DataError(describe_unknown(rows))
-    chats, faults = [], []
+    chats: list[list[Message]] = []
+    faults: dict[str, DataError] = {}
     for row in rows:
         try:
             chats.append(row_to_messages(row))
         except DataError as e:
-            faults.append(e)
+            faults[row.where] = e
     raise_faults(faults)
     return chats
+
+
+def is_preference(row: Row) -> bool:
+    """Return whether a row is a question with a better and a worse answer, and nothing that is trained on."""
+    return {"chosen", "rejected"} <= row.fields.keys() and not any(has_all_keys(row, kind) for kind in CHAT_FORMATS)
 
 
 def describe_unknown(rows: list[Row]) -> str:
@@ -100,13 +102,19 @@ def describe_unknown(rows: list[Row]) -> str:
         return f"{file_of_rows(rows)}: plain text ({{text}}), and the task is chat. Set task: lm."
     known = " | ".join(",".join(keys) for keys in FORMAT_KEYS.values())
     keys, keys_shown = describe_keys(rows)
+    if all(is_preference(row) for row in rows):
+        return (
+            f"{file_of_rows(rows)}: its rows are preferences (chosen, rejected), and answers are trained on. "
+            "data.fields: {completion: chosen} trains on the chosen ones alone."
+        )
     texts = [key for key in keys if any(isinstance(row.fields.get(key), str) for row in rows)]
     question = guess_key(texts, QUESTION_NAMES)
     answer = guess_key([key for key in texts if key != question], ANSWER_NAMES)
-    return (
-        f"{file_of_rows(rows)}: cannot tell the format. {keys_shown}. Known: {known}. "
-        f"Add data.fields: {{prompt: {make_printable(question)}, completion: {make_printable(answer)}}}."
-    )
+    names = {"prompt": question, "completion": answer}
+    if context := next((key for key in ("context", "input") if key in texts and key not in (question, answer)), ""):
+        names = {"instruction": question, "input": context, "output": answer}  # as Dolly has it
+    shown = ", ".join(f"{ours}: {make_printable(theirs)}" for ours, theirs in names.items() if ours != theirs)
+    return f"{file_of_rows(rows)}: cannot tell the format. {keys_shown}. Known: {known}. Add data.fields: {{{shown}}}."
 
 
 def guess_key(keys: list[str], names: Sequence[str]) -> str:
@@ -122,7 +130,7 @@ def guess_key(keys: list[str], names: Sequence[str]) -> str:
 
 
 def row_to_messages(row: Row) -> list[Message]:
-    """Return a row of any of the four formats as messages.
+    """Return a row of any of the formats as messages; of segments, none.
 
     DataError: it has none of the formats, or two, or it is a conversation that zoedge does not train on.
     """
@@ -135,32 +143,100 @@ def row_to_messages(row: Row) -> list[Message]:
     if len(kinds) > 1:
         raise DataError(f"{row.where}: {' and '.join(kinds)} at once. Say which: data.format: {' | '.join(kinds)}.")
     (kind,) = kinds
-    if kind == "completions":
-        return [
-            make_message("user", read_field_text(row, "prompt")),
-            make_message("assistant", read_field_text(row, "completion")),
-        ]
-    if fields.get("tools") not in (None, "", "[]", [], {}):
-        raise DataError(f"{row.where}: it has tools, and calls of tools are not trained on. Leave the row out.")
-    if kind == "alpaca":
-        question = read_field_text(row, "instruction")
-        if fields.get("input"):
-            question += f"\n\n{read_field_text(row, 'input')}"
-        chat = [
-            *parse_history(row),
-            make_message("user", question),
-            make_message("assistant", read_field_text(row, "output")),
-        ]
+    check_media(fields, row.where)
+    check_label(row)
+    parse_tools(row)
+    if kind == "segments":
+        parse_segments(row)
+        return []
+    if kind in ("alpaca", "completions"):
+        chat = parse_pair(row, kind)
     else:
+        if refused := [key for key in ("chosen", "rejected") if not is_absent(fields.get(key))]:
+            raise DataError(
+                f"{row.where}: it has {refused[0]}, a preference, and answers are trained on. Leave it out."
+            )
         chat = parse_turns(row, FORMAT_KEYS[kind][0])
-    if fields.get("system"):
-        chat = [make_message("system", read_field_text(row, "system")), *chat]
+    systems = [key for key in ("system", "system_prompt") if not is_absent(fields.get(key))]
+    if len(systems) > 1 and fields["system"] != fields["system_prompt"]:  # data.fields may have named one the other
+        raise DataError(f"{row.where}: it has system and system_prompt. Keep one.")
+    chat = [*parse_history(row), *chat]
+    if systems:
+        chat = [make_message("system", read_field_text(row, systems[0])), *chat]
     return check_turn_order(row, chat)
+
+
+def parse_pair(row: Row, kind: str) -> list[Message]:
+    """Return the question and the answer of a row as messages; of completions, each may be a list of turns (TRL).
+
+    In such a list, answers of the prompt are not trained on. kind: alpaca or completions.
+    """
+    question, answer = FORMAT_KEYS[kind]
+    if kind == "completions" and (
+        isinstance(row.fields.get(question), list) or isinstance(row.fields.get(answer), list)
+    ):
+        pair = []
+        for key in (question, answer):
+            value = row.fields.get(key)
+            role = "user" if key == question else "assistant"
+            turns = (
+                [make_message(role, value)] if isinstance(value, str) else [value] if isinstance(value, dict) else value
+            )
+            pair.append(parse_turns(Row(row.where, {key: turns}), key))
+        if not all(message["role"] in ("assistant", "tool") for message in pair[1]):
+            raise DataError(f'{row.where}: field "completion": a turn of it is not the assistant\'s.')
+        asked = [message | {TRAIN: False} if message["role"] == "assistant" else message for message in pair[0]]
+        return [*asked, *pair[1]]
+    text = read_field_text(row, question)
+    if not is_absent(row.fields.get("input")):
+        if kind == "completions" and row.fields["input"] not in (row.fields[question], row.fields[answer]):
+            raise DataError(
+                f"{row.where}: it has input beside prompt and completion. Add data.fields: {{instruction: prompt, "
+                "output: completion}, and data.format: alpaca."
+            )
+        text += f"\n\n{read_field_text(row, 'input')}" if kind == "alpaca" else ""
+    reply = make_message("assistant", read_field_text(row, answer))
+    for key in REASONING_KEYS[:2]:
+        if not is_absent(row.fields.get(key)):
+            reply.setdefault("reasoning_content", read_field_text(row, key))
+    return [make_message("user", text), reply]
+
+
+def check_label(row: Row) -> None:
+    """Raise DataError if the row says that its answer is a bad one, as KTO's rows do."""
+    for key in ("label", "kto_tag"):
+        if key in row.fields and value_as_text(row.fields[key]).casefold() == "false":
+            raise DataError(
+                f"{row.where}: {key} is false: a bad answer, which must not be trained on. Leave such rows out: "
+                f"data.without: {{{key}: '{make_printable(value_as_text(row.fields[key]))}'}}."
+            )
+
+
+def parse_segments(row: Row) -> list[tuple[str, bool]]:
+    """Return the pieces of a row of segments, {text, label} each, and whether each is trained on (axolotl's input_output).
+
+    DataError: it is no such list, or no piece is trained on.
+    """
+    pieces = row.fields["segments"]
+    are_pieces = isinstance(pieces, list) and all(
+        isinstance(piece, dict) and isinstance(piece.get("text"), str) and isinstance(piece.get("label"), bool)
+        for piece in pieces
+    )
+    if not are_pieces:
+        raise DataError(f'{row.where}: field "segments": not a list of {{text, label}}, where label is true or false.')
+    if not any(piece["label"] and piece["text"].strip() for piece in pieces):
+        raise DataError(f"{row.where}: no segment with a text has the label true.")
+    return [(piece["text"], piece["label"]) for piece in pieces]
+
+
+def describe_chat(row: Row) -> Any:
+    """Return what a row of any of the formats is trained on, the same for equal conversations. DataError: it is none."""
+    return [row_to_messages(row), parse_tools(row), parse_segments(row) if "segments" in row.fields else None]
 
 
 def parse_history(row: Row) -> list[Message]:
     """Return the earlier rounds of a row of LLaMA-Factory, a list of [question, answer], as messages."""
-    history = row.fields.get("history") or []
+    history = [] if is_absent(row.fields.get("history")) else row.fields["history"]
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise DataError(f'{row.where}: field "history": not a list of [question, answer].')
     chat = []
@@ -170,52 +246,6 @@ def parse_history(row: Row) -> list[Message]:
                 raise DataError(f"{row.where}: history, round {i}: a text is missing, empty or not a text.")
             chat.append(make_message(role, text))
     return chat
-
-
-def parse_turns(row: Row, field: str) -> list[Message]:
-    """Return a field that is a list of turns, each with a role and a text, as messages.
-
-    `messages` usually has OpenAI's words (role, content), and `conversations` ShareGPT's (from, value). Either may have the
-    other's in every turn. DataError: a turn is not valid, or is one that zoedge does not train on.
-    """
-    turns = row.fields[field]
-    are_tables = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    words_of_other = "from" if field == "messages" else "role"
-    has_words_of_other = are_tables and bool(turns) and all(words_of_other in turn for turn in turns)
-    is_sharegpt = (field == "conversations") != has_words_of_other
-    role, content, roles = ("from", "value", SHAREGPT_ROLES) if is_sharegpt else ("role", "content", OPENAI_ROLES)
-    if not are_tables:
-        raise DataError(f'{row.where}: field "{field}": not a list of {{{role}, {content}}}.')
-    chat = []
-    for i, turn in enumerate(turns, 1):
-        where = f"{row.where}: {field}, turn {i}"
-        speaker, text = turn.get(role), turn.get(content)
-        if speaker in TOOL_ROLES or turn.get("tool_calls"):
-            raise DataError(f"{where}: a call of a tool or its result, which is not trained on. Leave the row out.")
-        if not isinstance(speaker, str) or speaker not in roles:
-            raise DataError(f'{where}: {role} "{make_printable(str(speaker))}" is not one of {", ".join(roles)}.')
-        for key, off in (("weight", 0), ("train", False), ("training", False)):
-            if key in turn and turn[key] == off and turn[key] is not None and roles[speaker] == "assistant":
-                raise DataError(
-                    f"{where}: {key} is {make_printable(str(turn[key]))}, and every answer is scored here. End the row before."
-                )
-        if isinstance(text, list):
-            text = join_content_parts(text, where)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: {content} is missing, empty or not a text.")
-        chat.append(make_message(roles[speaker], text))
-    return chat
-
-
-def join_content_parts(parts: list[Any], where: str) -> str:
-    """Return the content of a message in OpenAI's parts as one text. DataError: a part is no text."""
-    for part in parts:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise DataError(
-                f'{where}: a part of its content is "{make_printable(str(kind))}", and only texts are trained on.'
-            )
-    return "".join(part["text"] for part in parts)
 
 
 def check_turn_order(row: Row, chat: list[Message]) -> list[Message]:
@@ -229,6 +259,8 @@ def check_turn_order(row: Row, chat: list[Message]) -> list[Message]:
         raise DataError(f"{row.where}: a system message must stand first.{twice}")
     if "assistant" not in roles:
         raise DataError(f"{row.where}: no answer of the assistant's.")
+    if not any(message["role"] == "assistant" and message.get(TRAIN, True) for message in chat):
+        raise DataError(f"{row.where}: every answer is marked not to be trained on (weight, train).")
     if roles[roles[0] == "system"] == "assistant":
         raise DataError(f"{row.where}: the assistant speaks first, so that nothing asks for its answer.")
     return chat

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ...errors import DataError, format_faults, make_printable
@@ -76,11 +76,23 @@ def seeded_permutation(count: int, seed: int, epoch: int) -> list[int]:
 # -- faults
 
 
-def raise_faults(faults: Iterable[DataError]) -> None:
-    """Raise all faults as one DataError, sorted by file and line. With no faults, nothing is raised."""
-    messages = sorted(map(str, faults), key=natural_sort_key)
+class RowError(DataError):
+    """Something is wrong with single rows, and the others could be trained on without them.
+
+    Attributes:
+        rows: where each of these rows stands, as `Row.where`.
+    """
+
+    def __init__(self, rows: Iterable[str], text: str):
+        super().__init__(text)
+        self.rows = frozenset(rows)
+
+
+def raise_faults(faults: Mapping[str, DataError]) -> None:
+    """Raise the faults of rows, by where each stands, as one RowError, sorted by file and line. With none, do nothing."""
+    messages = sorted(map(str, faults.values()), key=natural_sort_key)
     if messages:
-        raise DataError(format_faults(messages))
+        raise RowError(faults, format_faults(messages))
 
 
 def natural_sort_key(text: str) -> list[str | int]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import DataError, make_printable
-from .fields import rename_fields, require_fields, without_rows
+from .fields import check_names, rename_fields, require_fields, without_rows
 from .files import read_rows
 from .row import Row, hash_text, value_as_text
 
@@ -15,16 +15,31 @@ if TYPE_CHECKING:
     from ...recipe.sections import Data
 
 
-def load_sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, list[Row]], dict[str, int]]:
+def load_sets(
+    data: Data,
+    fields: Sequence[str],
+    content: Callable[[Row], str] | None = None,
+    reads: Collection[str] | None = None,
+) -> tuple[list[Row], dict[str, list[Row]], dict[str, int]]:
     """Return the training rows of a recipe, its other sets {"valid", "test"} as far as there are any, and counts.
 
     Rows with equal prompts are never on both sides of a split, whatever their other fields hold. A validation or test file
     of the user's is taken as it is: training rows that are also in it are counted, but not dropped. Where data.train is a
     folder, the other sets are its files unless the recipe names others.
 
-    fields: the fields of the prompt. DataError: a file or a row is not valid, or there are too few rows.
+    Args:
+        data: the recipe's section.
+        fields: the fields of the prompt; none: all.
+        content: returns what a row is trained on, by which rows are equal; None: the text of these fields.
+        reads: the fields that the task may read; None: any.
+
+    Raises:
+        DataError: a file or a row is not valid, data.fields has a name that nothing reads, or there are too few rows.
     """
     from ..sources.resolve import find_split_file
+
+    if reads is not None:
+        check_names(data.fields, {*reads, *data.without})
 
     counts = {"unreadable, dropped": 0, "left out by data.without": 0}
 
@@ -42,12 +57,12 @@ def load_sets(data: Data, fields: Sequence[str]) -> tuple[list[Row], dict[str, l
         if isinstance(source, str):
             parts[which] = load(source, f"data.{which}")
         elif source is not None:
-            rows, parts[which] = split_by_hash(rows, source.split, which, fields)
+            rows, parts[which] = split_by_hash(rows, source.split, which, fields, content)
     if data.limit and data.limit < len(rows):
-        _, rows = split_by_hash(rows, data.limit, "limit", fields)
+        _, rows = split_by_hash(rows, data.limit, "limit", fields, content)
     for which, part in parts.items():
-        contents = {row_content(row, fields) for row in part}
-        counts[f"also in {which}"] = sum(row_content(row, fields) in contents for row in rows)
+        contents = {equality_text(row, fields, content) for row in part}
+        counts[f"also in {which}"] = sum(equality_text(row, fields, content) in contents for row in rows)
     # files are often sorted by label, and calibration reads the first rows of a set, which must be like the rest of it
     return (
         in_content_order(rows, fields),
@@ -61,9 +76,11 @@ def load_rows(source: str, key: str, data: Data) -> tuple[list[Row], list[str]]:
 
     key: the recipe's key that names the source, such as data.train, for messages.
     """
+    from ..sources.places import locate
     from ..sources.resolve import resolve_text
     from . import dataset_info, formats
 
+    source = locate(source)
     if folder := dataset_info.find_data_folder(source):
         rows, faults = dataset_info.load_data_sets(source, folder, data.skip_bad_lines)
     else:
@@ -77,8 +94,33 @@ def row_content(row: Row, fields: Sequence[str] = ()) -> str:
     return json.dumps([(name, value_as_text(row.fields.get(name))) for name in names])
 
 
+def equality_text(row: Row, fields: Sequence[str], content: Callable[[Row], str] | None) -> str:
+    """Return a text that is the same for equal rows: `content` says it, or of a row that is not valid its fields."""
+    try:
+        return row_content(row, fields) if content is None else content(row)
+    except DataError:
+        return row_content(row, fields)
+
+
+def grouped_contents(rows: list[Row], fields: Sequence[str], content: Callable[[Row], str] | None) -> list[str]:
+    """Return for each row a text that is the same for equal rows: the first, in the alphabet, of the equal rows' fields.
+
+    So the split of a set in which no rows are equal but in all their fields does not depend on `content`.
+    """
+    texts = [row_content(row, fields) for row in rows]
+    equal = [equality_text(row, fields, content) for row in rows]
+    first: dict[str, str] = {}
+    for key, text in zip(equal, texts):
+        first[key] = min(text, first.get(key, text))
+    return [first[key] for key in equal]
+
+
 def split_by_hash(
-    rows: list[Row], size: int | float, salt: str, fields: Sequence[str] = ()
+    rows: list[Row],
+    size: int | float,
+    salt: str,
+    fields: Sequence[str] = (),
+    content: Callable[[Row], str] | None = None,
 ) -> tuple[list[Row], list[Row]]:
     """Take rows out of a set by a hash of their content, and return the rest and the rows taken.
 
@@ -88,12 +130,13 @@ def split_by_hash(
         size: how many rows to take, or as a float which share of all.
         salt: the recipe's key below data, which makes splits for different purposes independent.
         fields: what decides whether rows are equal, as in `row_content`.
+        content: what decides it instead, if it is given.
 
     Raises:
         DataError: no row would be left.
     """
     count = round(size * len(rows)) if isinstance(size, float) else size
-    hashes = [hash_text(row_content(row, fields), salt) for row in rows]
+    hashes = [hash_text(text, salt) for text in grouped_contents(rows, fields, content)]
     limit = sorted(hashes)[count - 1] if 0 < count < len(rows) else max(hashes)
     rest = [row for row, number in zip(rows, hashes) if number > limit]
     if not rest:

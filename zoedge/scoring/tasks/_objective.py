@@ -6,21 +6,19 @@ that the model answered to each, and returns a reward for each. The loss of an e
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, make_printable
+from ._reward_file import guard_call, load_function
 
 FUNCTION_PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+REWARD_LIMIT = 1e30  # a loss is stored in float32, and a step divides differences of losses by a small radius
 ARTICLE_PATTERN = re.compile(r"\b(a|an|the)\b")
 
 
@@ -81,55 +79,29 @@ def compute_rewards(objective: str, notes: Sequence[dict[str, Any]], outputs: Se
         outputs: the text that the model answered to each example.
 
     Raises:
-        DataError: the function raises an error, or does not return one finite number for each output.
+        DataError: the function raises anything, or does not return one finite number of moderate size for each output.
     """
     if not is_function(objective):
         return [METRICS[objective](output, note["answers"]) for note, output in zip(notes, outputs)]
     function = load_function(objective)
-    try:
+    with guard_call(f"{objective} raised"):
         rewards = list(function([note["row"] for note in notes], list(outputs)))
-    except Exception as e:
-        raise DataError(
-            f"task.objective: {objective} raised {type(e).__name__}: {make_printable(str(e)).rstrip('.')}."
-        ) from e
     if len(rewards) != len(outputs):
         raise DataError(f"task.objective: {objective} gave {len(rewards)} rewards for {len(outputs)} outputs.")
+    numbers = []
     for note, reward in zip(notes, rewards):
-        if not isinstance(reward, Real) or not math.isfinite(reward):
-            raise DataError(
-                f"task.objective: {objective} gave {make_printable(repr(reward))} for {note['where']}: not a finite number."
-            )
-    return [float(reward) for reward in rewards]
+        with guard_call(f"{objective} gave a {type(reward).__name__} for {note['where']}, which cannot be read"):
+            number, shown = read_number(reward), make_printable(repr(reward))
+        if not abs(number) <= REWARD_LIMIT:
+            what = "not a finite number" if not math.isfinite(number) else f"beyond {REWARD_LIMIT:g}"
+            raise DataError(f"task.objective: {objective} gave {shown} for {note['where']}: {what}.")
+        numbers.append(number)
+    return numbers
 
 
-@lru_cache
-def load_function(objective: str) -> Callable[[list[Any], list[str]], Any]:
-    """Return the user's function, which must be defined in a Python file below the current folder.
-
-    Nothing else is imported, so that a log from a stranger that names os:system, say, runs nothing. DataError: there is no
-    such file or function, or the file cannot be imported.
-    """
-    name, _, attribute = objective.partition(":")
-    current_folder = Path.cwd().resolve()
-    sys.path.insert(0, str(current_folder))
+def read_number(value: object) -> float:
+    """Return a number of the user's as a float; nan if it is none, and infinity if it is beyond every float."""
     try:
-        file = current_folder.joinpath(*name.split(".")).with_suffix(".py")
-        if not file.is_file():
-            raise DataError(
-                f"task.objective: there is no {name.replace('.', '/')}.py in {current_folder}, where {name} is looked for."
-            )
-        module = importlib.import_module(name)
-        if Path(module.__file__ or "").resolve() != file:
-            raise DataError(f"task.objective: the name {name} is taken by another module. Call the file otherwise.")
-        function = getattr(module, attribute, None)
-    except DataError:
-        raise
-    except Exception as e:
-        raise DataError(
-            f"task.objective: {name} cannot be imported from here: {type(e).__name__}: {make_printable(str(e)).rstrip('.')}."
-        ) from e
-    finally:
-        sys.path.remove(str(current_folder))
-    if not callable(function):
-        raise DataError(f"task.objective: the module {name} has no function '{attribute}'.")
-    return function
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf

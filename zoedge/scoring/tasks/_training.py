@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ._examples import Batch, Examples
-from ._objective import is_function, load_function
+from ._objective import is_function
+from ._reward_file import load_function
 
 if TYPE_CHECKING:
     from ..models.base import Base
@@ -35,10 +36,13 @@ class AbstractTraining(ABC):
     seed: int
     size: int
 
-    def __post_init__(self) -> None:
-        objective = self.options.objective
-        if is_function(objective):
-            load_function(objective)  # a function that cannot be imported is an error before the run begins
+    def load_reward(self) -> None:
+        """Import the function that the objective names, if it names one. Only what computes rewards may ask for it.
+
+        DataError: it cannot be imported, which is better known before the run begins.
+        """
+        if is_function(self.options.objective):
+            load_function(self.options.objective)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, a pure function of (seed, step)."""

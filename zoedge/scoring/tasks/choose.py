@@ -16,10 +16,11 @@ from torch import Tensor
 from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
 from ..rows.fields import require_fields
-from ..rows.row import Row, raise_faults, read_field_text
+from ..rows.row import Row, RowError, raise_faults
 from . import _objective
 from ._branches import count_token_rows
-from ._encode import check_overflow, tokenise_texts, truncate_tokens
+from ._candidates import Candidates, read_candidates, read_right
+from ._encode import check_overflow, find_equal_options, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
 from ._prompt import parse_template, render_template, template_fields
 from ._training import AbstractTraining, mean_loss, pack_batches, sum_log_likelihoods, token_losses
@@ -44,13 +45,13 @@ class Choose(AbstractTask):
         ),
     ] = " {choice:uncapital}"
     choices: Annotated[
-        list[str], Doc("The fields that hold a candidate each, or the one field that holds a list of them.")
+        list[str], Doc("The fields that hold a candidate each, or the one field that holds a list or a table of them.")
     ] = field(default_factory=lambda: ["choice1", "choice2"])
     label: Annotated[
         str,
         Doc(
-            "The field with the right candidate: its number from 0, its text, or a list of right texts (the first "
-            "is trained on)."
+            "The field with the right candidate: its number from 0, its letter, its name, its text, or a list of right "
+            "texts (the first is trained on)."
         ),
     ] = "label"
     blank: Annotated[str, Doc("The text that the candidate replaces.")] = ""
@@ -69,6 +70,11 @@ class Choose(AbstractTask):
         """Return the fields of a row that prompts and options are made of."""
         return list(dict.fromkeys([*template_fields(self.prompt), *self.choices, *self._others()]))
 
+    def content(self, row: Row) -> str:
+        """Return the prompt of a row and its different options, in the order of the alphabet. DataError: one is missing."""
+        prompt, options = self._render(row, read_candidates(row, self.choices).different)
+        return "\n".join([prompt.strip(" "), *sorted(set(options))])
+
     def encode(
         self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
     ) -> tuple[Examples, dict[str, int]]:
@@ -79,29 +85,42 @@ class Choose(AbstractTask):
         raises it.
         """
         require_fields(rows, [*template_fields(self.prompt), *self._others()], self.label, self.choices)
-        items, faults = [], []
+        items: list[tuple[str, list[str]]] = []
+        candidate_sets: list[Candidates] = []
+        faults: dict[str, DataError] = {}
         for row in rows:
             try:
-                items.append(self._texts(row))
+                candidate_sets.append(read_candidates(row, self.choices))
+                items.append(self._render(row, candidate_sets[-1].different))
             except DataError as e:
-                faults.append(e)
+                faults[row.where] = e
         raise_faults(faults)
-        prompt_sequences, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt, *_ in items])
+        right_numbers = read_right(rows, candidate_sets, self.label)
+        prompt_sequences, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt, _ in items])
         full_sequences = iter(
-            tokenise_texts(tokenizer, [(p + o).strip(" ") for p, options, *_ in items for o in options])[0]
+            tokenise_texts(tokenizer, [(p + o).strip(" ") for p, options in items for o in options])[0]
         )
         examples, lengths = Examples(1), []
-        for row, prompt_ids, start, (_, options, candidates, right) in zip(rows, prompt_sequences, starts, items):
-            sequences = [next(full_sequences) for _ in options]
+        for row, prompt_ids, start, right, written in zip(
+            rows, prompt_sequences, starts, right_numbers, candidate_sets
+        ):
+            candidates = written.different
+            sequences = [next(full_sequences) for _ in candidates]
+            if fault := find_equal_options(tokenizer, candidates, sequences):
+                raise RowError([row.where], f"{row.where}: {fault}, so that no model can choose between them.")
             for ids, candidate in zip(sequences, candidates):
                 if len(ids) <= len(prompt_ids):
-                    raise DataError(f"{row.where}: '{make_printable(candidate)}' adds no token after the prompt.")
+                    raise RowError(
+                        [row.where], f"{row.where}: '{make_printable(candidate)}' adds no token after the prompt."
+                    )
             lengths.append(max(map(len, sequences)) - 1)
             cut = max(0, lengths[-1] - limit)
             if cut and overflow != "truncate":
                 continue
             if len(prompt_ids) - cut <= start:
-                raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
+                raise RowError(
+                    [row.where], f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length."
+                )
             truncated = [truncate_tokens(ids, list(range(len(prompt_ids), len(ids))), start, cut) for ids in sequences]
             every = Examples(1)
             for i, (ids, scored) in enumerate(truncated):
@@ -121,44 +140,13 @@ class Choose(AbstractTask):
         """Return the fields that the option's template names, besides the candidate."""
         return [name for name in template_fields(self.option) if name != CHOICE_FIELD]
 
-    def _texts(self, row: Row) -> tuple[str, list[str], list[str], list[int]]:
-        """Return a row's prompt, its options, its candidates, and the numbers of the right ones."""
-        candidates = self._candidates(row)
+    def _render(self, row: Row, candidates: list[str]) -> tuple[str, list[str]]:
+        """Return a row's prompt, and the option of each of its candidates. DataError: a field is missing or empty."""
         options = []
         for candidate in candidates:
             text = render_template(self.option, Row(row.where, row.fields | {CHOICE_FIELD: candidate}))
             options.append(text.replace(self.blank, candidate) if self.blank else text)
-        return render_template(self.prompt, row), options, candidates, self._right(row, candidates)
-
-    def _candidates(self, row: Row) -> list[str]:
-        """Return the different candidates of a row, in their order. DataError: there are fewer than two."""
-        texts: list[str] = []
-        for name in self.choices:
-            if isinstance(value := row.fields.get(name), list):
-                texts += [read_field_text(Row(row.where, {name: text}), name) for text in value]
-            else:
-                texts.append(read_field_text(row, name))
-        candidates = list(dict.fromkeys(texts))
-        if len(candidates) < 2:
-            raise DataError(
-                f"{row.where}: {len(candidates)} candidate in {', '.join(map(make_printable, self.choices))}: no choice."
-            )
-        return candidates
-
-    def _right(self, row: Row, candidates: list[str]) -> list[int]:
-        """Return the numbers of the right candidates. DataError: the label is neither a number nor a candidate's text."""
-        value = row.fields.get(self.label)
-        labels = value if isinstance(value, list) and value else [read_field_text(row, self.label)]
-        number = str(labels[0])
-        if len(labels) == 1 and number not in candidates and number.isdecimal() and int(number) < len(candidates):
-            return [int(number)]
-        for text in labels:
-            if text not in candidates:
-                shown = ", ".join(make_printable(c, 40) for c in candidates[:8])
-                raise DataError(
-                    f'{row.where}: "{make_printable(str(text))}" ({make_printable(self.label)}) is not a candidate: {shown}.'
-                )
-        return [candidates.index(text) for text in labels]
+        return render_template(self.prompt, row), options
 
 
 @dataclass

@@ -17,9 +17,9 @@ from torch import Tensor
 from ...core.types import AbstractTask
 from ...errors import DataError, make_printable, suggest_nearest
 from ..rows.fields import require_fields
-from ..rows.row import Row, file_of_rows, raise_faults, read_field_text, value_as_text
+from ..rows.row import Row, RowError, file_of_rows, raise_faults, read_field_text, value_as_text
 from . import _objective
-from ._encode import check_overflow, tokenise_texts
+from ._encode import check_overflow, find_equal_options, tokenise_texts
 from ._examples import Batch, Examples
 from ._prompt import parse_template, render_template, template_fields
 from ._training import AbstractTraining, evaluation_batches, sum_log_likelihoods
@@ -61,6 +61,10 @@ class Classify(AbstractTask):
         """Return the fields of a row that its prompt is made of."""
         return template_fields(self.prompt)
 
+    def content(self, row: Row) -> str:
+        """Return the prompt of a row. DataError: a field is missing or empty."""
+        return self.render(row)
+
     def render(self, row: Row) -> str:
         """Return the prompt of a row. DataError: a field is missing or empty."""
         return render_template(self.prompt, row).strip(" ")
@@ -79,6 +83,9 @@ class Classify(AbstractTask):
         prompts, labels = self.render_rows(rows)
         prompt_sequences, starts = tokenise_texts(tokenizer, prompts)
         full_by_option = [tokenise_texts(tokenizer, [p + w for p in prompts])[0] for w in words]
+        for full in zip(*full_by_option):
+            if fault := find_equal_options(tokenizer, words, list(full)):
+                raise DataError(f"task.options: {fault}. Choose words that it tells apart.")
         single = options_are_tokens(prompt_sequences, full_by_option)
         examples = Examples(1 if single else len(words))
         lengths: list[int] = []
@@ -89,7 +96,9 @@ class Classify(AbstractTask):
                 sizes = [len(ids) - len(prompt_ids) for ids in full]
                 if min(sizes) < 1:
                     word = make_printable(words[sizes.index(min(sizes))])
-                    raise DataError(f"task.options: '{word}' adds no token after the prompt of {row.where}.")
+                    raise RowError(
+                        [row.where], f"task.options: '{word}' adds no token after the prompt of {row.where}."
+                    )
                 sequences = [(ids[:-1], n, ids[-n:]) for ids, n in zip(full, sizes)]
             lengths.append(max(len(ids) for ids, _, _ in sequences))
             cut = lengths[-1] - limit
@@ -97,7 +106,9 @@ class Classify(AbstractTask):
                 if overflow != "truncate":
                     continue
                 if len(prompt_ids) - cut <= start:
-                    raise DataError(f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length.")
+                    raise RowError(
+                        [row.where], f"{row.where}: the options alone fill {limit} tokens. Raise data.max_length."
+                    )
                 # the prompt loses its beginning, as many tokens for every option; special tokens before it stay
                 sequences = [(ids[:start] + ids[start + cut :], n, targets) for ids, n, targets in sequences]
             for ids, n, targets in sequences:
@@ -122,7 +133,7 @@ class Classify(AbstractTask):
                 "them in task.options: "
                 f"{{{', '.join(f'{make_printable(word)}: ...' for word in sorted(label_counts)[:2])}}}."
             )
-        faults: list[DataError] = []
+        faults: dict[str, DataError] = {}
         prompts, labels = [], []
         for row in rows:
             try:
@@ -133,7 +144,7 @@ class Classify(AbstractTask):
                 prompts.append(self.render(row))
                 labels.append(names.index(label))
             except DataError as e:
-                faults.append(e)
+                faults[row.where] = e
         raise_faults(faults)
         return prompts, labels
 

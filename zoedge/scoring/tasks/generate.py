@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
 from ..rows.fields import require_fields
-from ..rows.row import Row, raise_faults, read_field_text
+from ..rows.row import Row, RowError, raise_faults, read_field_text
 from . import _objective
 from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
@@ -55,6 +55,10 @@ class Generate(AbstractTask):
         """Return the fields of a row that its prompt is made of."""
         return template_fields(self.prompt)
 
+    def content(self, row: Row) -> str:
+        """Return the prompt of a row. DataError: a field is missing or empty."""
+        return render_template(self.prompt, row).strip(" ")
+
     def encode(
         self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
     ) -> tuple[Examples, dict[str, int]]:
@@ -65,35 +69,46 @@ class Generate(AbstractTask):
         raises it.
         """
         require_fields(rows, self.fields(), self.answer.partition(".")[0], option="task.answer")
-        prompts, answers, faults = [], [], []
+        prompts: list[str] = []
+        answers: list[list[str]] = []
+        faults: dict[str, DataError] = {}
         for row in rows:
             try:
                 answers.append(self._answers(row))
                 prompts.append(render_template(self.prompt, row))
             except DataError as e:
-                faults.append(e)
+                faults[row.where] = e
         raise_faults(faults)
         prompt_sequences, starts = tokenise_texts(tokenizer, [prompt.strip(" ") for prompt in prompts])
         full_sequences, _ = tokenise_texts(tokenizer, [f"{p} {a[0]}\n".strip(" ") for p, a in zip(prompts, answers)])
         examples, lengths = Examples(1), []
         for row, right, prompt_ids, start, ids in zip(rows, answers, prompt_sequences, starts, full_sequences):
             if len(ids) <= len(prompt_ids):
-                raise DataError(f"{row.where}: the answer '{make_printable(right[0])}' adds no token after the prompt.")
+                raise RowError(
+                    [row.where], f"{row.where}: the answer '{make_printable(right[0])}' adds no token after the prompt."
+                )
             lengths.append(max(len(ids) - 1, len(prompt_ids) + self.tokens))
             cut = max(0, lengths[-1] - limit)
             if cut and overflow != "truncate":
                 continue
             if len(prompt_ids) - cut <= start:
-                raise DataError(
+                raise RowError(
+                    [row.where],
                     f"{row.where}: {lengths[-1] - len(prompt_ids)} tokens of answer leave no room for a prompt in {limit}. "
-                    "Raise data.max_length, or lower task.tokens."
+                    "Raise data.max_length, or lower task.tokens.",
                 )
             examples.add(*truncate_tokens(ids, list(range(len(prompt_ids), len(ids))), start, cut), 0, row.where)
             note: dict[str, Any] = {"where": row.where, "answers": right}
             if _objective.is_function(self.objective):
                 note["row"] = row.fields
             examples.notes.append(note)
-        return examples, check_overflow(rows, lengths, limit, overflow)
+        counts = check_overflow(rows, lengths, limit, overflow)
+        # an answer is generated up to its first line break
+        if several := sum(all("\n" in answer.strip() for answer in right) for right in answers):
+            counts["have answers of several lines alone, of which the first line is generated: exact_match is 0"] = (
+                several
+            )
+        return examples, counts
 
     def make_training(self, train: Examples, seed: int, size: int) -> GenerateTraining:
         """Return the task of a run over these examples, in batches of `size`."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from ...core.types import AbstractTask
 from ...errors import DataError
 from ..rows.fields import require_fields
-from ..rows.row import Row, raise_faults, read_field_text
+from ..rows.row import Row, RowError, raise_faults, read_field_text
+from ..rows.turns import check_media
 from ._encode import check_overflow, tokenise_texts, truncate_tokens
 from ._examples import Batch, Examples
 from ._training import AbstractTraining, mean_loss, token_losses
@@ -34,6 +35,11 @@ class Lm(AbstractTask):
         """Return the field of a row that holds its text."""
         return [self.text]
 
+    def content(self, row: Row) -> str:
+        """Return the text of a row. DataError: it is missing or empty."""
+        check_media(row.fields, row.where)
+        return read_field_text(row, self.text)
+
     def encode(
         self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
     ) -> tuple[Examples, dict[str, int]]:
@@ -43,17 +49,18 @@ class Lm(AbstractTask):
         DataError: a row has no text or only one token, or `check_overflow` raises it.
         """
         require_fields(rows, [], self.text, option="task.text")
-        texts, faults = [], []
+        texts: list[str] = []
+        faults: dict[str, DataError] = {}
         for row in rows:
             try:
-                texts.append(read_field_text(row, self.text))
+                texts.append(self.content(row))
             except DataError as e:
-                faults.append(e)
+                faults[row.where] = e
         raise_faults(faults)
         examples, lengths = Examples(1), []
         for row, ids, start in zip(rows, *tokenise_texts(tokenizer, texts)):
             if len(ids) < 2:
-                raise DataError(f"{row.where}: one token: nothing follows it that could be scored.")
+                raise RowError([row.where], f"{row.where}: one token: nothing follows it that could be scored.")
             lengths.append(len(ids) - 1)
             if (cut := max(0, lengths[-1] - limit)) and overflow != "truncate":
                 continue

@@ -16,7 +16,7 @@ from annotated_doc import Doc
 from ...core.types import AbstractTask
 from ...errors import DataError, make_printable
 from ..rows.fields import require_fields
-from ..rows.row import Row
+from ..rows.row import Row, RowError
 from ._encode import check_overflow
 from ._examples import Examples
 from .classify import Classify, ClassifyTraining
@@ -60,6 +60,10 @@ class Mlm(AbstractTask):
         """Return the fields of a row that its prompt is made of."""
         return self._plainly().fields()
 
+    def content(self, row: Row) -> str:
+        """Return the prompt of a row, without its mask. DataError: a field is missing or empty."""
+        return self._plainly().render(row)
+
     def encode(
         self, rows: list[Row], tokenizer: PreTrainedTokenizerBase, limit: int, overflow: str
     ) -> tuple[Examples, dict[str, int]]:
@@ -87,7 +91,9 @@ class Mlm(AbstractTask):
                 if overflow != "truncate":
                     continue
                 if not truncate_fields(parts, prompts.fields, cut):
-                    raise DataError(f"{row.where}: the prompt alone fills {limit} tokens. Raise data.max_length.")
+                    raise RowError(
+                        [row.where], f"{row.where}: the prompt alone fills {limit} tokens. Raise data.max_length."
+                    )
             examples.tokens.append([start, *chain(*parts), end])
             examples.rows.append([1 + sum(map(len, parts[: prompts.mask]))])
             examples.targets.append(words)
