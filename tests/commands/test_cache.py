@@ -111,6 +111,11 @@ def test_it_is_listed_and_removed(
     done = zoedge("cache", "rm", name, name, "--yes")
     assert done.code == 0 and done.out.startswith(f"removed {name}: ") and len(done.out.splitlines()) == 1
     assert len(list((fresh / "trunk").iterdir())) == 3
+    (fresh / "texts").mkdir(exist_ok=True)
+    for name in ("films.jsonl", "films.jsonl.sha256"):
+        (fresh / "texts" / name).write_text("{}")
+    assert [entry.name for entry in list_cache() if entry.name.startswith("texts")] == ["texts/films.jsonl"]
+    assert zoedge("cache", "rm", "texts", "--yes").code == 0 and not list((fresh / "texts").iterdir())
     (fresh / "trunk" / "0123456789abcdef.trunk").write_bytes(b"no header")
     assert find_entries(["trunk/0123456789ab"])[0].what == "damaged"
     assert zoedge("cache", "rm", "trunk", "quantised", "--yes").code == 0 and not list_cache()

@@ -19,6 +19,7 @@ KINDS = {  # folders of the cache, and what is in them
     "texts": "a packaged text",
     "archives": "a download",
 }
+DIGEST_SUFFIX = ".sha256"  # of a file beside another one, which goes with it
 SHORT_NAME = 12  # the digits of a hash that a name shows
 
 
@@ -47,7 +48,8 @@ def list_cache() -> list[CacheEntry]:
 
     entries = []
     for kind in KINDS:
-        found = (describe_entry(kind, path) for path in cache_folder(kind).iterdir() if not path.name.startswith("."))
+        paths = [path for path in cache_folder(kind).iterdir() if not path.name.startswith(".")]
+        found = (describe_entry(kind, path) for path in paths if path.suffix != DIGEST_SUFFIX)
         entries += sorted(found, key=lambda entry: (-entry.used, entry.name))
     return entries
 
@@ -91,8 +93,9 @@ def remove_entry(entry: CacheEntry) -> int:
         if entry.path.is_dir() and not entry.path.is_symlink():
             shutil.rmtree(entry.path)
         else:
-            with suppress(FileNotFoundError):
-                os.unlink(entry.path)
+            for path in (entry.path, entry.path.with_name(entry.path.name + DIGEST_SUFFIX)):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
     except OSError as e:
         raise StorageError(f"{entry.path}: cannot be removed: {e.strerror}.") from e
     return entry.bytes

@@ -425,13 +425,9 @@ class Base:
         return generate_answers(self, prompts, copies, tokens)
 
     def open_trunk(self, examples: Examples, folder: Path, planned: Collection[int] | None = None) -> TrunkCache | None:
-        """Return the cache of what the blocks below `cut` make of a set's sequences; a forward fills it as it reads them.
+        """Return the cache of what the blocks below `cut` make of a set's sequences, which forwards fill; None: `cut` is 0.
 
-        Args:
-            folder: where its file is if it is not kept.
-            planned: the numbers of the sequences that will be read; None: all.
-
-        None is returned where `cut` is 0.
+        folder: where its file is if it is not kept. planned: the numbers of the sequences that will be read; None: all.
         """
         if self.cut == 0:
             return None
