@@ -138,7 +138,7 @@ def differentiable(base: Any, batch: Any) -> Any:
     """The options' logits [B, options], with a graph, from the cached lower layers on."""
     import torch
 
-    h = base.kept[id(batch.examples)].read(batch.index, batch.ids.shape[1])
+    h = base.kept[id(batch.examples)].read(batch.index, batch.ids.shape[1]).clone()  # it was computed in inference mode
     context = base.context(h, torch.tensor([len(batch.examples.tokens[i]) for i in batch.index]), 1, None)
     for block in base.blocks[base.cut : -1]:
         h = block(h, **context)

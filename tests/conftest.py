@@ -15,6 +15,8 @@ from helpers.commands import Done
 from helpers.models import byte_level, masking, save, save_masked, settle
 from helpers.recipes import TINY, tiny_recipe, write_reviews
 
+from zoedge.scoring.sources import places
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `&` and nohup have it ignored, and children would too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers.methods", "helpers.runs", "helpers.scores")
@@ -159,6 +161,7 @@ def zoedge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
     def run(*args: Any) -> Done:
         monkeypatch.setattr(sys, "argv", ["zoedge", *map(str, args)])
+        places._places.set(())  # a process of its own knows nothing of where other commands' runs began
         code = 0
         try:
             main()

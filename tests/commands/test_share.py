@@ -158,6 +158,8 @@ def test_a_run_that_chose_its_best_step_shares_that_one(home: Path, zoedge: Any)
     for line in lines:
         if line.get("event") == "valid":
             line["loss"] = 0.01 if line["step"] == 3 else 9.0
+        for key in ("sum", "looks"):  # as versions before the checksums of looks wrote them
+            line.pop(key, None)
     notes.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert zoedge("pack", "runs/chosen", "-o", "film.zoe").code == 0
     notes.unlink()

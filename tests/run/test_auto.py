@@ -275,7 +275,7 @@ def test_of_losses_that_never_differ_the_widest_radius_is_taken(fast: Any, tmp_p
 
 
 def test_defaults_are_auto_and_parts_that_fix_a_number_have_it() -> None:
-    bare = {"version": 1, "model": {"source": "x"}, "data": {"train": "y"}}
+    bare = {"version": 1, "model": {"source": "x"}, "data": {"train": "y"}, "space": "lora"}
     recipe = check(bare, {}, "r")
     assert recipe.auto == {"estimator.eps", "rule.lr", "train.watchdog"} and recipe.train.watchdog is not None
     assert check(bare | {"train": {"watchdog": None}}, {}, "r").train.watchdog is None

@@ -119,8 +119,8 @@ def check_files(folder: Path) -> None:
             f"model.source: {folder} was saved as {make_printable(architectures)}, whose head is of one task's classes. "
             "zoedge scores words with the language model's own head: name the pretrained checkpoint."
         )
-    check_config(folder, config)
     check_quantisation(folder, config)
+    check_config(folder, config)
     if not any(p.suffix == ".safetensors" for p in folder.iterdir()):
         raise DataError(f"model.source: {folder} has no .safetensors weights.{describe_folder(folder)}")
     check_weights(folder, config)
