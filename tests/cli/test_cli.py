@@ -228,7 +228,7 @@ def test_a_dry_run_prints_a_recipe_and_why_it_is_so(
     tmp_path: Path, zoedge: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = zoedge("finetune", "first-film", "rule.schedule=cosine", "--dry-run")
+    done = zoedge("finetune", "first-film", "space=lora", "rule.schedule=cosine", "--dry-run")
     assert done.code == 0 and not list(tmp_path.iterdir()), "nothing is written"
     comments = [line for line in done.out.splitlines() if line.startswith("#")]
     assert [line.partition(" - ")[0] for line in comments] == [

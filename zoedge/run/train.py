@@ -21,7 +21,6 @@ from .evaluation import Evaluator, Stopwatch
 from .outcome import explain_delivery
 from .setup import cache_trunk
 from .signals import SignalHandler
-from .snapshot import Snapshots
 from .workers import Workers
 
 ZERO_STEP_LIMIT = 20  # after so many steps in a row without a difference, the user is warned
@@ -66,6 +65,8 @@ def train_steps(
 
     Steps that the log already holds are replayed: only an evaluation that a kill prevented is made up for.
     """
+    from .snapshot import Snapshots  # here: it imports torch
+
     recipe, shown_from = measuring.recipe, len(log)
     zero_steps, rewinds = 0, log.state.rewinds
     run = measuring.run(log, workers)

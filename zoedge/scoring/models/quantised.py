@@ -75,9 +75,8 @@ def make_linear_deterministic(module: nn.Module, dtype: torch.dtype) -> None:
         module.forward = Int8Forward(module)  # type: ignore[method-assign]
 
 
-KEPT_BYTES = (
-    1 << 28
-)  # of dequantised weights at most, of the blocks above a cached trunk: one of 1B parameters has 243 MB
+# of dequantised weights at most, of the blocks above a cached trunk: a block of a model of 1B parameters has 243 MB
+KEPT_BYTES = 1 << 28
 
 
 class KeptForward:
@@ -100,7 +99,8 @@ class KeptForward:
     def weight(self) -> Tensor:
         """Return the weight."""
         if self.kept is None:
-            self.kept = dequantise_weight(self.module, self.dtype)
+            with torch.inference_mode(False), torch.no_grad():  # so that a backward pass of others' can read it
+                self.kept = dequantise_weight(self.module, self.dtype)
         return self.kept
 
 

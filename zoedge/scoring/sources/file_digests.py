@@ -53,7 +53,8 @@ def oldest_memo(paths: Iterable[Path]) -> float | None:
     """Return the age in seconds of the oldest memo of these files that is believed; None: there is none."""
     keys = [file_version(path, path.stat()) for path in paths]
     known = [memo for key in keys if (memo := read_memo(memo_path(key), key))]
-    return max((time.time() - computed_at for _, computed_at in known), default=None)
+    ages = (max(0.0, time.time() - computed_at) for _, computed_at in known)  # memos hold whole seconds, rounded
+    return max(ages, default=None)
 
 
 def file_version(path: Path, stat: os.stat_result) -> str:
