@@ -28,6 +28,7 @@ from helpers.paths import ROOT
 from typer.main import get_command
 
 from zoedge.cli import app
+from zoedge.scoring.sources import create
 
 RUN = [
     "docs/tutorial.md",
@@ -118,6 +119,8 @@ def stocked(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
                     "lead": text,
                 }
                 file.write(json.dumps(row) + "\n")
+    for made in (folder / "models" / "smollm2-135m-instruct", *(folder / "texts").glob("*.jsonl")):
+        create.sums_path(made).write_text(create.encode_sums(made, create.list_files(made)))
     return folder
 
 
