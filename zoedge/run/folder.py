@@ -65,9 +65,10 @@ def find_log(run: str) -> Path:
     The relative paths in its recipe are from now on looked for where the run began too.
     """
     for path in (Path(run), Path("runs") / run) if run else ():
-        path = path / LOG_FILE if os.path.lexists(path / LOG_FILE) else path
-        # what is no regular file, such as a link or a pipe, is a log that cannot be opened, of which `Log.open` tells
-        if os.path.lexists(path) and not path.is_dir():
+        # a link or a pipe in a run's folder is a log that cannot be opened, of which `Log.open` tells
+        is_run = os.path.lexists(path / LOG_FILE)
+        path = path / LOG_FILE if is_run else path
+        if is_run or path.is_file():
             for line in read_metrics(path.parent):
                 if line.get("event") == "place" and isinstance(line.get("began_in"), str):
                     remember_place((path.parent / line["began_in"]).resolve())

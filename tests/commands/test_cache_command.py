@@ -33,6 +33,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return new
 
 
+FINITE_CHECK = 8  # sequences by which a new run finds out whether the base is finite, before it opens its cache
+
+
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many sequences each forward of the lower blocks had."""
@@ -52,14 +55,16 @@ def test_the_second_run_a_resume_and_eval_start_at_once(
     log = (folder / "run.zlog").read_bytes()
     forwards.clear()
     package.finetune(recipe_file, *more, run_dir=tmp_path / "second")
-    assert (tmp_path / "second" / "run.zlog").read_bytes() == log and not forwards
+    assert (tmp_path / "second" / "run.zlog").read_bytes() == log
+    assert sum(forwards) <= FINITE_CHECK
+    forwards.clear()
     (folder / "run.zlog").write_bytes(log[: -7 * 64 - 20])  # two steps are left
     package.finetune(recipe_file, *more)
     assert (folder / "run.zlog").read_bytes() == log and not forwards
     done = zoedge("eval", folder, "--json")
     assert done.code == 0 and not forwards, "zero-shot, closed form and after"
     package.finetune(recipe_file, *more, "rule.lr=2e-3", run_dir=tmp_path / "a sweep's other point")
-    assert not forwards
+    assert sum(forwards) <= FINITE_CHECK
 
 
 def test_a_limit_of_nothing_keeps_nothing(recipe_file: Path, tmp_path: Path, fresh: Path, forwards: list[int]) -> None:
