@@ -50,7 +50,7 @@ def test_a_template_and_pip_import_nothing_from_here(decoys: Any, tokenizer: Any
 
     chats = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]]
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert render_chats(template, chats, tokenizer)[0]["texts"][0] == "hiho"
+    assert render_chats(template, chats, tokenizer)[0]["texts"][0]["text"] == "hiho"
     assert child.run_python(["-m", "pip", "--version"], "pip").startswith("pip ") and decoys() == []
 
 

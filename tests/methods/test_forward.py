@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,19 @@ def test_what_makes_no_sense_is_refused(change: str, sentence: str, recipe_file:
     more = ["model.quantization=nf4"] if "scales" in change else []
     with pytest.raises(UsageError, match=sentence):
         read_recipe(str(recipe_file), ["estimator={name: forward}", *more, change])
+
+
+def test_a_cache_that_is_filled_meanwhile_has_the_bits_of_any_other(recipe_file: Path, tmp_path: Path) -> None:
+    """It is kept between runs: what another estimator reads of it must not depend on who filled it."""
+    measuring = setup.Measuring.build(read_recipe(str(recipe_file), ["space.layers=last 1"]))
+    base, rows = measuring.base, measuring.texts.train
+    assert base.cut > 0
+    found = []
+    for is_differentiated in (True, False):
+        (tmp_path / str(is_differentiated)).mkdir()
+        cache = base.open_trunk(rows, tmp_path / str(is_differentiated))
+        assert cache is not None
+        with base.differentiate() if is_differentiated else nullcontext():
+            found.append(cache.read(range(20), 64))
+        base.kept.clear()
+    assert torch.equal(*found) and float(found[0].abs().max()) > 0

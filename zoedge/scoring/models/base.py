@@ -255,7 +255,7 @@ class Base:
 
     def differentiate(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
         """Make the forward compute derivatives along the tangents that a space holds (dual.py); gives what splits a loss."""
-        return differentiate(self.model)
+        return differentiate(self.model, self.blocks[: self.cut])
 
     @without_gradients
     def hidden_states(self, batch: Batch, copies: int) -> Tensor:

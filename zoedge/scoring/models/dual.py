@@ -6,7 +6,7 @@ on one gives another. A space puts duals where it puts points otherwise; the los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -34,15 +34,20 @@ def without_gradients(method: Callable[Arguments, Answer]) -> Callable[Arguments
 
 
 @contextmanager
-def differentiate(model: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
+def differentiate(model: nn.Module, below: Iterable[nn.Module] = ()) -> Iterator[Callable[[Tensor], Tensor]]:
     """Make the operations of the model, and all others in the context, compute tangents.
+
+    below: blocks that no tangent reaches; their Linear modules stay as they are, because what is cached of them must have
+    the bits that it has in any other run.
 
     The context gives a function that splits a dual [...] into its values and tangents, [..., 2]. Attention is computed by
     operations that have a derivative, which the fused one has not, and Linear modules by one product.
     """
     # accelerate's forward of a module whose weight lies elsewhere fetches it first, and stays
     own_kinds = Int8Forward, type(None)
+    left = {module for block in below for module in block.modules()}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and isinstance(vars(m).get("forward"), own_kinds)]
+    linears = [module for module in linears if module not in left]
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         own = [(module, vars(module).get("forward")) for module in linears]
         for module in linears:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import StorageError
 from ..sources.cache import print_progress
@@ -24,6 +25,8 @@ from .trunk_store import TrunkBase, trunk_key
 
 if TYPE_CHECKING:
     from ..tasks._examples import Examples
+
+ATTENTIONS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION]
 
 
 class TrunkCache:
@@ -81,7 +84,8 @@ class TrunkCache:
         wanted = range(len(self.blocks)) if numbers is None else sorted({self.block_of[i] for i in numbers})
         for number in wanted:
             if not self.file.holds(number):
-                with use_threads(self.threads):
+                # with the attention of any other run, also where a run differentiates, whose attention is another
+                with use_threads(self.threads), sdpa_kernel(ATTENTIONS):
                     data = self._compute_block(self.blocks[number])
                 self._save(number, data)
                 yield len(self.blocks[number].numbers)
