@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from zoedge.scoring.models.trunk import TrunkCache
 from zoedge.scoring.models.trunk_blocks import partition_sequences
 from zoedge.scoring.models.trunk_file import BlockFile
 from zoedge.scoring.models.trunk_store import TrunkStore, trunk_key
+from zoedge.scoring.sources import file_digests
 from zoedge.scoring.tasks._examples import Examples
 
 GIGABYTE = 10**9
@@ -333,6 +336,38 @@ def test_a_disk_that_does_not_give_a_block_back_is_as_one_that_damaged_it(
         patch.setattr("os.pread", pread)
         assert not cache.file.holds(0)
     assert torch.equal(states(cache), want) and not computed
+
+
+def test_weights_that_rot_behind_a_memo_fill_no_kept_file(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[int]
+) -> None:
+    """The key is of the sound weights, by a memo; what is computed of others would be read by every later run."""
+    place = tmp_path / "model"
+    shutil.copytree(llama, place)
+    monkeypatch.setattr(file_digests, "SETTLING_SECONDS", -1e9)
+    monkeypatch.setattr(file_digests, "file_version", lambda path, stat: hashlib.sha256(str(path).encode()).hexdigest())
+    folder = make_folder(tmp_path)
+    sound = load(place, "none")
+    sound.set_cut(2)
+    sound.store = TrunkStore(GIGABYTE, "tiny", folder)
+    cache = sound.open_trunk(SETS[0], tmp_path)
+    assert cache is not None
+    first = cache.blocks[0].numbers[:1]
+    cache.read(first, 90)
+    weights = place / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 0x40
+    weights.write_bytes(raw)
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    rotten = load(place, "none")
+    rotten.set_cut(2)
+    rotten.store = TrunkStore(GIGABYTE, "tiny", folder)
+    computed.clear()
+    cache = rotten.open_trunk(SETS[0], tmp_path)
+    assert cache is not None and cache.file.path in kept
+    cache.read(cache.blocks[1].numbers[:1], 90)
+    assert computed and cache.file.path is None
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
 
 
 def test_the_time_of_a_check_is_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

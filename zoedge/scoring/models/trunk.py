@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import StorageError
 from ..sources.cache import print_progress
+from ..sources.file_digests import without_memos
 from .trunk_blocks import TrunkBlock
 from .trunk_file import BlockFile
 from .trunk_store import TrunkBase, trunk_key
@@ -48,6 +49,7 @@ class TrunkCache:
         self.examples, self.blocks, self.base, self.folder, self.store = examples, blocks, base, folder, base.store
         self.width, self.dtype, self.device = base.model.config.hidden_size, base.dtype, base.device
         self.threads = torch.get_num_threads()  # of every forward that fills it: the bits may depend on that
+        self.key, self.is_checked = b"", False  # of the kept file, and whether the weights are known to be its own
         token_bytes, start = self.width * self.dtype.itemsize, 0
         self.block_of, self.places = [0] * len(examples.tokens), [(0, 0)] * len(examples.tokens)
         for number, block in enumerate(blocks):
@@ -64,7 +66,8 @@ class TrunkCache:
             dtype = str(self.dtype).removeprefix("torch.")
             about = {"below": self.base.cut, "dtype": dtype, "sequences": len(tokens)}
             try:
-                return self.store.open(trunk_key(self.base, tokens, self.blocks), about, sizes)
+                self.key = trunk_key(self.base, tokens, self.blocks)
+                return self.store.open(self.key, about, sizes)
             except OSError as e:
                 self._say_not_kept(e)
         return BlockFile.nameless(self.folder, sizes)
@@ -84,11 +87,27 @@ class TrunkCache:
         wanted = range(len(self.blocks)) if numbers is None else sorted({self.block_of[i] for i in numbers})
         for number in wanted:
             if not self.file.holds(number):
+                self._check_weights()
                 # with the attention of any other run, also where a run differentiates, whose attention is another
                 with use_threads(self.threads), sdpa_kernel(ATTENTIONS):
                     data = self._compute_block(self.blocks[number])
                 self._save(number, data)
                 yield len(self.blocks[number].numbers)
+
+    def _check_weights(self) -> None:
+        """Leave a kept file before the first block that is computed here, if the base's weights are not those of its key.
+
+        The key may come from memos of the files' digests, which do not notice a bit that rots. What is computed of such
+        weights would be kept for later runs of the sound ones. Hashing takes far less time than a block.
+        """
+        if self.is_checked or self.file.path is None:
+            return
+        self.is_checked = True
+        with without_memos():
+            key = trunk_key(self.base, self.examples.tokens, self.blocks)
+        if key != self.key:
+            self.file.file.close()
+            self.file = BlockFile.nameless(self.folder, self.file.sizes)
 
     def _save(self, number: int, data: bytes) -> None:
         """Save a block. Where the cache's disk is full, its other files make room; else this one leaves it, and begins anew.
